@@ -1,0 +1,31 @@
+"""Which CPU cores belong to which worker of a node: shares do not overlap while cores last.
+
+A stray spinning thread, or two engines on one core by accident, triples the time per token;
+so cores are given out on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from core.errors import InvalidField
+
+
+def assign_cores(available: Sequence[int], workers: int) -> list[tuple[int, ...]]:
+    """Cores of each of ``workers`` workers, from the ids of the ``available`` ones.
+
+    With enough cores the shares are disjoint, adjacent, and differ by at most one core (the
+    first workers get the larger ones). Else each worker gets one core, in turn.
+    """
+    if not available:
+        raise InvalidField("available", list(available), "a node has at least one CPU core")
+    cores = list(available)
+    if workers > len(cores):
+        return [(cores[i % len(cores)],) for i in range(workers)]
+    shares: list[tuple[int, ...]] = []
+    start = 0
+    for i in range(workers):
+        size = len(cores) // workers + (i < len(cores) % workers)
+        shares.append(tuple(cores[start : start + size]))
+        start += size
+    return shares

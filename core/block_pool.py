@@ -1,0 +1,393 @@
+"""Who holds which KV block, and which blocks are prefix cache.
+
+Covers: references, the chained-hash prefix cache with leaf-first LRU eviction, quarantine,
+generations (which let a reader of shared memory see that a block was given to someone else),
+and cache events for the router's index. State lives in arrays, one entry per block.
+Does not cover: the bytes of the blocks (``engine``), leases and deadlines (the handoff).
+
+Every block is in exactly one state:
+
+- free: on the free list.
+- leased: references > 0. It may be in the cache at the same time and then be shared.
+- cached: in the cache with no reference; evicted when the free list is short.
+- quarantined: nobody holds it, but something may still write to it; not reusable.
+
+A cached block other than the first of a prompt has its parent in the cache. So a block is
+evicted only after its cached children. If only blocks under leased children are left to evict,
+these children leave the cache (their holders keep them), so ``num_available`` is exact.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from core.block_hash import HashArray, TokenArray
+from core.errors import InternalError, InvalidField
+from core.eviction import LeafQueue
+
+BlockIds = npt.NDArray[np.int32]
+Generations = npt.NDArray[np.uint64]
+
+_NO_BLOCK = -1
+
+
+class BlockPool:
+    """``num_blocks`` blocks of ``block_size`` tokens each. Not thread-safe."""
+
+    def __init__(
+        self, num_blocks: int, block_size: int, generations: Generations | None = None
+    ) -> None:
+        """``generations`` (uint64 [num_blocks]) may lie in shared memory; the pool writes it."""
+        if num_blocks < 1:
+            raise InvalidField("num_blocks", num_blocks, "a pool has at least one block")
+        if block_size < 1:
+            raise InvalidField("block_size", block_size, "a block has at least one token")
+        if generations is None:
+            generations = np.zeros(num_blocks, dtype=np.uint64)
+        elif generations.shape != (num_blocks,) or generations.dtype != np.uint64:
+            raise InvalidField("generations", generations.shape, f"must be uint64 [{num_blocks}]")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._generations = generations
+        self._refs = np.zeros(num_blocks, dtype=np.int32)
+        self._in_cache = np.zeros(num_blocks, dtype=np.bool_)
+        self._in_quarantine = np.zeros(num_blocks, dtype=np.bool_)
+        self._hash = np.zeros(num_blocks, dtype=np.uint64)
+        self._tokens = np.zeros((num_blocks, block_size), dtype=np.int32)
+        self._parent = np.full(num_blocks, _NO_BLOCK, dtype=np.int32)
+        self._children = np.zeros(num_blocks, dtype=np.int32)
+        self._last_used = np.zeros(num_blocks, dtype=np.int64)
+        self._free = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
+        self._num_free = num_blocks
+        self._num_cached = 0
+        self._num_leased = 0
+        self._num_quarantined = 0
+        self._clock = 0
+        self._block_of: dict[int, int] = {}
+        self._leaves = LeafQueue(self._is_evictable_leaf, limit=2 * num_blocks + 16)
+        # Insertion-ordered sets: what changed since the last drain, with opposites cancelled.
+        self._stored: dict[int, None] = {}
+        self._removed: dict[int, None] = {}
+
+    @property
+    def num_free(self) -> int:
+        return self._num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Blocks in the cache that nobody holds."""
+        return self._num_cached
+
+    @property
+    def num_leased(self) -> int:
+        return self._num_leased
+
+    @property
+    def num_quarantined(self) -> int:
+        return self._num_quarantined
+
+    @property
+    def num_available(self) -> int:
+        """The largest count that ``allocate`` can grant now."""
+        return self._num_free + self._num_cached
+
+    @property
+    def references(self) -> npt.NDArray[np.int32]:
+        """References on each block (int32 [num_blocks]), read-only, for invariant checks."""
+        view = self._refs.view()
+        view.flags.writeable = False
+        return view
+
+    def match_prefix(self, hashes: HashArray, tokens: TokenArray) -> BlockIds:
+        """Blocks of the longest cached prefix; takes no reference.
+
+        ``hashes`` (uint64 [n]) of the first n blocks of ``tokens`` (int32, at least n blocks
+        long). A block counts only if its token ids are equal too.
+        """
+        found: list[int] = []
+        for value in hashes.tolist():
+            block_id = self._block_of.get(value, _NO_BLOCK)
+            if block_id == _NO_BLOCK:
+                break
+            found.append(block_id)
+        block_ids = np.array(found, dtype=np.int32)
+        wanted = self._as_blocks(tokens, len(found))
+        equal = (self._tokens[block_ids] == wanted).all(axis=1)
+        return block_ids if equal.all() else block_ids[: int(equal.argmin())]
+
+    def acquire(self, block_ids: BlockIds) -> None:
+        """One more reference on each block, which is in the cache or held by someone."""
+        self._check_ids("acquire", block_ids)
+        refs, in_cache = self._refs[block_ids], self._in_cache[block_ids]
+        self._check(
+            "acquire", block_ids, (refs > 0) | in_cache, "only cached or held blocks can be shared"
+        )
+        unheld = int((refs == 0).sum())
+        self._refs[block_ids] += 1
+        self._num_cached -= unheld
+        self._num_leased += unheld
+
+    def allocate(self, count: int) -> BlockIds | None:
+        """``count`` blocks with one reference and a new generation each, or None: all or nothing.
+
+        Takes the free list first, then evicts cached blocks, least recently used leaves first.
+        """
+        if count < 0:
+            raise InvalidField("count", count, "must be 0 or more")
+        if count > self.num_available:
+            return None
+        for _ in range(count - self._num_free):
+            self._evict_one()
+        self._num_free -= count
+        block_ids = self._free[self._num_free : self._num_free + count][::-1].copy()
+        self._refs[block_ids] = 1
+        self._generations[block_ids] += np.uint64(1)
+        self._num_leased += count
+        return block_ids
+
+    def publish(
+        self, block_ids: BlockIds, hashes: HashArray, tokens: TokenArray, parent: int | None
+    ) -> None:
+        """Enter consecutive full blocks, held by the caller, into the cache.
+
+        ``hashes`` (uint64 [n]) and ``tokens`` (int32 [n * block_size]) belong to ``block_ids``
+        (int32 [n]); ``parent`` is the hash of the block before the first, None at the start of
+        a prompt. A block stays private if another one is cached under its hash or if its parent
+        is not cached. Publishing a block again under the same hash changes nothing.
+        """
+        self._check_publish(block_ids, hashes, tokens)
+        rows = self._as_blocks(tokens, len(block_ids))
+        fresh = self._find_unpublished(block_ids, hashes, rows, parent)
+        if not fresh:
+            return
+        index = np.array([i for i, _ in fresh], dtype=np.intp)
+        parents = np.array([parent_id for _, parent_id in fresh], dtype=np.int32)
+        ids = block_ids[index]
+        self._in_cache[ids] = True
+        self._hash[ids] = hashes[index]
+        self._tokens[ids] = rows[index]
+        self._parent[ids] = parents
+        np.add.at(self._children, parents[parents != _NO_BLOCK], 1)
+
+    def release(self, block_ids: BlockIds) -> None:
+        """One reference less on each. At none, cached blocks stay as cache, others become free."""
+        self._check_ids("release", block_ids)
+        self._check("release", block_ids, self._refs[block_ids] > 0, "nobody holds it")
+        self._refs[block_ids] -= 1
+        dropped = block_ids[self._refs[block_ids] == 0]
+        in_cache = self._in_cache[dropped]
+        self._num_leased -= len(dropped)
+        self._push_free(dropped[~in_cache])
+        self._retire(dropped[in_cache])
+
+    def quarantine(self, block_ids: BlockIds) -> None:
+        """The caller's only reference on uncached blocks becomes quarantine."""
+        self._check_ids("quarantine", block_ids)
+        private = (self._refs[block_ids] == 1) & ~self._in_cache[block_ids]
+        self._check("quarantine", block_ids, private, "it must be uncached with one reference")
+        self._refs[block_ids] = 0
+        self._in_quarantine[block_ids] = True
+        self._num_leased -= len(block_ids)
+        self._num_quarantined += len(block_ids)
+
+    def unquarantine(self, block_ids: BlockIds) -> None:
+        """Nothing can write to these blocks any more: they become free."""
+        self._check_ids("unquarantine", block_ids)
+        self._check(
+            "unquarantine", block_ids, self._in_quarantine[block_ids], "it is not in quarantine"
+        )
+        self._in_quarantine[block_ids] = False
+        self._num_quarantined -= len(block_ids)
+        self._push_free(block_ids)
+
+    def drain_events(self) -> tuple[HashArray, HashArray]:
+        """(stored, removed) hashes since the last call, parents before children.
+
+        Only net changes: no hash is in both, so they can be replayed in any order.
+        """
+        stored = np.array(list(self._stored), dtype=np.uint64)
+        removed = np.array(list(self._removed), dtype=np.uint64)
+        self._stored, self._removed = {}, {}
+        return stored, removed
+
+    def snapshot(self) -> HashArray:
+        """All hashes in the cache, held blocks included."""
+        return np.array(list(self._block_of), dtype=np.uint64)
+
+    def generation(self, block_ids: BlockIds) -> Generations:
+        """How often each block has been allocated (uint64 [n])."""
+        self._check_ids("generation", block_ids)
+        return self._generations[block_ids]
+
+    def _as_blocks(self, tokens: TokenArray, count: int) -> TokenArray:
+        return tokens[: count * self.block_size].reshape(count, self.block_size)
+
+    def _push_free(self, block_ids: BlockIds) -> None:
+        count = len(block_ids)
+        self._free[self._num_free : self._num_free + count] = block_ids[::-1]
+        self._num_free += count
+
+    def _retire(self, block_ids: BlockIds) -> None:
+        """Cached blocks that lost their last reference become the most recently used."""
+        self._clock += 1
+        self._last_used[block_ids] = self._clock
+        self._num_cached += len(block_ids)
+        self._leaves.push(self._clock, block_ids[self._children[block_ids] == 0].tolist())
+
+    def _find_unpublished(
+        self, block_ids: BlockIds, hashes: HashArray, rows: TokenArray, parent: int | None
+    ) -> list[tuple[int, int]]:
+        """(index, parent block id) of the blocks to enter, with ``_block_of`` already updated."""
+        parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)
+        if parent is not None and parent_id == _NO_BLOCK:
+            return []
+        fresh: list[tuple[int, int]] = []
+        in_cache = self._in_cache[block_ids].tolist()
+        pairs = zip(block_ids.tolist(), hashes.tolist(), strict=True)
+        for i, (block_id, value) in enumerate(pairs):
+            owner = self._block_of.setdefault(value, block_id)
+            if owner == block_id:
+                if not in_cache[i]:
+                    fresh.append((i, parent_id))
+                    _note(value, self._stored, self._removed)
+            elif not np.array_equal(self._tokens[owner], rows[i]):
+                break  # Two texts with one hash: what follows must not hang under the other text.
+            parent_id = owner
+        return fresh
+
+    def _is_evictable_leaf(self, last_used: int, block_id: int) -> bool:
+        return bool(
+            self._in_cache[block_id]
+            and self._refs[block_id] == 0
+            and self._children[block_id] == 0
+            and self._last_used[block_id] == last_used
+        )
+
+    def _evict_one(self) -> None:
+        while (block_id := self._leaves.pop()) is None:
+            self._forget_held_leaf()
+        self._num_cached -= 1
+        self._forget(block_id)
+        self._free[self._num_free] = block_id
+        self._num_free += 1
+
+    def _forget_held_leaf(self) -> None:
+        """Every unheld cached block has held descendants: one of the oldest one's goes private.
+
+        Rare: it takes two prompts that computed the same prefix at the same time, so that one of
+        them holds blocks under a prefix that the other published. Hence the scan for children.
+        """
+        unheld = np.flatnonzero(self._in_cache & (self._refs == 0))
+        block_id = int(unheld[self._last_used[unheld].argmin()])
+        while self._children[block_id]:
+            block_id = int(np.flatnonzero(self._parent == block_id)[0])
+        self._forget(block_id)
+
+    def _forget(self, block_id: int) -> None:
+        """Take a block without children out of the cache; its parent may become a leaf."""
+        value, parent_id = int(self._hash[block_id]), int(self._parent[block_id])
+        del self._block_of[value]
+        _note(value, self._removed, self._stored)
+        self._in_cache[block_id] = False
+        self._parent[block_id] = _NO_BLOCK
+        if parent_id == _NO_BLOCK:
+            return
+        self._children[parent_id] -= 1
+        if self._children[parent_id] == 0 and self._refs[parent_id] == 0:
+            self._leaves.push(int(self._last_used[parent_id]), [parent_id])
+
+    def _check_ids(self, action: str, block_ids: BlockIds) -> None:
+        if len(block_ids) == 0:
+            return
+        ordered = np.sort(block_ids)
+        if ordered[0] < 0 or ordered[-1] >= self.num_blocks:
+            bad = int(ordered[0] if ordered[0] < 0 else ordered[-1])
+            raise _misuse(f"{action} of block {bad}: ids go from 0 to {self.num_blocks - 1}", bad)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise _misuse(f"{action} names block {twice[0]} twice in one call", int(twice[0]))
+
+    def _check(
+        self, action: str, block_ids: BlockIds, allowed: npt.NDArray[np.bool_], rule: str
+    ) -> None:
+        if not allowed.all():
+            bad = int(block_ids[int(allowed.argmin())])
+            raise _misuse(f"{action} of block {bad} ({self._describe(bad)}): {rule}", bad)
+
+    def _check_publish(self, block_ids: BlockIds, hashes: HashArray, tokens: TokenArray) -> None:
+        self._check_ids("publish", block_ids)
+        count = len(block_ids)
+        if len(hashes) != count or len(tokens) != count * self.block_size:
+            raise _misuse(
+                f"publish of {count} blocks with {len(hashes)} hashes and {len(tokens)} tokens: "
+                f"each block has one hash and {self.block_size} tokens",
+                _NO_BLOCK,
+            )
+        self._check("publish", block_ids, self._refs[block_ids] > 0, "only its holder may")
+        same = ~self._in_cache[block_ids] | (self._hash[block_ids] == hashes)
+        self._check("publish", block_ids, same, "it is cached under another hash")
+
+    def _describe(self, block_id: int) -> str:
+        """The story of one block, for error messages."""
+        state = "leased" if self._refs[block_id] else "free"
+        if self._in_quarantine[block_id]:
+            state = "quarantined"
+        elif self._in_cache[block_id]:
+            state = f"{'leased and ' if self._refs[block_id] else ''}cached"
+        return f"{state}, refs {self._refs[block_id]}, generation {self._generations[block_id]}"
+
+    def validate(self) -> None:
+        """Raise ``InternalError`` naming the first broken invariant, with the numbers."""
+        held, idle = self._refs > 0, self._in_cache & (self._refs == 0)
+        on_free_list = np.zeros(self.num_blocks, dtype=np.bool_)
+        free = self._free[: self._num_free]
+        on_free_list[free] = True
+        _require("references are not negative", (self._refs >= 0).all())
+        _require("the free list is unique", on_free_list.sum() == self._num_free)
+        _require("num_cached counts cached blocks", idle.sum() == self._num_cached)
+        _require("num_leased counts held blocks", held.sum() == self._num_leased)
+        _require(
+            "num_quarantined counts quarantined blocks",
+            self._in_quarantine.sum() == self._num_quarantined,
+        )
+        states = on_free_list.astype(int) + idle + held + self._in_quarantine
+        _require("free + cached + leased + quarantined = total", (states == 1).all())
+        self._validate_cache(idle)
+
+    def _validate_cache(self, idle: npt.NDArray[np.bool_]) -> None:
+        cached = np.flatnonzero(self._in_cache)
+        listed = dict(zip(self._hash[cached].tolist(), cached.tolist(), strict=True))
+        _require("hash map and arrays agree", listed == self._block_of)
+        parents = self._parent[cached]
+        parents = parents[parents != _NO_BLOCK]
+        _require("the parent of a cached block is cached", self._in_cache[parents].all())
+        _require("uncached blocks have no parent", (self._parent[~self._in_cache] == -1).all())
+        counted = np.bincount(parents, minlength=self.num_blocks)
+        _require("children counts match", (counted == self._children).all())
+        leaves = np.flatnonzero(idle & (self._children == 0))
+        wanted = zip(self._last_used[leaves].tolist(), leaves.tolist(), strict=True)
+        _require("every evictable leaf is queued", self._leaves.entries().issuperset(wanted))
+        both = self._stored.keys() & self._removed.keys()
+        _require("no pending event is both stored and removed", not both)
+
+
+def _note(value: int, into: dict[int, None], opposite: dict[int, None]) -> None:
+    """Record a change, or cancel the opposite one that nobody has seen yet."""
+    if value in opposite:
+        del opposite[value]
+    else:
+        into[value] = None
+
+
+def _misuse(message: str, block_id: int) -> InternalError:
+    return InternalError(message, reason="BLOCK_MISUSE", metadata={"block": str(block_id)})
+
+
+def _require(invariant: str, holds: bool | np.bool_) -> None:
+    if not holds:
+        raise InternalError(
+            f"block pool: broken invariant: {invariant}",
+            reason="INVARIANT_VIOLATION",
+            metadata={"invariant": invariant},
+        )

@@ -1,0 +1,166 @@
+"""The one description of a cluster: what to serve, how many of each worker, how much KV memory.
+
+Covers: the fields, their checks and defaults, plain words for what is wrong.
+Does not cover: reading the file (``cluster.spec_file``), command-line flags (``cluster.cli``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from core.errors import InvalidField
+
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+def parse_bytes(value: object) -> int:
+    """Bytes of e.g. "512MiB", "2GB" or a plain number. Raises ``ValueError`` in plain words."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError('must be a size such as "512MiB", "2GB" or a number of bytes')
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _single_shard(value: object) -> object:
+    if value != 1:
+        raise ValueError("this version runs each replica as one shard: only 1 is served")
+    return value
+
+
+ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
+SingleShard = Annotated[int, BeforeValidator(_single_shard)]
+Amount = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineSpec(_Section):
+    """``threads`` per worker; None: as many as it has cores of its own. ``affinity`` "auto" binds
+    each worker to its share of the node's cores, "none" leaves that to the system."""
+
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
+    dtype: DType = "auto"
+    threads: int | None = Field(default=None, ge=1)
+    affinity: Literal["auto", "none"] = "auto"
+
+
+class PoolSpec(_Section):
+    """A pool of equal replicas. ``resources`` are Ray's, per replica; None: a fair share."""
+
+    replicas: int = Field(default=1, ge=0, le=1024)
+    resources: dict[str, Amount] | None = Field(default=None, min_length=1)
+    max_num_seqs: int = Field(default=32, ge=1)
+    max_num_batched_tokens: int = Field(default=512, ge=1)
+    tensor_parallel_size: SingleShard = 1
+    pipeline_parallel_size: SingleShard = 1
+
+
+class PoolsSpec(_Section):
+    """Without prefill replicas the decode workers prefill too (colocated serving)."""
+
+    prefill: PoolSpec = PoolSpec()
+    decode: PoolSpec = PoolSpec()
+
+    @model_validator(mode="after")
+    def _somebody_decodes(self) -> PoolsSpec:
+        if self.decode.replicas < 1:
+            raise ValueError("decode.replicas must be at least 1: nobody would stream answers")
+        return self
+
+
+class KVSpec(_Section):
+    """The KV pool of one worker: its size in bytes (``memory``) or in blocks, not both."""
+
+    block_size: int = Field(default=16, ge=1, le=1024)
+    memory: ByteSize | None = Field(default=None, ge=1)
+    num_blocks: int | None = Field(default=None, ge=1)
+    transport: Literal["auto", "shm"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_size(self) -> KVSpec:
+        if self.memory is not None and self.num_blocks is not None:
+            raise ValueError("give memory or num_blocks, not both")
+        return self
+
+
+class ClusterSpec(_Section):
+    """``model``: an imported model folder; None: the demo model. ``max_model_len`` in tokens;
+    None: as much as the model and the KV pool allow."""
+
+    model: str | None = None
+    served_model_name: str | None = None
+    max_model_len: int | None = Field(default=None, ge=1)
+    engine: EngineSpec = EngineSpec()
+    pools: PoolsSpec = PoolsSpec()
+    kv: KVSpec = KVSpec()
+
+
+def make_spec(
+    settings: Mapping[str, Any] | None = None, overrides: Mapping[str, object] | None = None
+) -> ClusterSpec:
+    """A checked spec from nested ``settings`` and ``overrides`` by dotted path (None: not given).
+
+    Raises ``InvalidField`` with the full path, the value, and the nearest valid name if unknown.
+    """
+    merged = dict(settings or {})
+    for path, value in (overrides or {}).items():
+        if value is not None:
+            _put(merged, path.split("."), value)
+    try:
+        return ClusterSpec.model_validate(merged)
+    except ValidationError as error:
+        raise _in_plain_words(error.errors()[0]) from None
+
+
+def field_paths(model: type[BaseModel] = ClusterSpec, prefix: str = "") -> list[str]:
+    """Every valid dotted path, sections included."""
+    paths: list[str] = []
+    for name, info in model.model_fields.items():
+        paths.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            paths += field_paths(info.annotation, f"{prefix}{name}.")
+    return paths
+
+
+def _put(settings: dict[str, Any], path: list[str], value: object) -> None:
+    """Set one value deep inside, copying the sections on the way."""
+    head, *rest = path
+    if not rest:
+        settings[head] = value
+        return
+    inner = settings.get(head)
+    section = dict(inner) if isinstance(inner, Mapping) else {}
+    settings[head] = section
+    _put(section, rest, value)
+
+
+def _in_plain_words(error: ErrorDetails) -> InvalidField:
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return InvalidField(path, error["input"], _nearest(path), reason="UNKNOWN_FIELD")
+    message = error["msg"].removeprefix("Value error, ")
+    value = "…" if isinstance(error["input"], dict) else error["input"]
+    return InvalidField(path or "config", value, message[0].lower() + message[1:])
+
+
+def _nearest(path: str) -> str:
+    """Point to the valid setting with the closest name, in its section if possible."""
+    section, _, name = path.rpartition(".")
+    known = field_paths()
+    siblings = [other for other in known if other.rpartition(".")[0] == section]
+    for candidates in (siblings, known):
+        by_name = {other.rpartition(".")[2]: other for other in reversed(candidates)}
+        close = difflib.get_close_matches(name, by_name, 1)
+        if close:
+            return f"unknown setting; did you mean `{by_name[close[0]]}`?"
+    return f"unknown setting; valid here: {', '.join(siblings)}"

@@ -1,0 +1,160 @@
+"""The words that a prefill worker (P) and a decode worker (D) say to each other in a handoff.
+
+One dataclass per message of ``protos/crossdock/v1/handoff.proto``. The rules are in
+``core.lease`` (D's side) and ``core.push`` (P's side).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from core.block_hash import TokenArray
+from core.request import AttemptKey, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One finished block in P's pool: where it is, which use of that place, what it holds."""
+
+    block_id: int
+    generation: int
+    checksum: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reserve:
+    """P → D: keep room for this prompt."""
+
+    key: AttemptKey
+    tokens: TokenArray
+    salt: int
+    params: SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """D → P: room is kept under ``lease_id``; the first ``held_blocks`` need not be shipped."""
+
+    key: AttemptKey
+    lease_id: int
+    held_blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    """D → P: nothing became free in time."""
+
+    key: AttemptKey
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """P → D: blocks ``first`` to ``first + len(pieces) - 1`` of the prompt are finished."""
+
+    key: AttemptKey
+    lease_id: int
+    first: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """D → P: ``verified`` blocks from the start are in place; ``resend`` ones were damaged."""
+
+    key: AttemptKey
+    lease_id: int
+    verified: int
+    resend: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """P → D: all blocks are announced; this is the first token."""
+
+    key: AttemptKey
+    lease_id: int
+    first_token: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """D → P: the request is mine now; your blocks are yours again."""
+
+    key: AttemptKey
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """P → D: how many prompt tokens are computed, by lease."""
+
+    progress: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """P → D: forget this attempt."""
+
+    key: AttemptKey
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseLost:
+    """D → P: the lease is gone, and why."""
+
+    key: AttemptKey
+    lease_id: int
+    reason: str
+
+
+ToDecode = Reserve | Announce | Commit | Beat | Cancel
+ToPrefill = Ticket | NoRoom | Ack | Committed | LeaseLost
+
+
+class FailureCause(Enum):
+    """Why an attempt ended without an answer, as the router is told."""
+
+    NO_ROOM = "no_room"
+    DECODE_LOST = "decode_lost"
+    PREFILL_LOST = "prefill_lost"
+    LEASE_EXPIRED = "lease_expired"
+    INCOMPATIBLE = "incompatible"
+    REJECTED = "rejected"
+    DEADLINE = "deadline"
+    DRAINING = "draining"
+    INTERNAL = "internal"
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """Time limits of the handoff, in seconds on each side's own monotonic clock (DESIGN 6).
+
+    ``lease``: how long a grant lasts without renewal. ``beat``: how often P reports progress.
+    ``no_room``: how long a reserve may wait for blocks. ``open``: how long a reserve may come
+    before the router's Open. ``stall``: how long P may go without progress and still renew.
+    """
+
+    lease: float = 30.0
+    beat: float = 5.0
+    no_room: float = 2.0
+    open: float = 5.0
+    stall: float = 10.0
+
+    @property
+    def decode_deadline(self) -> float:
+        """D acts this long after the last renewal: two beats after the promise ends."""
+        return self.lease + 2 * self.beat
+
+    @property
+    def prefill_deadline(self) -> float:
+        """P stops this long after the last renewal: two beats before the promise ends."""
+        return self.lease - 2 * self.beat
+
+    @property
+    def tombstone(self) -> float:
+        """How long an ended attempt is remembered: longer than any lease can last."""
+        return 2 * self.decode_deadline

@@ -1,0 +1,450 @@
+"""D's side of the handoff: leases on D's blocks, from reserve to commit (rules in DESIGN 6).
+
+Covers: every promise of blocks that D makes to a prefill worker; which pieces are copied,
+verified, asked for again or given up; when a commit may become a running sequence; and that each
+way out frees the blocks. Messages may be doubled, late or lost; answers are idempotent.
+Does not cover: which reserve gets blocks next (``decode_worker.scheduler``), moving the bytes and
+the streams (``kv_transfer``), P's side (``core.push``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from core.block_hash import HashArray
+from core.block_pool import BlockIds, BlockPool
+from core.errors import InternalError
+from core.handoff import (
+    Ack,
+    Announce,
+    Beat,
+    Cancel,
+    Commit,
+    Committed,
+    FailureCause,
+    LeaseLost,
+    LeaseTimes,
+    NoRoom,
+    Reserve,
+    Ticket,
+    ToDecode,
+    ToPrefill,
+)
+from core.lease_events import (
+    Aborted,
+    Copied,
+    CopyPieces,
+    DequeueReserve,
+    EnqueueReserve,
+    FailAttempt,
+    FromPrefill,
+    Granted,
+    LeaseCommand,
+    LeaseInput,
+    Opened,
+    PeerLost,
+    PieceCopy,
+    SendToPrefill,
+    StartSequence,
+    Tick,
+)
+from core.request import AttemptKey
+from core.transitions import StateMachine, TransitionTable
+
+
+class LeaseState(Enum):
+    QUEUED = "queued"
+    GRANTED = "granted"
+    COMMITTING = "committing"
+    COMMITTED = "committed"
+    LOST = "lost"
+
+
+class LeaseEvent(Enum):
+    GRANT = "blocks found"
+    COMMIT = "commit"
+    READY = "all verified and open"
+    LOSE = "abort, deadline or peer lost"
+
+
+LEASE_TABLE: TransitionTable[LeaseState, LeaseEvent] = TransitionTable(
+    name="lease",
+    initial=LeaseState.QUEUED,
+    moves={
+        (LeaseState.QUEUED, LeaseEvent.GRANT): LeaseState.GRANTED,
+        (LeaseState.QUEUED, LeaseEvent.LOSE): LeaseState.LOST,
+        (LeaseState.GRANTED, LeaseEvent.COMMIT): LeaseState.COMMITTING,
+        (LeaseState.GRANTED, LeaseEvent.LOSE): LeaseState.LOST,
+        (LeaseState.COMMITTING, LeaseEvent.READY): LeaseState.COMMITTED,
+        (LeaseState.COMMITTING, LeaseEvent.LOSE): LeaseState.LOST,
+    },
+)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One promise of blocks and how far it has come."""
+
+    lease_id: int
+    peer: str
+    reserve: Reserve
+    machine: StateMachine[LeaseState, LeaseEvent]
+    created: float
+    deadline: float
+    last_progress: float
+    num_prompt_blocks: int
+    progress: int = 0
+    held: int = 0
+    block_ids: BlockIds = field(default_factory=lambda: np.empty(0, dtype=np.int32))
+    hashes: HashArray = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
+    verified: set[int] = field(default_factory=set)
+    copying: set[int] = field(default_factory=set)
+    damaged_once: set[int] = field(default_factory=set)
+    given_up: set[int] = field(default_factory=set)
+    commit: Commit | None = None
+
+    @property
+    def key(self) -> AttemptKey:
+        return self.reserve.key
+
+    @property
+    def state(self) -> LeaseState:
+        return self.machine.state
+
+    @property
+    def holds_blocks(self) -> bool:
+        return self.state in (LeaseState.GRANTED, LeaseState.COMMITTING)
+
+    @property
+    def verified_prefix(self) -> int:
+        """Blocks from the start of the prompt whose KV is in place."""
+        count = self.held
+        while count in self.verified:
+            count += 1
+        return count
+
+    @property
+    def settled(self) -> bool:
+        """Every piece is verified or given up, and nothing is being copied."""
+        done = len(self.verified) + len(self.given_up)
+        return not self.copying and done == self.num_prompt_blocks - self.held
+
+    def usable_tokens(self, block_size: int) -> int:
+        prompt = len(self.reserve.tokens)
+        return min([prompt, *(index * block_size for index in self.given_up)])
+
+
+class LeaseTable:
+    """All leases of one decode worker. Not thread-safe: its owner holds a lock."""
+
+    def __init__(self, pool: BlockPool, times: LeaseTimes, new_lease_id: Callable[[], int]) -> None:
+        self._pool = pool
+        self._times = times
+        self._new_lease_id = new_lease_id
+        self._leases: dict[AttemptKey, Lease] = {}
+        self._open: set[AttemptKey] = set()
+        self._tombstones: dict[AttemptKey, tuple[float, ToPrefill]] = {}
+        # Lost leases whose blocks a copy may still be writing into.
+        self._draining: dict[int, Lease] = {}
+
+    @property
+    def num_leases(self) -> int:
+        """Leases that are queued or hold blocks."""
+        return len(self._leases)
+
+    @property
+    def num_granted(self) -> int:
+        return sum(lease.holds_blocks for lease in self._leases.values())
+
+    def held_references(self) -> list[BlockIds]:
+        """Block ids on which leases hold references, for invariant checks."""
+        return [lease.block_ids for lease in self._leases.values() if lease.holds_blocks]
+
+    @property
+    def num_draining(self) -> int:
+        return len(self._draining)
+
+    def handle(self, event: LeaseInput, now: float) -> list[LeaseCommand]:
+        """What follows from an event at monotonic time ``now`` (seconds)."""
+        match event:
+            case FromPrefill(peer, message):
+                return self._on_message(peer, message, now)
+            case Granted():
+                return self._on_granted(event, now)
+            case Copied():
+                return self._on_copied(event, now)
+            case Opened(key):
+                return self._on_opened(key, now)
+            case Aborted(key):
+                return self._on_aborted(key, now)
+            case PeerLost(peer):
+                return self._on_peer_lost(peer, now)
+            case Tick():
+                return self._on_tick(now)
+
+    def _on_message(self, peer: str, message: ToDecode, now: float) -> list[LeaseCommand]:
+        match message:
+            case Reserve():
+                return self._on_reserve(peer, message, now)
+            case Announce():
+                return self._on_announce(peer, message, now)
+            case Commit():
+                return self._on_commit(peer, message, now)
+            case Beat(progress):
+                return self._on_beat(peer, dict(progress), now)
+            case Cancel(key, reason):
+                lease = self._leases.get(key)
+                return self._lose(lease, f"cancelled: {reason}", now) if lease else []
+
+    # Reserve and grant
+
+    def _on_reserve(self, peer: str, message: Reserve, now: float) -> list[LeaseCommand]:
+        ended = self._tombstones.get(message.key)
+        if ended is not None:
+            return [SendToPrefill(peer, ended[1])]
+        lease = self._leases.get(message.key)
+        if lease is not None:
+            return [SendToPrefill(peer, self._ticket(lease))] if lease.holds_blocks else []
+        self._leases[message.key] = Lease(
+            lease_id=self._new_lease_id(),
+            peer=peer,
+            reserve=message,
+            machine=StateMachine(LEASE_TABLE, message.key),
+            created=now,
+            deadline=now + self._times.decode_deadline,
+            last_progress=now,
+            num_prompt_blocks=-(-len(message.tokens) // self._pool.block_size),
+        )
+        return [EnqueueReserve(message.key, message.tokens, message.salt)]
+
+    def _on_granted(self, event: Granted, now: float) -> list[LeaseCommand]:
+        lease = self._leases[event.key]
+        lease.machine.advance(LeaseEvent.GRANT)
+        lease.block_ids = event.block_ids
+        lease.held = event.held
+        lease.hashes = event.hashes
+        lease.deadline = now + self._times.decode_deadline
+        lease.last_progress = now
+        return [SendToPrefill(lease.peer, self._ticket(lease))]
+
+    def _ticket(self, lease: Lease) -> Ticket:
+        return Ticket(lease.key, lease.lease_id, lease.held)
+
+    # Pieces
+
+    def _on_announce(self, peer: str, message: Announce, now: float) -> list[LeaseCommand]:
+        lease = self._valid_lease(peer, message.key, message.lease_id)
+        if lease is None:
+            return [SendToPrefill(peer, self._unknown(message.key, message.lease_id))]
+        self._renew(lease, now)
+        copies = tuple(self._wanted_copies(lease, message))
+        if not copies:
+            return [SendToPrefill(peer, self._ack(lease, ()))]
+        lease.copying.update(copy.index for copy in copies)
+        return [CopyPieces(lease.key, lease.lease_id, peer, copies)]
+
+    def _wanted_copies(self, lease: Lease, message: Announce) -> list[PieceCopy]:
+        done = lease.verified | lease.copying | lease.given_up
+        return [
+            PieceCopy(index, piece, int(lease.block_ids[index]))
+            for index, piece in enumerate(message.pieces, start=message.first)
+            if lease.held <= index < lease.num_prompt_blocks and index not in done
+        ]
+
+    def _on_copied(self, event: Copied, now: float) -> list[LeaseCommand]:
+        draining = self._draining.get(event.lease_id)
+        if draining is not None:
+            self._end_quarantine(draining, {*event.good, *event.bad})
+            return []
+        lease = next(
+            (x for x in self._leases.values() if x.lease_id == event.lease_id and x.holds_blocks),
+            None,
+        )
+        if lease is None:
+            raise InternalError(f"copy for unknown lease {event.lease_id}", reason="LEASE_UNKNOWN")
+        lease.copying.difference_update(event.good, event.bad)
+        lease.verified.update(event.good)
+        again = tuple(sorted(set(event.bad) - lease.damaged_once))
+        lease.given_up.update(set(event.bad) & lease.damaged_once)
+        lease.damaged_once.update(event.bad)
+        acknowledged = SendToPrefill(lease.peer, self._ack(lease, again))
+        return [acknowledged, *self._try_start(lease, now)]
+
+    def _ack(self, lease: Lease, resend: tuple[int, ...]) -> Ack:
+        return Ack(lease.key, lease.lease_id, lease.verified_prefix, resend)
+
+    # Commit
+
+    def _on_commit(self, peer: str, message: Commit, now: float) -> list[LeaseCommand]:
+        ended = self._tombstones.get(message.key)
+        if ended is not None:
+            return [SendToPrefill(peer, ended[1])]
+        lease = self._valid_lease(peer, message.key, message.lease_id)
+        if lease is None:
+            return [SendToPrefill(peer, self._unknown(message.key, message.lease_id))]
+        self._renew(lease, now)
+        if lease.commit is not None:
+            return []
+        lease.machine.advance(LeaseEvent.COMMIT)
+        lease.commit = message
+        return self._try_start(lease, now)
+
+    def _on_opened(self, key: AttemptKey, now: float) -> list[LeaseCommand]:
+        self._open.add(key)
+        lease = self._leases.get(key)
+        return self._try_start(lease, now) if lease is not None else []
+
+    def _try_start(self, lease: Lease, now: float) -> list[LeaseCommand]:
+        if lease.commit is None or not lease.settled or lease.key not in self._open:
+            return []
+        lease.machine.advance(LeaseEvent.READY)
+        committed = Committed(lease.key, lease.lease_id)
+        self._forget(lease.key, committed, now)
+        start = StartSequence(
+            key=lease.key,
+            tokens=lease.reserve.tokens,
+            salt=lease.reserve.salt,
+            params=lease.reserve.params,
+            block_ids=lease.block_ids,
+            held=lease.held,
+            hashes=lease.hashes,
+            computed=lease.usable_tokens(self._pool.block_size),
+            first_token=lease.commit.first_token,
+            cached_tokens=lease.commit.cached_tokens,
+        )
+        return [start, SendToPrefill(lease.peer, committed)]
+
+    # Time
+
+    def _on_beat(self, peer: str, progress: dict[int, int], now: float) -> list[LeaseCommand]:
+        for lease in self._leases.values():
+            if lease.peer == peer and lease.lease_id in progress:
+                self._note_progress(lease, progress[lease.lease_id], now)
+        return []
+
+    def _note_progress(self, lease: Lease, computed: int, now: float) -> None:
+        if computed > lease.progress:
+            lease.progress = computed
+            self._renew(lease, now)
+        elif now - lease.last_progress <= self._times.stall:
+            lease.deadline = now + self._times.decode_deadline
+
+    def _renew(self, lease: Lease, now: float) -> None:
+        lease.last_progress = now
+        lease.deadline = now + self._times.decode_deadline
+
+    def _on_tick(self, now: float) -> list[LeaseCommand]:
+        commands: list[LeaseCommand] = []
+        for lease in list(self._leases.values()):
+            commands += self._expire(lease, now)
+        for key in [key for key, (until, _) in self._tombstones.items() if until <= now]:
+            del self._tombstones[key]
+        return commands
+
+    def _expire(self, lease: Lease, now: float) -> list[LeaseCommand]:
+        waited = now - lease.created
+        if lease.state is LeaseState.QUEUED and waited >= self._times.no_room:
+            refusal = NoRoom(lease.key, f"no blocks became free within {self._times.no_room:g} s")
+            return self._lose(lease, refusal.detail, now, answer=refusal)
+        if lease.key not in self._open and waited >= self._times.open:
+            return self._lose(lease, f"not opened by a router within {self._times.open:g} s", now)
+        if now >= lease.deadline:
+            return self._lose(lease, "lease expired", now, cause=FailureCause.LEASE_EXPIRED)
+        return []
+
+    # Ways out
+
+    def _on_aborted(self, key: AttemptKey, now: float) -> list[LeaseCommand]:
+        self._open.discard(key)
+        lease = self._leases.get(key)
+        if lease is not None:
+            return self._lose(lease, "aborted by the router", now)
+        lost = LeaseLost(key, 0, "aborted by the router")
+        self._tombstones.setdefault(key, (now + self._times.tombstone, lost))
+        return []
+
+    def _on_peer_lost(self, peer: str, now: float) -> list[LeaseCommand]:
+        commands: list[LeaseCommand] = []
+        for lease in [x for x in self._leases.values() if x.peer == peer]:
+            commands += self._lose(
+                lease, "prefill worker lost", now, cause=FailureCause.PREFILL_LOST
+            )
+        return commands
+
+    def _lose(
+        self,
+        lease: Lease,
+        reason: str,
+        now: float,
+        *,
+        answer: ToPrefill | None = None,
+        cause: FailureCause | None = None,
+    ) -> list[LeaseCommand]:
+        """Ends a lease: verified full blocks stay as cache, the rest is freed or quarantined."""
+        key = lease.key
+        was_queued = lease.state is LeaseState.QUEUED
+        held_blocks = lease.holds_blocks
+        lease.machine.advance(LeaseEvent.LOSE)
+        if held_blocks:
+            self._give_back(lease)
+        answer = answer or LeaseLost(key, lease.lease_id, reason)
+        tell_router = cause is not None and key in self._open
+        self._forget(key, answer, now)
+        commands: list[LeaseCommand] = [SendToPrefill(lease.peer, answer)]
+        if was_queued:
+            commands.append(DequeueReserve(key))
+        if tell_router and cause is not None:
+            commands.append(FailAttempt(key, cause, reason))
+        return commands
+
+    def _give_back(self, lease: Lease) -> None:
+        size = self._pool.block_size
+        keep = min(lease.verified_prefix, len(lease.reserve.tokens) // size)
+        if keep > lease.held:
+            self._pool.publish(
+                lease.block_ids[lease.held : keep],
+                lease.hashes[lease.held : keep],
+                lease.reserve.tokens[lease.held * size : keep * size],
+                int(lease.hashes[lease.held - 1]) if lease.held else None,
+            )
+        in_copy = np.fromiter(sorted(lease.copying), dtype=np.int32, count=len(lease.copying))
+        self._pool.release(np.delete(lease.block_ids, in_copy))
+        if lease.copying:
+            self._pool.quarantine(lease.block_ids[in_copy])
+            self._draining[lease.lease_id] = lease
+
+    def _end_quarantine(self, lease: Lease, indices: set[int]) -> None:
+        done = sorted(lease.copying & indices)
+        lease.copying.difference_update(done)
+        self._pool.unquarantine(lease.block_ids[np.array(done, dtype=np.int32)])
+        if not lease.copying:
+            del self._draining[lease.lease_id]
+
+    def _forget(self, key: AttemptKey, answer: ToPrefill, now: float) -> None:
+        del self._leases[key]
+        self._open.discard(key)
+        self._tombstones[key] = (now + self._times.tombstone, answer)
+
+    def _valid_lease(self, peer: str, key: AttemptKey, lease_id: int) -> Lease | None:
+        lease = self._leases.get(key)
+        if lease is None or lease.lease_id != lease_id or lease.peer != peer:
+            return None
+        return lease if lease.holds_blocks else None
+
+    @staticmethod
+    def _unknown(key: AttemptKey, lease_id: int) -> LeaseLost:
+        return LeaseLost(key, lease_id, "no such lease")
+
+    def validate(self) -> None:
+        """Raises `InternalError` if a lease contradicts itself."""
+        for key, lease in self._leases.items():
+            pieces = set(range(lease.held, lease.num_prompt_blocks))
+            marked = lease.verified | lease.copying | lease.given_up
+            if lease.machine.ended or lease.key != key or (marked and not marked <= pieces):
+                raise InternalError(f"lease {key} is inconsistent: {lease}", reason="INVARIANT")
+            if lease.verified & lease.copying or lease.verified & lease.given_up:
+                raise InternalError(f"lease {key} counts a piece twice", reason="INVARIANT")

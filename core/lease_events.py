@@ -1,0 +1,144 @@
+"""What the lease rules of D take in and give out: events and commands as frozen dataclasses.
+
+The messages of P are in ``core.handoff``, the rules in ``core.lease``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.block_hash import HashArray, TokenArray
+from core.block_pool import BlockIds
+from core.handoff import FailureCause, Piece, ToDecode, ToPrefill
+from core.request import AttemptKey, SamplingParams
+
+
+# Events, beside the messages of P.
+@dataclass(frozen=True, slots=True)
+class FromPrefill:
+    """A message arrived on the stream of ``peer`` (a prefill worker in one life)."""
+
+    peer: str
+    message: ToDecode
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Granted:
+    """The scheduler found blocks: ``held`` cached ones first, then new ones with room to grow."""
+
+    key: AttemptKey
+    block_ids: BlockIds
+    held: int
+    hashes: HashArray
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A copy ended. ``good`` and ``bad`` are prompt block indices."""
+
+    lease_id: int
+    good: tuple[int, ...]
+    bad: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The router opened the answer stream of an attempt that a prefill worker will commit."""
+
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """The router gave the attempt up."""
+
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class PeerLost:
+    """The stream of a prefill worker broke."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+LeaseInput = FromPrefill | Granted | Copied | Opened | Aborted | PeerLost | Tick
+
+
+# Commands.
+@dataclass(frozen=True, slots=True)
+class SendToPrefill:
+    peer: str
+    message: ToPrefill
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EnqueueReserve:
+    """Put this prompt into D's one FIFO of those who wait for blocks."""
+
+    key: AttemptKey
+    tokens: TokenArray
+    salt: int
+
+
+@dataclass(frozen=True, slots=True)
+class DequeueReserve:
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class PieceCopy:
+    """Copy ``piece`` of P's pool into block ``destination`` of D's; prompt block ``index``."""
+
+    index: int
+    piece: Piece
+    destination: int
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPieces:
+    """Copy and verify; answer with `Copied`. The destinations stay reserved until then."""
+
+    key: AttemptKey
+    lease_id: int
+    peer: str
+    copies: tuple[PieceCopy, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StartSequence:
+    """The commit is complete: decode from here. The blocks now belong to the sequence.
+
+    ``computed`` is the number of prompt tokens whose KV is in place: all of them, unless a piece
+    stayed damaged; then D recomputes from there.
+    """
+
+    key: AttemptKey
+    tokens: TokenArray
+    salt: int
+    params: SamplingParams
+    block_ids: BlockIds
+    held: int
+    hashes: HashArray
+    computed: int
+    first_token: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class FailAttempt:
+    """Tell the router that this attempt is over here."""
+
+    key: AttemptKey
+    cause: FailureCause
+    detail: str
+
+
+LeaseCommand = (
+    SendToPrefill | EnqueueReserve | DequeueReserve | CopyPieces | StartSequence | FailAttempt
+)

@@ -1,0 +1,109 @@
+"""What a client asks and what it gets back: the nouns that every plane speaks of.
+
+Covers: identity of requests and attempts, sampling parameters and their limits, finish reasons.
+Does not cover: the life of a request (``core.lifecycle``), the wire format (``protos``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+from core.errors import InvalidField
+
+MAX_STOP_STRINGS = 16
+MAX_STOP_STRING_LENGTH = 256
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class RequestKey:
+    """Who asks, and the id that is unique within that tenant."""
+
+    tenant: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptKey:
+    """One try at a request. Only the router numbers attempts, from 1 upwards."""
+
+    request: RequestKey
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.request.tenant}/{self.request.request_id}#{self.attempt}"
+
+
+class Role(Enum):
+    """What a worker does. A mixed worker prefills in chunks beside decoding."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    MIXED = "mixed"
+
+    @property
+    def prefills_for_others(self) -> bool:
+        return self is Role.PREFILL
+
+    @property
+    def decodes(self) -> bool:
+        return self is not Role.PREFILL
+
+
+class FinishReason(Enum):
+    """Why an answer ended, by the names of the OpenAI API."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to choose tokens. ``temperature`` 0 is greedy; ``seed`` is always set when sampling.
+
+    ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 mean "no limit". ``stop_token_ids`` end the answer
+    in addition to the model's own end-of-sequence ids (unless ``ignore_eos``).
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _check_range("temperature", self.temperature, 0.0, 2.0)
+        _check_range("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise InvalidField("top_p", self.top_p, "must be above 0 and at most 1")
+        _check_range("top_k", self.top_k, 0, 2**31 - 1)
+        _check_range("min_p", self.min_p, 0.0, 1.0)
+        _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _check_range("seed", self.seed, 0, MAX_SEED)
+        self._check_stop()
+
+    def _check_stop(self) -> None:
+        if len(self.stop) > MAX_STOP_STRINGS:
+            raise InvalidField("stop", len(self.stop), f"at most {MAX_STOP_STRINGS} stop strings")
+        for text in self.stop:
+            if not text or len(text) > MAX_STOP_STRING_LENGTH:
+                raise InvalidField(
+                    "stop", text, f"each stop string has 1 to {MAX_STOP_STRING_LENGTH} characters"
+                )
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0.0
+
+
+def _check_range(field: str, value: float, low: float, high: float) -> None:
+    if math.isnan(value) or not low <= value <= high:
+        raise InvalidField(field, value, f"must be between {low} and {high}")

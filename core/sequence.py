@@ -1,0 +1,154 @@
+"""One sequence on one worker: its tokens, the blocks that hold its KV, and how far it is computed.
+
+A sequence needs ``length - computed`` tokens computed before the next token can be drawn: many
+while it prefills (or recomputes after preemption), one in decode. There is no other distinction.
+Does not cover: which sequence runs when (the workers' schedulers).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from core.block_hash import TokenArray, block_hashes
+from core.block_pool import BlockIds, BlockPool
+from core.request import AttemptKey, FinishReason, SamplingParams
+from core.step import SampleSpec, Slice
+
+
+class Sequence:
+    """Tokens and block table of one sequence, as arrays that grow in place."""
+
+    __slots__ = (
+        "_blocks",
+        "_last_hash",
+        "_num_blocks",
+        "_tokens",
+        "cached_tokens",
+        "computed",
+        "computed_once",
+        "key",
+        "length",
+        "params",
+        "prompt_length",
+        "published",
+        "salt",
+        "sequence_id",
+    )
+
+    def __init__(
+        self,
+        sequence_id: int,
+        key: AttemptKey,
+        prompt: TokenArray,
+        params: SamplingParams,
+        salt: int,
+        block_size: int,
+    ) -> None:
+        capacity = len(prompt) + params.max_tokens
+        self.sequence_id = sequence_id
+        self.key = key
+        self.params = params
+        self.salt = salt
+        self.prompt_length = len(prompt)
+        self.length = len(prompt)
+        self.computed = 0
+        # Positions below this were computed before, here or on P: computing them again is waste.
+        self.computed_once = 0
+        self.cached_tokens = 0
+        self.published = 0
+        self._last_hash: int | None = None
+        self._tokens: TokenArray = np.empty(capacity, dtype=np.int32)
+        self._tokens[: self.length] = prompt
+        self._blocks: BlockIds = np.empty(-(-capacity // block_size) + 1, dtype=np.int32)
+        self._num_blocks = 0
+
+    @property
+    def tokens(self) -> TokenArray:
+        return self._tokens[: self.length]
+
+    @property
+    def block_ids(self) -> BlockIds:
+        return self._blocks[: self._num_blocks]
+
+    @property
+    def remaining(self) -> int:
+        """Tokens to compute before the next one can be drawn."""
+        return self.length - self.computed
+
+    @property
+    def generated(self) -> int:
+        return self.length - self.prompt_length
+
+    def add_blocks(self, block_ids: BlockIds) -> None:
+        end = self._num_blocks + len(block_ids)
+        self._blocks[self._num_blocks : end] = block_ids
+        self._num_blocks = end
+
+    def adopt_prefix(self, block_ids: BlockIds, hashes: npt.NDArray[np.uint64], size: int) -> None:
+        """Starts with blocks that already hold the KV of the first ``len(block_ids)`` blocks."""
+        self.add_blocks(block_ids)
+        self.computed = len(block_ids) * size
+        self.published = len(block_ids)
+        self._last_hash = int(hashes[len(block_ids) - 1]) if len(block_ids) else None
+
+    def advance(self, end: int) -> None:
+        """The KV of all positions below ``end`` is in place."""
+        self.computed = end
+        self.computed_once = max(self.computed_once, end)
+
+    def append(self, token: int) -> None:
+        self._tokens[self.length] = token
+        self.length += 1
+
+    def forget_blocks(self) -> BlockIds:
+        """Gives up all blocks (preemption); everything has to be computed again."""
+        block_ids = self.block_ids.copy()
+        self._num_blocks = 0
+        self.computed = 0
+        self.published = 0
+        self._last_hash = None
+        return block_ids
+
+    def next_slice(self, count: int, eos: frozenset[int]) -> Slice:
+        """The next ``count`` tokens to compute; draws a token if that completes the sequence."""
+        end = self.computed + count
+        return Slice(
+            sequence_id=self.sequence_id,
+            start=self.computed,
+            tokens=self._tokens[self.computed : end],
+            block_table=self.block_ids,
+            sample=self._sample_spec(eos) if end == self.length else None,
+        )
+
+    def _sample_spec(self, eos: frozenset[int]) -> SampleSpec:
+        banned: tuple[int, ...] = ()
+        if self.generated < self.params.min_tokens:
+            banned = tuple(sorted(eos | set(self.params.stop_token_ids)))
+        return SampleSpec(self.params, position=self.length, banned_token_ids=banned)
+
+    def publish_full_blocks(self, pool: BlockPool) -> None:
+        """Enters the blocks that became full into the prefix cache."""
+        size = pool.block_size
+        full = self.computed // size
+        if full <= self.published:
+            return
+        tokens = self._tokens[self.published * size : full * size]
+        hashes = block_hashes(tokens, size, self.salt, self._last_hash)
+        pool.publish(self._blocks[self.published : full], hashes, tokens, self._last_hash)
+        self.published = full
+        self._last_hash = int(hashes[-1])
+
+    def finish_reason(self, token: int, eos: frozenset[int]) -> FinishReason | None:
+        """Whether the token just appended ends the answer."""
+        return finish_reason_of(token, self.generated, self.params, eos)
+
+
+def finish_reason_of(
+    token: int, generated: int, params: SamplingParams, eos: frozenset[int]
+) -> FinishReason | None:
+    """Whether ``token``, the ``generated``-th of an answer, ends it."""
+    stops = token in params.stop_token_ids or (token in eos and not params.ignore_eos)
+    if stops and generated >= params.min_tokens:
+        return FinishReason.STOP
+    return FinishReason.LENGTH if generated >= params.max_tokens else None

@@ -1,0 +1,1 @@
+"""The decode worker (D): receives prompts' KV blocks and streams the answers."""

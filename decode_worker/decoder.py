@@ -1,0 +1,175 @@
+"""Everything a decode worker decides: leases and scheduling behind one `handle`.
+
+Covers: how the lease rules and the scheduler share one block pool, and which commands leave for
+the shell (`decode_worker.service`) or the simulator. Pure: the clock is passed in.
+Does not cover: the rules themselves (``core.lease``, ``decode_worker.scheduler``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.block_hash import TokenArray
+from core.block_pool import BlockPool
+from core.errors import InternalError, InvalidField
+from core.event_log import EventLog
+from core.handoff import FailureCause, LeaseLost, LeaseTimes, NoRoom, Ticket
+from core.lease import LeaseTable
+from core.lease_events import (
+    Aborted,
+    CopyPieces,
+    DequeueReserve,
+    EnqueueReserve,
+    FailAttempt,
+    LeaseCommand,
+    LeaseInput,
+    SendToPrefill,
+    StartSequence,
+)
+from core.outputs import Load, StepCounters, TokenOutput
+from core.references import check_references
+from core.request import AttemptKey, SamplingParams
+from core.step import StepPlan, StepResult
+from decode_worker.scheduler import DecodeScheduler
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrefillHere:
+    """The router wants this worker to prefill the prompt by itself (a LOCAL attempt)."""
+
+    key: AttemptKey
+    tokens: TokenArray
+    params: SamplingParams
+    salt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The text of the answer reached a stop string: compute no more of it."""
+
+    key: AttemptKey
+
+
+DecoderInput = LeaseInput | PrefillHere | Stopped
+DecoderCommand = SendToPrefill | CopyPieces | FailAttempt | TokenOutput
+
+
+class Decoder:
+    """The decisions of one decode worker. Not thread-safe: its owner holds a lock."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        eos: frozenset[int],
+        times: LeaseTimes,
+        new_lease_id: Callable[[], int],
+    ) -> None:
+        self.pool = pool
+        self.events = EventLog()
+        self.leases = LeaseTable(pool, times, new_lease_id)
+        self.scheduler = DecodeScheduler(
+            pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            eos=eos,
+        )
+
+    def handle(self, event: DecoderInput, now: float) -> list[DecoderCommand]:
+        """What follows from an event at monotonic time ``now`` (seconds)."""
+        match event:
+            case PrefillHere():
+                commands = self._prefill_here(event)
+            case Stopped(key):
+                self.scheduler.end(key)
+                commands = []
+            case Aborted(key) if self.scheduler.end(key):
+                commands = []
+            case _:
+                commands = self._handle_lease(event, now)
+        return commands + self._admit(now)
+
+    def plan_step(self, now: float) -> StepPlan | None:
+        """The next step, or None if nothing can run."""
+        del now
+        return self.scheduler.plan_step()
+
+    def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[DecoderCommand]:
+        """Books a step; returns its tokens and what became possible by the blocks it freed."""
+        outputs = self.scheduler.complete_step(plan, result)
+        return [*outputs, *self._admit(now)]
+
+    def _prefill_here(self, event: PrefillHere) -> list[DecoderCommand]:
+        try:
+            self.scheduler.add_local(event.key, event.tokens, event.params, event.salt)
+        except InvalidField as error:
+            return [FailAttempt(event.key, FailureCause.REJECTED, error.message)]
+        return []
+
+    def _admit(self, now: float) -> list[DecoderCommand]:
+        commands: list[DecoderCommand] = []
+        for grant in self.scheduler.admit(self.leases.num_granted):
+            commands += self._handle_lease(grant, now)
+        return commands
+
+    def _handle_lease(self, event: LeaseInput, now: float) -> list[DecoderCommand]:
+        commands: list[DecoderCommand] = []
+        for command in self.leases.handle(event, now):
+            self._log(command, now)
+            match command:
+                case EnqueueReserve(key, tokens, salt):
+                    self.scheduler.add_reserve(key, tokens, salt)
+                case DequeueReserve(key):
+                    self.scheduler.remove_reserve(key)
+                case StartSequence():
+                    commands.append(self.scheduler.start(command))
+                case _:
+                    commands.append(command)
+        return commands
+
+    def _log(self, command: LeaseCommand, now: float) -> None:
+        match command:
+            case SendToPrefill(_, Ticket(key, _, held)):
+                self.events.add(now, "granted", key, f"{held} blocks held already")
+            case SendToPrefill(_, NoRoom(key, detail)):
+                self.events.add(now, "no room", key, detail)
+            case SendToPrefill(_, LeaseLost(key, _, reason)):
+                self.events.add(now, "lease lost", key, reason)
+            case CopyPieces(key, _, _, copies):
+                first, last = copies[0].index, copies[-1].index
+                self.events.add(now, "blocks received", key, f"blocks {first} to {last}")
+            case StartSequence(key=key):
+                self.events.add(now, "committed", key)
+            case FailAttempt(key, cause, detail):
+                self.events.add(now, "attempt failed", key, f"{cause.value}: {detail}")
+
+    @property
+    def load(self) -> Load:
+        return self.scheduler.load
+
+    @property
+    def counters(self) -> StepCounters:
+        return self.scheduler.counters
+
+    @property
+    def num_leases(self) -> int:
+        return self.leases.num_leases
+
+    @property
+    def idle(self) -> bool:
+        """No sequence, lease or copy is left."""
+        load = self.load
+        busy = load.running + load.waiting + self.leases.num_leases + self.leases.num_draining
+        return busy == 0
+
+    def validate(self) -> None:
+        """Raises `InternalError` if any invariant of pool, leases or sequences is broken."""
+        self.pool.validate()
+        self.leases.validate()
+        held = [*self.scheduler.held_references(), *self.leases.held_references()]
+        check_references(self.pool, held)
+        if self.pool.num_quarantined and not self.leases.num_draining:
+            raise InternalError("blocks in quarantine without a copy", reason="INVARIANT")

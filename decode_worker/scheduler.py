@@ -1,0 +1,282 @@
+"""D's scheduler: which sequences compute which tokens in the next step (continuous batching).
+
+Covers: one FIFO of everything that waits for blocks (reserves, local prefills, resumed
+sequences), admission without reserving max_tokens, chunked prefill beside decoding, preemption of
+the youngest sequence when blocks run out. Pure: no clock, no I/O.
+Does not cover: leases (``core.lease``), computing (``engine``), text (``text``).
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.block_hash import HashArray, TokenArray, block_hashes
+from core.block_pool import BlockIds, BlockPool
+from core.errors import InvalidField
+from core.lease_events import (
+    Granted,
+    StartSequence,
+)
+from core.outputs import Load, StepCounters, TokenOutput
+from core.request import AttemptKey, FinishReason, SamplingParams
+from core.sequence import Sequence
+from core.step import Slice, StepPlan, StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingReserve:
+    """A handoff in the FIFO: wants blocks for a prompt that a prefill worker computes."""
+
+    key: AttemptKey
+    tokens: TokenArray
+    salt: int
+
+
+class DecodeScheduler:
+    """Sequences that run, and the FIFO of those that wait. Its owner holds a lock."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        eos: frozenset[int],
+    ) -> None:
+        if max_num_batched_tokens < max_num_seqs:
+            raise InvalidField(
+                "max_num_batched_tokens",
+                max_num_batched_tokens,
+                f"must be at least max_num_seqs ({max_num_seqs}), one token for each sequence",
+            )
+        self.counters = StepCounters()
+        self._pool = pool
+        self._max_num_seqs = max_num_seqs
+        self._budget = max_num_batched_tokens
+        self._eos = eos
+        self._next_id = 0
+        self._by_key: dict[AttemptKey, Sequence] = {}
+        # Ordered by sequence id, that is by age.
+        self._running: list[Sequence] = []
+        self._waiting: deque[WaitingReserve | Sequence] = deque()
+        self._in_flight: dict[int, Sequence] = {}
+
+    # Arrivals and departures
+
+    def check_fits(self, prompt_length: int, max_tokens: int) -> None:
+        """Raises `InvalidField` if the request could not finish even alone on this worker."""
+        capacity = self._pool.num_blocks * self._pool.block_size
+        if prompt_length + max_tokens > capacity:
+            raise InvalidField(
+                "max_tokens",
+                max_tokens,
+                f"prompt ({prompt_length}) + max_tokens may not exceed the {capacity} tokens "
+                "that this worker's KV pool holds",
+            )
+
+    def add_local(
+        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int
+    ) -> None:
+        """A prompt that this worker prefills by itself, in chunks."""
+        self.check_fits(len(tokens), params.max_tokens)
+        sequence = self._new_sequence(key, tokens, params, salt)
+        self._waiting.append(sequence)
+
+    def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int) -> None:
+        self._waiting.append(WaitingReserve(key, tokens, salt))
+
+    def remove_reserve(self, key: AttemptKey) -> None:
+        self._waiting = deque(
+            x for x in self._waiting if not (isinstance(x, WaitingReserve) and x.key == key)
+        )
+
+    def start(self, event: StartSequence) -> TokenOutput:
+        """A committed handoff becomes a running sequence; its first token leaves at once."""
+        sequence = self._new_sequence(event.key, event.tokens, event.params, event.salt)
+        sequence.adopt_prefix(event.block_ids[: event.held], event.hashes, self._pool.block_size)
+        sequence.add_blocks(event.block_ids[event.held :])
+        sequence.computed = event.computed
+        sequence.computed_once = len(event.tokens)
+        sequence.cached_tokens = event.cached_tokens
+        sequence.publish_full_blocks(self._pool)
+        sequence.append(event.first_token)
+        self._running.append(sequence)
+        return TokenOutput(
+            event.key, event.first_token, None, first=True, cached_tokens=event.cached_tokens
+        )
+
+    def end(self, key: AttemptKey) -> bool:
+        """Ends a sequence from outside (abort, stop string). False if it is not here."""
+        sequence = self._by_key.pop(key, None)
+        if sequence is None:
+            return False
+        if sequence in self._running:
+            self._running.remove(sequence)
+        else:
+            self._waiting.remove(sequence)
+        if sequence.sequence_id not in self._in_flight:
+            self._pool.release(sequence.forget_blocks())
+        return True
+
+    def knows(self, key: AttemptKey) -> bool:
+        return key in self._by_key
+
+    # Admission
+
+    def admit(self, num_granted: int) -> list[Granted]:
+        """Serves the FIFO while blocks and places last. ``num_granted``: leases with blocks."""
+        grants: list[Granted] = []
+        while self._waiting and len(self._running) + num_granted + len(grants) < self._max_num_seqs:
+            head = self._waiting[0]
+            if isinstance(head, Sequence):
+                if not self._admit_sequence(head):
+                    break
+            else:
+                grant = self._grant(head)
+                if grant is None:
+                    break
+                grants.append(grant)
+            self._waiting.popleft()
+        return grants
+
+    def _admit_sequence(self, sequence: Sequence) -> bool:
+        # The last token is always computed, so that there are logits to draw from.
+        found = self._find_blocks(sequence.tokens, sequence.salt, sequence.length - 1)
+        if found is None:
+            return False
+        held, fresh, hashes = found
+        sequence.adopt_prefix(held, hashes, self._pool.block_size)
+        sequence.add_blocks(fresh)
+        if sequence.computed_once == 0:
+            sequence.cached_tokens = sequence.computed
+            self.counters.prefix_tokens_hit += sequence.computed
+        insort(self._running, sequence, key=lambda s: s.sequence_id)
+        return True
+
+    def _grant(self, waiting: WaitingReserve) -> Granted | None:
+        found = self._find_blocks(waiting.tokens, waiting.salt, len(waiting.tokens))
+        if found is None:
+            return None
+        held, fresh, hashes = found
+        self.counters.prefix_tokens_hit += len(held) * self._pool.block_size
+        return Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
+
+    def _find_blocks(
+        self, tokens: TokenArray, salt: int, max_cached: int
+    ) -> tuple[BlockIds, BlockIds, HashArray] | None:
+        """Cached blocks of the prefix, new ones for the rest and one more token; or None."""
+        size = self._pool.block_size
+        hashes = block_hashes(tokens, size, salt)
+        held = self._pool.match_prefix(hashes[: max_cached // size], tokens)
+        self._pool.acquire(held)
+        count = len(tokens) // size + 1 - len(held)
+        # Each running sequence keeps room to grow by a block, so that admission is not undone
+        # by preemption in the next step.
+        fits = self._pool.num_available >= count + len(self._running)
+        fresh = self._pool.allocate(count) if fits else None
+        if fresh is None:
+            self._pool.release(held)
+            return None
+        return held, fresh, hashes
+
+    # Steps
+
+    def plan_step(self) -> StepPlan | None:
+        """The next step: one token of every decoding sequence, then prefill chunks."""
+        slices: list[Slice] = []
+        budget = self._budget
+        for sequence in self._sequences_in_step_order():
+            count = min(sequence.remaining, budget)
+            if count == 0 or not self._ensure_blocks(sequence, sequence.computed + count):
+                continue
+            slices.append(sequence.next_slice(count, self._eos))
+            self._in_flight[sequence.sequence_id] = sequence
+            budget -= count
+        return StepPlan(tuple(slices)) if slices else None
+
+    def _sequences_in_step_order(self) -> Iterator[Sequence]:
+        """Decoding ones first, each group oldest first; skips what is preempted on the way."""
+        decoding = [s for s in self._running if s.remaining == 1]
+        prefilling = [s for s in self._running if s.remaining > 1]
+        for sequence in decoding + prefilling:
+            if sequence in self._running:
+                yield sequence
+
+    def _ensure_blocks(self, sequence: Sequence, end: int) -> bool:
+        missing = -(-end // self._pool.block_size) - len(sequence.block_ids)
+        while missing > 0:
+            fresh = self._pool.allocate(missing)
+            if fresh is not None:
+                sequence.add_blocks(fresh)
+                return True
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Takes its blocks; it resumes from the head of the FIFO and recomputes."""
+        self._running.remove(sequence)
+        self._pool.release(sequence.forget_blocks())
+        self._waiting.appendleft(sequence)
+        self.counters.preemptions += 1
+
+    def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
+        """Books what a step computed. Returns the new tokens."""
+        self.counters.steps += 1
+        outputs = []
+        for piece in plan.slices:
+            sequence = self._in_flight.pop(piece.sequence_id)
+            if self._by_key.get(sequence.key) is not sequence:
+                self._pool.release(sequence.forget_blocks())
+                continue
+            self._count(sequence, piece)
+            sequence.advance(piece.end)
+            sequence.publish_full_blocks(self._pool)
+            if piece.sample is not None:
+                outputs.append(self._on_token(sequence, result.sampled[piece.sequence_id]))
+        return outputs
+
+    def _count(self, sequence: Sequence, piece: Slice) -> None:
+        again = max(0, min(piece.end, sequence.computed_once) - piece.start)
+        self.counters.recomputed_tokens += again
+        prompt_end = min(piece.end, sequence.prompt_length)
+        self.counters.prefill_tokens_computed += max(0, prompt_end - piece.start - again)
+
+    def _on_token(self, sequence: Sequence, token: int) -> TokenOutput:
+        sequence.append(token)
+        self.counters.decode_tokens += 1
+        finish: FinishReason | None = sequence.finish_reason(token, self._eos)
+        if finish is not None:
+            self._by_key.pop(sequence.key)
+            self._running.remove(sequence)
+            self._pool.release(sequence.forget_blocks())
+        first = sequence.generated == 1
+        return TokenOutput(sequence.key, token, finish, first, sequence.cached_tokens)
+
+    # What others may know
+
+    @property
+    def load(self) -> Load:
+        sequences = [x for x in self._waiting if isinstance(x, Sequence)]
+        pending = sum(s.remaining for s in [*sequences, *self._running] if s.remaining > 1)
+        return Load(len(self._running), len(self._waiting), self._pool.num_available, pending)
+
+    def held_references(self) -> list[BlockIds]:
+        """Block ids on which sequences hold references, for invariant checks."""
+        alive = {s.sequence_id: s for s in self._running} | self._in_flight
+        return [s.block_ids for s in alive.values()]
+
+    def _new_sequence(
+        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int
+    ) -> Sequence:
+        self._next_id += 1
+        sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
+        self._by_key[key] = sequence
+        return sequence

@@ -1,0 +1,106 @@
+"""The decode worker's shell: handoffs and local prompts in, answers out.
+
+Covers: serving handoff streams, carrying out the decoder's commands. A mixed worker is this
+service with LOCAL attempts only. Does not cover: decisions (`decode_worker.decoder`), the common
+shell (`worker.service`).
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from crossdock.v1 import worker_pb2 as pb
+from engine.runner import LoadedRunner
+
+from core.handoff import LeaseTimes
+from core.lease_events import (
+    Aborted,
+    CopyPieces,
+    FailAttempt,
+    Opened,
+    SendToPrefill,
+    Tick,
+)
+from core.request import AttemptKey
+from core.worker_settings import WorkerSettings
+from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, PrefillHere, Stopped
+from kv_transfer.attempt_wire import key_from_wire, sampling_from_wire, tokens_from_wire
+from kv_transfer.decode_session import HandoffServer
+from kv_transfer.handshake import WorkerIdentity
+from text.tokenizer import Tokenizer
+from worker.service import WorkerService
+
+
+class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
+    """Streams answers from blocks that prefill workers hand over, or that it computes itself."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        identity: WorkerIdentity,
+        runner: LoadedRunner,
+        tokenizer: Tokenizer,
+    ) -> None:
+        times = LeaseTimes(lease=settings.lease_s, beat=settings.beat_s)
+        decoder = Decoder(
+            runner.new_block_pool(),
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            eos=frozenset(runner.config.eos_token_ids),
+            times=times,
+            new_lease_id=lambda: secrets.randbits(63) + 1,
+        )
+        super().__init__(settings, identity.epoch, runner, tokenizer, decoder)
+        self.handoff = HandoffServer(
+            identity, runner.pool.block_bytes_view, times, on_event=self.submit
+        )
+
+    async def stop(self) -> None:
+        await self.handoff.close()
+        await super().stop()
+
+    def tick_event(self) -> DecoderInput:
+        return Tick()
+
+    def abort_event(self, key: AttemptKey) -> DecoderInput:
+        return Aborted(key)
+
+    def stop_text_event(self, key: AttemptKey) -> DecoderInput | None:
+        return Stopped(key)
+
+    def on_assignment(self, message: pb.RouterMessage) -> None:
+        opened = message.open
+        key = key_from_wire(opened.key)
+        if opened.mode == pb.Open.HANDOFF:
+            self.submit(Opened(key))
+            return
+        self.submit(
+            PrefillHere(
+                key,
+                tokens_from_wire(opened.token_ids),
+                sampling_from_wire(opened.sampling),
+                opened.salt,
+            )
+        )
+
+    def carry_out(self, command: DecoderCommand) -> None:
+        match command:
+            case SendToPrefill(peer, message):
+                self.handoff.send(peer, message)
+            case CopyPieces():
+                self.handoff.copy(command)
+            case FailAttempt(key, cause, detail):
+                self.fail(key, cause, detail)
+
+    def edge_stats(self) -> list[pb.EdgeStats]:
+        return [
+            pb.EdgeStats(
+                peer=edge.peer,
+                transport=edge.transport,
+                bytes=edge.bytes,
+                blocks=edge.blocks,
+                seconds=edge.seconds,
+                resent_blocks=edge.resent_blocks,
+            )
+            for edge in self.handoff.edge_counters
+        ]

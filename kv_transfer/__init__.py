@@ -1,0 +1,1 @@
+"""The handoff's shells: streams between P and D, and the transports that move KV blocks."""

@@ -1,0 +1,116 @@
+"""P's end of the handoff stream to one decode worker.
+
+Covers: connecting, the handshake, sending in order (announcements wait for their checksums),
+telling the owner of every message and of the stream's end. One stream per decode worker.
+Does not cover: what to send when (``core.push``), how D copies (``kv_transfer.decode_session``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import grpc
+from crossdock.v1 import handoff_pb2 as pb
+from crossdock.v1 import handoff_pb2_grpc
+
+from core.errors import Incompatible
+from core.handoff import Announce, FailureCause, Piece, ToDecode, ToPrefill
+from core.request import AttemptKey
+from kv_transfer.handoff_wire import from_decode_wire, to_decode_wire
+
+_log = logging.getLogger(__name__)
+
+# Prompts travel inside Reserve: 4 bytes a token.
+MAX_MESSAGE_BYTES = 64 << 20
+CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """Finished blocks whose pieces (generation, checksum) are still to be described."""
+
+    key: AttemptKey
+    lease_id: int
+    first: int
+    block_ids: tuple[int, ...]
+
+
+class PrefillSession:
+    """One stream to one decode worker in one life. Ends once, by `on_lost`; never reconnects."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        hello: pb.Hello,
+        *,
+        describe: Callable[[tuple[int, ...]], tuple[Piece, ...]],
+        executor: Executor,
+        on_message: Callable[[ToPrefill], None],
+        on_lost: Callable[[FailureCause, str], None],
+    ) -> None:
+        """``describe`` computes pieces of blocks; it runs on ``executor``."""
+        self._endpoint = endpoint
+        self._hello = hello
+        self._describe = describe
+        self._executor = executor
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._outbox: asyncio.Queue[ToDecode | Announcement] = asyncio.Queue()
+        self._task = asyncio.create_task(self._run())
+        self.transport = ""
+
+    def send(self, message: ToDecode | Announcement) -> None:
+        """Queues a message; order is kept."""
+        self._outbox.put_nowait(message)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        try:
+            async with grpc.aio.insecure_channel(self._endpoint, CHANNEL_OPTIONS) as channel:
+                await self._converse(channel)
+            cause, detail = FailureCause.DECODE_LOST, "the decode worker closed the stream"
+        except Incompatible as error:
+            cause, detail = FailureCause.INCOMPATIBLE, error.message
+        except grpc.aio.AioRpcError as error:
+            cause, detail = FailureCause.DECODE_LOST, f"{error.code().name}: {error.details()}"
+        except Exception as error:
+            _log.exception("handoff stream to %s failed", self._endpoint)
+            cause, detail = FailureCause.INTERNAL, repr(error)
+        self._on_lost(cause, detail)
+
+    async def _converse(self, channel: grpc.aio.Channel) -> None:
+        stub = handoff_pb2_grpc.HandoffStub(channel)
+        call = stub.Session(self._outgoing())
+        replies = call.__aiter__()
+        first = await anext(replies)
+        if first.hello.refused:
+            raise Incompatible(first.hello.refused, reason="HANDSHAKE_REFUSED")
+        self.transport = first.hello.transport
+        async for reply in replies:
+            self._on_message(from_decode_wire(reply))
+
+    async def _outgoing(self) -> AsyncIterator[pb.PrefillMessage]:
+        yield pb.PrefillMessage(hello=self._hello)
+        while True:
+            message = await self._outbox.get()
+            if isinstance(message, Announcement):
+                message = await self._with_pieces(message)
+            yield to_decode_wire(message)
+
+    async def _with_pieces(self, item: Announcement) -> Announce:
+        loop = asyncio.get_running_loop()
+        pieces = await loop.run_in_executor(self._executor, self._describe, item.block_ids)
+        return Announce(item.key, item.lease_id, item.first, pieces)

@@ -1,0 +1,165 @@
+"""KV blocks through shared memory: D maps P's pool read-only and copies out of it.
+
+Covers: passing the descriptor of P's pool over a Unix socket (SCM_RIGHTS), the self-test that
+tells whether both sides really see the same memory, copying with generation and checksum checks.
+A descriptor instead of a name: nothing stays behind when a process is killed.
+Does not cover: when to copy what (``core.lease``).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import secrets
+import socket
+import struct
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from core.kv_pool_layout import PoolLayout
+
+from core.errors import Incompatible
+from core.lease_events import (
+    PieceCopy,
+)
+from kv_transfer.transport import CopyResult, PoolBytes, checksum
+
+SHM = "shm"
+_CONNECT_TIMEOUT_S = 5.0
+_PEER_CREDENTIALS = struct.Struct("3i")
+
+
+class PoolExporter:
+    """P's side: hands a read-only descriptor of its pool to processes of the same user.
+
+    Listens on an abstract Unix socket, which has no file to leave behind.
+    """
+
+    def __init__(self, pool_fd: int) -> None:
+        # Reopened read-only, so that a peer can't map it writable.
+        self._fd = os.open(f"/proc/self/fd/{pool_fd}", os.O_RDONLY | os.O_CLOEXEC)
+        self.socket_path = f"@crossdock-{secrets.token_hex(16)}"
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(_address(self.socket_path))
+        self._listener.listen(128)
+        self._thread = threading.Thread(target=self._serve, name="shm-export", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            with connection:
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+        _, uid, _ = _PEER_CREDENTIALS.unpack(raw)
+        if uid != os.getuid():
+            return
+        try:
+            socket.send_fds(connection, [b"\0"], [self._fd])
+        except OSError:
+            # The peer went away; it will see its own end of the connection fail.
+            return
+
+    def close(self) -> None:
+        # shutdown() wakes accept(), close() alone would not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+        os.close(self._fd)
+
+
+class SharedMemorySource:
+    """D's side: one prefill worker's pool, mapped read-only."""
+
+    transport = SHM
+
+    def __init__(
+        self, socket_path: str, nonce: int, source: PoolLayout, destination: PoolBytes
+    ) -> None:
+        """Maps the pool and tests the way. Raises `Incompatible` if it is not P's memory."""
+        self._destination = destination
+        fd = _receive_descriptor(socket_path)
+        try:
+            self._map = _map_read_only(fd, source.total_bytes)
+        finally:
+            os.close(fd)
+        self._blocks = np.frombuffer(
+            self._map, np.uint8, source.num_blocks * source.block_bytes, source.blocks_offset
+        ).reshape(source.num_blocks, source.block_bytes)
+        self._generations = np.frombuffer(
+            self._map, np.uint64, source.num_blocks, source.generations_offset
+        )
+        seen = int(np.frombuffer(self._map, np.uint64, 1, source.nonce_offset)[0])
+        if seen != nonce:
+            self.close()
+            raise Incompatible(
+                "shared memory self-test failed: this is not the prefill worker's pool",
+                reason="SHM_SELF_TEST_FAILED",
+            )
+
+    def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
+        good = []
+        bad = []
+        for item in copies:
+            (good if self._copy_one(item) else bad).append(item.index)
+        return CopyResult(tuple(good), tuple(bad))
+
+    def _copy_one(self, item: PieceCopy) -> bool:
+        piece = item.piece
+        if not 0 <= piece.block_id < len(self._blocks):
+            return False
+        target = self._destination[item.destination]
+        target[:] = self._blocks[piece.block_id]
+        # Read after the copy: a block that P gave to someone else in between has moved on.
+        # Generations only grow, so this one check also covers the time before the copy.
+        if int(self._generations[piece.block_id]) != piece.generation:
+            return False
+        return checksum(target) == piece.checksum
+
+    def close(self) -> None:
+        # The arrays keep the mapping alive; it is unmapped when the last of them is gone.
+        self._blocks = np.empty((0, 0), np.uint8)
+        self._generations = np.empty(0, np.uint64)
+        self._map.close()
+
+
+def _receive_descriptor(socket_path: str) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_CONNECT_TIMEOUT_S)
+        try:
+            connection.connect(_address(socket_path))
+            _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
+        except OSError as error:
+            raise Incompatible(
+                f"shared memory can't be reached: {error}; the two workers are not on one host "
+                "or not in one network namespace",
+                reason="SHM_UNREACHABLE",
+            ) from error
+    if not descriptors:
+        raise Incompatible(
+            "the prefill worker refused its memory: it runs as another user",
+            reason="SHM_REFUSED",
+        )
+    return descriptors[0]
+
+
+def _map_read_only(fd: int, size: int) -> mmap.mmap:
+    if os.fstat(fd).st_size != size:
+        raise Incompatible(
+            f"shared pool has {os.fstat(fd).st_size} bytes, expected {size}",
+            reason="SHM_SIZE_DIFFERS",
+        )
+    # Populated at once, so that the first copies don't pay for page faults.
+    flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+    return mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ)
+
+
+def _address(socket_path: str) -> str:
+    """`@name` is how abstract sockets are written; the kernel wants a leading NUL."""
+    return f"\0{socket_path[1:]}"

@@ -1,0 +1,352 @@
+"""Everything a prefill worker decides: scheduling and one handoff per prompt behind one `handle`.
+
+Covers: how prompts, tickets and computed chunks drive each other, and which commands leave for
+the shell (`prefill_worker.service`) or the simulator. Pure: the clock is passed in.
+Does not cover: the rules themselves (``core.push``, ``prefill_worker.scheduler``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.block_hash import TokenArray
+from core.block_pool import BlockPool
+from core.errors import InvalidField
+from core.event_log import EventLog
+from core.handoff import (
+    Beat,
+    Cancel,
+    Commit,
+    FailureCause,
+    LeaseTimes,
+    Reserve,
+    Ticket,
+    ToDecode,
+    ToPrefill,
+)
+from core.outputs import Load, StepCounters, TokenOutput
+from core.push import (
+    AnnounceBlocks,
+    Push,
+    PushCommand,
+    Release,
+    ReportFailure,
+    SendCommit,
+    SendReserve,
+)
+from core.references import check_references
+from core.request import AttemptKey, FinishReason, SamplingParams
+from core.sequence import finish_reason_of
+from core.step import StepPlan, StepResult
+from prefill_worker.scheduler import ChunkDone, PrefillScheduler
+
+
+# Events.
+@dataclass(frozen=True, slots=True, eq=False)
+class Submit:
+    """The router wants this prompt computed and handed to ``decode_worker``."""
+
+    key: AttemptKey
+    tokens: TokenArray
+    params: SamplingParams
+    salt: int
+    decode_worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The router gave the attempt up."""
+
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class FromDecode:
+    """A message arrived from a decode worker."""
+
+    message: ToPrefill
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLost:
+    """The stream to a decode worker broke, or could not be opened."""
+
+    decode_worker: str
+    cause: FailureCause
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+PrefillerInput = Submit | Abort | FromDecode | DecodeLost | Tick
+
+
+# Commands.
+@dataclass(frozen=True, slots=True)
+class SendToDecode:
+    decode_worker: str
+    message: ToDecode
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncePieces:
+    """Announce these finished blocks: prompt block indices ``first``, ``first + 1``, …"""
+
+    decode_worker: str
+    key: AttemptKey
+    lease_id: int
+    first: int
+    block_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """Nothing more will come of this attempt on P."""
+
+    key: AttemptKey
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One prompt on P."""
+
+    submit: Submit
+    push: Push
+    cached_tokens: int = 0
+
+
+PrefillerCommand = SendToDecode | AnnouncePieces | ReportFailure | AttemptEnded | TokenOutput
+
+
+class Prefiller:
+    """The decisions of one prefill worker. Not thread-safe: its owner holds a lock.
+
+    ``ends_by_text(params, token)`` tells whether the first token completes a stop string.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        eos: frozenset[int],
+        times: LeaseTimes,
+        ends_by_text: Callable[[SamplingParams, int], bool],
+    ) -> None:
+        self.pool = pool
+        self.events = EventLog()
+        self.scheduler = PrefillScheduler(
+            pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            eos=eos,
+        )
+        self._eos = eos
+        self._times = times
+        self._ends_by_text = ends_by_text
+        self._attempts: dict[AttemptKey, Attempt] = {}
+        self._next_beat = 0.0
+
+    def handle(self, event: PrefillerInput, now: float) -> list[PrefillerCommand]:
+        """What follows from an event at monotonic time ``now`` (seconds)."""
+        match event:
+            case Submit():
+                commands = self._on_submit(event)
+            case Abort(key):
+                commands = self._on_abort(key)
+            case FromDecode(message):
+                commands = self._on_message(message, now)
+            case DecodeLost():
+                commands = self._on_decode_lost(event)
+            case Tick():
+                commands = self._on_tick(now)
+        return commands + self._start()
+
+    def plan_step(self, now: float) -> StepPlan | None:
+        """The next step, or None if no prompt waits to be computed."""
+        plan = self.scheduler.plan_step()
+        for piece in plan.slices if plan is not None else ():
+            key = self.scheduler.key_of(piece.sequence_id)
+            self.events.add(now, "chunk started", key, f"tokens {piece.start} to {piece.end}")
+        return plan
+
+    def complete_step(
+        self, plan: StepPlan, result: StepResult, now: float
+    ) -> list[PrefillerCommand]:
+        """Books a step: announces finished blocks, commits finished prompts."""
+        commands: list[PrefillerCommand] = []
+        for chunk in self.scheduler.complete_step(plan, result):
+            commands += self._on_chunk(chunk, now)
+        return commands + self._start()
+
+    # Events
+
+    def _on_submit(self, event: Submit) -> list[PrefillerCommand]:
+        if event.key in self._attempts:
+            return []
+        try:
+            self.scheduler.add(event.key, event.tokens, event.params, event.salt)
+        except InvalidField as error:
+            return [ReportFailure(event.key, FailureCause.REJECTED, error.message)]
+        push = Push(event.key, len(event.tokens), self.pool.block_size, self._times)
+        self._attempts[event.key] = Attempt(event, push)
+        return []
+
+    def _on_abort(self, key: AttemptKey) -> list[PrefillerCommand]:
+        attempt = self._attempts.get(key)
+        if attempt is None:
+            return []
+        cancel = SendToDecode(attempt.submit.decode_worker, Cancel(key, "aborted by the router"))
+        return [cancel, *self._carry_out(attempt, attempt.push.abandon())]
+
+    def _on_message(self, message: ToPrefill, now: float) -> list[PrefillerCommand]:
+        attempt = self._attempts.get(message.key)
+        if attempt is None:
+            return []
+        commands = attempt.push.handle(message, now)
+        if isinstance(message, Ticket) and attempt.push.has_ticket:
+            self.scheduler.ticketed(message.key)
+        return self._carry_out(attempt, commands)
+
+    def _on_decode_lost(self, event: DecodeLost) -> list[PrefillerCommand]:
+        commands: list[PrefillerCommand] = []
+        for attempt in list(self._attempts.values()):
+            if attempt.submit.decode_worker == event.decode_worker:
+                lost = attempt.push.lose(event.cause, event.detail)
+                commands += self._carry_out(attempt, lost)
+        return commands
+
+    def _on_tick(self, now: float) -> list[PrefillerCommand]:
+        commands: list[PrefillerCommand] = []
+        for attempt in list(self._attempts.values()):
+            lost = attempt.push.on_tick(now)
+            if lost:
+                cancel = Cancel(attempt.submit.key, "no progress within the lease")
+                commands.append(SendToDecode(attempt.submit.decode_worker, cancel))
+            commands += self._carry_out(attempt, lost)
+        if now >= self._next_beat:
+            self._next_beat = now + self._times.beat
+            commands += self._beats()
+        return commands
+
+    def _beats(self) -> list[PrefillerCommand]:
+        by_worker: dict[str, list[tuple[int, int]]] = {}
+        for attempt in self._attempts.values():
+            if attempt.push.has_ticket:
+                progress = (attempt.push.lease_id, attempt.push.computed)
+                by_worker.setdefault(attempt.submit.decode_worker, []).append(progress)
+        return [SendToDecode(worker, Beat(tuple(p))) for worker, p in by_worker.items()]
+
+    # Progress
+
+    def _start(self) -> list[PrefillerCommand]:
+        commands: list[PrefillerCommand] = []
+        for key in self.scheduler.start_next():
+            attempt = self._attempts[key]
+            commands += self._carry_out(attempt, attempt.push.ask())
+        return commands
+
+    def _on_chunk(self, chunk: ChunkDone, now: float) -> list[PrefillerCommand]:
+        attempt = self._attempts[chunk.key]
+        attempt.cached_tokens = chunk.cached_tokens
+        self.events.add(now, "chunk done", chunk.key, f"{chunk.computed} tokens")
+        if chunk.token is not None:
+            finish = self._finish_reason(attempt.submit.params, chunk.token)
+            if finish is not None:
+                return self._answer_alone(attempt, chunk.token, finish)
+        commands = attempt.push.on_computed(chunk.computed, now)
+        if chunk.token is not None:
+            commands += attempt.push.on_sampled(chunk.token)
+        return self._carry_out(attempt, commands)
+
+    def _finish_reason(self, params: SamplingParams, token: int) -> FinishReason | None:
+        by_id = finish_reason_of(token, 1, params, self._eos)
+        if by_id is not FinishReason.STOP and self._ends_by_text(params, token):
+            return FinishReason.STOP
+        return by_id
+
+    def _answer_alone(
+        self, attempt: Attempt, token: int, finish: FinishReason
+    ) -> list[PrefillerCommand]:
+        """The first token ends the answer: D is not needed."""
+        key = attempt.submit.key
+        output = TokenOutput(key, token, finish, first=True, cached_tokens=attempt.cached_tokens)
+        cancel = SendToDecode(
+            attempt.submit.decode_worker, Cancel(key, "answered by the first token")
+        )
+        return [output, cancel, *self._carry_out(attempt, attempt.push.abandon())]
+
+    def _carry_out(
+        self, attempt: Attempt, push_commands: list[PushCommand]
+    ) -> list[PrefillerCommand]:
+        commands: list[PrefillerCommand] = []
+        for command in push_commands:
+            commands += self._translate(attempt, command)
+        return commands
+
+    def _translate(self, attempt: Attempt, command: PushCommand) -> list[PrefillerCommand]:
+        submit = attempt.submit
+        match command:
+            case SendReserve(key):
+                reserve = Reserve(key, submit.tokens, submit.salt, submit.params)
+                return [SendToDecode(submit.decode_worker, reserve)]
+            case AnnounceBlocks(key, lease_id, indices):
+                return self._announcements(submit.decode_worker, key, lease_id, indices)
+            case SendCommit(key, lease_id, token):
+                commit = Commit(key, lease_id, token, attempt.cached_tokens)
+                return [SendToDecode(submit.decode_worker, commit)]
+            case Release(key):
+                del self._attempts[key]
+                self.scheduler.end(key)
+                return [AttemptEnded(key)]
+            case ReportFailure():
+                return [command]
+
+    def _announcements(
+        self, worker: str, key: AttemptKey, lease_id: int, indices: tuple[int, ...]
+    ) -> list[PrefillerCommand]:
+        block_ids = self.scheduler.block_ids(key)
+        return [
+            AnnouncePieces(
+                worker, key, lease_id, run[0], tuple(int(b) for b in block_ids[run[0] : run[1]])
+            )
+            for run in consecutive_runs(indices)
+        ]
+
+    @property
+    def load(self) -> Load:
+        return self.scheduler.load
+
+    @property
+    def counters(self) -> StepCounters:
+        return self.scheduler.counters
+
+    @property
+    def num_leases(self) -> int:
+        """Prompts on P whose handoff is not over."""
+        return len(self._attempts)
+
+    @property
+    def idle(self) -> bool:
+        return not self._attempts
+
+    def validate(self) -> None:
+        """Raises `InternalError` if any invariant of pool or prompts is broken."""
+        self.pool.validate()
+        check_references(self.pool, self.scheduler.held_references())
+
+
+def consecutive_runs(indices: tuple[int, ...]) -> list[tuple[int, int]]:
+    """(first, end) of each run of consecutive numbers in ascending ``indices``."""
+    runs: list[tuple[int, int]] = []
+    for index in indices:
+        if runs and runs[-1][1] == index:
+            runs[-1] = (runs[-1][0], index + 1)
+        else:
+            runs.append((index, index + 1))
+    return runs

@@ -1,0 +1,166 @@
+"""The prefill worker's shell: router's prompts in, handoffs to decode workers out.
+
+Covers: one handoff stream per decode worker (opened on first use, reopened on the next after it
+broke), exporting the pool, carrying out the prefiller's commands.
+Does not cover: decisions (`prefill_worker.prefiller`), the common shell (`worker.service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from crossdock.v1 import handoff_pb2
+from crossdock.v1 import worker_pb2 as pb
+from engine.runner import LoadedRunner
+
+from core.errors import InternalError
+from core.handoff import FailureCause, LeaseTimes, Piece, ToDecode, ToPrefill
+from core.push import ReportFailure
+from core.request import AttemptKey, SamplingParams
+from core.worker_settings import WorkerSettings
+from kv_transfer.attempt_wire import key_from_wire, sampling_from_wire, tokens_from_wire
+from kv_transfer.handshake import WorkerIdentity, hello
+from kv_transfer.prefill_session import Announcement, PrefillSession
+from kv_transfer.shm import SHM, PoolExporter
+from kv_transfer.transport import describe_pieces
+from prefill_worker.prefiller import (
+    Abort,
+    AnnouncePieces,
+    AttemptEnded,
+    DecodeLost,
+    FromDecode,
+    Prefiller,
+    PrefillerCommand,
+    PrefillerInput,
+    SendToDecode,
+    Submit,
+    Tick,
+)
+from text.answer import AnswerText
+from text.tokenizer import Tokenizer
+from worker.service import WorkerService
+
+
+class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
+    """Computes prompts and hands them over."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        identity: WorkerIdentity,
+        runner: LoadedRunner,
+        tokenizer: Tokenizer,
+    ) -> None:
+        prefiller = Prefiller(
+            runner.new_block_pool(),
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            eos=frozenset(runner.config.eos_token_ids),
+            times=LeaseTimes(lease=settings.lease_s, beat=settings.beat_s),
+            ends_by_text=self._ends_by_text,
+        )
+        super().__init__(settings, identity.epoch, runner, tokenizer, prefiller)
+        self._identity = identity
+        self._exporter = PoolExporter(_descriptor(runner))
+        self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
+        self._sessions: dict[str, PrefillSession] = {}
+        # Where decode workers live, by name, as the router last said: (endpoint, epoch).
+        self._places: dict[str, tuple[str, int]] = {}
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(session.close() for session in self._sessions.values()))
+        await super().stop()
+        self._exporter.close()
+        self._describer.shutdown()
+
+    def tick_event(self) -> PrefillerInput:
+        return Tick()
+
+    def abort_event(self, key: AttemptKey) -> PrefillerInput:
+        return Abort(key)
+
+    def stop_text_event(self, key: AttemptKey) -> PrefillerInput | None:
+        del key
+        # The prefiller knows about stop strings before it sends a token.
+        return None
+
+    def on_assignment(self, message: pb.RouterMessage) -> None:
+        if message.WhichOneof("message") != "prefill":
+            key = key_from_wire(message.open.key)
+            self.fail(key, FailureCause.REJECTED, "a prefill worker can't decode")
+            return
+        prefill = message.prefill
+        self._places[prefill.decode_worker] = (prefill.decode_endpoint, prefill.decode_epoch)
+        self.submit(
+            Submit(
+                key_from_wire(prefill.key),
+                tokens_from_wire(prefill.token_ids),
+                sampling_from_wire(prefill.sampling),
+                prefill.salt,
+                prefill.decode_worker,
+            )
+        )
+
+    def carry_out(self, command: PrefillerCommand) -> None:
+        match command:
+            case SendToDecode(worker, message):
+                self._send(worker, message)
+            case AnnouncePieces(worker, key, lease_id, first, block_ids):
+                self._send(worker, Announcement(key, lease_id, first, block_ids))
+            case ReportFailure(key, cause, detail):
+                self.fail(key, cause, detail)
+            case AttemptEnded(key):
+                self.finish(key)
+
+    def edge_stats(self) -> list[pb.EdgeStats]:
+        return []
+
+    def _send(self, worker: str, message: ToDecode | Announcement) -> None:
+        session = self._sessions.get(worker)
+        if session is None:
+            session = self._connect(worker)
+        session.send(message)
+
+    def _connect(self, worker: str) -> PrefillSession:
+        endpoint, decode_epoch = self._places[worker]
+        offer = handoff_pb2.ShmOffer(
+            socket_path=self._exporter.socket_path,
+            nonce=self.runner.pool.nonce,
+            num_blocks=self.settings.num_blocks,
+        )
+
+        def on_lost(cause: FailureCause, detail: str) -> None:
+            if self._sessions.get(worker) is session:
+                del self._sessions[worker]
+            self.submit(DecodeLost(worker, cause, detail))
+
+        session = PrefillSession(
+            endpoint,
+            hello(self._identity, decode_epoch, [SHM], offer),
+            describe=self._describe,
+            executor=self._describer,
+            on_message=self._on_message,
+            on_lost=on_lost,
+        )
+        self._sessions[worker] = session
+        return session
+
+    def _on_message(self, message: ToPrefill) -> None:
+        self.submit(FromDecode(message))
+
+    def _describe(self, block_ids: tuple[int, ...]) -> tuple[Piece, ...]:
+        pool = self.runner.pool
+        return describe_pieces(pool.block_bytes_view, pool.generations, block_ids)
+
+    def _ends_by_text(self, params: SamplingParams, token: int) -> bool:
+        return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push([token]).stopped
+
+
+def _descriptor(runner: LoadedRunner) -> int:
+    if runner.pool.fd is None:
+        raise InternalError(
+            "this pool is not in host memory, so it can't be shared over shm",
+            reason="POOL_NOT_SHARED",
+        )
+    return runner.pool.fd

@@ -1,0 +1,46 @@
+from crossdock.v1 import worker_pb2 as _worker_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ("validate",)
+    VALIDATE_FIELD_NUMBER: _ClassVar[int]
+    validate: bool
+    def __init__(self, validate: bool = ...) -> None: ...
+
+class ClusterStatus(_message.Message):
+    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_WANTED_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WANTED_FIELD_NUMBER: _ClassVar[int]
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    grpc_address: str
+    http_address: str
+    prefill_wanted: int
+    decode_wanted: int
+    workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
+    restarts: int
+    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ...) -> None: ...
+
+class WorkerStatus(_message.Message):
+    __slots__ = ("worker", "endpoint", "state", "detail", "stats")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    STATS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    endpoint: str
+    state: str
+    detail: str
+    stats: _worker_pb2.WorkerStats
+    def __init__(self, worker: _Optional[str] = ..., endpoint: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., stats: _Optional[_Union[_worker_pb2.WorkerStats, _Mapping]] = ...) -> None: ...

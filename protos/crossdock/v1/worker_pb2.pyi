@@ -1,0 +1,292 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class AttemptKey(_message.Message):
+    __slots__ = ("tenant", "request_id", "attempt")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    request_id: str
+    attempt: int
+    def __init__(self, tenant: _Optional[str] = ..., request_id: _Optional[str] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class Sampling(_message.Message):
+    __slots__ = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "seed")
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    min_tokens: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    ignore_eos: bool
+    seed: int
+    def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., seed: _Optional[int] = ...) -> None: ...
+
+class RouterMessage(_message.Message):
+    __slots__ = ("attach", "prefill", "open", "abort")
+    ATTACH_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    attach: Attach
+    prefill: Prefill
+    open: Open
+    abort: Abort
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+
+class Attach(_message.Message):
+    __slots__ = ("router_id",)
+    ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    router_id: str
+    def __init__(self, router_id: _Optional[str] = ...) -> None: ...
+
+class Prefill(_message.Message):
+    __slots__ = ("key", "token_ids", "sampling", "decode_worker", "decode_endpoint", "decode_epoch", "salt", "deadline_s")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DECODE_WORKER_FIELD_NUMBER: _ClassVar[int]
+    DECODE_ENDPOINT_FIELD_NUMBER: _ClassVar[int]
+    DECODE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    key: AttemptKey
+    token_ids: bytes
+    sampling: Sampling
+    decode_worker: str
+    decode_endpoint: str
+    decode_epoch: int
+    salt: int
+    deadline_s: float
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., decode_worker: _Optional[str] = ..., decode_endpoint: _Optional[str] = ..., decode_epoch: _Optional[int] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+
+class Open(_message.Message):
+    __slots__ = ("key", "mode", "token_ids", "sampling", "salt", "deadline_s")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_UNSPECIFIED: _ClassVar[Open.Mode]
+        LOCAL: _ClassVar[Open.Mode]
+        HANDOFF: _ClassVar[Open.Mode]
+    MODE_UNSPECIFIED: Open.Mode
+    LOCAL: Open.Mode
+    HANDOFF: Open.Mode
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    key: AttemptKey
+    mode: Open.Mode
+    token_ids: bytes
+    sampling: Sampling
+    salt: int
+    deadline_s: float
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., mode: _Optional[_Union[Open.Mode, str]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("key",)
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    key: AttemptKey
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ...) -> None: ...
+
+class WorkerMessage(_message.Message):
+    __slots__ = ("welcome", "step", "failed", "cache")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    step: Step
+    failed: AttemptFailed
+    cache: CacheEvents
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    epoch: int
+    role: str
+    num_blocks: int
+    block_size: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+
+class Step(_message.Message):
+    __slots__ = ("outputs", "load")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
+    load: Load
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+
+class SequenceOutput(_message.Message):
+    __slots__ = ("key", "token_ids", "text", "finish_reason", "cached_tokens")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    key: AttemptKey
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    text: str
+    finish_reason: str
+    cached_tokens: int
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+
+class Load(_message.Message):
+    __slots__ = ("running", "waiting", "free_blocks", "pending_prefill_tokens")
+    RUNNING_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PENDING_PREFILL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    running: int
+    waiting: int
+    free_blocks: int
+    pending_prefill_tokens: int
+    def __init__(self, running: _Optional[int] = ..., waiting: _Optional[int] = ..., free_blocks: _Optional[int] = ..., pending_prefill_tokens: _Optional[int] = ...) -> None: ...
+
+class AttemptFailed(_message.Message):
+    __slots__ = ("key", "cause", "detail")
+    class Cause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        CAUSE_UNSPECIFIED: _ClassVar[AttemptFailed.Cause]
+        NO_ROOM: _ClassVar[AttemptFailed.Cause]
+        DECODE_LOST: _ClassVar[AttemptFailed.Cause]
+        PREFILL_LOST: _ClassVar[AttemptFailed.Cause]
+        LEASE_EXPIRED: _ClassVar[AttemptFailed.Cause]
+        INCOMPATIBLE: _ClassVar[AttemptFailed.Cause]
+        REJECTED: _ClassVar[AttemptFailed.Cause]
+        DEADLINE: _ClassVar[AttemptFailed.Cause]
+        DRAINING: _ClassVar[AttemptFailed.Cause]
+        INTERNAL: _ClassVar[AttemptFailed.Cause]
+    CAUSE_UNSPECIFIED: AttemptFailed.Cause
+    NO_ROOM: AttemptFailed.Cause
+    DECODE_LOST: AttemptFailed.Cause
+    PREFILL_LOST: AttemptFailed.Cause
+    LEASE_EXPIRED: AttemptFailed.Cause
+    INCOMPATIBLE: AttemptFailed.Cause
+    REJECTED: AttemptFailed.Cause
+    DEADLINE: AttemptFailed.Cause
+    DRAINING: AttemptFailed.Cause
+    INTERNAL: AttemptFailed.Cause
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    key: AttemptKey
+    cause: AttemptFailed.Cause
+    detail: str
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., cause: _Optional[_Union[AttemptFailed.Cause, str]] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class CacheEvents(_message.Message):
+    __slots__ = ("reset", "stored", "removed")
+    RESET_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    reset: bool
+    stored: bytes
+    removed: bytes
+    def __init__(self, reset: bool = ..., stored: _Optional[bytes] = ..., removed: _Optional[bytes] = ...) -> None: ...
+
+class GetStatsRequest(_message.Message):
+    __slots__ = ("validate",)
+    VALIDATE_FIELD_NUMBER: _ClassVar[int]
+    validate: bool
+    def __init__(self, validate: bool = ...) -> None: ...
+
+class WorkerStats(_message.Message):
+    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FREE_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    LEASED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_TOKENS_COMPUTED_FIELD_NUMBER: _ClassVar[int]
+    RECOMPUTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_TOKENS_HIT_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    EDGES_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    epoch: int
+    role: str
+    load: Load
+    total_blocks: int
+    free_blocks: int
+    cached_blocks: int
+    leased_blocks: int
+    quarantined_blocks: int
+    prefill_tokens_computed: int
+    recomputed_tokens: int
+    decode_tokens: int
+    preemptions: int
+    prefix_tokens_hit: int
+    leases: int
+    edges: _containers.RepeatedCompositeFieldContainer[EdgeStats]
+    events: _containers.RepeatedCompositeFieldContainer[LoggedEvent]
+    cores: _containers.RepeatedScalarFieldContainer[int]
+    threads: int
+    pid: int
+    steps: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+
+class EdgeStats(_message.Message):
+    __slots__ = ("peer", "transport", "bytes", "blocks", "seconds", "resent_blocks")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RESENT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    transport: str
+    bytes: int
+    blocks: int
+    seconds: float
+    resent_blocks: int
+    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., seconds: _Optional[float] = ..., resent_blocks: _Optional[int] = ...) -> None: ...
+
+class LoggedEvent(_message.Message):
+    __slots__ = ("at_s", "name", "attempt", "detail")
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    at_s: float
+    name: str
+    attempt: str
+    detail: str
+    def __init__(self, at_s: _Optional[float] = ..., name: _Optional[str] = ..., attempt: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...

@@ -1,0 +1,109 @@
+"""The cluster's config: defaults, sizes, overrides, and plain words for what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from core.config import ClusterSpec, field_paths, make_spec, parse_bytes
+from core.errors import InvalidField
+
+
+def refusal(settings: dict) -> str:
+    with pytest.raises(InvalidField) as caught:
+        make_spec(settings)
+    return caught.value.message
+
+
+def test_an_empty_config_is_one_prefill_and_one_decode_worker() -> None:
+    spec = make_spec({})
+    assert spec == ClusterSpec()
+    assert (spec.pools.prefill.replicas, spec.pools.decode.replicas) == (1, 1)
+
+
+def test_a_full_config_is_taken_as_written() -> None:
+    spec = make_spec(
+        {
+            "model": "models/llama",
+            "served_model_name": "llama",
+            "max_model_len": 4096,
+            "engine": {"device": "cpu", "dtype": "bfloat16", "threads": 2, "affinity": "none"},
+            "pools": {
+                "prefill": {"replicas": 2, "resources": {"CPU": 0.5}, "max_num_seqs": 4},
+                "decode": {"replicas": 3, "max_num_batched_tokens": 256},
+            },
+            "kv": {"block_size": 32, "memory": "1GiB", "transport": "shm"},
+        }
+    )
+    assert spec.pools.prefill.resources == {"CPU": 0.5}
+    assert spec.pools.decode.max_num_batched_tokens == 256
+    assert spec.kv.memory == 2**30
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("512MiB", 2**29), ("2 gb", 2 * 10**9), ("1.5KiB", 1536), (4096, 4096), ("7", 7)],
+)
+def test_sizes_are_read_with_their_units(text: object, count: int) -> None:
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "lots", "5 parsecs", "-1MiB", None])
+def test_what_is_no_size_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="must be a size"):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "suggestion"),
+    [
+        ({"pools": {"prefil": {}}}, "pools.prefil", "pools.prefill"),
+        ({"modle": "x"}, "modle", "model"),
+        ({"kv": {"blocksize": 8}}, "kv.blocksize", "kv.block_size"),
+        ({"block_size": 8}, "block_size", "kv.block_size"),
+        ({"pools": {"decode": {"replica": 2}}}, "pools.decode.replica", "pools.decode.replicas"),
+    ],
+)
+def test_an_unknown_setting_is_refused_with_the_nearest_one(settings, path, suggestion) -> None:
+    message = refusal(settings)
+    assert message.startswith(f"{path} = ")
+    assert f"did you mean `{suggestion}`?" in message
+
+
+def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
+    assert "valid here: engine.device, engine.dtype" in refusal({"engine": {"zzz": 1}})
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"pools": {"decode": {"replicas": 0}}}, "decode.replicas must be at least 1"),
+        ({"pools": {"prefill": {"replicas": -1}}}, "pools.prefill.replicas = -1"),
+        ({"pools": {"prefill": {"resources": {"CPU": 0}}}}, "pools.prefill.resources.CPU = 0"),
+        ({"pools": {"prefill": {"resources": {}}}}, "pools.prefill.resources"),
+        ({"kv": {"memory": "much"}}, "kv.memory = 'much': must be a size"),
+        ({"kv": {"memory": "1GiB", "num_blocks": 4}}, "not both"),
+        ({"engine": {"dtype": "int3"}}, "engine.dtype = 'int3'"),
+        ({"engine": {"device": "tpu"}}, "engine.device = 'tpu'"),
+        ({"pools": {"decode": {"tensor_parallel_size": 2}}},
+         "pools.decode.tensor_parallel_size = 2: this version runs each replica as one shard"),
+        ({"pools": {"prefill": {"pipeline_parallel_size": 4}}},
+         "pools.prefill.pipeline_parallel_size = 4"),
+        ({"pools": 3}, "pools = 3"),
+    ],
+)  # fmt: skip
+def test_what_can_not_be_served_is_refused_by_name(settings: dict, words: str) -> None:
+    assert words in refusal(settings)
+
+
+def test_flags_win_over_the_file_and_leave_the_rest() -> None:
+    settings = {"pools": {"decode": {"replicas": 2, "max_num_seqs": 8}}}
+    spec = make_spec(settings, {"pools.decode.replicas": 5, "model": None, "engine.dtype": "auto"})
+    assert spec.pools.decode.replicas == 5
+    assert spec.pools.decode.max_num_seqs == 8
+    assert settings == {"pools": {"decode": {"replicas": 2, "max_num_seqs": 8}}}
+
+
+def test_every_section_lists_its_paths() -> None:
+    assert {"model", "engine.threads", "pools.prefill.resources", "kv.num_blocks"} <= set(
+        field_paths()
+    )

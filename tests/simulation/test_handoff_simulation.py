@@ -1,0 +1,132 @@
+"""Production schedulers and handoff rules in seeded trouble: no wrong token, no leak."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from handoff_world import BLOCK_SIZE, Faults, World
+
+
+def ask_many(world: World, count: int, *, longest: int = 60, max_tokens: int = 12) -> None:
+    """Prompts that share prefixes, so that both sides hold some of them already."""
+    shared = [world.random.randrange(1, 900) for _ in range(24)]
+    for number in range(count):
+        own = [world.random.randrange(1, 900) for _ in range(world.random.randrange(1, longest))]
+        prefix = shared[: world.random.choice([0, 8, 16, 24])]
+        world.ask(f"r{number}", prefix + own, world.random.randrange(1, max_tokens + 1))
+
+
+def test_one_prompt_goes_through_prefill_handoff_and_decode() -> None:
+    world = World(seed=1)
+    request = world.ask("one", list(range(1, 31)), max_tokens=5)
+    world.run()
+    world.validate()
+    assert request.outcome == "length"
+    decode = world.decodes["D0"].brain
+    assert decode.counters.prefill_tokens_computed == 0
+    assert decode.counters.decode_tokens == 4
+
+
+def test_only_blocks_that_decode_lacks_are_shipped() -> None:
+    world = World(seed=2)
+    prompt = list(range(1, 31))
+    world.ask("first", prompt, max_tokens=2)
+    world.run()
+    moved = world.bytes_moved
+    assert moved == 8 * BLOCK_SIZE * 8
+    world.ask("second", prompt, max_tokens=2)
+    world.run()
+    world.validate()
+    # Seven full blocks are held by D; the last, partial one is private and shipped again.
+    assert world.bytes_moved - moved == 1 * BLOCK_SIZE * 8
+
+
+def test_a_prompt_whose_full_blocks_decode_holds_ships_nothing() -> None:
+    world = World(seed=3)
+    prompt = list(range(1, 33))
+    world.ask("first", prompt, max_tokens=2)
+    world.run()
+    moved = world.bytes_moved
+    request = world.ask("second", prompt, max_tokens=3)
+    world.run()
+    world.validate()
+    assert world.bytes_moved == moved
+    assert request.outcome == "length"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_long_answers_preempt_each_other_and_stay_right(seed: int) -> None:
+    world = World(seed, decode_blocks=24)
+    for number in range(8):
+        prompt = [number * 40 + i for i in range(1, 21)]
+        world.ask(f"long-{number}", prompt, max_tokens=50)
+    world.run()
+    world.validate()
+    assert {r.outcome for r in world.requests.values()} == {"length"}
+    assert world.decodes["D0"].brain.counters.preemptions > 0
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_colocated_workers_prefill_beside_decoding(seed: int) -> None:
+    world = World(seed, prefills=0, decodes=2, decode_blocks=30)
+    ask_many(world, 12)
+    world.run()
+    world.validate()
+    assert {r.outcome for r in world.requests.values()} == {"length"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_doubled_and_damaged_messages_change_nothing(seed: int) -> None:
+    world = World(seed, prefills=2, decodes=2, faults=Faults(double=0.3, damage=0.15))
+    ask_many(world, 12)
+    world.run()
+    world.validate()
+    assert {r.outcome for r in world.requests.values()} == {"length"}
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_killed_workers_cost_no_request_that_had_no_token(seed: int) -> None:
+    world = World(seed, prefills=2, decodes=2, faults=Faults(kill=0.004, double=0.1))
+    ask_many(world, 12)
+    world.run()
+    world.faults = Faults()
+    world.run()
+    world.validate()
+    for request in world.requests.values():
+        assert request.outcome == "length" or request.tokens
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_everything_at_once_leaks_nothing(seed: int) -> None:
+    faults = Faults(double=0.1, damage=0.05, kill=0.002, abort=0.004, pause=0.004)
+    shape = random.Random(seed)
+    world = World(
+        seed,
+        prefills=shape.choice([1, 2, 3]),
+        decodes=shape.choice([1, 2, 3]),
+        prefill_blocks=shape.choice([30, 80]),
+        decode_blocks=shape.choice([30, 80]),
+        faults=faults,
+    )
+    ask_many(world, 16)
+    world.run()
+    world.faults = Faults()
+    world.run()
+    world.validate()
+    assert all(r.outcome for r in world.requests.values())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_cancelled_requests_never_touch_the_blocks_of_others(seed: int) -> None:
+    world = World(seed, decodes=1, decode_blocks=26, faults=Faults(abort=0.04))
+    for burst in range(6):
+        ask_many_named(world, f"burst-{burst}", 8)
+        world.run()
+    world.validate()
+
+
+def ask_many_named(world: World, name: str, count: int) -> None:
+    for number in range(count):
+        prompt = [world.random.randrange(1, 900) for _ in range(world.random.randrange(4, 40))]
+        world.ask(f"{name}-{number}", prompt, max_tokens=30)

@@ -1,0 +1,1 @@
+"""What prefill and decode workers share: router streams, the engine's thread, text, statistics."""

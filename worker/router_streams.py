@@ -1,0 +1,126 @@
+"""The worker's end of the request plane: one multiplexed stream per router.
+
+Covers: welcoming routers, one message per engine step and router, cache events, which router an
+attempt belongs to. A router whose stream breaks has lost its attempts at once: it treats this
+worker as lost in the same moment and retries elsewhere, so nothing could be resumed.
+Does not cover: what the messages lead to (`worker.service`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Protocol
+
+from crossdock.v1 import worker_pb2 as pb
+
+from core.block_hash import HashArray
+from core.request import AttemptKey
+from kv_transfer.attempt_wire import key_from_wire
+
+
+class RouterStream:
+    """One router, from its Attach to the end of its stream."""
+
+    def __init__(self, router_id: str) -> None:
+        self.router_id = router_id
+        self.outbox: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
+
+
+class RouterHandler(Protocol):
+    """Who acts on what routers say. Called on the event loop."""
+
+    def on_router_message(self, message: pb.RouterMessage) -> None: ...
+
+    def on_router_lost(self, attempts: Iterable[AttemptKey]) -> None: ...
+
+
+class RouterStreams:
+    """All attached routers of one worker."""
+
+    def __init__(self, handler: RouterHandler, greet: Callable[[], list[pb.WorkerMessage]]) -> None:
+        """``greet`` gives the first messages of a stream: welcome and cache snapshot."""
+        self._handler = handler
+        self._greet = greet
+        self._streams: set[RouterStream] = set()
+        self._owners: dict[AttemptKey, RouterStream] = {}
+
+    async def attach(
+        self, requests: AsyncIterator[pb.RouterMessage]
+    ) -> AsyncIterator[pb.WorkerMessage]:
+        """Serves one `Worker.Attach` call."""
+        first = await anext(requests)
+        stream = RouterStream(first.attach.router_id)
+        for message in self._greet():
+            stream.outbox.put_nowait(message)
+        self._streams.add(stream)
+        reader = asyncio.create_task(self._read(stream, requests))
+        try:
+            while not reader.done():
+                waiting = asyncio.ensure_future(stream.outbox.get())
+                await asyncio.wait((waiting, reader), return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    waiting.cancel()
+                    break
+                yield waiting.result()
+        finally:
+            reader.cancel()
+            self._detach(stream)
+
+    async def _read(self, stream: RouterStream, requests: AsyncIterator[pb.RouterMessage]) -> None:
+        async for message in requests:
+            self._note_owner(stream, message)
+            self._handler.on_router_message(message)
+
+    def _note_owner(self, stream: RouterStream, message: pb.RouterMessage) -> None:
+        match message.WhichOneof("message"):
+            case "prefill":
+                self._owners[key_from_wire(message.prefill.key)] = stream
+            case "open":
+                self._owners[key_from_wire(message.open.key)] = stream
+
+    def _detach(self, stream: RouterStream) -> None:
+        self._streams.discard(stream)
+        orphans = [key for key, owner in self._owners.items() if owner is stream]
+        for key in orphans:
+            del self._owners[key]
+        self._handler.on_router_lost(orphans)
+
+    def forget(self, key: AttemptKey) -> None:
+        """The attempt is over: nothing more will be sent about it."""
+        self._owners.pop(key, None)
+
+    @property
+    def num_attempts(self) -> int:
+        """Attempts that some router still waits for."""
+        return len(self._owners)
+
+    def send_outputs(
+        self, outputs: Iterable[tuple[AttemptKey, pb.SequenceOutput]], load: pb.Load
+    ) -> None:
+        """One Step message to each router that has outputs in it."""
+        by_stream: dict[RouterStream, list[pb.SequenceOutput]] = {}
+        for key, output in outputs:
+            owner = self._owners.get(key)
+            if owner is not None:
+                by_stream.setdefault(owner, []).append(output)
+        for stream, items in by_stream.items():
+            step = pb.Step(outputs=items, load=load)
+            stream.outbox.put_nowait(pb.WorkerMessage(step=step))
+
+    def send_failure(self, key: AttemptKey, failure: pb.AttemptFailed) -> None:
+        """Tells the attempt's router, then forgets the attempt."""
+        owner = self._owners.pop(key, None)
+        if owner is not None:
+            owner.outbox.put_nowait(pb.WorkerMessage(failed=failure))
+
+    def send_cache_events(self, stored: HashArray, removed: HashArray) -> None:
+        if not len(stored) and not len(removed):
+            return
+        events = pb.CacheEvents(stored=hashes_to_wire(stored), removed=hashes_to_wire(removed))
+        for stream in self._streams:
+            stream.outbox.put_nowait(pb.WorkerMessage(cache=events))
+
+
+def hashes_to_wire(hashes: HashArray) -> bytes:
+    return hashes.astype("<u8", copy=False).tobytes()

@@ -1,0 +1,355 @@
+"""The shell of a worker: decisions in, decisions out, around one pure object and one engine.
+
+Covers: the gRPC `Worker` service, the lock discipline (events from the event loop and steps of the
+engine's thread meet in the pure object only under the engine loop's lock), answers as text, cache
+events, deadlines, the clock tick, statistics. Prefill and decode workers add what is theirs.
+Does not cover: decisions (`prefill_worker.prefiller`, `decode_worker.decoder`).
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Iterable
+from typing import Generic, Protocol, TypeVar
+
+import grpc
+from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1 import worker_pb2_grpc
+from engine.loop import EngineLoop
+from engine.runner import LoadedRunner
+
+from core.block_pool import BlockPool
+from core.errors import CrossdockError, InvalidField
+from core.event_log import EventLog
+from core.handoff import FailureCause
+from core.outputs import Load, StepCounters, TokenOutput
+from core.request import AttemptKey, SamplingParams
+from core.step import StepPlan, StepResult
+from core.worker_settings import WorkerSettings
+from kv_transfer.attempt_wire import key_from_wire, key_to_wire, sampling_from_wire
+from text.answer import AnswerText
+from text.tokenizer import Tokenizer
+from worker.router_streams import RouterStreams, hashes_to_wire
+
+_log = logging.getLogger(__name__)
+_TICK_S = 0.25
+
+Event = TypeVar("Event")
+Command = TypeVar("Command")
+
+
+class Brain(Protocol[Event, Command]):
+    """The pure object that decides for a worker."""
+
+    pool: BlockPool
+    events: EventLog
+
+    def handle(self, event: Event, now: float) -> list[Command]: ...
+    def plan_step(self, now: float) -> StepPlan | None: ...
+    def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]: ...
+    def validate(self) -> None: ...
+
+    @property
+    def load(self) -> Load: ...
+    @property
+    def counters(self) -> StepCounters: ...
+    @property
+    def num_leases(self) -> int: ...
+    @property
+    def idle(self) -> bool: ...
+
+
+class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Command]):
+    """Base of both roles. Everything but the engine's steps runs on one event loop."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        epoch: int,
+        runner: LoadedRunner,
+        tokenizer: Tokenizer,
+        brain: Brain[Event, Command],
+    ) -> None:
+        self.settings = settings
+        self.epoch = epoch
+        self.runner = runner
+        self.tokenizer = tokenizer
+        self.brain = brain
+        self.streams = RouterStreams(self, self._greet)
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._answers: dict[AttemptKey, AnswerText] = {}
+        self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
+        self._engine: EngineLoop[list[Command]] = EngineLoop(
+            runner.execute,
+            brain,
+            deliver=self._deliver,
+            crashed=self._crashed,
+            clock=time.monotonic,
+        )
+        self._ticker: asyncio.Task[None] | None = None
+        self._idle = asyncio.Event()
+
+    # Life
+
+    def start(self) -> None:
+        self._engine.start()
+        self._ticker = asyncio.create_task(self._tick_for_ever())
+
+    async def stop(self) -> None:
+        """Ends the engine's thread and the ticker. The gRPC server is stopped before."""
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await self._loop.run_in_executor(None, self._engine.stop)
+        for timer in self._timers.values():
+            timer.cancel()
+
+    async def wait_idle(self, limit_s: float) -> bool:
+        """Waits until no attempt is left, at most ``limit_s``. Tells whether it came to that."""
+        self._note_idleness()
+        try:
+            await asyncio.wait_for(self._idle.wait(), limit_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def _note_idleness(self) -> None:
+        with self._engine.lock:
+            idle = self.brain.idle
+        (self._idle.set if idle else self._idle.clear)()
+
+    def submit(self, event: Event) -> None:
+        """Lets the brain decide about an event and carries the decision out."""
+        with self._engine.lock:
+            commands = self.brain.handle(event, time.monotonic())
+        self._engine.wake()
+        self._carry_out(commands)
+
+    def _deliver(self, commands: list[Command]) -> None:
+        # On the engine's thread. The loop may be closed already when the worker stops.
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._carry_out, commands)
+
+    def _crashed(self, error: BaseException) -> None:
+        _log.critical("the engine of %s crashed", self.settings.worker, exc_info=error)
+        self._loop.call_soon_threadsafe(self._report_crash, error)
+
+    def _report_crash(self, error: BaseException) -> None:
+        if not self.closed.done():
+            self.closed.set_exception(error)
+
+    async def _tick_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            self.submit(self.tick_event())
+
+    # What a role adds
+
+    @abc.abstractmethod
+    def tick_event(self) -> Event:
+        """The event that tells the brain that time passed."""
+
+    @abc.abstractmethod
+    def abort_event(self, key: AttemptKey) -> Event:
+        """The event for an attempt that nobody wants any more."""
+
+    @abc.abstractmethod
+    def stop_text_event(self, key: AttemptKey) -> Event | None:
+        """The event for an answer that reached a stop string; None if it ended already."""
+
+    @abc.abstractmethod
+    def carry_out(self, command: Command) -> None:
+        """Carries out a command that is not a token."""
+
+    @abc.abstractmethod
+    def on_assignment(self, message: pb.RouterMessage) -> None:
+        """The router assigned an attempt (Prefill or Open)."""
+
+    @abc.abstractmethod
+    def edge_stats(self) -> list[pb.EdgeStats]:
+        """KV edges into this worker."""
+
+    # Commands
+
+    def _carry_out(self, commands: list[Command]) -> None:
+        tokens = [c for c in commands if isinstance(c, TokenOutput)]
+        outputs = [message for token in tokens for message in self._to_wire(token)]
+        load = self._publish_cache()
+        # Tokens leave first: another command may end the attempt they belong to.
+        self.streams.send_outputs(outputs, load)
+        for key, output in outputs:
+            if output.finish_reason:
+                self.finish(key)
+        for command in commands:
+            if not isinstance(command, TokenOutput):
+                self.carry_out(command)
+        self._note_idleness()
+
+    def _publish_cache(self) -> pb.Load:
+        """Tells routers what changed in the prefix cache; returns the load of that moment."""
+        with self._engine.lock:
+            stored, removed = self.brain.pool.drain_events()
+            load = self.brain.load
+        self.streams.send_cache_events(stored, removed)
+        return _load_to_wire(load)
+
+    def _to_wire(self, output: TokenOutput) -> list[tuple[AttemptKey, pb.SequenceOutput]]:
+        """The token as text. Nothing for an answer that was stopped or aborted meanwhile."""
+        answer = self._answers.get(output.key)
+        if answer is None:
+            return []
+        delta = answer.push([output.token])
+        finish = output.finish.value if output.finish else ""
+        text = delta.text
+        if delta.stopped:
+            finish = "stop"
+            event = self.stop_text_event(output.key) if output.finish is None else None
+            if event is not None:
+                self._loop.call_soon(self.submit, event)
+        elif output.finish is not None:
+            text += answer.finish()
+        if finish:
+            del self._answers[output.key]
+        message = pb.SequenceOutput(
+            key=key_to_wire(output.key),
+            token_ids=[output.token],
+            text=text,
+            finish_reason=finish,
+            cached_tokens=output.cached_tokens if output.first else 0,
+        )
+        return [(output.key, message)]
+
+    def fail(self, key: AttemptKey, cause: FailureCause, detail: str) -> None:
+        """Tells the router that the attempt ended without an answer."""
+        failure = pb.AttemptFailed(
+            key=key_to_wire(key),
+            cause=pb.AttemptFailed.Cause.Value(cause.name),
+            detail=detail,
+        )
+        self.streams.send_failure(key, failure)
+        self.finish(key)
+
+    def finish(self, key: AttemptKey) -> None:
+        """Forgets an attempt that ended."""
+        self._answers.pop(key, None)
+        self.streams.forget(key)
+        timer = self._timers.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+
+    # Routers
+
+    def begin(self, key: AttemptKey, params: SamplingParams, deadline_s: float) -> None:
+        """Prepares for the tokens of an attempt."""
+        self._answers[key] = AnswerText(self.tokenizer, params.stop)
+        if deadline_s > 0:
+            self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
+
+    def _expire(self, key: AttemptKey) -> None:
+        self.submit(self.abort_event(key))
+        self.fail(key, FailureCause.DEADLINE, "the deadline of the request passed")
+
+    def on_router_message(self, message: pb.RouterMessage) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "abort":
+            self._abort(key_from_wire(message.abort.key))
+            return
+        assignment = message.prefill if kind == "prefill" else message.open
+        try:
+            params = sampling_from_wire(assignment.sampling)
+        except InvalidField as error:
+            self.fail(key_from_wire(assignment.key), FailureCause.REJECTED, error.message)
+            return
+        self.begin(key_from_wire(assignment.key), params, assignment.deadline_s)
+        self.on_assignment(message)
+
+    def on_router_lost(self, attempts: Iterable[AttemptKey]) -> None:
+        for key in attempts:
+            self._abort(key)
+
+    def _abort(self, key: AttemptKey) -> None:
+        self.finish(key)
+        self.submit(self.abort_event(key))
+
+    def _greet(self) -> list[pb.WorkerMessage]:
+        welcome = pb.Welcome(
+            worker=self.settings.worker,
+            epoch=self.epoch,
+            role=self.settings.role.value,
+            num_blocks=self.settings.num_blocks,
+            block_size=self.settings.block_size,
+        )
+        # Routers that are attached already get what is pending, so that the snapshot and the
+        # events that follow it fit together.
+        load = self._publish_cache()
+        with self._engine.lock:
+            snapshot = self.brain.pool.snapshot()
+        cache = pb.CacheEvents(reset=True, stored=hashes_to_wire(snapshot))
+        return [
+            pb.WorkerMessage(welcome=welcome),
+            pb.WorkerMessage(cache=cache),
+            pb.WorkerMessage(step=pb.Step(load=load)),
+        ]
+
+    # gRPC
+
+    async def Attach(
+        self, request_iterator: AsyncIterator[pb.RouterMessage], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.WorkerMessage]:
+        del context
+        async for message in self.streams.attach(request_iterator):
+            yield message
+
+    async def GetStats(
+        self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext
+    ) -> pb.WorkerStats:
+        try:
+            return self._stats(validate=request.validate)
+        except CrossdockError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, error.message)
+
+    def _stats(self, *, validate: bool) -> pb.WorkerStats:
+        brain = self.brain
+        with self._engine.lock:
+            if validate:
+                brain.validate()
+            load, counters, pool = brain.load, brain.counters, brain.pool
+            return pb.WorkerStats(
+                worker=self.settings.worker,
+                epoch=self.epoch,
+                role=self.settings.role.value,
+                load=_load_to_wire(load),
+                total_blocks=pool.num_blocks,
+                free_blocks=pool.num_free,
+                cached_blocks=pool.num_cached,
+                leased_blocks=pool.num_leased,
+                quarantined_blocks=pool.num_quarantined,
+                prefill_tokens_computed=counters.prefill_tokens_computed,
+                recomputed_tokens=counters.recomputed_tokens,
+                decode_tokens=counters.decode_tokens,
+                preemptions=counters.preemptions,
+                prefix_tokens_hit=counters.prefix_tokens_hit,
+                leases=brain.num_leases,
+                edges=self.edge_stats(),
+                events=[
+                    pb.LoggedEvent(at_s=e.at, name=e.name, attempt=str(e.key), detail=e.detail)
+                    for e in brain.events
+                ],
+                cores=sorted(os.sched_getaffinity(0)),
+                threads=self.settings.threads,
+                pid=os.getpid(),
+                steps=counters.steps,
+            )
+
+
+def _load_to_wire(load: Load) -> pb.Load:
+    return pb.Load(
+        running=load.running,
+        waiting=load.waiting,
+        free_blocks=load.free_blocks,
+        pending_prefill_tokens=load.pending_prefill_tokens,
+    )
