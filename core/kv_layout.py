@@ -37,7 +37,8 @@ class KVLayout:
     @property
     def layout_hash(self) -> int:
         """64-bit fingerprint, compared at the handshake of two workers."""
-        return xxhash.xxh3_64_intdigest(f"v{PROTOCOL_VERSION}:{self.block_shape}:{self.dtype}")
+        text = f"v{PROTOCOL_VERSION}:{self.block_shape}:{self.dtype}"
+        return xxhash.xxh3_64_intdigest(text.encode())
 
     def blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)

@@ -26,7 +26,7 @@ from core.transitions import StateMachine, TransitionTable
 
 class PushState(Enum):
     IDLE = "waiting"
-    ASKED = "asked for blocks"
+    ASKED = "asked"
     PUSHING = "pushing"
     COMMITTING = "committing"
     RELEASED = "released"

@@ -1,0 +1,226 @@
+"""Both ends of a handoff stream over real gRPC, with the lease rules on D and a scripted P."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import mmap
+import os
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import grpc
+import numpy as np
+import pytest
+from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
+
+from core.block_hash import block_hashes
+from core.block_pool import BlockPool
+from core.handoff import (
+    Ack,
+    Commit,
+    Committed,
+    FailureCause,
+    LeaseTimes,
+    Reserve,
+    Ticket,
+    ToPrefill,
+)
+from core.kv_layout import KVLayout
+from core.kv_pool_layout import PoolLayout
+from core.lease import LeaseTable
+from core.lease_events import (
+    Copied,
+    CopyPieces,
+    EnqueueReserve,
+    FromPrefill,
+    Granted,
+    LeaseInput,
+    Opened,
+    PeerLost,
+    SendToPrefill,
+    StartSequence,
+)
+from core.request import AttemptKey, RequestKey, SamplingParams
+from kv_transfer.decode_session import HandoffServer
+from kv_transfer.handshake import WorkerIdentity, hello
+from kv_transfer.prefill_session import Announcement, PrefillSession
+from kv_transfer.shm import PoolExporter
+from kv_transfer.transport import describe_pieces
+
+pytestmark = pytest.mark.processes
+
+LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, block_size=4, dtype="float32")
+POOL = PoolLayout(num_blocks=8, block_bytes=LAYOUT.block_bytes)
+KEY = AttemptKey(RequestKey("default", "r"), 1)
+TOKENS = np.arange(1, 11, dtype=np.int32)
+DECODE = WorkerIdentity("D0", epoch=11, model_hash=5, layout=LAYOUT)
+PREFILL = WorkerIdentity("P0", epoch=22, model_hash=5, layout=LAYOUT)
+
+
+class DecodeSide:
+    """D's lease table behind a real server; grants every reserve at once."""
+
+    def __init__(self) -> None:
+        self.blocks = np.zeros((8, LAYOUT.block_bytes), np.uint8)
+        self.pool = BlockPool(8, LAYOUT.block_size)
+        self.leases = LeaseTable(self.pool, LeaseTimes(), itertools.count(1).__next__)
+        self.started: list[StartSequence] = []
+        self.lost = asyncio.Event()
+        self.server = HandoffServer(DECODE, self.blocks, LeaseTimes(), self.on_event)
+
+    def on_event(self, event: FromPrefill | Copied | PeerLost) -> None:
+        self.handle(event)
+        if isinstance(event, PeerLost):
+            self.lost.set()
+
+    def handle(self, event: LeaseInput) -> None:
+        for command in self.leases.handle(event, time.monotonic()):
+            match command:
+                case SendToPrefill(peer, message):
+                    self.server.send(peer, message)
+                case CopyPieces():
+                    self.server.copy(command)
+                case EnqueueReserve(key, tokens, salt):
+                    fresh = self.pool.allocate(3)
+                    assert fresh is not None
+                    self.handle(Granted(key, fresh, 0, block_hashes(tokens, 4, salt)))
+                case StartSequence():
+                    self.started.append(command)
+
+
+@dataclass
+class PrefillSide:
+    """A pool of known bytes, and what was heard from D."""
+
+    blocks: np.ndarray
+    generations: np.ndarray
+    exporter: PoolExporter
+    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    heard: asyncio.Queue[ToPrefill] = field(default_factory=asyncio.Queue)
+    lost: asyncio.Queue[tuple[FailureCause, str]] = field(default_factory=asyncio.Queue)
+
+    def connect(self, endpoint: str, identity: WorkerIdentity = PREFILL) -> PrefillSession:
+        offer = handoff_pb2.ShmOffer(socket_path=self.exporter.socket_path, nonce=9, num_blocks=8)
+        return PrefillSession(
+            endpoint,
+            hello(identity, DECODE.epoch, ["shm"], offer),
+            describe=lambda ids: describe_pieces(self.blocks, self.generations, ids),
+            executor=self.executor,
+            on_message=self.heard.put_nowait,
+            on_lost=lambda cause, detail: self.lost.put_nowait((cause, detail)),
+        )
+
+
+@pytest.fixture
+async def decode() -> AsyncIterator[tuple[DecodeSide, str, grpc.aio.Server]]:
+    side = DecodeSide()
+    server = grpc.aio.server()
+    handoff_pb2_grpc.add_HandoffServicer_to_server(side.server, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield side, f"127.0.0.1:{port}", server
+    await server.stop(None)
+    await side.server.close()
+
+
+@pytest.fixture
+async def prefill() -> AsyncIterator[PrefillSide]:
+    fd = os.memfd_create("test-pool")
+    os.ftruncate(fd, POOL.total_bytes)
+    memory = mmap.mmap(fd, POOL.total_bytes)
+    blocks = np.frombuffer(memory, np.uint8, 8 * POOL.block_bytes).reshape(8, -1)
+    blocks[:] = np.random.default_rng(1).integers(0, 256, blocks.shape, dtype=np.uint8)
+    np.frombuffer(memory, np.uint64, 1, POOL.nonce_offset)[0] = 9
+    generations = np.frombuffer(memory, np.uint64, 8, POOL.generations_offset)
+    side = PrefillSide(blocks, generations, PoolExporter(fd))
+    yield side
+    side.exporter.close()
+    side.executor.shutdown()
+    os.close(fd)
+
+
+async def test_a_prompt_is_reserved_pushed_and_committed(
+    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+) -> None:
+    side, endpoint, _ = decode
+    side.handle(Opened(KEY))
+    session = prefill.connect(endpoint)
+    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
+    ticket = await prefill.heard.get()
+    assert isinstance(ticket, Ticket)
+    assert session.transport == "shm"
+    session.send(Announcement(KEY, ticket.lease_id, 0, (6, 2)))
+    assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 2, ())
+    session.send(Announcement(KEY, ticket.lease_id, 2, (4,)))
+    session.send(Commit(KEY, ticket.lease_id, 42, 0))
+    assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 3, ())
+    assert await prefill.heard.get() == Committed(KEY, ticket.lease_id)
+    (start,) = side.started
+    assert (side.blocks[start.block_ids] == prefill.blocks[[6, 2, 4]]).all()
+    (edge,) = side.server.edge_counters
+    assert (edge.peer, edge.blocks, edge.bytes) == ("P0", 3, 3 * LAYOUT.block_bytes)
+    await session.close()
+
+
+async def test_a_prefill_worker_that_goes_away_leaves_nothing_leased(
+    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+) -> None:
+    side, endpoint, _ = decode
+    session = prefill.connect(endpoint)
+    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
+    await prefill.heard.get()
+    await session.close()
+    await side.lost.wait()
+    side.pool.validate()
+    assert side.pool.num_leased == 0
+
+
+async def test_a_decode_worker_that_goes_away_is_told_of_once(
+    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+) -> None:
+    _, endpoint, server = decode
+    session = prefill.connect(endpoint)
+    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
+    await prefill.heard.get()
+    await server.stop(None)
+    cause, _ = await prefill.lost.get()
+    assert cause is FailureCause.DECODE_LOST
+    await session.close()
+    assert prefill.lost.empty()
+
+
+@pytest.mark.parametrize(
+    ("identity", "named"),
+    [
+        (dataclasses.replace(PREFILL, model_hash=6), "model"),
+        (
+            dataclasses.replace(PREFILL, layout=dataclasses.replace(LAYOUT, dtype="bfloat16")),
+            "dtype",
+        ),
+        (
+            dataclasses.replace(PREFILL, layout=dataclasses.replace(LAYOUT, block_size=8)),
+            "block size",
+        ),
+        (
+            dataclasses.replace(PREFILL, layout=dataclasses.replace(LAYOUT, num_layers=3)),
+            "block layout",
+        ),
+    ],
+    ids=["model", "dtype", "block size", "layout"],
+)
+async def test_what_differs_is_refused_by_name(
+    decode: tuple[DecodeSide, str, grpc.aio.Server],
+    prefill: PrefillSide,
+    identity: WorkerIdentity,
+    named: str,
+) -> None:
+    _, endpoint, _ = decode
+    session = prefill.connect(endpoint, identity)
+    cause, detail = await prefill.lost.get()
+    assert cause is FailureCause.INCOMPATIBLE
+    assert named in detail
+    await session.close()

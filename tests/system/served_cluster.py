@@ -1,0 +1,146 @@
+"""A real `crossdock serve` for tests: its processes, its doors, and proof that nothing is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import psutil
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+
+START_TIMEOUT_S = 180
+STOP_TIMEOUT_S = 90
+
+
+class ServedCluster:
+    """One running cluster and how to speak to it."""
+
+    def __init__(self, process: subprocess.Popen[str], grpc_address: str, http: str, admin: str):
+        self.process = process
+        self.grpc_address = grpc_address
+        self.http_url = f"http://{http}"
+        self.admin_address = admin
+        self._channel = grpc.insecure_channel(grpc_address)
+        self._admin_channel = grpc.insecure_channel(admin)
+        self.inference = inference_pb2_grpc.InferenceStub(self._channel)
+        self.admin = admin_pb2_grpc.ClusterAdminStub(self._admin_channel)
+
+    def answer(self, prompt: Sequence[int], max_tokens: int) -> list[int]:
+        """Greedy token ids of the answer to a prompt of token ids."""
+        return [t for chunk in self.stream(prompt, max_tokens) for t in chunk.chunk.token_ids]
+
+    def stream(
+        self, prompt: Sequence[int], max_tokens: int
+    ) -> Iterator[inference_pb2.GenerateResponse]:
+        sampling = inference_pb2.SamplingParams(
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True
+        )
+        request = inference_pb2.GenerateRequest(
+            token_ids=inference_pb2.TokenIds(ids=list(prompt)), sampling=sampling
+        )
+        return self.inference.Generate(request, timeout=240)
+
+    def answers(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[list[int]]:
+        """All at once."""
+        with ThreadPoolExecutor(max(1, len(prompts))) as pool:
+            return list(pool.map(lambda prompt: self.answer(prompt, max_tokens), prompts))
+
+    def status(self, *, validate: bool = False) -> admin_pb2.ClusterStatus:
+        return self.admin.GetStatus(admin_pb2.GetStatusRequest(validate=validate), timeout=30)
+
+    def stats(self, role: str, *, validate: bool = False) -> list[worker_pb2.WorkerStats]:
+        """Statistics of all workers of a role; every worker must answer."""
+        workers = self.status(validate=validate).workers
+        assert all(w.state == "ready" for w in workers), [(w.worker, w.detail) for w in workers]
+        return [w.stats for w in workers if w.stats.role == role]
+
+    def assert_nothing_is_held(self) -> None:
+        """Every invariant of every worker, and no block, lease or sequence left over."""
+        workers = self.status(validate=True).workers
+        for worker in workers:
+            assert worker.state == "ready", f"{worker.worker}: {worker.detail}"
+            stats = worker.stats
+            assert stats.leased_blocks == 0, f"{worker.worker} holds blocks"
+            assert stats.quarantined_blocks == 0
+            assert stats.leases == 0
+            assert stats.load.running == stats.load.waiting == 0
+            assert stats.free_blocks + stats.cached_blocks == stats.total_blocks
+
+    def close(self) -> None:
+        self._channel.close()
+        self._admin_channel.close()
+
+
+@contextmanager
+def served(
+    model: Path, prefill: int, decode: int, *options: str, cwd: Path | None = None
+) -> Iterator[ServedCluster]:
+    """Starts `crossdock serve`, and stops it by SIGTERM; fails if anything is left behind."""
+    command = [
+        *(sys.executable, "-P", "-m", "cluster.cli.main", "serve", "--model", str(model)),
+        *("--prefill", str(prefill), "--decode", str(decode)),
+        *("--grpc-port", "0", "--http-port", "0", "--admin-port", "0"),
+        *options,
+    ]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=cwd,
+        process_group=0,
+    )
+    notes: list[str] = []
+    cluster: ServedCluster | None = None
+    family: set[psutil.Process] = set()
+    try:
+        cluster = _wait_ready(process, notes)
+        family = set(psutil.Process(process.pid).children(recursive=True))
+        yield cluster
+        cluster.assert_nothing_is_held()
+    finally:
+        if cluster is not None:
+            family |= set(psutil.Process(process.pid).children(recursive=True))
+            cluster.close()
+        code = _stop(process)
+    assert code == 0, f"serve ended with {code}: {notes[-20:]}"
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive, f"left running: {[p.cmdline() for p in alive if p.is_running()]}"
+
+
+def _wait_ready(process: subprocess.Popen[str], notes: list[str]) -> ServedCluster:
+    assert process.stdout is not None
+    assert process.stderr is not None
+    threading.Thread(target=_collect, args=(process.stderr, notes), daemon=True).start()
+    watchdog = threading.Timer(START_TIMEOUT_S, process.kill)
+    watchdog.start()
+    line = process.stdout.readline()
+    watchdog.cancel()
+    ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", line)
+    assert ready is not None, f"no ready line but {line!r}; stderr: {notes[-20:]}"
+    admin = next(note.partition("=")[2] for note in notes if note.startswith("admin="))
+    return ServedCluster(process, ready[1], ready[2], admin)
+
+
+def _collect(stream: Iterator[str], notes: list[str]) -> None:
+    for line in stream:
+        notes.append(line.strip())
+
+
+def _stop(process: subprocess.Popen[str]) -> int:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+    try:
+        return process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise

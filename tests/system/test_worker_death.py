@@ -1,0 +1,79 @@
+"""Workers killed with −9 under requests: before the first token somebody else answers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+from oracle_prompts import Prompts
+from served_cluster import ServedCluster, served
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+
+
+def kill(cluster: ServedCluster, role: str, index: int = 0) -> None:
+    os.kill(cluster.stats(role)[index].pid, signal.SIGKILL)
+
+
+def wait_until_all_are_ready(cluster: ServedCluster, restarts: int) -> None:
+    """Until the controller has replaced what died; asks it, each answer takes its time."""
+    while True:
+        status = cluster.status()
+        if status.restarts >= restarts and all(w.state == "ready" for w in status.workers):
+            return
+
+
+def wait_for_event(cluster: ServedCluster, role: str, name: str) -> None:
+    while True:
+        if any(e.name == name for stats in cluster.stats(role) for e in stats.events):
+            return
+
+
+def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(smollm2: Path, prompts: Prompts) -> None:
+    prompt = prompts.at_once[-2]
+    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
+        expected = cluster.answer(prompt, 8)
+        other = prompts.one_by_one[-2]
+        call = cluster.stream(other, 8)
+        wait_for_event(cluster, "prefill", "chunk done")
+        kill(cluster, "prefill")
+        tokens = [t for response in call for t in response.chunk.token_ids]
+        assert len(tokens) == 8
+        wait_until_all_are_ready(cluster, restarts=1)
+        assert cluster.answer(other, 8) == tokens
+        assert cluster.answer(prompt, 8) == expected
+
+
+def test_a_decode_worker_killed_before_the_first_token(smollm2: Path, prompts: Prompts) -> None:
+    prompt = prompts.one_by_one[-2]
+    with served(smollm2, 1, 2, "--dtype", "float32") as cluster:
+        call = cluster.stream(prompt, 8)
+        wait_for_event(cluster, "decode", "granted")
+        holder = next(
+            stats
+            for stats in cluster.stats("decode")
+            if any(event.name == "granted" for event in stats.events)
+        )
+        os.kill(holder.pid, signal.SIGKILL)
+        tokens = [t for response in call for t in response.chunk.token_ids]
+        assert len(tokens) == 8
+        wait_until_all_are_ready(cluster, restarts=1)
+        assert cluster.answer(prompt, 8) == tokens
+
+
+def test_a_decode_worker_killed_after_the_first_token(smollm2: Path, prompts: Prompts) -> None:
+    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
+        call = cluster.stream(prompts.at_once[0], 400)
+        received = [len(next(call).chunk.token_ids) for _ in range(3)]
+        kill(cluster, "decode")
+        with pytest.raises(grpc.RpcError) as caught:
+            received += [len(response.chunk.token_ids) for response in call]
+        error = caught.value
+        assert isinstance(error, grpc.Call)
+        assert error.code() is grpc.StatusCode.ABORTED
+        assert f"after {sum(received)} tokens" in str(error.details())
+        wait_until_all_are_ready(cluster, restarts=1)
+        assert len(cluster.answer(prompts.at_once[0], 8)) == 8
