@@ -1,6 +1,7 @@
-"""Where things lie in the memory of a KV pool, so that another process that maps it finds them.
+"""Where the parts of a shared KV pool lie in its memory, so that another process finds them.
 
-[num_blocks × block_bytes | generations uint64 [num_blocks] | nonce uint64], each part at a page.
+[blocks | generations uint64 [num_blocks] | nonce uint64], each part on a page of its own.
+Does not cover: what lies inside a block (``core.kv_layout``), making or mapping the memory.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PAGE_BYTES = 4096
+_WORD_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLayout:
-    """Offsets in bytes from the start of the mapping."""
+    """Offsets and sizes in bytes from the start of the memory."""
 
     num_blocks: int
     block_bytes: int
@@ -23,16 +25,16 @@ class PoolLayout:
 
     @property
     def generations_offset(self) -> int:
-        return _page_aligned(self.num_blocks * self.block_bytes)
+        return _round_up(self.blocks_offset + self.num_blocks * self.block_bytes)
 
     @property
     def nonce_offset(self) -> int:
-        return self.generations_offset + _page_aligned(self.num_blocks * 8)
+        return _round_up(self.generations_offset + self.num_blocks * _WORD_BYTES)
 
     @property
     def total_bytes(self) -> int:
-        return self.nonce_offset + PAGE_BYTES
+        return _round_up(self.nonce_offset + _WORD_BYTES)
 
 
-def _page_aligned(size: int) -> int:
+def _round_up(size: int) -> int:
     return -(-size // PAGE_BYTES) * PAGE_BYTES

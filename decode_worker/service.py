@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import secrets
 
+import grpc
+from crossdock.v1 import handoff_pb2_grpc
 from crossdock.v1 import worker_pb2 as pb
-from engine.runner import LoadedRunner
 
 from core.handoff import LeaseTimes
 from core.lease_events import (
@@ -24,10 +25,12 @@ from core.lease_events import (
 from core.request import AttemptKey
 from core.worker_settings import WorkerSettings
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, PrefillHere, Stopped
+from engine.runner import LoadedModel
 from kv_transfer.attempt_wire import key_from_wire, sampling_from_wire, tokens_from_wire
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity
 from text.tokenizer import Tokenizer
+from worker.pool import new_block_pool, pool_bytes
 from worker.service import WorkerService
 
 
@@ -38,22 +41,24 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         self,
         settings: WorkerSettings,
         identity: WorkerIdentity,
-        runner: LoadedRunner,
+        model: LoadedModel,
         tokenizer: Tokenizer,
     ) -> None:
         times = LeaseTimes(lease=settings.lease_s, beat=settings.beat_s)
         decoder = Decoder(
-            runner.new_block_pool(),
+            new_block_pool(model),
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
-            eos=frozenset(runner.config.eos_token_ids),
+            eos=frozenset(tokenizer.eos_token_ids),
             times=times,
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
-        super().__init__(settings, identity.epoch, runner, tokenizer, decoder)
-        self.handoff = HandoffServer(
-            identity, runner.pool.block_bytes_view, times, on_event=self.submit
-        )
+        super().__init__(settings, identity.epoch, model, tokenizer, decoder)
+        self.handoff = HandoffServer(identity, pool_bytes(model.pool), times, self.submit)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        super().register(server)
+        handoff_pb2_grpc.add_HandoffServicer_to_server(self.handoff, server)
 
     async def stop(self) -> None:
         await self.handoff.close()

@@ -99,7 +99,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
     async def Session(
         self,
         request_iterator: AsyncIterator[pb.PrefillMessage],
-        context: grpc.aio.ServicerContext,
+        context: grpc.aio.ServicerContext[pb.PrefillMessage, pb.DecodeMessage],
     ) -> AsyncIterator[pb.DecodeMessage]:
         hello = (await anext(request_iterator)).hello
         peer = f"{hello.worker}@{hello.epoch:x}/{id(context):x}"

@@ -104,8 +104,8 @@ class SharedMemorySource:
             )
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
-        good = []
-        bad = []
+        good: list[int] = []
+        bad: list[int] = []
         for item in copies:
             (good if self._copy_one(item) else bad).append(item.index)
         return CopyResult(tuple(good), tuple(bad))

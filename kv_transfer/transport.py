@@ -44,7 +44,7 @@ class PieceSource(Protocol):
 
 def checksum(block: npt.NDArray[np.uint8]) -> int:
     """xxh3-64 over the bytes of one block."""
-    return xxhash.xxh3_64_intdigest(memoryview(block))
+    return xxhash.xxh3_64_intdigest(block.data)
 
 
 def describe_pieces(

@@ -12,13 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 from crossdock.v1 import handoff_pb2
 from crossdock.v1 import worker_pb2 as pb
-from engine.runner import LoadedRunner
 
-from core.errors import InternalError
 from core.handoff import FailureCause, LeaseTimes, Piece, ToDecode, ToPrefill
 from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from core.worker_settings import WorkerSettings
+from engine.runner import LoadedModel
 from kv_transfer.attempt_wire import key_from_wire, sampling_from_wire, tokens_from_wire
 from kv_transfer.handshake import WorkerIdentity, hello
 from kv_transfer.prefill_session import Announcement, PrefillSession
@@ -39,6 +38,7 @@ from prefill_worker.prefiller import (
 )
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
+from worker.pool import new_block_pool, pool_bytes, pool_descriptor
 from worker.service import WorkerService
 
 
@@ -49,20 +49,20 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         self,
         settings: WorkerSettings,
         identity: WorkerIdentity,
-        runner: LoadedRunner,
+        model: LoadedModel,
         tokenizer: Tokenizer,
     ) -> None:
         prefiller = Prefiller(
-            runner.new_block_pool(),
+            new_block_pool(model),
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
-            eos=frozenset(runner.config.eos_token_ids),
+            eos=frozenset(tokenizer.eos_token_ids),
             times=LeaseTimes(lease=settings.lease_s, beat=settings.beat_s),
             ends_by_text=self._ends_by_text,
         )
-        super().__init__(settings, identity.epoch, runner, tokenizer, prefiller)
+        super().__init__(settings, identity.epoch, model, tokenizer, prefiller)
         self._identity = identity
-        self._exporter = PoolExporter(_descriptor(runner))
+        self._exporter = PoolExporter(pool_descriptor(model.pool))
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
         self._sessions: dict[str, PrefillSession] = {}
         # Where decode workers live, by name, as the router last said: (endpoint, epoch).
@@ -126,7 +126,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         endpoint, decode_epoch = self._places[worker]
         offer = handoff_pb2.ShmOffer(
             socket_path=self._exporter.socket_path,
-            nonce=self.runner.pool.nonce,
+            nonce=self.model.pool.nonce,
             num_blocks=self.settings.num_blocks,
         )
 
@@ -150,17 +150,8 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         self.submit(FromDecode(message))
 
     def _describe(self, block_ids: tuple[int, ...]) -> tuple[Piece, ...]:
-        pool = self.runner.pool
-        return describe_pieces(pool.block_bytes_view, pool.generations, block_ids)
+        pool = self.model.pool
+        return describe_pieces(pool_bytes(pool), pool.generations, block_ids)
 
     def _ends_by_text(self, params: SamplingParams, token: int) -> bool:
         return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push([token]).stopped
-
-
-def _descriptor(runner: LoadedRunner) -> int:
-    if runner.pool.fd is None:
-        raise InternalError(
-            "this pool is not in host memory, so it can't be shared over shm",
-            reason="POOL_NOT_SHARED",
-        )
-    return runner.pool.fd

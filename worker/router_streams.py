@@ -25,6 +25,7 @@ class RouterStream:
     def __init__(self, router_id: str) -> None:
         self.router_id = router_id
         self.outbox: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
+        self.last_load: pb.Load | None = None
 
 
 class RouterHandler(Protocol):
@@ -98,15 +99,17 @@ class RouterStreams:
     def send_outputs(
         self, outputs: Iterable[tuple[AttemptKey, pb.SequenceOutput]], load: pb.Load
     ) -> None:
-        """One Step message to each router that has outputs in it."""
+        """One Step message to each router that has outputs in it, or does not know the load."""
         by_stream: dict[RouterStream, list[pb.SequenceOutput]] = {}
         for key, output in outputs:
             owner = self._owners.get(key)
             if owner is not None:
                 by_stream.setdefault(owner, []).append(output)
-        for stream, items in by_stream.items():
-            step = pb.Step(outputs=items, load=load)
-            stream.outbox.put_nowait(pb.WorkerMessage(step=step))
+        for stream in self._streams:
+            if stream in by_stream or stream.last_load != load:
+                step = pb.Step(outputs=by_stream.get(stream, ()), load=load)
+                stream.outbox.put_nowait(pb.WorkerMessage(step=step))
+                stream.last_load = load
 
     def send_failure(self, key: AttemptKey, failure: pb.AttemptFailed) -> None:
         """Tells the attempt's router, then forgets the attempt."""

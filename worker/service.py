@@ -19,8 +19,6 @@ from typing import Generic, Protocol, TypeVar
 import grpc
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
-from engine.loop import EngineLoop
-from engine.runner import LoadedRunner
 
 from core.block_pool import BlockPool
 from core.errors import CrossdockError, InvalidField
@@ -30,6 +28,8 @@ from core.outputs import Load, StepCounters, TokenOutput
 from core.request import AttemptKey, SamplingParams
 from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
+from engine.loop import EngineLoop
+from engine.runner import LoadedModel
 from kv_transfer.attempt_wire import key_from_wire, key_to_wire, sampling_from_wire
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
@@ -37,18 +37,21 @@ from worker.router_streams import RouterStreams, hashes_to_wire
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
+# A single step that takes longer than this is stuck.
+_STEP_LIMIT_S = 60.0
 
 Event = TypeVar("Event")
+EventIn = TypeVar("EventIn", contravariant=True)
 Command = TypeVar("Command")
 
 
-class Brain(Protocol[Event, Command]):
+class Brain(Protocol[EventIn, Command]):
     """The pure object that decides for a worker."""
 
     pool: BlockPool
     events: EventLog
 
-    def handle(self, event: Event, now: float) -> list[Command]: ...
+    def handle(self, event: EventIn, now: float) -> list[Command]: ...
     def plan_step(self, now: float) -> StepPlan | None: ...
     def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]: ...
     def validate(self) -> None: ...
@@ -70,13 +73,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self,
         settings: WorkerSettings,
         epoch: int,
-        runner: LoadedRunner,
+        model: LoadedModel,
         tokenizer: Tokenizer,
         brain: Brain[Event, Command],
     ) -> None:
         self.settings = settings
         self.epoch = epoch
-        self.runner = runner
+        self.model = model
         self.tokenizer = tokenizer
         self.brain = brain
         self.streams = RouterStreams(self, self._greet)
@@ -85,7 +88,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._answers: dict[AttemptKey, AnswerText] = {}
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._engine: EngineLoop[list[Command]] = EngineLoop(
-            runner.execute,
+            model.runner.execute,
             brain,
             deliver=self._deliver,
             crashed=self._crashed,
@@ -96,6 +99,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     # Life
 
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds what this worker serves to a gRPC server."""
+        worker_pb2_grpc.add_WorkerServicer_to_server(self, server)
+
     def start(self) -> None:
         self._engine.start()
         self._ticker = asyncio.create_task(self._tick_for_ever())
@@ -104,7 +111,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         """Ends the engine's thread and the ticker. The gRPC server is stopped before."""
         if self._ticker is not None:
             self._ticker.cancel()
-        await self._loop.run_in_executor(None, self._engine.stop)
+        if not await self._loop.run_in_executor(None, self._engine.stop, _STEP_LIMIT_S):
+            _log.error("the step under way did not end within %g s", _STEP_LIMIT_S)
         for timer in self._timers.values():
             timer.cancel()
 
@@ -227,7 +235,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         """Tells the router that the attempt ended without an answer."""
         failure = pb.AttemptFailed(
             key=key_to_wire(key),
-            cause=pb.AttemptFailed.Cause.Value(cause.name),
+            cause=cause.name,
             detail=detail,
         )
         self.streams.send_failure(key, failure)
@@ -298,14 +306,18 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     # gRPC
 
     async def Attach(
-        self, request_iterator: AsyncIterator[pb.RouterMessage], context: grpc.aio.ServicerContext
+        self,
+        request_iterator: AsyncIterator[pb.RouterMessage],
+        context: grpc.aio.ServicerContext[pb.RouterMessage, pb.WorkerMessage],
     ) -> AsyncIterator[pb.WorkerMessage]:
         del context
         async for message in self.streams.attach(request_iterator):
             yield message
 
     async def GetStats(
-        self, request: pb.GetStatsRequest, context: grpc.aio.ServicerContext
+        self,
+        request: pb.GetStatsRequest,
+        context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.WorkerStats],
     ) -> pb.WorkerStats:
         try:
             return self._stats(validate=request.validate)

@@ -1,0 +1,108 @@
+"""`crossdock chat`: talk to the cluster through its OpenAI-compatible door."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import typer
+
+from cluster.cli.output import fail
+
+Messages = list[dict[str, str]]
+
+_TIMEOUT_S = 600.0
+
+
+def chat(
+    message: Annotated[str | None, typer.Argument(help="Without it: a conversation.")] = None,
+    url: Annotated[str, typer.Option(help="Where `serve` answers.")] = "http://127.0.0.1:8000",
+    system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+) -> None:
+    """Stream the answer to MESSAGE, or chat line by line until Ctrl-D."""
+    sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
+    if seed is not None:
+        sampling["seed"] = seed
+    messages: Messages = [{"role": "system", "content": system}] if system else []
+    if message is not None:
+        _turn(url, messages, message, sampling)
+        return
+    while (line := _read_line()) is not None:
+        if line.strip():
+            _turn(url, messages, line, sampling)
+
+
+def _turn(url: str, messages: Messages, text: str, sampling: dict[str, Any]) -> None:
+    """One question and its answer, both added to ``messages``."""
+    messages.append({"role": "user", "content": text})
+    parts: list[str] = []
+    for piece in stream_chat(url, messages, sampling):
+        print(piece, end="", flush=True)
+        parts.append(piece)
+    print()
+    messages.append({"role": "assistant", "content": "".join(parts)})
+
+
+def _read_line() -> str | None:
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return None
+
+
+def stream_chat(url: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
+    """Pieces of the answer as they come. Ends the command if the server refuses."""
+    body = {"model": "", "messages": messages, "stream": True, **sampling}
+    for event in post_events(url, "/v1/chat/completions", body):
+        for choice in event.get("choices", []):
+            if piece := choice.get("delta", {}).get("content"):
+                yield piece
+
+
+def post_events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """JSON events of a streamed (SSE) answer. Ends the command if there is none."""
+    address = urlsplit(url)
+    if not address.hostname:
+        fail(f"--url {url}: must look like http://127.0.0.1:8000", 2)
+    connection = http.client.HTTPConnection(
+        address.hostname, address.port or 80, timeout=_TIMEOUT_S
+    )
+    try:
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        if response.status != 200:
+            fail(_error_text(response))
+        yield from _events(response)
+    except (OSError, http.client.HTTPException) as error:
+        fail(f"no answer from {url} ({error}): is `crossdock serve` running?")
+    finally:
+        connection.close()
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    for raw in response:
+        line = raw.decode("utf-8").strip()
+        if not line.startswith("data:"):
+            continue
+        data = line.removeprefix("data:").strip()
+        if data == "[DONE]":
+            return
+        event = json.loads(data)
+        if "error" in event:
+            fail(str(event["error"].get("message", event["error"])))
+        yield event
+
+
+def _error_text(response: http.client.HTTPResponse) -> str:
+    text = response.read().decode("utf-8", "replace")
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"HTTP {response.status}: {text[:200]}"

@@ -1,0 +1,33 @@
+"""`crossdock doctor`: what would keep Crossdock from working here."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from cluster.cli.output import Output, OutputOption, emit, print_table
+
+
+def doctor(
+    model: Annotated[str | None, typer.Option(help="Check this model folder too.")] = None,
+    grpc_port: int = 50051,
+    http_port: int = 8000,
+    admin_port: int = 50052,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Check Python, packages, shadowed modules, cores, memory, model and ports. Changes nothing."""
+    from cluster.doctor import run_checks
+
+    ports = {"--grpc-port": grpc_port, "--http-port": http_port, "--admin-port": admin_port}
+    checks = run_checks(model, ports)
+    emit(
+        [dataclasses.asdict(check) for check in checks],
+        output,
+        lambda: print_table(
+            ["check", "status", "detail"], [(c.name, c.status, c.detail) for c in checks]
+        ),
+    )
+    if any(check.status == "failed" for check in checks):
+        raise typer.Exit(1)

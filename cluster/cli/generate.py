@@ -1,0 +1,72 @@
+"""`crossdock generate`: one prompt over gRPC, as it is, without a chat template."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from cluster.cli.output import Output, OutputOption, fail, plain
+
+_TIMEOUT_S = 600.0
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="Continue this text.")],
+    address: Annotated[str, typer.Option(help="gRPC address of `serve`.")] = "127.0.0.1:50051",
+    max_tokens: Annotated[int, typer.Option(min=1)] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
+    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    top_k: Annotated[int | None, typer.Option(min=0)] = None,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="May be given more than once.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.0, help="Seconds.")] = _TIMEOUT_S,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Stream the continuation of PROMPT, or print it with its timings as one JSON document."""
+    sampling = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "seed": seed,
+        "stop": stop or [],
+    }
+    given = {name: value for name, value in sampling.items() if value is not None}
+    text, token_ids, complete = _stream(address, prompt, given, timeout, output is Output.TABLE)
+    if output is Output.JSON:
+        import json
+
+        print(json.dumps({"text": text, "token_ids": token_ids, **complete}, indent=2))
+
+
+def _stream(
+    address: str, prompt: str, sampling: dict[str, Any], timeout: float, live: bool
+) -> tuple[str, list[int], dict[str, Any]]:
+    """(text, token ids, the fields of ``Complete``); prints the text as it comes if ``live``."""
+    from crossdock.client import Client, ServerError
+
+    pieces: list[str] = []
+    token_ids: list[int] = []
+    complete: dict[str, Any] = {}
+    with Client(address) as client:
+        try:
+            for response in client.generate(prompt, timeout=timeout, **sampling):
+                if response.HasField("complete"):
+                    complete = plain(response.complete)
+                    continue
+                pieces.append(response.chunk.text)
+                token_ids.extend(response.chunk.token_ids)
+                if live:
+                    print(response.chunk.text, end="", flush=True)
+        except ServerError as error:
+            fail(_explain(address, error.code.name, error.message))
+    if live:
+        print()
+    return "".join(pieces), token_ids, complete
+
+
+def _explain(address: str, code: str, message: str) -> str:
+    if code == "UNAVAILABLE" and "connect" in message:
+        return f"nobody answers at {address}: is `crossdock serve` running?"
+    return f"{message} ({code})"

@@ -1,0 +1,63 @@
+"""The `crossdock` command. Commands import what they need when they run: `--help` is quick.
+
+Exit codes: 0 ok, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from cluster.shadowing import find_shadowed
+
+
+def new_app() -> typer.Typer:
+    from cluster.cli import chat, doctor, generate, model, serve, status
+
+    app = typer.Typer(
+        name="crossdock",
+        help="Serve a language model with separate prefill and decode workers.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command("serve")(serve.serve)
+    app.command("generate")(generate.generate)
+    app.command("chat")(chat.chat)
+    app.command("status")(status.status)
+    app.command("doctor")(doctor.doctor)
+    app.add_typer(model.app, name="model")
+    return app
+
+
+def main() -> None:
+    """Entry point: turns every expected error into one plain line and an exit code."""
+    _refuse_shadowed(sys.argv[1:])
+    from core.errors import CrossdockError, InvalidField
+
+    try:
+        new_app()()  # Ends the process itself, with exit code 2 for wrong usage.
+    except InvalidField as error:
+        sys.exit(_say(error, 2))
+    except CrossdockError as error:
+        sys.exit(_say(error, 1))
+
+
+def _say(error: Exception, exit_code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return exit_code
+
+
+def _refuse_shadowed(arguments: list[str]) -> None:
+    """`doctor` may run all the same: it explains what is wrong."""
+    shadowed = find_shadowed()
+    if shadowed and arguments[:1] != ["doctor"]:
+        for one in shadowed:
+            print(f"error: {one}", file=sys.stderr)
+        print("`crossdock doctor` says more", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""How commands speak: results on stdout as a table or JSON, everything else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+
+class Output(StrEnum):
+    """What ``--output`` takes."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", help="How to print the result.")]
+
+
+def emit(data: object, output: Output, as_table: Callable[[], None]) -> None:
+    """Print ``data`` as one JSON document, or let ``as_table`` print it for people."""
+    if output is Output.JSON:
+        print(json.dumps(data, indent=2))
+    else:
+        as_table()
+
+
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)
+
+
+def fail(message: str, exit_code: int = 1) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(exit_code)
+
+
+def plain(message: Any) -> dict[str, Any]:
+    """A protobuf message as plain data: all fields, 64-bit numbers as numbers."""
+    result: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is None:
+            result[field.name] = list(value) if field.is_repeated else value
+        elif field.is_repeated:
+            result[field.name] = [plain(item) for item in value]
+        else:
+            result[field.name] = plain(value)
+    return result

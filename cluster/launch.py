@@ -1,0 +1,231 @@
+"""Brings a whole cluster up in order, keeps it, and takes it down again: `crossdock serve`.
+
+Order: ports → model → Ray → placement → registry and admin → workers → router → ready.
+Down: router (drains) → workers → registry and admin → Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
+
+from cluster.admin import ClusterAdmin, ClusterView
+from cluster.controller import Controller
+from cluster.demo_model import ensure_demo_model
+from cluster.host_memory import available_memory
+from cluster.model_folder import ModelFolder, find_model, read_model_folder
+from cluster.plan import (
+    Slot,
+    assign_by_node,
+    list_slots,
+    plan_max_model_len,
+    plan_num_blocks,
+    resources_of,
+    worker_settings,
+)
+from cluster.ports import check_ports
+from cluster.progress import Progress
+from cluster.ray_cluster import RayCluster
+from cluster.registry import Registry
+from cluster.router_process import RouterOptions, RouterProcess
+from cluster.stop_signal import StopSignal, first_of
+from core.config import ClusterSpec
+from core.errors import Unavailable
+from core.worker_settings import WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """Where to serve, beside what (``spec``). Port 0: any free one. Times in seconds."""
+
+    spec: ClusterSpec
+    host: str = "127.0.0.1"
+    grpc_port: int = 50051
+    http_port: int = 8000
+    admin_port: int = 50052
+    ray_address: str | None = None
+    drain_s: float = 30.0
+
+
+async def serve(options: ServeOptions, progress: Progress) -> None:
+    """Runs until a signal. Prints the ready line on stdout. Raises ``CrossdockError``."""
+    stop = StopSignal()
+    stop.install()
+    cluster = ServingCluster(options, progress)
+    try:
+        if not await first_of(asyncio.create_task(cluster.start()), stop.drain):
+            return
+        print(f"ready grpc={cluster.grpc_address} http={cluster.http_address}", flush=True)
+        await first_of(asyncio.create_task(cluster.watch()), stop.drain)
+    finally:
+        # Ray takes SIGTERM for itself when it starts.
+        stop.install()
+        progress.step("stopping")
+        if not await first_of(asyncio.create_task(cluster.stop()), stop.at_once):
+            await cluster.kill()
+
+
+class ServingCluster:
+    """All parts of one running cluster."""
+
+    def __init__(self, options: ServeOptions, progress: Progress) -> None:
+        self._options = options
+        self._spec = options.spec
+        self._progress = progress
+        self._ray = RayCluster(options.ray_address)
+        self._registry = Registry()
+        self._controller: Controller | None = None
+        self._router: RouterProcess | None = None
+        self._servers: list[grpc.aio.Server] = []
+        self._model_name = ""
+
+    @property
+    def grpc_address(self) -> str:
+        return self._router.grpc_address if self._router else ""
+
+    @property
+    def http_address(self) -> str:
+        return self._router.http_address if self._router else ""
+
+    async def start(self) -> None:
+        """Returns when prompts can be answered."""
+        options = self._options
+        check_ports(
+            options.host,
+            {
+                "--grpc-port": options.grpc_port,
+                "--http-port": options.http_port,
+                "--admin-port": options.admin_port,
+            },
+        )
+        model = await asyncio.to_thread(self._find_model)
+        self._model_name = self._spec.served_model_name or model.name
+        # Says what does not fit before Ray is started.
+        num_blocks = plan_num_blocks(self._spec, model, available_memory())
+        max_model_len = plan_max_model_len(self._spec, model, num_blocks)
+        self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
+        await asyncio.to_thread(self._ray.start)
+        settings = await self._plan_workers(model, num_blocks)
+        registry_port = await self._serve_registry()
+        await self._serve_admin()
+        self._progress.step(f"starting {len(settings)} workers: {_names(settings)}")
+        self._controller = Controller(
+            self._ray, settings, self._registry.publish, self._progress.note
+        )
+        await self._controller.start()
+        await self._start_router(model, registry_port, max_model_len)
+
+    async def watch(self) -> None:
+        """Raises ``Unavailable`` if the router ends, without which nothing can be answered."""
+        assert self._router is not None
+        code = await self._router.wait_closed()
+        raise Unavailable(f"the router ended with exit code {code}", reason="ROUTER_FAILED")
+
+    async def stop(self) -> None:
+        """Drains, then takes everything down. Works at any point of the start."""
+        if self._router is not None:
+            await self._router.stop()
+        if self._controller is not None:
+            # The router has drained: what is left on the workers has no reader.
+            await self._controller.stop(drain_s=0.0)
+        await self._stop_servers()
+        await asyncio.to_thread(self._ray.shutdown)
+
+    async def kill(self) -> None:
+        """As ``stop``, but nothing gets time to finish."""
+        if self._router is not None:
+            self._router.kill()
+        if self._controller is not None:
+            self._controller.kill()
+        await self._stop_servers()
+        await asyncio.to_thread(self._ray.shutdown)
+
+    async def _stop_servers(self) -> None:
+        for server in self._servers:
+            await server.stop(grace=None)
+        self._servers.clear()
+
+    def _find_model(self) -> ModelFolder:
+        wanted = self._spec.model
+        folder = find_model(wanted) if wanted else ensure_demo_model(self._progress)
+        return read_model_folder(folder)
+
+    async def _plan_workers(
+        self, model: ModelFolder, num_blocks: int
+    ) -> dict[Slot, WorkerSettings]:
+        spec, slots = self._spec, list_slots(self._spec)
+        own_cpus = self._ray.total_cpus if self._ray.is_local else None
+        needs = {slot: resources_of(spec, slot, own_cpus) for slot in slots}
+        nodes = await self._ray.place(needs)
+        cores = {node: await self._ray.node_cores(node) for node in set(nodes.values())}
+        return {
+            slot: worker_settings(spec, model, slot, share, num_blocks)
+            for slot, share in sorted(assign_by_node(nodes, cores).items())
+        }
+
+    async def _serve_registry(self) -> int:
+        server = _new_server()
+        registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, server)
+        return await self._listen(server, "127.0.0.1", 0)
+
+    async def _serve_admin(self) -> None:
+        server = _new_server()
+        admin_pb2_grpc.add_ClusterAdminServicer_to_server(ClusterAdmin(self._view), server)
+        port = await self._listen(server, self._options.host, self._options.admin_port)
+        self._progress.note(f"admin={self._options.host}:{port}")
+
+    async def _listen(self, server: grpc.aio.Server, host: str, port: int) -> int:
+        bound = server.add_insecure_port(f"{host}:{port}")
+        await server.start()
+        self._servers.append(server)
+        return bound
+
+    async def _start_router(self, model: ModelFolder, registry_port: int, max_len: int) -> None:
+        self._progress.step("starting the router")
+        options = self._options
+        self._router = await RouterProcess.start(
+            RouterOptions(
+                registry=f"127.0.0.1:{registry_port}",
+                model_folder=str(model.path),
+                served_model_name=self._model_name,
+                host=options.host,
+                grpc_port=options.grpc_port,
+                http_port=options.http_port,
+                max_model_len=max_len,
+                block_size=self._spec.kv.block_size,
+                drain_s=options.drain_s,
+            )
+        )
+        await self._router.wait_ready()
+
+    def _view(self) -> ClusterView:
+        controller = self._controller
+        return ClusterView(
+            model=self._model_name,
+            grpc_address=self.grpc_address,
+            http_address=self.http_address,
+            members=controller.members if controller else (),
+            prefill_wanted=self._spec.pools.prefill.replicas,
+            decode_wanted=self._spec.pools.decode.replicas,
+            restarts=controller.restarts if controller else 0,
+        )
+
+
+def _new_server() -> grpc.aio.Server:
+    # Two clusters must not share a port by accident.
+    return grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+
+
+def _names(settings: dict[Slot, WorkerSettings]) -> str:
+    return ", ".join(slot.name for slot in settings)
+
+
+def run_serve(options: ServeOptions, progress: Progress) -> int:
+    """Blocks; the exit code."""
+    import uvloop
+
+    uvloop.run(serve(options, progress))
+    return 0

@@ -1,0 +1,39 @@
+"""Says before anything is started that a port is taken."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+
+from core.errors import InvalidField, Unavailable
+
+
+def check_ports(host: str, ports: Mapping[str, int]) -> None:
+    """Raise if one of ``ports`` (flag → port, 0: any) can't be bound on ``host``.
+
+    Raises ``Unavailable`` if a port is taken, ``InvalidField`` if it is out of range or wanted
+    twice.
+    """
+    fixed = {flag: port for flag, port in ports.items() if port != 0}
+    for flag, port in fixed.items():
+        if not 0 < port < 65536:
+            raise InvalidField(flag, port, "a port is a number from 1 to 65535, or 0 for any")
+        twin = next((other for other, p in fixed.items() if p == port and other != flag), None)
+        if twin:
+            raise InvalidField(flag, port, f"is wanted by {twin} as well; choose another")
+        _check_free(host, flag, port)
+
+
+def _check_free(host: str, flag: str, port: int) -> None:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As servers do: a port is not taken by connections that linger after their server's end.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Unavailable(
+                f"port {port} on {host} can't be used ({error.strerror}): stop what listens there "
+                f"or choose another with {flag}",
+                reason="PORT_TAKEN",
+                metadata={"flag": flag, "port": str(port)},
+            ) from None

@@ -1,0 +1,323 @@
+"""Ray as our engine for processes and placement: every Ray call but the actor's own is here.
+
+Covers: a local Ray (loopback only, token, no dashboard) or joining one; placement groups; making,
+watching and ending worker actors. Does not cover: when to start which (``cluster.pool_state``),
+what an actor does (``cluster.worker_actor``). Ray never carries prompts or tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.placement_fit import Resources, check_fit, show
+from cluster.plan import Slot, thread_environment
+from cluster.pool_state import Started
+from cluster.shadowing import our_root
+from core.errors import CrossdockError, InternalError, Unavailable
+from core.worker_settings import WorkerSettings
+
+PLACEMENT_TIMEOUT_S = 60.0
+_JOIN_TIMEOUT_S = 5.0
+_OBJECT_STORE_BYTES = 100 * 2**20
+_LOCAL_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "AUTOSCALER_METRIC_PORT": "0",
+    # Without this Ray replaces 127.0.0.1 by the address of the network card and listens on all
+    # interfaces. It names two systems but works on Linux too.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+
+class WorkerHandle:
+    """One living worker actor."""
+
+    def __init__(self, slot: Slot, actor: Any) -> None:
+        self._slot = slot
+        self._actor = actor
+
+    async def start(self) -> Started:
+        """Load and serve. Raises ``CrossdockError`` if the worker can't."""
+        try:
+            answer = await self._actor.start.remote()
+        except _ray_error() as error:
+            raise _worker_error(self._slot, error) from None
+        return Started(self._slot, answer["endpoint"], answer["epoch"], answer["pid"])
+
+    async def wait_closed(self) -> str:
+        """Returns when the worker is dead, and how it died."""
+        try:
+            await self._actor.wait_closed.remote()
+        except _ray_error() as error:
+            return _summary(error)
+        return "it ended by itself"
+
+    async def stop(self, drain_s: float) -> None:
+        """Let it finish for at most ``drain_s`` seconds. A worker that is dead already is fine."""
+        with contextlib.suppress(_ray_error()):
+            await self._actor.stop.remote(drain_s)
+
+    def kill(self) -> None:
+        """End it at once."""
+        with contextlib.suppress(_ray_error()):
+            _ray().kill(self._actor)
+
+
+def worker_actor_class() -> Any:
+    from cluster.worker_actor import WorkerActor
+
+    return WorkerActor
+
+
+class RayCluster:
+    """``address`` None: our own local Ray. ``actor_class`` gives the Ray actor of a worker; it is
+    called once Ray runs, because Ray must not be imported before."""
+
+    def __init__(
+        self, address: str | None = None, actor_class: Callable[[], Any] = worker_actor_class
+    ) -> None:
+        self._address = address
+        self._actor_class = actor_class
+        self._groups: dict[str, Any] = {}
+        self._resources: dict[Slot, Resources] = {}
+        self._folder: Path | None = None
+        # Start may still be under way in its thread when a signal wants a shutdown.
+        self._lock = threading.Lock()
+
+    @property
+    def is_local(self) -> bool:
+        return self._address is None
+
+    @property
+    def total_cpus(self) -> float:
+        return sum(node.get("CPU", 0.0) for node in self._nodes().values())
+
+    def start(self) -> None:
+        """Blocks for some seconds. Raises ``Unavailable`` if Ray does not come up."""
+        with self._lock:
+            self._folder = Path(tempfile.mkdtemp(prefix="crossdock-"))
+            if self._address is None:
+                self._prepare_environment(self._folder)
+            else:
+                _require_reachable(self._address)
+            ray = _ray()
+            logging.getLogger("ray").setLevel(logging.CRITICAL)
+            try:
+                with _empty_current_directory(self._folder):
+                    ray.init(**self._init_options(self._folder))
+            except Exception as error:
+                where = self._address or "locally"
+                raise _unavailable(
+                    f"Ray could not be started or joined ({where}): {error}"
+                ) from error
+            if self.is_local:
+                _require_loopback()
+
+    async def place(
+        self, needs: Mapping[Slot, Resources], timeout_s: float = PLACEMENT_TIMEOUT_S
+    ) -> dict[Slot, str]:
+        """One placement group per pool, one bundle per replica. Returns each slot's node id.
+
+        Raises ``Unavailable`` if the cluster can never hold them, or does not within the timeout.
+        """
+        pools: dict[str, list[Slot]] = {}
+        for slot in sorted(needs):
+            pools.setdefault(slot.pool, []).append(slot)
+        check_fit(
+            list(self._nodes().values()),
+            {pool: [needs[slot] for slot in slots] for pool, slots in pools.items()},
+        )
+        self._resources.update(needs)
+        nodes: dict[Slot, str] = {}
+        for pool, slots in pools.items():
+            nodes.update(await self._place_pool(pool, slots, timeout_s))
+        return nodes
+
+    async def node_cores(self, node_id: str) -> list[int]:
+        """CPU cores that a worker on this node may use."""
+        ray = _ray()
+        if node_id == ray.get_runtime_context().get_node_id():
+            return sorted(os.sched_getaffinity(0))
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        probe = ray.remote(num_cpus=0)(_allowed_cores).options(scheduling_strategy=there)
+        cores: list[int] = await probe.remote()
+        return cores
+
+    def create_worker(self, slot: Slot, settings: WorkerSettings) -> WorkerHandle:
+        """A fresh actor in the slot's bundle; it does nothing until ``start``."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        resources = dict(self._resources[slot])
+        actor = (
+            self._actor_class()
+            .options(
+                num_cpus=resources.pop("CPU", 0),
+                num_gpus=resources.pop("GPU", 0),
+                resources=resources,
+                # Restarts are ours: a replacement needs a new epoch and fresh settings.
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._groups[slot.pool], placement_group_bundle_index=slot.index
+                ),
+                runtime_env={"env_vars": thread_environment(settings.threads)},
+            )
+            .remote(settings, str(our_root()))
+        )
+        return WorkerHandle(slot, actor)
+
+    def shutdown(self) -> None:
+        """Ends every worker, removes the placement groups, leaves Ray; ends it if it is ours."""
+        with self._lock:
+            if self._folder is None:
+                return  # Never started; importing Ray now would take its environment from it.
+            if _ray().is_initialized():
+                self._remove_groups()
+                _ray().shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _remove_groups(self) -> None:
+        from ray.util.placement_group import remove_placement_group
+
+        for group in self._groups.values():
+            with contextlib.suppress(_ray_error()):
+                remove_placement_group(group)
+        self._groups.clear()
+
+    def _nodes(self) -> dict[str, Resources]:
+        return {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
+
+    async def _place_pool(
+        self, pool: str, slots: Sequence[Slot], timeout_s: float
+    ) -> dict[Slot, str]:
+        from ray.util.placement_group import placement_group, placement_group_table
+
+        bundles = [dict(self._resources[slot]) for slot in slots]
+        group = placement_group(bundles, strategy="PACK")
+        self._groups[pool] = group
+        if not await asyncio.to_thread(group.wait, timeout_s):
+            free = {k: v for k, v in _ray().available_resources().items() if k in bundles[0]}
+            raise Unavailable(
+                f"no room for the {pool} pool after {timeout_s:g} s: it needs "
+                f"{len(bundles)} × ({show(bundles[0])}) and only {show(free)} is free now",
+                reason="NOT_ENOUGH_RESOURCES",
+            )
+        node_of = placement_group_table(group)["bundles_to_node_id"]
+        return {slot: node_of[i] for i, slot in enumerate(slots)}
+
+    def _init_options(self, folder: Path) -> dict[str, Any]:
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        if not self.is_local:
+            return {"address": self._address, **quiet}
+        return {
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(folder),
+            **quiet,
+        }
+
+    @staticmethod
+    def _prepare_environment(folder: Path) -> None:
+        """Must come before Ray's first import: it reads some of these there."""
+        token = folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(_auth_token())
+        os.environ.update(_LOCAL_ENVIRONMENT)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.pop("RAY_AUTH_TOKEN", None)
+        # A variable of the user's shell must not make us join somebody's cluster.
+        os.environ.pop("RAY_ADDRESS", None)
+
+
+@contextlib.contextmanager
+def _empty_current_directory(folder: Path) -> Iterator[None]:
+    """Ray puts the driver's current directory on its workers' path: files there hide modules."""
+    empty = folder / "empty"
+    empty.mkdir()
+    before = os.getcwd()
+    os.chdir(empty)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@functools.cache
+def _auth_token() -> str:
+    """One per process: Ray reads it once and keeps it, also for the next cluster."""
+    return secrets.token_hex(32)
+
+
+def _require_reachable(address: str) -> None:
+    """Ray itself would try for minutes. Names such as "auto" are left to Ray."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_JOIN_TIMEOUT_S).close()
+    except OSError as error:
+        raise _unavailable(f"no Ray cluster answers at {address}: {error.strerror}") from None
+
+
+def _require_loopback() -> None:
+    """Our own Ray must not be reachable from outside."""
+    address = _ray().util.get_node_ip_address()
+    if address != "127.0.0.1":
+        raise _unavailable(
+            f"Ray listens on {address} and not on loopback only: it was imported before "
+            "Crossdock could set its environment"
+        )
+
+
+def _unavailable(message: str) -> Unavailable:
+    return Unavailable(message, reason="RAY_UNAVAILABLE")
+
+
+def _allowed_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def _ray() -> Any:
+    """Imported late: it takes a while, and its environment must be set before."""
+    import ray
+
+    return ray
+
+
+def _ray_error() -> type[Exception]:
+    error: type[Exception] = _ray().exceptions.RayError
+    return error
+
+
+def _worker_error(slot: Slot, error: Exception) -> CrossdockError:
+    """What the worker said, as plainly as Ray lets us know it."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, CrossdockError):
+        return cause
+    return InternalError(_summary(error), reason="WORKER_FAILED", metadata={"worker": slot.name})
+
+
+def _summary(error: Exception) -> str:
+    """The last line of Ray's report, or of the traceback in it: the rest is about Ray itself."""
+    exceptions = _ray().exceptions
+    if isinstance(error, exceptions.ActorDiedError):
+        for part in str(error).split("Worker exit detail: ")[1:]:
+            return f"its process died ({part.split('. Some common causes')[0].strip()})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,54 @@
+"""Tells routers over gRPC who is ready and where (``crossdock.v1.Registry``)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+from crossdock.v1 import registry_pb2, registry_pb2_grpc
+
+from cluster.pool_state import Member
+
+
+class Registry(registry_pb2_grpc.RegistryServicer):
+    """Keeps the current list; every watcher gets it at once and again on each change."""
+
+    def __init__(self) -> None:
+        self._current = registry_pb2.WorkerList()
+        self._version = 0
+        self._changed = asyncio.Condition()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def publish(self, ready: Sequence[Member]) -> None:
+        """``ready`` is the full list. A watcher that is behind skips to the newest."""
+        self._current = registry_pb2.WorkerList(workers=[_record(member) for member in ready])
+        self._version += 1
+        task = asyncio.create_task(self._wake())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def Watch(
+        self,
+        request: registry_pb2.WatchRequest,
+        context: grpc.aio.ServicerContext[registry_pb2.WatchRequest, registry_pb2.WorkerList],
+    ) -> AsyncIterator[registry_pb2.WorkerList]:
+        while True:
+            seen = self._version
+            yield self._current
+            async with self._changed:
+                while self._version == seen:
+                    await self._changed.wait()
+
+
+def _record(member: Member) -> registry_pb2.WorkerRecord:
+    return registry_pb2.WorkerRecord(
+        worker=member.slot.name,
+        endpoint=member.endpoint,
+        epoch=member.epoch,
+        role=member.slot.role_name,
+    )

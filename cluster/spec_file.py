@@ -1,0 +1,33 @@
+"""Reads a cluster's config file (YAML) into a checked ``ClusterSpec``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from core.config import ClusterSpec, make_spec
+from core.errors import InvalidField
+
+
+def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
+    """The spec in the file at ``path`` (None: all defaults), with ``overrides`` by dotted path.
+
+    Raises ``InvalidField`` if the file can't be read, is not YAML, or says what can't be served.
+    """
+    return make_spec(_read(path) if path else None, overrides)
+
+
+def _read(path: Path) -> Mapping[str, object]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidField("config", str(path), f"can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InvalidField("config", str(path), f"is not YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise InvalidField("config", str(path), "must hold settings such as `model: FOLDER`")
+    return {str(key): value for key, value in content.items()}

@@ -1,0 +1,39 @@
+"""SIGINT and SIGTERM as events: the first asks to drain, the second to end at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+
+class StopSignal:
+    def __init__(self) -> None:
+        self.drain = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def install(self) -> None:
+        """Take both signals over on the running loop, also from whoever had them before."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.receive)
+
+    def receive(self) -> None:
+        if self.drain.is_set():
+            self.at_once.set()
+        self.drain.set()
+
+
+async def first_of(work: asyncio.Task[None], event: asyncio.Event) -> bool:
+    """Wait for the task or the event. True if the task ended (its error is raised), else False
+    and the task is cancelled."""
+    waiting = asyncio.create_task(event.wait())
+    try:
+        await asyncio.wait({work, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        waiting.cancel()
+    if work.done():
+        work.result()
+        return True
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    return False

@@ -1,0 +1,41 @@
+"""The Ray actor around a worker: Ray starts, watches and ends it; requests never pass here."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import ray
+
+from cluster.shadowing import find_shadowed
+from cluster.worker_host import WorkerHost
+from core.errors import Incompatible
+from core.worker_settings import WorkerSettings
+
+
+@ray.remote
+class WorkerActor:
+    """One replica. Created by `cluster.ray_cluster` in a bundle of its pool's placement group."""
+
+    def __init__(self, settings: WorkerSettings, expected_root: str) -> None:
+        """``expected_root``: the folder our modules must come from; anything else shadows them."""
+        shadowed = find_shadowed(Path(expected_root))
+        if shadowed:
+            raise Incompatible("; ".join(map(str, shadowed)), reason="MODULE_SHADOWED")
+        self._host = WorkerHost(settings)
+
+    async def start(self) -> dict[str, str | int]:
+        """Loads the model and serves; returns the fields of `WorkerPlace`."""
+        return dataclasses.asdict(await self._host.start())
+
+    async def wait_closed(self) -> None:
+        """Pending while the worker lives: its failure tells of death, its return of a stop."""
+        await self._host.wait_closed()
+
+    async def stop(self, drain_s: float) -> None:
+        await self._host.stop(drain_s)
+
+    async def node_cores(self) -> list[int]:
+        """CPU cores that this process may use."""
+        return sorted(os.sched_getaffinity(0))

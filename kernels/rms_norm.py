@@ -1,0 +1,16 @@
+"""Root-mean-square layer norm (Zhang and Sennrich, 2019) over the last axis."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """``weight * x / sqrt(mean(x²) + eps)`` for x [..., hidden]; computed in at least float32."""
+    return F.rms_norm(x, (x.shape[-1],), weight, eps)
+
+
+def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The same, written out, in the dtype of ``x``."""
+    return weight * x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps)

@@ -1,0 +1,19 @@
+"""The gate of a Llama MLP: silu(gate) * up, both from one fused projection."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
+    """[T, 2 * n], gate first, to [T, n], in the dtype given."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+def silu_mul_reference(gate_up: torch.Tensor) -> torch.Tensor:
+    """The same, written out."""
+    half = gate_up.shape[-1] // 2
+    gate, up = gate_up[..., :half], gate_up[..., half:]
+    return gate / (1 + torch.exp(-gate)) * up

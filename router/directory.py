@@ -1,0 +1,49 @@
+"""Follows the controller's list of workers. Without the registry the last list stays in use."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+import grpc.aio
+from crossdock.v1 import registry_pb2 as pb
+from crossdock.v1.registry_pb2_grpc import RegistryStub
+
+from router.backoff import Backoff
+
+log = logging.getLogger(__name__)
+
+WorkerListListener = Callable[[Sequence[pb.WorkerRecord]], None]
+_CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
+
+
+class Directory:
+    """Watches the registry at ``address`` (host:port) and passes each full list on."""
+
+    def __init__(self, address: str, router_id: str, listener: WorkerListListener) -> None:
+        self._address = address
+        self._router_id = router_id
+        self._listener = listener
+        self._task = asyncio.create_task(self._follow(), name="directory")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                await self._watch(backoff)
+            except grpc.aio.AioRpcError as error:
+                log.info("registry %s: %s", self._address, error.details())
+            await asyncio.sleep(backoff.next_pause())
+
+    async def _watch(self, backoff: Backoff) -> None:
+        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+            stub = RegistryStub(channel)
+            call = stub.Watch(pb.WatchRequest(router_id=self._router_id))
+            async for listed in call:
+                backoff.reset()
+                self._listener(listed.workers)

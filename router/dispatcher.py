@@ -1,0 +1,296 @@
+"""Carries out what the flows of all requests decide: the shell around ``router.flow``.
+
+Covers: routing an attempt, messages to and from workers, timers, and the stream of each answer.
+Does not cover: validation (``router.request_intake``), the doors. Runs on one event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1.registry_pb2 import WorkerRecord
+
+from core.errors import CrossdockError, NotFound
+from core.request import AttemptKey, RequestKey
+from router.answer_stream import AnswerStream, Prompt
+from router.flow import Flow
+from router.flow_messages import (
+    ClientGone,
+    Command,
+    DeadlinePassed,
+    Emit,
+    Fail,
+    Finish,
+    FlowEvent,
+    Route,
+    Routed,
+    RouteDue,
+    SendAbort,
+    SendOpen,
+    SendPrefill,
+    Unroutable,
+    WorkerLost,
+)
+from router.metrics import Metrics
+from router.placement import Disaggregation, WorkerId
+from router.policy import choose
+from router.request_ids import RequestIds
+from router.wire import (
+    failure_from_wire,
+    key_from_wire,
+    key_to_wire,
+    load_from_wire,
+    output_from_wire,
+    sampling_to_wire,
+    tokens_to_wire,
+)
+from router.worker_pool import LinkFactory, WorkerPool
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Running:
+    prompt: Prompt
+    flow: Flow
+    last_output_at: float | None = None
+    events: asyncio.Queue[Emit | Finish | Fail] = field(default_factory=asyncio.Queue)
+    timers: list[asyncio.TimerHandle] = field(default_factory=list)
+
+    @property
+    def attempt_key(self) -> AttemptKey:
+        return AttemptKey(self.prompt.key, self.flow.lifecycle.attempt)
+
+
+class Dispatcher:
+    """All running requests. ``clock`` gives seconds, monotonic."""
+
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        open_link: LinkFactory,
+        disaggregation: Disaggregation,
+        metrics: Metrics,
+        random: Random,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.block_size = block_size
+        self.pool = WorkerPool(block_size, open_link, self)
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._disaggregation = disaggregation
+        self._metrics = metrics
+        self._random = random
+        self._clock = clock
+        self._ids = RequestIds()
+        self._running: dict[RequestKey, _Running] = {}
+        self.ready_changed: Callable[[bool], None] = lambda ready: None
+
+    def start(self, prompt: Prompt) -> AnswerStream:
+        """Send a request on its way; raises AlreadyExists."""
+        now = self._clock()
+        self._ids.claim(prompt.key, now)
+        running = _Running(prompt, Flow(prompt.key, prompt.arrived, prompt.deadline))
+        self._running[prompt.key] = running
+        self.idle.clear()
+        self._metrics.running.inc()
+        if prompt.deadline is not None:
+            self._after(running, prompt.deadline - now, DeadlinePassed())
+        self._handle(running, RouteDue())
+        return AnswerStream(
+            prompt.key.request_id,
+            len(prompt.tokens),
+            running.events,
+            close=lambda: self._handle(running, ClientGone()),
+        )
+
+    def abort(self, key: RequestKey) -> None:
+        """End a running request; raises NotFound."""
+        running = self._running.get(key)
+        if running is None:
+            raise NotFound(
+                f"no request {key.request_id!r} is running",
+                reason="REQUEST_NOT_FOUND",
+                metadata={"request_id": key.request_id},
+            )
+        self._handle(running, ClientGone("ABORTED_BY_CLIENT"))
+
+    def cancel_all(self) -> None:
+        """The router stops: end what still runs."""
+        for running in list(self._running.values()):
+            self._handle(running, ClientGone("ROUTER_STOPPED"))
+
+    def on_listed(self, records: Sequence[WorkerRecord]) -> None:
+        self.pool.update(records)
+        self.ready_changed(self.pool.ready)
+
+    def on_attached(self, worker: WorkerId, welcome: pb.Welcome) -> None:
+        self.pool.attached(worker, welcome)
+        self.ready_changed(self.pool.ready)
+
+    def on_lost(self, worker: WorkerId) -> None:
+        self.pool.lost(worker)
+        self.ready_changed(self.pool.ready)
+        for running in list(self._running.values()):
+            self._handle(running, WorkerLost(worker))
+
+    def on_message(self, worker: WorkerId, message: pb.WorkerMessage) -> None:
+        match message.WhichOneof("message"):
+            case "step":
+                self._step(worker, message.step)
+            case "failed":
+                failed = message.failed
+                self._settle(worker, key_from_wire(failed.key))
+                self._tell(failed.key, failure_from_wire(worker, failed))
+            case "cache":
+                self.pool.cache_changed(worker, message.cache)
+
+    def _step(self, worker: WorkerId, step: pb.Step) -> None:
+        if step.HasField("load"):
+            self.pool.load_reported(worker, load_from_wire(step.load), self._clock())
+        for output in step.outputs:
+            self._tell(output.key, output_from_wire(worker, output))
+
+    def _tell(self, key: pb.AttemptKey, event: FlowEvent) -> None:
+        running = self._running.get(RequestKey(key.tenant, key.request_id))
+        if running is not None:
+            self._handle(running, event)
+
+    def _handle(self, running: _Running, event: FlowEvent) -> None:
+        if self._running.get(running.prompt.key) is not running:
+            return
+        try:
+            commands = running.flow.handle(event, self._clock())
+        except CrossdockError as error:
+            # Only an illegal transition gets here: a defect that must not hurt other requests.
+            log.exception("request failed by a defect")
+            commands = [Fail(error)]
+        for command in commands:
+            self._carry_out(running, command)
+
+    def _carry_out(self, running: _Running, command: Command) -> None:
+        match command:
+            case Route():
+                self._route(running, command)
+            case SendOpen():
+                self._send_open(running, command)
+            case SendPrefill():
+                self._send_prefill(running, command)
+            case SendAbort():
+                self._send_abort(running, command)
+            case Emit():
+                self._emit(running, command)
+            case Finish() | Fail():
+                self._end(running, command)
+
+    def _route(self, running: _Running, command: Route) -> None:
+        if command.delay_s > 0:
+            self._after(running, command.delay_s, RouteDue())
+            return
+        views = self.pool.candidates()
+        prompt = running.prompt
+        overlap = self.pool.prefixes.overlap(prompt.hashes, (view.worker for view in views))
+        try:
+            placement = choose(
+                prompt.shape(self.block_size),
+                views,
+                overlap,
+                command.avoid,
+                self._disaggregation,
+                self._random,
+            )
+        except CrossdockError as error:
+            self._handle(running, Unroutable(error))
+        else:
+            self._handle(running, Routed(placement))
+
+    def _send_open(self, running: _Running, command: SendOpen) -> None:
+        prompt, key = running.prompt, running.attempt_key
+        if command.attempt > 1:
+            self._metrics.retried()
+        held = self._held_blocks(prompt, command.worker)
+        shape = prompt.shape(self.block_size)
+        ledger = self.pool.ledger(command.worker)
+        if ledger is not None:
+            tokens = 0 if command.handoff else shape.uncached_tokens(held)
+            ledger.sent_open(key, tokens, shape.num_blocks - held)
+        message = pb.Open(
+            key=key_to_wire(key),
+            mode=pb.Open.HANDOFF if command.handoff else pb.Open.LOCAL,
+            token_ids=b"" if command.handoff else tokens_to_wire(prompt.tokens),
+            sampling=sampling_to_wire(prompt.sampling),
+            salt=prompt.salt,
+            deadline_s=command.deadline_s,
+        )
+        self.pool.send(command.worker, pb.RouterMessage(open=message))
+
+    def _send_prefill(self, running: _Running, command: SendPrefill) -> None:
+        prompt, key = running.prompt, running.attempt_key
+        ledger = self.pool.ledger(command.worker)
+        if ledger is not None:
+            held = self._held_blocks(prompt, command.worker)
+            tokens = prompt.shape(self.block_size).uncached_tokens(held)
+            ledger.sent_prefill(key, tokens, self._clock())
+        message = pb.Prefill(
+            key=key_to_wire(key),
+            token_ids=tokens_to_wire(prompt.tokens),
+            sampling=sampling_to_wire(prompt.sampling),
+            decode_worker=command.decode.name,
+            decode_endpoint=self.pool.endpoint(command.decode),
+            decode_epoch=command.decode.epoch,
+            salt=prompt.salt,
+            deadline_s=command.deadline_s,
+        )
+        self.pool.send(command.worker, pb.RouterMessage(prefill=message))
+
+    def _send_abort(self, running: _Running, command: SendAbort) -> None:
+        key = AttemptKey(running.prompt.key, command.attempt)
+        self._settle(command.worker, key)
+        self.pool.send(command.worker, pb.RouterMessage(abort=pb.Abort(key=key_to_wire(key))))
+
+    def _emit(self, running: _Running, command: Emit) -> None:
+        now, last = self._clock(), running.last_output_at
+        since = now - (running.flow.arrived if last is None else last)
+        self._metrics.emitted(len(command.token_ids), since, first=last is None)
+        if last is None:
+            self._settle_all(running)
+        running.last_output_at = now
+        running.events.put_nowait(command)
+
+    def _end(self, running: _Running, command: Finish | Fail) -> None:
+        for timer in running.timers:
+            timer.cancel()
+        self._settle_all(running)
+        del self._running[running.prompt.key]
+        self._ids.release(running.prompt.key, self._clock())
+        self._metrics.running.dec()
+        self._metrics.ended(running.flow.lifecycle.state)
+        if isinstance(command, Finish):
+            self._metrics.finished(command, len(running.prompt.tokens))
+        running.events.put_nowait(command)
+        if not self._running:
+            self.idle.set()
+
+    def _held_blocks(self, prompt: Prompt, worker: WorkerId) -> int:
+        return self.pool.prefixes.overlap(prompt.hashes, (worker,)).get(worker, 0)
+
+    def _settle(self, worker: WorkerId, key: AttemptKey) -> None:
+        ledger = self.pool.ledger(worker)
+        if ledger is not None:
+            ledger.settled(key)
+
+    def _settle_all(self, running: _Running) -> None:
+        placement = running.flow.placement
+        for worker in placement.workers if placement is not None else ():
+            self._settle(worker, running.attempt_key)
+
+    def _after(self, running: _Running, delay_s: float, event: FlowEvent) -> None:
+        loop = asyncio.get_running_loop()
+        running.timers.append(loop.call_later(delay_s, self._handle, running, event))

@@ -1,0 +1,135 @@
+"""What a request's flow is told and what it answers: events in, commands out. Plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.errors import CrossdockError
+from core.handoff import FailureCause
+from core.request import FinishReason
+from router.placement import Placement, WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class RouteDue:
+    """The request arrived, or the pause before a new attempt is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Routed:
+    placement: Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Unroutable:
+    error: CrossdockError
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """New tokens of an attempt. ``cached_tokens`` is set with the first output."""
+
+    worker: WorkerId
+    attempt: int
+    token_ids: Sequence[int]
+    text: str
+    finish_reason: FinishReason | None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptFailed:
+    worker: WorkerId
+    attempt: int
+    cause: FailureCause
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    worker: WorkerId
+
+
+@dataclass(frozen=True, slots=True)
+class ClientGone:
+    """The client closed its call, or asked by Abort to end the request."""
+
+    reason: str = "CLIENT_GONE"
+
+
+@dataclass(frozen=True, slots=True)
+class DeadlinePassed:
+    pass
+
+
+FlowEvent = (
+    RouteDue
+    | Routed
+    | Unroutable
+    | Output
+    | AttemptFailed
+    | WorkerLost
+    | ClientGone
+    | DeadlinePassed
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Choose workers after ``delay_s`` seconds, if possible others than ``avoid``."""
+
+    avoid: frozenset[WorkerId]
+    delay_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendOpen:
+    """``handoff``: a prefill worker will bring the prompt. ``deadline_s`` 0: none."""
+
+    worker: WorkerId
+    attempt: int
+    handoff: bool
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendPrefill:
+    worker: WorkerId
+    attempt: int
+    decode: WorkerId
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SendAbort:
+    worker: WorkerId
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    token_ids: Sequence[int]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The answer is complete. Times in seconds since the request arrived."""
+
+    reason: FinishReason
+    completion_tokens: int
+    cached_tokens: int
+    queue_s: float
+    ttft_s: float
+    total_s: float
+    placement: Placement
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    error: CrossdockError
+
+
+Command = Route | SendOpen | SendPrefill | SendAbort | Emit | Finish | Fail

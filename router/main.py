@@ -1,0 +1,104 @@
+"""The router's process: ``python -m router.main --registry HOST:PORT --model FOLDER``.
+
+Prints one line ``ready grpc=HOST:PORT http=HOST:PORT`` on stdout once it listens; whether there
+are workers is told by ``/ready`` and gRPC health. SIGTERM and SIGINT drain, then exit with 0.
+Exit codes: 1 it can't start, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from core.errors import CrossdockError
+from router.placement import Disaggregation
+from router.server import RouterServer, RouterSettings
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parent = os.getppid()
+    options = _parser().parse_args(arguments)
+    level = options.log_level.upper()
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
+    if options.die_with_parent:
+        _die_with_parent(parent)
+    try:
+        uvloop.run(_serve(_settings(options)))
+    except CrossdockError as error:
+        print(f"error: {error.message}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(settings: RouterSettings) -> None:
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    server = RouterServer(settings)
+    grpc_address, http_address = await server.start()
+    print(f"ready grpc={grpc_address} http={http_address}", flush=True)
+    await stopped.wait()
+    await server.stop()
+
+
+def _settings(options: argparse.Namespace) -> RouterSettings:
+    return RouterSettings(
+        registry=options.registry,
+        model=options.model,
+        served_model_name=options.served_model_name,
+        host=options.host,
+        grpc_port=options.grpc_port,
+        http_port=options.http_port,
+        max_model_len=options.max_model_len,
+        block_size=options.block_size,
+        disaggregation=Disaggregation(options.disaggregation),
+        drain_s=options.drain_s,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m router.main", description="Crossdock's router")
+    add = parser.add_argument
+    add("--registry", required=True, metavar="HOST:PORT", help="where the controller lists workers")
+    add("--model", required=True, type=Path, metavar="FOLDER", help="tokenizer and config")
+    add("--served-model-name", default="", help="default: the folder's name")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--grpc-port", type=int, default=0, help="0 takes any free port")
+    add("--http-port", type=int, default=0, help="0 takes any free port")
+    add("--max-model-len", type=int, help="tokens of prompt and answer (default: the model's)")
+    add("--block-size", type=int, default=16, help="tokens in a KV block (default: %(default)s)")
+    modes = [mode.value for mode in Disaggregation]
+    add("--disaggregation", choices=modes, default="auto", help="default: %(default)s")
+    add("--drain-s", type=float, default=30.0, help="seconds that requests have to end on SIGTERM")
+    add(
+        "--die-with-parent",
+        action="store_true",
+        help="drain and exit when the process that started this one dies (Linux)",
+    )
+    add("--log-level", choices=["debug", "info", "warning", "error"], default="warning")
+    return parser
+
+
+def _die_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when the parent dies, also if it died before we could ask."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

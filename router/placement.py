@@ -1,0 +1,49 @@
+"""The nouns of routing: who the workers are, how busy they are, and where an attempt goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from core.outputs import Load
+from core.request import Role
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerId:
+    """One life of a worker: after a restart it has a new epoch and is another worker."""
+
+    name: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerView:
+    """What the policy knows of one worker. ``num_blocks`` is the size of its KV pool."""
+
+    worker: WorkerId
+    role: Role
+    num_blocks: int
+    load: Load
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an attempt runs. Without ``prefill`` the decode worker prefills by itself (LOCAL)."""
+
+    decode: WorkerId
+    prefill: WorkerId | None = None
+
+    @property
+    def workers(self) -> tuple[WorkerId, ...]:
+        return (self.decode,) if self.prefill is None else (self.decode, self.prefill)
+
+
+class Disaggregation(Enum):
+    """AUTO: without a prefill worker the decode worker does it all. ALWAYS: refuse instead."""
+
+    AUTO = "auto"
+    ALWAYS = "always"

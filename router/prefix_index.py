@@ -1,0 +1,120 @@
+"""Which worker holds which cached block, by block hash.
+
+A plain dict from hash to a bitmask of workers. Workers evict leaf-first (a block never outlives
+its children), so what a worker holds of a prompt is a run from its start, and the length of that
+run is found by galloping instead of looking at every block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from core.block_hash import HashArray
+from router.placement import WorkerId
+
+
+class PrefixIndex:
+    """Fed from the workers' cache events; asked for the overlap with a prompt's hashes."""
+
+    def __init__(self) -> None:
+        self._masks: dict[int, int] = {}
+        self._bits: dict[WorkerId, int] = {}
+        self._held: dict[WorkerId, int] = {}
+        self._free_bits: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def stored(self, worker: WorkerId, hashes: HashArray) -> None:
+        bit = self._bit(worker)
+        for block in hashes.tolist():
+            mask = self._masks.get(block, 0)
+            if not mask & bit:
+                self._masks[block] = mask | bit
+                self._held[worker] += 1
+
+    def removed(self, worker: WorkerId, hashes: HashArray) -> None:
+        bit = self._bit(worker)
+        for block in hashes.tolist():
+            mask = self._masks.get(block, 0)
+            if mask & bit:
+                self._set(block, mask & ~bit)
+                self._held[worker] -= 1
+
+    def reset(self, worker: WorkerId) -> None:
+        """Forget what ``worker`` holds. Looks at every block once: some 60 ms per million."""
+        if not self._held.get(worker):
+            return
+        bit = self._bits[worker]
+        for block in [block for block, mask in self._masks.items() if mask & bit]:
+            self._set(block, self._masks[block] & ~bit)
+        self._held[worker] = 0
+
+    def remove_worker(self, worker: WorkerId) -> None:
+        """``worker`` is gone; its bit may be given to another."""
+        self.reset(worker)
+        bit = self._bits.pop(worker, None)
+        self._held.pop(worker, None)
+        if bit is not None:
+            self._free_bits.append(bit)
+
+    def overlap(self, hashes: HashArray, workers: Iterable[WorkerId]) -> dict[WorkerId, int]:
+        """Number of leading blocks of the prompt (uint64 hashes) that each worker holds."""
+        wanted = {self._bits[worker]: worker for worker in workers if worker in self._bits}
+        counts: dict[WorkerId, int] = {}
+        for mask, blocks in self._runs(hashes, sum(wanted)):
+            counts.update((worker, blocks) for bit, worker in wanted.items() if mask & bit)
+        return counts
+
+    def _runs(self, hashes: HashArray, wanted: int) -> list[tuple[int, int]]:
+        """(workers, run length), for all runs longer than 0."""
+        runs: list[tuple[int, int]] = []
+        held, last = wanted, -1
+        step = 1
+        while held and last < len(hashes) - 1:
+            probe = min(last + step, len(hashes) - 1)
+            beyond = self._mask(hashes, probe) & held
+            self._split(hashes, held, last, beyond, probe, runs)
+            held, last, step = beyond, probe, step * 2
+        if held and last >= 0:
+            runs.append((held, last + 1))
+        return runs
+
+    def _split(
+        self,
+        hashes: HashArray,
+        held: int,
+        last: int,
+        beyond: int,
+        probe: int,
+        runs: list[tuple[int, int]],
+    ) -> None:
+        """Runs that end from ``last`` up to before ``probe``, by bisection."""
+        ending = held & ~beyond
+        if not ending:
+            return
+        if probe - last == 1:
+            if last >= 0:
+                runs.append((ending, last + 1))
+            return
+        middle = (last + probe) // 2
+        reached = self._mask(hashes, middle) & ending
+        self._split(hashes, ending, last, reached, middle, runs)
+        self._split(hashes, reached, middle, 0, probe, runs)
+
+    def _mask(self, hashes: HashArray, index: int) -> int:
+        return self._masks.get(int(hashes[index]), 0)
+
+    def _set(self, block: int, mask: int) -> None:
+        if mask:
+            self._masks[block] = mask
+        else:
+            del self._masks[block]
+
+    def _bit(self, worker: WorkerId) -> int:
+        bit = self._bits.get(worker)
+        if bit is None:
+            bit = self._free_bits.pop() if self._free_bits else 1 << len(self._bits)
+            self._bits[worker] = bit
+            self._held[worker] = 0
+        return bit

@@ -1,0 +1,172 @@
+"""Puts the router together: workers behind, two doors in front; start, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import grpc.aio
+from aiohttp import web
+from crossdock.v1 import inference_pb2
+from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from core.errors import Unavailable
+from router.directory import Directory
+from router.dispatcher import Dispatcher
+from router.metrics import Metrics
+from router.model_info import ModelInfo
+from router.openai_door import MAX_BODY_BYTES, OpenAIDoor
+from router.placement import Disaggregation, WorkerId
+from router.request_intake import RequestIntake
+from router.service import InferenceService
+from router.worker_link import LinkListener, WorkerLink
+from text.chat_template import ChatTemplate
+from text.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
+_SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+    ("grpc.max_send_message_length", MAX_BODY_BYTES),
+    # With SO_REUSEPORT a second router would start on a taken port and steal half the calls.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs."""
+
+    registry: str
+    model: Path
+    served_model_name: str = ""
+    host: str = "127.0.0.1"
+    grpc_port: int = 0
+    http_port: int = 0
+    max_model_len: int | None = None
+    block_size: int = 16
+    disaggregation: Disaggregation = Disaggregation.AUTO
+    drain_s: float = 30.0
+    router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
+
+
+class RouterServer:
+    """One router. ``start``, then ``stop``; both once. Everything runs on one event loop."""
+
+    def __init__(self, settings: RouterSettings) -> None:
+        self._settings = settings
+        self._metrics = Metrics()
+        model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
+        self.dispatcher = Dispatcher(
+            block_size=settings.block_size,
+            open_link=self._open_link,
+            disaggregation=settings.disaggregation,
+            metrics=self._metrics,
+            random=Random(),
+        )
+        self._intake = RequestIntake(
+            model,
+            Tokenizer.load(settings.model),
+            ChatTemplate.load(settings.model),
+            self.dispatcher,
+            self._metrics,
+        )
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._health_updates: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> tuple[str, str]:
+        """Listen and follow the registry. Gives the (gRPC, HTTP) addresses as host:port."""
+        settings = self._settings
+        await self._set_health(False)
+        self.dispatcher.ready_changed = self._ready_changed
+        http = await self._start_http()
+        grpc_address = await self._start_grpc()
+        self._directory = Directory(
+            settings.registry, settings.router_id, self.dispatcher.on_listed
+        )
+        return grpc_address, http
+
+    async def stop(self) -> None:
+        """Take no more requests, wait for those that run, then close everything."""
+        self._intake.draining = True
+        await self._set_health(False)
+        try:
+            async with asyncio.timeout(self._settings.drain_s):
+                await self.dispatcher.idle.wait()
+        except TimeoutError:
+            log.warning("requests still run after %g s and are cut", self._settings.drain_s)
+            self.dispatcher.cancel_all()
+        # The doors still have to write what the requests ended with.
+        await self._grpc.stop(grace=1.0)
+        await self._http.cleanup()
+        await self._directory.close()
+        await self.dispatcher.pool.close()
+        await asyncio.gather(*self._health_updates)
+
+    def _open_link(self, worker: WorkerId, endpoint: str, listener: LinkListener) -> WorkerLink:
+        return WorkerLink(worker, endpoint, self._settings.router_id, listener)
+
+    async def _start_grpc(self) -> str:
+        settings = self._settings
+        self._grpc = grpc.aio.server(options=_SERVER_OPTIONS)
+        service = InferenceService(self._intake, settings.block_size)
+        add_InferenceServicer_to_server(service, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._grpc)
+        try:
+            port = self._grpc.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+        except RuntimeError as error:
+            await self._http.cleanup()
+            raise _port_taken("grpc", settings.host, settings.grpc_port) from error
+        await self._grpc.start()
+        return f"{settings.host}:{port}"
+
+    async def _start_http(self) -> str:
+        settings = self._settings
+        app = OpenAIDoor(self._intake, self.dispatcher, self._metrics).app()
+        self._http = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+        )
+        await self._http.setup()
+        site = web.TCPSite(self._http, settings.host, settings.http_port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._http.cleanup()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            raise _port_taken("http", settings.host, settings.http_port) from error
+        return f"{settings.host}:{self._http.addresses[0][1]}"
+
+    def _ready_changed(self, ready: bool) -> None:
+        update = asyncio.create_task(self._set_health(ready and not self._intake.draining))
+        self._health_updates.add(update)
+        update.add_done_callback(self._health_updates.discard)
+
+    async def _set_health(self, serving: bool) -> None:
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if serving else statuses.NOT_SERVING
+        for name in ("", _SERVICE):
+            await self._health.set(name, status)
+
+
+def _port_taken(door: str, host: str, port: int) -> Unavailable:
+    return Unavailable(
+        f"the {door} port {host}:{port} is taken or not allowed; stop what listens there, or "
+        f"choose another one with --{door}-port (0 takes any free one)",
+        reason="PORT_TAKEN",
+        metadata={"field": f"{door}_port", "value": str(port)},
+    )

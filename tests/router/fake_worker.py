@@ -1,0 +1,167 @@
+"""A worker and a registry that speak the real protocols and do what a test tells them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Any
+
+import grpc.aio
+import numpy as np
+from crossdock.v1 import registry_pb2, worker_pb2
+from crossdock.v1.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
+from crossdock.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
+
+BLOCK_SIZE = 16
+
+
+async def serve(servicer: Any, add: Any, port: int = 0) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    add(servicer, server)
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    await server.start()
+    return server, port
+
+
+class FakeWorker(WorkerServicer):
+    """Records what the router sends; answers by the test's calls, or with ``script`` by itself."""
+
+    def __init__(
+        self,
+        name: str,
+        role: str,
+        *,
+        epoch: int = 1,
+        num_blocks: int = 64,
+        block_size: int = BLOCK_SIZE,
+        cached: Sequence[int] = (),
+        script: Sequence[tuple[int, str]] = (),
+    ) -> None:
+        self.name, self.role, self.epoch = name, role, epoch
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.cached = cached
+        self.script = script
+        self.endpoint = ""
+        self.received: list[worker_pb2.RouterMessage] = []
+        self._news = asyncio.Condition()
+        self._outbox: asyncio.Queue[worker_pb2.WorkerMessage] = asyncio.Queue()
+
+    async def start(self) -> FakeWorker:
+        self._server, port = await serve(self, add_WorkerServicer_to_server)
+        self.endpoint = f"127.0.0.1:{port}"
+        return self
+
+    async def kill(self) -> None:
+        """What the router sees of a kill -9: the connection is gone."""
+        await self._server.stop(None)
+
+    def record(self, *, draining: bool = False) -> registry_pb2.WorkerRecord:
+        return registry_pb2.WorkerRecord(
+            worker=self.name,
+            endpoint=self.endpoint,
+            epoch=self.epoch,
+            role=self.role,
+            draining=draining,
+        )
+
+    async def Attach(
+        self, requests: AsyncIterator[worker_pb2.RouterMessage], context: Any
+    ) -> AsyncIterator[worker_pb2.WorkerMessage]:
+        first = await anext(aiter(requests))
+        assert first.attach.router_id
+        self._outbox = asyncio.Queue()
+        reader = asyncio.create_task(self._read(requests))
+        welcome = worker_pb2.Welcome(
+            worker=self.name,
+            epoch=self.epoch,
+            role=self.role,
+            num_blocks=self.num_blocks,
+            block_size=self.block_size,
+        )
+        stored = np.array(self.cached, dtype="<u8").tobytes()
+        try:
+            yield worker_pb2.WorkerMessage(welcome=welcome)
+            yield worker_pb2.WorkerMessage(cache=worker_pb2.CacheEvents(reset=True, stored=stored))
+            while True:
+                yield await self._outbox.get()
+        finally:
+            reader.cancel()
+
+    async def _read(self, requests: AsyncIterator[worker_pb2.RouterMessage]) -> None:
+        async for message in requests:
+            async with self._news:
+                self.received.append(message)
+                self._news.notify_all()
+            if message.WhichOneof("message") == "open" and self.script:
+                self._play(message.open.key)
+
+    def _play(self, key: worker_pb2.AttemptKey) -> None:
+        for position, (token, text) in enumerate(self.script):
+            last = position == len(self.script) - 1
+            self.output(key, [token], text, "stop" if last else "", cached=16)
+
+    async def got(self, kind: str, count: int = 1) -> Any:
+        """The ``count``-th message of a kind ("open", "prefill", "abort"); waits for it."""
+        async with self._news:
+            await self._news.wait_for(lambda: len(self._of(kind)) >= count)
+        return getattr(self._of(kind)[count - 1], kind)
+
+    def _of(self, kind: str) -> list[worker_pb2.RouterMessage]:
+        return [message for message in self.received if message.WhichOneof("message") == kind]
+
+    def output(
+        self,
+        key: worker_pb2.AttemptKey,
+        token_ids: Iterable[int],
+        text: str = "",
+        finish: str = "",
+        cached: int = 0,
+    ) -> None:
+        output = worker_pb2.SequenceOutput(
+            key=key,
+            token_ids=token_ids,
+            text=text,
+            finish_reason=finish,
+            cached_tokens=cached,
+        )
+        load = worker_pb2.Load(running=1, free_blocks=self.num_blocks)
+        step = worker_pb2.Step(outputs=[output], load=load)
+        self._outbox.put_nowait(worker_pb2.WorkerMessage(step=step))
+
+    def fail(self, key: worker_pb2.AttemptKey, cause: str, detail: str = "") -> None:
+        number = worker_pb2.AttemptFailed.Cause.Value(cause)
+        failed = worker_pb2.AttemptFailed(key=key, cause=number, detail=detail)
+        self._outbox.put_nowait(worker_pb2.WorkerMessage(failed=failed))
+
+
+class FakeRegistry(RegistryServicer):
+    """Serves the list that the test sets."""
+
+    def __init__(self) -> None:
+        self.records: list[registry_pb2.WorkerRecord] = []
+        self._changed = asyncio.Condition()
+        self._version = 0
+
+    async def start(self, port: int = 0) -> FakeRegistry:
+        self._server, self.port = await serve(self, add_RegistryServicer_to_server, port)
+        self.address = f"127.0.0.1:{self.port}"
+        return self
+
+    async def stop(self) -> None:
+        await self._server.stop(None)
+
+    async def list(self, *records: registry_pb2.WorkerRecord) -> None:
+        async with self._changed:
+            self.records = list(records)
+            self._version += 1
+            self._changed.notify_all()
+
+    async def Watch(
+        self, request: registry_pb2.WatchRequest, context: Any
+    ) -> AsyncIterator[registry_pb2.WorkerList]:
+        assert request.router_id
+        while True:
+            seen = self._version
+            yield registry_pb2.WorkerList(workers=self.records)
+            async with self._changed:
+                await self._changed.wait_for(lambda seen=seen: self._version != seen)

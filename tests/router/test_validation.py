@@ -1,0 +1,123 @@
+"""Defaults, limits, and refusals that name field, value and fix."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from core.errors import InvalidField
+from router.model_info import ModelInfo
+from router.validation import (
+    AskedSampling,
+    check_request_id,
+    check_supported,
+    check_tokens,
+    resolve_sampling,
+    room_for_answer,
+)
+
+MODEL = ModelInfo("m", vocab_size=300, max_model_len=128, eos_token_ids=(1,))
+
+
+def resolve(**fields: Any) -> Any:
+    return resolve_sampling(AskedSampling(**fields), room=50, random_seed=9, vocab_size=300)
+
+
+def test_defaults() -> None:
+    params = resolve()
+    assert (params.max_tokens, params.temperature, params.top_p) == (50, 1.0, 1.0)
+    assert (params.top_k, params.min_p, params.min_tokens, params.seed) == (0, 0.0, 0, 9)
+
+
+def test_zero_is_a_value_and_not_a_default() -> None:
+    assert resolve(temperature=0.0).greedy
+    assert resolve(seed=0).seed == 0
+    with pytest.raises(InvalidField, match="max_tokens = 0"):
+        resolve(max_tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", 2.5),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -2),
+        ("min_p", 1.5),
+        ("min_tokens", 51),
+        ("seed", -1),
+        ("stop", ("",)),
+        ("stop", tuple("abcdefghijklmnopq")),
+        ("stop_token_ids", (300,)),
+        ("stop_token_ids", tuple(range(65))),
+    ],
+)
+def test_values_out_of_range_are_named(field: str, value: object) -> None:
+    with pytest.raises(InvalidField) as caught:
+        resolve(**{field: value})
+    assert caught.value.field == field
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n", 2),
+        ("n", 0),
+        ("logprobs", 0),
+        ("repetition_penalty", 1.1),
+        ("presence_penalty", 0.5),
+        ("frequency_penalty", -0.5),
+        ("priority", 3),
+    ],
+)
+def test_fields_that_are_not_served_are_refused_by_name(field: str, value: float) -> None:
+    with pytest.raises(InvalidField) as caught:
+        check_supported(AskedSampling(**{field: value}))  # type: ignore[arg-type]
+    assert (caught.value.field, caught.value.reason) == (field, "UNSUPPORTED_FIELD")
+
+
+def test_neutral_values_of_those_fields_are_fine() -> None:
+    check_supported(
+        AskedSampling(
+            n=1,
+            repetition_penalty=1.0,
+            presence_penalty=0.0,
+            frequency_penalty=0.0,
+            priority=0,
+        )
+    )
+
+
+def test_the_answer_may_take_what_the_context_leaves() -> None:
+    assert room_for_answer(100, None, MODEL, None, 16) == 28
+    assert room_for_answer(100, 28, MODEL, 1000, 16) == 28
+
+
+def test_more_than_the_context_is_refused_with_value_and_limit() -> None:
+    with pytest.raises(InvalidField, match=r"max_tokens = 29: .*at most 28 fit into 128"):
+        room_for_answer(100, 29, MODEL, None, 16)
+    with pytest.raises(InvalidField, match=r"prompt = '128 tokens': .*128 \(max_model_len"):
+        room_for_answer(128, None, MODEL, None, 16)
+
+
+def test_the_decode_pool_limits_as_well() -> None:
+    assert room_for_answer(20, None, MODEL, 4, 16) == 44
+    with pytest.raises(InvalidField, match="largest decode worker"):
+        room_for_answer(20, 45, MODEL, 4, 16)
+
+
+@pytest.mark.parametrize("tokens", [[], [300], [-1], [5, 1000, 2]])
+def test_tokens_outside_the_vocabulary_and_empty_prompts_are_refused(tokens: list[int]) -> None:
+    with pytest.raises(InvalidField):
+        check_tokens(np.array(tokens, dtype=np.int32), 300)
+
+
+def test_request_ids_are_short_and_printable() -> None:
+    check_request_id("")
+    check_request_id("a" * 128)
+    for bad in ("a" * 129, "a\nb"):
+        with pytest.raises(InvalidField, match="request_id"):
+            check_request_id(bad)

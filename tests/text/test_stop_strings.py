@@ -1,0 +1,57 @@
+"""Stop strings are found across borders of pieces, and no part of one is ever emitted."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from text.answer import AnswerText, TextDelta
+from text.stop_strings import StopStrings
+from text.tokenizer import Tokenizer
+
+letters = st.text(alphabet="abc", max_size=24)
+stops = st.lists(st.text(alphabet="abc", min_size=1, max_size=4), min_size=1, max_size=3)
+
+
+def emitted(stop: list[str], pieces: list[str]) -> tuple[str, bool]:
+    matcher = StopStrings(tuple(stop))
+    out = ""
+    for piece in pieces:
+        text, stopped = matcher.push(piece)
+        out += text
+        if stopped:
+            return out, True
+    return out + matcher.finish(), False
+
+
+def by_definition(stop: list[str], text: str) -> tuple[str, bool]:
+    """Letter by letter: the first end of any stop string, and the longest that ends there."""
+    for end in range(1, len(text) + 1):
+        found = [s for s in stop if text[:end].endswith(s)]
+        if found:
+            return text[: end - max(map(len, found))], True
+    return text, False
+
+
+@given(stop=stops, pieces=st.lists(letters, max_size=6))
+def test_matches_the_definition_however_the_text_is_cut(stop: list[str], pieces: list[str]) -> None:
+    assert emitted(stop, pieces) == by_definition(stop, "".join(pieces))
+
+
+@given(stop=stops, text=letters)
+def test_holds_back_no_more_than_could_become_a_stop_string(stop: list[str], text: str) -> None:
+    matcher = StopStrings(tuple(stop))
+    out, stopped = matcher.push(text)
+    held = text[len(out) :]
+    assert stopped or held == "" or any(s.startswith(held) for s in stop)
+
+
+def test_an_answer_ends_before_the_stop_string(tokenizer: Tokenizer) -> None:
+    answer = AnswerText(tokenizer, ("stop",))
+    ids = tokenizer.encode("hello stop here").tolist()
+    assert answer.push(ids) == TextDelta("hello ", True)
+
+
+def test_an_answer_without_stop_gives_everything(tokenizer: Tokenizer) -> None:
+    answer = AnswerText(tokenizer, ("stopped",))
+    delta = answer.push(tokenizer.encode("now stop").tolist())
+    assert delta == TextDelta("now ", False)
+    assert answer.finish() == "stop"

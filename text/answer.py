@@ -1,0 +1,41 @@
+"""The text of one answer: detokenizing and stop strings in one, as a decode worker uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from text.detokenizer import IncrementalDetokenizer
+from text.stop_strings import StopStrings
+from text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """Text to send now, and whether a stop string ended the answer."""
+
+    text: str
+    stopped: bool
+
+
+class AnswerText:
+    """Turns the tokens of one answer into the text that the client may see."""
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._stop = StopStrings(stop)
+
+    def push(self, token_ids: Iterable[int]) -> TextDelta:
+        """Text that is certain after these tokens. After ``stopped`` push no more."""
+        parts: list[str] = []
+        for token_id in token_ids:
+            text, stopped = self._stop.push(self._detokenizer.push(token_id))
+            parts.append(text)
+            if stopped:
+                return TextDelta("".join(parts), True)
+        return TextDelta("".join(parts), False)
+
+    def finish(self) -> str:
+        """The rest, when the answer ended for another reason than a stop string."""
+        text, stopped = self._stop.push(self._detokenizer.finish())
+        return text if stopped else text + self._stop.finish()

@@ -1,0 +1,93 @@
+"""The tokenizer of a model folder: text to token ids and back.
+
+Covers: ``tokenizer.json`` through the ``tokenizers`` library, the model's end-of-sequence ids.
+Does not cover: token by token decoding (``text.detokenizer``), chat templates.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+
+from core.errors import Incompatible
+
+TokenArray = npt.NDArray[np.int32]
+
+
+class Tokenizer:
+    """Encodes prompts and decodes answers. ``eos_token_ids`` are those of the model."""
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos_token_ids: tuple[int, ...] = ()) -> None:
+        self._backend = backend
+        self.eos_token_ids = eos_token_ids
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer:
+        """Read ``tokenizer.json`` and the eos ids from ``folder``; raises Incompatible."""
+        path = Path(folder) / "tokenizer.json"
+        try:
+            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise _unusable(path, "the file is missing") from error
+        # The library raises bare Exception for anything wrong inside the file.
+        except Exception as error:
+            raise _unusable(path, str(error)) from error
+        return cls(backend, read_eos_token_ids(folder))
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> TokenArray:
+        """Token ids of ``text``, int32 [n]. Special tokens: e.g. a leading BOS."""
+        # The plain `encode` keeps the interpreter's lock: a long text would stop every thread.
+        [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return np.asarray(encoding.ids, dtype=np.int32)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode(token_ids, skip_special_tokens=True)
+
+    @property
+    def vocab_size(self) -> int:
+        return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest vocabulary entry: bounds the text that n tokens can cover."""
+        return max(map(len, self._backend.get_vocab(with_added_tokens=True)), default=1)
+
+    @cached_property
+    def anchor_ids(self) -> tuple[int, ...]:
+        """Some ordinary text to decode after: decoders strip the space that starts a text."""
+        return tuple(self._backend.encode("a", add_special_tokens=False).ids)
+
+
+def read_eos_token_ids(folder: str | Path) -> tuple[int, ...]:
+    """End-of-sequence ids by ``generation_config.json``, else by ``config.json``; may be ()."""
+    for name in ("generation_config.json", "config.json"):
+        found = _read_json(Path(folder) / name).get("eos_token_id")
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (int(found),)
+    return ()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _unusable(path, str(error)) from error
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _unusable(path: Path, why: str) -> Incompatible:
+    return Incompatible(
+        f"{path} can't be used: {why}; import the model again with `crossdock model import`",
+        reason="TOKENIZER_UNUSABLE",
+        metadata={"file": str(path), "why": why},
+    )
