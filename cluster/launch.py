@@ -7,9 +7,11 @@ Down: router (drains) → workers → registry and admin → Ray.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
+import uvloop
 from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 
 from cluster.admin import ClusterAdmin, ClusterView
@@ -54,24 +56,26 @@ async def serve(options: ServeOptions, progress: Progress) -> None:
     """Runs until a signal. Prints the ready line on stdout. Raises ``CrossdockError``."""
     stop = StopSignal()
     stop.install()
-    cluster = ServingCluster(options, progress)
+    cluster = ServingCluster(options, progress, after_ray=stop.install)
     try:
         if not await first_of(asyncio.create_task(cluster.start()), stop.drain):
             return
         print(f"ready grpc={cluster.grpc_address} http={cluster.http_address}", flush=True)
         await first_of(asyncio.create_task(cluster.watch()), stop.drain)
     finally:
-        # Ray takes SIGTERM for itself when it starts.
-        stop.install()
         progress.step("stopping")
         if not await first_of(asyncio.create_task(cluster.stop()), stop.at_once):
             await cluster.kill()
 
 
 class ServingCluster:
-    """All parts of one running cluster."""
+    """All parts of one running cluster. ``after_ray`` is called when Ray runs: when it starts, it
+    takes over the process's signals."""
 
-    def __init__(self, options: ServeOptions, progress: Progress) -> None:
+    def __init__(
+        self, options: ServeOptions, progress: Progress, after_ray: Callable[[], None]
+    ) -> None:
+        self._after_ray = after_ray
         self._options = options
         self._spec = options.spec
         self._progress = progress
@@ -108,6 +112,7 @@ class ServingCluster:
         max_model_len = plan_max_model_len(self._spec, model, num_blocks)
         self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
         await asyncio.to_thread(self._ray.start)
+        self._after_ray()
         settings = await self._plan_workers(model, num_blocks)
         registry_port = await self._serve_registry()
         await self._serve_admin()
@@ -223,9 +228,6 @@ def _names(settings: dict[Slot, WorkerSettings]) -> str:
     return ", ".join(slot.name for slot in settings)
 
 
-def run_serve(options: ServeOptions, progress: Progress) -> int:
-    """Blocks; the exit code."""
-    import uvloop
-
+def run_serve(options: ServeOptions, progress: Progress) -> None:
+    """``serve`` on an event loop of its own; blocks."""
     uvloop.run(serve(options, progress))
-    return 0

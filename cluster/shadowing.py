@@ -16,6 +16,7 @@ TOP_LEVEL = (
     "text",
     "engine",
     "kv_transfer",
+    "worker",
     "prefill_worker",
     "decode_worker",
     "router",

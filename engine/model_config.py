@@ -15,7 +15,7 @@ from typing import Any
 import xxhash
 
 from core.errors import Incompatible, InvalidField, NotFound
-from core.kv_layout import DTYPE_BYTES, KVLayout
+from core.kv_layout import KVLayout
 
 JsonObject = Mapping[str, Any]
 
@@ -41,7 +41,7 @@ _ROPE_SUPPORTED: dict[str, tuple[object, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Shape of a Llama model. ``checkpoint_dtype`` is what the folder says its weights are in."""
+    """Shape of a Llama model, and the ids that end its answers."""
 
     hidden_size: int
     num_layers: int
@@ -55,7 +55,6 @@ class ModelConfig:
     max_position_embeddings: int
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
-    checkpoint_dtype: str
 
     def kv_layout(self, block_size: int, dtype: str) -> KVLayout:
         """Layout of the blocks of a worker that holds the whole model."""
@@ -81,7 +80,6 @@ def read_model_config(folder: Path) -> ModelConfig:
         max_position_embeddings=_size(raw, "max_position_embeddings", 2048),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
         eos_token_ids=_eos_token_ids(raw, generation),
-        checkpoint_dtype=_checkpoint_dtype(raw),
     )
     _check_heads(config)
     return config
@@ -204,10 +202,3 @@ def _eos_token_ids(raw: JsonObject, generation: JsonObject) -> tuple[int, ...]:
             raise InvalidField("eos_token_id", value, "must be a token id or a list of them")
         ids.update(listed)
     return tuple(sorted(ids))
-
-
-def _checkpoint_dtype(raw: JsonObject) -> str:
-    name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
-    if name not in DTYPE_BYTES:
-        raise _unsupported("dtype", name, tuple(DTYPE_BYTES))
-    return str(name)

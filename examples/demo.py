@@ -22,6 +22,7 @@ from typing import IO, Any
 from cluster.cli.chat import post_events
 from cluster.cli.output import plain
 from cluster.cli.status import fetch_status
+from core.errors import CrossdockError
 
 QUESTION = "What is a cross-dock warehouse? Answer in two sentences."
 MAX_TOKENS = 96
@@ -44,16 +45,16 @@ class Answer:
     tokens: int
 
 
-def main() -> int:
+def main() -> None:
     arguments = sys.argv[1:]
     question = QUESTION
     if arguments and not arguments[0].startswith("-"):
         question = arguments.pop(0)
     with running_cluster(arguments) as addresses:
         print(f"\n> {question}\n")
-        answer = ask(f"http://{addresses.http}", question)
+        status = plain(fetch_status(addresses.admin))
+        answer = ask(f"http://{addresses.http}", status["model"], question)
         report(answer, plain(fetch_status(addresses.admin)))
-    return 0
 
 
 @contextmanager
@@ -98,10 +99,10 @@ def relay(stream: IO[str], notes: list[str]) -> None:
             print(line, end="", file=sys.stderr, flush=True)
 
 
-def ask(url: str, question: str) -> Answer:
+def ask(url: str, model: str, question: str) -> Answer:
     """Streams the answer to stdout; the chat template is applied by the server."""
     body = {
-        "model": "",
+        "model": model,
         "messages": [{"role": "user", "content": question}],
         "max_tokens": MAX_TOKENS,
         "temperature": 0,
@@ -141,4 +142,9 @@ def report(answer: Answer, status: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except CrossdockError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(1)

@@ -44,6 +44,13 @@ class Announcement:
     first: int
     block_ids: tuple[int, ...]
 
+    def parts(self, size: int) -> list[Announcement]:
+        """The same in announcements of at most ``size`` blocks, in order."""
+        return [
+            Announcement(self.key, self.lease_id, self.first + i, self.block_ids[i : i + size])
+            for i in range(0, len(self.block_ids), size)
+        ]
+
 
 class PrefillSession:
     """One stream to one decode worker in one life. Ends once, by `on_lost`; never reconnects."""
@@ -54,14 +61,19 @@ class PrefillSession:
         hello: pb.Hello,
         *,
         describe: Callable[[tuple[int, ...]], tuple[Piece, ...]],
+        blocks_per_announcement: int,
         executor: Executor,
         on_message: Callable[[ToPrefill], None],
         on_lost: Callable[[FailureCause, str], None],
     ) -> None:
-        """``describe`` computes pieces of blocks; it runs on ``executor``."""
+        """``describe`` computes pieces of blocks; it runs on ``executor``.
+
+        Long announcements are split, so that D copies one part while P describes the next.
+        """
         self._endpoint = endpoint
         self._hello = hello
         self._describe = describe
+        self._blocks_per_announcement = blocks_per_announcement
         self._executor = executor
         self._on_message = on_message
         self._on_lost = on_lost
@@ -106,9 +118,11 @@ class PrefillSession:
         yield pb.PrefillMessage(hello=self._hello)
         while True:
             message = await self._outbox.get()
-            if isinstance(message, Announcement):
-                message = await self._with_pieces(message)
-            yield to_decode_wire(message)
+            if not isinstance(message, Announcement):
+                yield to_decode_wire(message)
+                continue
+            for part in message.parts(self._blocks_per_announcement):
+                yield to_decode_wire(await self._with_pieces(part))
 
     async def _with_pieces(self, item: Announcement) -> Announce:
         loop = asyncio.get_running_loop()

@@ -42,6 +42,11 @@ from worker.pool import new_block_pool, pool_bytes, pool_descriptor
 from worker.service import WorkerService
 
 
+# How many bytes D is told of at once: large enough that messages cost nothing beside copies,
+# small enough that both sides work at the same time.
+_ANNOUNCEMENT_BYTES = 4 << 20
+
+
 class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     """Computes prompts and hands them over."""
 
@@ -62,6 +67,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         )
         super().__init__(settings, identity.epoch, model, tokenizer, prefiller)
         self._identity = identity
+        self._block_bytes = identity.layout.block_bytes
         self._exporter = PoolExporter(pool_descriptor(model.pool))
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
         self._sessions: dict[str, PrefillSession] = {}
@@ -139,6 +145,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             endpoint,
             hello(self._identity, decode_epoch, [SHM], offer),
             describe=self._describe,
+            blocks_per_announcement=max(1, _ANNOUNCEMENT_BYTES // self._block_bytes),
             executor=self._describer,
             on_message=self._on_message,
             on_lost=on_lost,

@@ -6,12 +6,13 @@ import http.client
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from cluster.cli.output import fail
+from core.errors import InvalidField, Unavailable
 
 Messages = list[dict[str, str]]
 
@@ -30,20 +31,21 @@ def chat(
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     if seed is not None:
         sampling["seed"] = seed
+    model = served_model(url)
     messages: Messages = [{"role": "system", "content": system}] if system else []
     if message is not None:
-        _turn(url, messages, message, sampling)
+        _turn(url, model, messages, message, sampling)
         return
     while (line := _read_line()) is not None:
         if line.strip():
-            _turn(url, messages, line, sampling)
+            _turn(url, model, messages, line, sampling)
 
 
-def _turn(url: str, messages: Messages, text: str, sampling: dict[str, Any]) -> None:
+def _turn(url: str, model: str, messages: Messages, text: str, sampling: dict[str, Any]) -> None:
     """One question and its answer, both added to ``messages``."""
     messages.append({"role": "user", "content": text})
     parts: list[str] = []
-    for piece in stream_chat(url, messages, sampling):
+    for piece in stream_chat(url, model, messages, sampling):
         print(piece, end="", flush=True)
         parts.append(piece)
     print()
@@ -57,47 +59,61 @@ def _read_line() -> str | None:
         return None
 
 
-def stream_chat(url: str, messages: Messages, sampling: dict[str, Any]) -> Iterator[str]:
-    """Pieces of the answer as they come. Ends the command if the server refuses."""
-    body = {"model": "", "messages": messages, "stream": True, **sampling}
+def stream_chat(
+    url: str, model: str, messages: Messages, sampling: dict[str, Any]
+) -> Iterator[str]:
+    """Pieces of the answer as they come."""
+    body = {"model": model, "messages": messages, "stream": True, **sampling}
     for event in post_events(url, "/v1/chat/completions", body):
         for choice in event.get("choices", []):
             if piece := choice.get("delta", {}).get("content"):
                 yield piece
 
 
+def served_model(url: str) -> str:
+    """The name of the model that is served at ``url``."""
+    with _answer(url, "GET", "/v1/models", None) as response:
+        return str(json.loads(response.read())["data"][0]["id"])
+
+
 def post_events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """JSON events of a streamed (SSE) answer. Ends the command if there is none."""
+    """JSON events of a streamed (SSE) answer. Raises ``Unavailable`` if the server refuses."""
+    with _answer(url, "POST", path, body) as response:
+        for raw in response:
+            line = raw.decode("utf-8").strip()
+            if not line.startswith("data:"):
+                continue
+            data = line.removeprefix("data:").strip()
+            if data == "[DONE]":
+                return
+            event = json.loads(data)
+            if "error" in event:
+                raise _refused(str(event["error"].get("message", event["error"])))
+            yield event
+
+
+@contextmanager
+def _answer(
+    url: str, method: str, path: str, body: dict[str, Any] | None
+) -> Iterator[http.client.HTTPResponse]:
+    """An answer with status 200; anything else is raised as ``Unavailable``."""
     address = urlsplit(url)
     if not address.hostname:
-        fail(f"--url {url}: must look like http://127.0.0.1:8000", 2)
-    connection = http.client.HTTPConnection(
-        address.hostname, address.port or 80, timeout=_TIMEOUT_S
-    )
+        raise InvalidField("--url", url, "must look like http://127.0.0.1:8000")
+    port = address.port or 80
+    connection = http.client.HTTPConnection(address.hostname, port, timeout=_TIMEOUT_S)
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        content = None if body is None else json.dumps(body)
+        connection.request(method, path, content, {"Content-Type": "application/json"})
         response = connection.getresponse()
         if response.status != 200:
-            fail(_error_text(response))
-        yield from _events(response)
+            raise _refused(_error_text(response))
+        yield response
     except (OSError, http.client.HTTPException) as error:
-        fail(f"no answer from {url} ({error}): is `crossdock serve` running?")
+        message = f"no answer from {url} ({error}): is `crossdock serve` running?"
+        raise Unavailable(message, reason="NO_ANSWER") from None
     finally:
         connection.close()
-
-
-def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
-    for raw in response:
-        line = raw.decode("utf-8").strip()
-        if not line.startswith("data:"):
-            continue
-        data = line.removeprefix("data:").strip()
-        if data == "[DONE]":
-            return
-        event = json.loads(data)
-        if "error" in event:
-            fail(str(event["error"].get("message", event["error"])))
-        yield event
 
 
 def _error_text(response: http.client.HTTPResponse) -> str:
@@ -106,3 +122,7 @@ def _error_text(response: http.client.HTTPResponse) -> str:
         return str(json.loads(text)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return f"HTTP {response.status}: {text[:200]}"
+
+
+def _refused(message: str) -> Unavailable:
+    return Unavailable(message, reason="REFUSED")

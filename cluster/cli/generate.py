@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.output import Output, OutputOption, fail, plain
+from cluster.cli.output import Output, OutputOption, plain
+from core.errors import Unavailable
 
 _TIMEOUT_S = 600.0
 
@@ -60,7 +61,8 @@ def _stream(
                 if live:
                     print(response.chunk.text, end="", flush=True)
         except ServerError as error:
-            fail(_explain(address, error.code.name, error.message))
+            message = _explain(address, error.code.name, error.message)
+            raise Unavailable(message, reason=error.reason or "NO_ANSWER") from None
     if live:
         print()
     return "".join(pieces), token_ids, complete

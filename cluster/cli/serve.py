@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,8 @@ def serve(
     ] = 30.0,
 ) -> None:
     """Serve until Ctrl-C. Prints `ready grpc=HOST:PORT http=HOST:PORT` when prompts are welcome."""
+    # Read when gRPC loads: we fork only to start other programs, which needs no care of gRPC's.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from cluster.launch import ServeOptions, run_serve
     from cluster.progress import StderrProgress
     from cluster.spec_file import load_spec

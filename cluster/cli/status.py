@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.output import Output, OutputOption, emit, fail, plain, print_table
+from cluster.cli.output import Output, OutputOption, emit, plain, print_table
+from core.errors import Unavailable
 
 _TIMEOUT_S = 30.0
 
@@ -26,7 +27,7 @@ def status(
 
 
 def fetch_status(address: str, validate: bool = False) -> Any:
-    """The ``ClusterStatus`` that the cluster at ``address`` gives."""
+    """The ``ClusterStatus`` of the cluster at ``address``. Raises ``Unavailable``."""
     import grpc
     from crossdock.v1 import admin_pb2, admin_pb2_grpc
 
@@ -36,7 +37,10 @@ def fetch_status(address: str, validate: bool = False) -> Any:
             request = admin_pb2.GetStatusRequest(validate=validate)
             return stub.GetStatus(request, timeout=_TIMEOUT_S)
         except grpc.RpcError as error:
-            fail(f"no status from {address} ({error.code().name}): is `crossdock serve` running?")
+            raise Unavailable(
+                f"no status from {address} ({error.code().name}): is `crossdock serve` running?",
+                reason="NO_ANSWER",
+            ) from None
 
 
 def _print(found: dict[str, Any]) -> None:

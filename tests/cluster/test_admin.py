@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 
 import grpc
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
-from rich.console import Console
 
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.cli.output import plain
@@ -92,10 +91,9 @@ async def test_a_broken_invariant_shows_when_workers_validate() -> None:
     assert broken["detail"] == "INTERNAL: free list is not unique"
 
 
-async def test_the_status_table_names_workers_and_what_moved(capsys, monkeypatch) -> None:
+async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
     from cluster.cli.status import _print
 
-    monkeypatch.setattr("rich.console.Console", lambda: Console(width=200))
     async with serve_worker() as endpoint:
         _print(await status(ready(endpoint), Member(P0, MemberState.STARTING, 0.0)))
     shown = capsys.readouterr().out

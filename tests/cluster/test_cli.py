@@ -88,6 +88,12 @@ class OpenAIDoor(BaseHTTPRequestHandler):
 
     bodies: list[dict]
 
+    def do_GET(self) -> None:
+        assert self.path == "/v1/models"
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"object": "list", "data": [{"id": "tiny"}]}')
+
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.bodies.append(body)
@@ -122,6 +128,7 @@ def test_chat_streams_one_answer(door, monkeypatch, capsys) -> None:
     bodies, url = door
     assert run(monkeypatch, "chat", "hällo", "--url", url, "--system", "Be brief.") == 0
     assert capsys.readouterr().out == "hällo\n"
+    assert bodies[0]["model"] == "tiny"
     assert [message["role"] for message in bodies[0]["messages"]] == ["system", "user"]
 
 

