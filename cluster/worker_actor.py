@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-from pathlib import Path
 
 import ray
 
-from cluster.shadowing import find_shadowed
+from cluster.shadowing import require_modules_from
 from cluster.worker_host import WorkerHost
-from core.errors import Incompatible
 from core.worker_settings import WorkerSettings
 
 
@@ -20,9 +17,7 @@ class WorkerActor:
 
     def __init__(self, settings: WorkerSettings, expected_root: str) -> None:
         """``expected_root``: the folder our modules must come from; anything else shadows them."""
-        shadowed = find_shadowed(Path(expected_root))
-        if shadowed:
-            raise Incompatible("; ".join(map(str, shadowed)), reason="MODULE_SHADOWED")
+        require_modules_from(expected_root)
         self._host = WorkerHost(settings)
 
     async def start(self) -> dict[str, str | int]:
@@ -35,7 +30,3 @@ class WorkerActor:
 
     async def stop(self, drain_s: float) -> None:
         await self._host.stop(drain_s)
-
-    async def node_cores(self) -> list[int]:
-        """CPU cores that this process may use."""
-        return sorted(os.sched_getaffinity(0))

@@ -61,6 +61,10 @@ class CrossdockError(Exception):
         self.metadata = metadata or {}
         self.retry_after = retry_after
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors pass through process boundaries (Ray) with all they know."""
+        return _rebuild, (type(self), self.__dict__.copy())
+
 
 class InvalidField(CrossdockError):
     """A field of a request or a config holds what can't be served. Names field, value and fix."""
@@ -132,6 +136,12 @@ class InternalError(CrossdockError):
     """A defect of ours. The request fails; nobody else is hurt."""
 
     status = Status.INTERNAL
+
+
+def _rebuild(kind: type[CrossdockError], state: dict[str, object]) -> CrossdockError:
+    error = kind.__new__(kind, state["message"])
+    error.__dict__.update(state)
+    return error
 
 
 def _shorten(text: str, limit: int = 80) -> str:

@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
-from core.kv_pool_layout import PoolLayout
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
 
 from core.errors import CrossdockError, Incompatible
 from core.handoff import LeaseTimes, ToPrefill
+from core.kv_pool_layout import PoolLayout
 from core.lease_events import (
     Copied,
     CopyPieces,

@@ -17,9 +17,9 @@ import threading
 from collections.abc import Sequence
 
 import numpy as np
-from core.kv_pool_layout import PoolLayout
 
 from core.errors import Incompatible
+from core.kv_pool_layout import PoolLayout
 from core.lease_events import (
     PieceCopy,
 )

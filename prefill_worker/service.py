@@ -41,7 +41,6 @@ from text.tokenizer import Tokenizer
 from worker.pool import new_block_pool, pool_bytes, pool_descriptor
 from worker.service import WorkerService
 
-
 # How many bytes D is told of at once: large enough that messages cost nothing beside copies,
 # small enough that both sides work at the same time.
 _ANNOUNCEMENT_BYTES = 4 << 20

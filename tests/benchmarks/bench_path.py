@@ -25,7 +25,9 @@ from served_cluster import ServedCluster, served
 
 def main() -> int:
     options = parse_arguments()
-    with served(options.model, options.prefill, options.decode, "--dtype", options.dtype) as cluster:
+    with served(
+        options.model, options.prefill, options.decode, "--dtype", options.dtype
+    ) as cluster:
         generator = np.random.default_rng(0)
         rows = [
             measure(cluster, generator.integers(100, 40_000, options.tokens).tolist())
