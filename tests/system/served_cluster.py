@@ -64,7 +64,13 @@ class ServedCluster:
         return [w.stats for w in workers if w.stats.role == role]
 
     def assert_nothing_is_held(self) -> None:
-        """Every invariant of every worker, and no block, lease or sequence left over."""
+        """Every invariant of every worker, and no block, lease or sequence left over.
+
+        First waits for what is on its way: a client has its last token before a worker has heard
+        that nobody needs its blocks. The test's timeout bounds the wait.
+        """
+        while not all(_is_idle(worker.stats) for worker in self.status().workers):
+            pass
         workers = self.status(validate=True).workers
         for worker in workers:
             assert worker.state == "ready", f"{worker.worker}: {worker.detail}"
@@ -78,6 +84,11 @@ class ServedCluster:
     def close(self) -> None:
         self._channel.close()
         self._admin_channel.close()
+
+
+def _is_idle(stats: worker_pb2.WorkerStats) -> bool:
+    busy = stats.load.running + stats.load.waiting + stats.leases
+    return busy + stats.leased_blocks + stats.quarantined_blocks == 0
 
 
 @contextmanager
