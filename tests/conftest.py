@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from leftovers import list_leftovers
 from oracle import Oracle
 
 from cluster.model_import import import_model
@@ -23,3 +25,11 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def oracle(smollm2: Path) -> Oracle:
     return Oracle(smollm2)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """No test leaves a thread, process or shared memory of ours."""
+    before = list_leftovers()
+    yield
+    assert list_leftovers() <= before

@@ -72,7 +72,13 @@ class World:
     def lock_is_free(self) -> bool:
         """Seen from another thread: the one that holds it could take it again."""
         free: list[bool] = []
-        thread = threading.Thread(target=lambda: free.append(self.loop.lock.acquire(timeout=0.1)))
+
+        def try_lock() -> None:
+            if self.loop.lock.acquire(timeout=0.1):
+                self.loop.lock.release()
+                free.append(True)
+
+        thread = threading.Thread(target=try_lock)
         thread.start()
         thread.join(WAIT_S)
         return free == [True]

@@ -57,7 +57,7 @@ def test_the_block_pool_writes_generations_where_readers_look() -> None:
     blocks = BlockPool(4, LAYOUT.block_size, pool.generations)
     taken = blocks.allocate(2)
     assert taken is not None
-    assert bool((pool.generations[taken] == blocks.generations(taken)).all())
+    assert bool((pool.generations[taken] == blocks.generation(taken)).all())
     pool.close()
 
 

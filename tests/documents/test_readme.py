@@ -1,0 +1,63 @@
+"""The commands that README.md shows are run as they stand, against a cluster of a tiny model."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from served_cluster import ServedCluster, served
+from tiny_model import make_tiny_model
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SHOWN = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LINES = [
+    line.split(" #")[0].strip()
+    for block in SHOWN
+    for line in block.replace("\\\n", " ").splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+def run(command: str, cluster: ServedCluster) -> subprocess.CompletedProcess[str]:
+    """As a person would, but with this interpreter and the ports of the test's cluster."""
+    replaced = command.replace("http://127.0.0.1:8000", cluster.http_url)
+    words = shlex.split(replaced)
+    if words[0] == ".venv/bin/crossdock":
+        words[0:1] = [sys.executable, "-P", "-m", "cluster.cli.main"]
+        words += address_option(words[4], cluster)
+    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+
+
+def address_option(command: str, cluster: ServedCluster) -> list[str]:
+    return {
+        "chat": ["--url", cluster.http_url],
+        "generate": ["--address", cluster.grpc_address],
+        "status": ["--address", cluster.admin_address],
+    }.get(command, [])
+
+
+def test_the_two_commands_exist_and_are_executable() -> None:
+    scripts = [ROOT / line.split()[0] for line in LINES if line.startswith("./scripts/")]
+    assert {script.name for script in scripts} == {"demo", "test"}
+    for script in scripts:
+        assert script.stat().st_mode & 0o111
+        subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_what_the_readme_shows_works(tmp_path: Path) -> None:
+    usable = [line for line in LINES if line.startswith((".venv/bin/crossdock", "curl"))]
+    shown = [line for line in usable if " serve" not in line]
+    assert len(shown) >= 5
+    model = make_tiny_model(tmp_path / "SmolLM2-135M-Instruct")
+    with served(model, 1, 1) as cluster:
+        for line in shown:
+            done = run(line, cluster)
+            assert done.returncode == 0, f"{line}: {done.stderr}"
+            assert done.stdout.strip(), f"{line} printed nothing"
+            assert '"error"' not in done.stdout, f"{line}: {done.stdout}"
