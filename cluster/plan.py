@@ -22,6 +22,10 @@ DEFAULT_KV_BYTES = 512 * 2**20
 # What KV pools may take together of the free memory if nobody says otherwise.
 KV_SHARE_OF_FREE_MEMORY = 0.5
 
+# A CPU core computes chunks of 128 to 1,024 tokens at the same rate (docs/PERFORMANCE.md), and
+# with smaller ones less is left to ship after the last. A GPU needs more rows to be busy.
+STEP_TOKENS = {"cpu": 256, "cuda": 2048}
+
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -112,6 +116,18 @@ def plan_max_model_len(spec: ClusterSpec, model: ModelFolder, num_blocks: int) -
     return spec.max_model_len
 
 
+def plan_step_tokens(spec: ClusterSpec, slot: Slot) -> int:
+    """Token budget of one engine step. A step of decoding takes a token of every sequence."""
+    pool = pool_of(spec, slot)
+    budget = pool.max_num_batched_tokens
+    if budget is None:
+        return max(STEP_TOKENS[spec.engine.device], pool.max_num_seqs)
+    if slot.role.decodes and budget < pool.max_num_seqs:
+        fix = f"must be at least max_num_seqs ({pool.max_num_seqs}): one token for each sequence"
+        raise InvalidField(f"pools.{slot.pool}.max_num_batched_tokens", budget, fix)
+    return budget
+
+
 def assign_by_node(
     nodes: Mapping[Slot, str], cores: Mapping[str, Sequence[int]]
 ) -> dict[Slot, tuple[int, ...]]:
@@ -137,10 +153,8 @@ def worker_settings(
         device=spec.engine.device,
         threads=spec.engine.threads or len(cores),
         cores=cores if spec.engine.affinity == "auto" else (),
-        max_model_len=plan_max_model_len(spec, model, num_blocks),
         max_num_seqs=pool.max_num_seqs,
-        max_num_batched_tokens=pool.max_num_batched_tokens,
-        transport=spec.kv.transport,
+        max_num_batched_tokens=plan_step_tokens(spec, slot),
     )
 
 

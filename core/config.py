@@ -55,12 +55,16 @@ class EngineSpec(_Section):
 
 
 class PoolSpec(_Section):
-    """A pool of equal replicas. ``resources`` are Ray's, per replica; None: a fair share."""
+    """A pool of equal replicas. ``resources`` are Ray's, per replica; None: a fair share.
+
+    ``max_num_batched_tokens`` bounds one engine step, so also a prefill chunk; None: what suits
+    the device.
+    """
 
     replicas: int = Field(default=1, ge=0, le=1024)
     resources: dict[str, Amount] | None = Field(default=None, min_length=1)
     max_num_seqs: int = Field(default=32, ge=1)
-    max_num_batched_tokens: int = Field(default=512, ge=1)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1)
     tensor_parallel_size: SingleShard = 1
     pipeline_parallel_size: SingleShard = 1
 
@@ -84,7 +88,6 @@ class KVSpec(_Section):
     block_size: int = Field(default=16, ge=1, le=1024)
     memory: ByteSize | None = Field(default=None, ge=1)
     num_blocks: int | None = Field(default=None, ge=1)
-    transport: Literal["auto", "shm"] = "auto"
 
     @model_validator(mode="after")
     def _one_size(self) -> KVSpec:

@@ -25,10 +25,8 @@ class WorkerSettings:
     device: str = "cpu"
     threads: int = 1
     cores: tuple[int, ...] = ()
-    max_model_len: int = 2048
     max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int = 256
     host: str = "127.0.0.1"
-    transport: str = "auto"
     lease_s: float = 30.0
     beat_s: float = 5.0

@@ -22,7 +22,7 @@ from core.lease_events import (
     SendToPrefill,
     Tick,
 )
-from core.request import AttemptKey
+from core.request import AttemptKey, Role
 from core.worker_settings import WorkerSettings
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, PrefillHere, Stopped
 from engine.runner import LoadedModel
@@ -54,14 +54,19 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, decoder)
-        self.handoff = HandoffServer(identity, pool_bytes(model.pool), times, self.submit)
+        # A mixed worker gets no handoffs, so its pool may be in device memory.
+        self._handoff: HandoffServer | None = None
+        if settings.role is Role.DECODE:
+            self._handoff = HandoffServer(identity, pool_bytes(model.pool), times, self.submit)
 
     def register(self, server: grpc.aio.Server) -> None:
         super().register(server)
-        handoff_pb2_grpc.add_HandoffServicer_to_server(self.handoff, server)
+        if self._handoff is not None:
+            handoff_pb2_grpc.add_HandoffServicer_to_server(self._handoff, server)
 
     async def stop(self) -> None:
-        await self.handoff.close()
+        if self._handoff is not None:
+            await self._handoff.close()
         await super().stop()
 
     def tick_event(self) -> DecoderInput:
@@ -90,12 +95,12 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
 
     def carry_out(self, command: DecoderCommand) -> None:
         match command:
-            case SendToPrefill(peer, message):
-                self.handoff.send(peer, message)
-            case CopyPieces():
-                self.handoff.copy(command)
             case FailAttempt(key, cause, detail):
                 self.fail(key, cause, detail)
+            case SendToPrefill(peer, message) if self._handoff is not None:
+                self._handoff.send(peer, message)
+            case CopyPieces() if self._handoff is not None:
+                self._handoff.copy(command)
 
     def edge_stats(self) -> list[pb.EdgeStats]:
         return [
@@ -107,5 +112,5 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
                 seconds=edge.seconds,
                 resent_blocks=edge.resent_blocks,
             )
-            for edge in self.handoff.edge_counters
+            for edge in (self._handoff.edge_counters if self._handoff is not None else ())
         ]

@@ -19,7 +19,7 @@ from core.kv_layout import KVLayout
 
 JsonObject = Mapping[str, Any]
 
-_SAMPLES_PER_FILE = 16
+_SAMPLES_PER_FILE = 64
 _SAMPLE_BYTES = 4096
 
 # Fields that may hold only these values (a missing field counts as the first).
@@ -106,7 +106,7 @@ def read_json(path: Path) -> JsonObject:
 def model_hash(folder: Path) -> int:
     """64 bits that two workers compare before they exchange KV.
 
-    Over the parsed config and, of each safetensors file: name, size, header and 16 samples of
+    Over the parsed config and, of each safetensors file: name, size, header and 64 samples of
     4 KiB. Two fine-tunes of one model differ in the samples; a copy of the folder does not.
     """
     config = json.dumps(asdict(read_model_config(folder)), sort_keys=True)
@@ -122,9 +122,10 @@ def _hash_samples(path: Path, digest: xxhash.xxh3_64) -> None:
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         digest.update(file.read(min(header_bytes, size)))
-        start = file.tell()
+        first = file.tell()
+        last = max(first, size - _SAMPLE_BYTES)
         for i in range(_SAMPLES_PER_FILE):
-            file.seek(start + (size - start) * i // _SAMPLES_PER_FILE)
+            file.seek(first + (last - first) * i // (_SAMPLES_PER_FILE - 1))
             digest.update(file.read(_SAMPLE_BYTES))
 
 

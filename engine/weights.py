@@ -109,7 +109,7 @@ def _opened(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise InvalidField(
-            "model", str(path), f"is not a whole safetensors file ({error}); copy it again"
+            "model", path.name, f"is not a whole safetensors file ({error}); copy it again"
         ) from None
 
 

@@ -13,6 +13,7 @@ from cluster.plan import (
     list_slots,
     plan_max_model_len,
     plan_num_blocks,
+    plan_step_tokens,
     resolve_dtype,
     resources_of,
     thread_environment,
@@ -132,14 +133,12 @@ def test_workers_of_one_node_share_its_cores() -> None:
 
 
 def test_a_worker_is_told_what_the_spec_says_of_its_pool() -> None:
-    spec = make_spec(
-        {"pools": {"decode": {"max_num_seqs": 7}}, "kv": {"transport": "shm"}, "max_model_len": 99}
-    )
+    spec = make_spec({"pools": {"decode": {"max_num_seqs": 7}}, "max_model_len": 99})
     prefill, decode = list_slots(spec)
     told = worker_settings(spec, model(), decode, (2, 3), num_blocks=40)
     assert (told.worker, told.role, told.max_num_seqs) == ("decode-0", Role.DECODE, 7)
     assert (told.cores, told.threads, told.dtype) == ((2, 3), 2, "bfloat16")
-    assert (told.num_blocks, told.max_model_len, told.transport) == (40, 99, "shm")
+    assert (told.num_blocks, told.max_num_batched_tokens) == (40, 256)
     assert worker_settings(spec, model(), prefill, (0,), 40).max_num_seqs == 32
 
 
@@ -151,3 +150,22 @@ def test_threads_can_be_set_and_binding_turned_off() -> None:
 
 def test_math_libraries_are_told_how_many_threads_to_start() -> None:
     assert thread_environment(2)["OMP_NUM_THREADS"] == "2"
+
+
+def test_the_token_budget_of_a_step_suits_the_device_and_holds_every_sequence() -> None:
+    for settings, budget in [
+        ({}, 256),
+        ({"engine": {"device": "cuda"}}, 2048),
+        ({"pools": {"decode": {"max_num_seqs": 300}}}, 300),
+        ({"pools": {"decode": {"max_num_batched_tokens": 64}}}, 64),
+    ]:
+        spec = make_spec(settings)
+        assert plan_step_tokens(spec, list_slots(spec)[-1]) == budget
+
+
+def test_a_budget_below_the_number_of_sequences_is_refused_by_name() -> None:
+    spec = make_spec({"pools": {"decode": {"max_num_batched_tokens": 8}}})
+    with pytest.raises(
+        InvalidField, match=r"pools\.decode\.max_num_batched_tokens = 8.*max_num_seqs"
+    ):
+        plan_step_tokens(spec, list_slots(spec)[-1])

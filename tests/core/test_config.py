@@ -31,7 +31,7 @@ def test_a_full_config_is_taken_as_written() -> None:
                 "prefill": {"replicas": 2, "resources": {"CPU": 0.5}, "max_num_seqs": 4},
                 "decode": {"replicas": 3, "max_num_batched_tokens": 256},
             },
-            "kv": {"block_size": 32, "memory": "1GiB", "transport": "shm"},
+            "kv": {"block_size": 32, "memory": "1GiB"},
         }
     )
     assert spec.pools.prefill.resources == {"CPU": 0.5}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 from pathlib import Path
@@ -59,6 +60,8 @@ def test_the_block_pool_writes_generations_where_readers_look() -> None:
     assert taken is not None
     assert bool((pool.generations[taken] == blocks.generation(taken)).all())
     pool.close()
+    del blocks  # it looks into the mapping, and has cycles
+    gc.collect()
 
 
 def test_every_page_is_in_memory_from_the_start() -> None:
