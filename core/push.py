@@ -125,11 +125,12 @@ class Push:
     def has_ticket(self) -> bool:
         return self.state in (PushState.PUSHING, PushState.COMMITTING)
 
-    def ask(self) -> list[PushCommand]:
+    def ask(self, now: float) -> list[PushCommand]:
         """P wants to compute this prompt: time to reserve on D."""
         if self.state is not PushState.IDLE:
             return []
         self._machine.advance(PushEvent.ASK)
+        self._renew(now)
         return [SendReserve(self.key)]
 
     def on_computed(self, computed: int, now: float) -> list[PushCommand]:
@@ -169,7 +170,10 @@ class Push:
         """Stops before D's promise runs out, so that nothing late can happen."""
         if self.ended or now < self._deadline:
             return []
-        return self.lose(FailureCause.LEASE_EXPIRED, "no progress within the lease")
+        if self.state is PushState.PUSHING:
+            return self.lose(FailureCause.LEASE_EXPIRED, "no progress within the lease")
+        # P has done its part and waits for an answer that D owes at once, or after NO_ROOM's time.
+        return self.lose(FailureCause.DECODE_LOST, "the decode worker does not answer")
 
     def lose(self, cause: FailureCause, detail: str) -> list[PushCommand]:
         """Gives the attempt up and tells the router why."""

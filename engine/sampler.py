@@ -22,8 +22,8 @@ Logits = npt.NDArray[np.float32]
 Probabilities = npt.NDArray[np.float64]
 TokenIds = npt.NDArray[np.intp]
 
-# Sorting the likeliest tokens is nearly always enough; the whole vocabulary costs milliseconds.
-_LIKELIEST = 1024
+# Sorting the likeliest tokens is nearly always enough; a whole vocabulary costs milliseconds.
+_SORTED_FIRST = (1024, 8192)
 
 
 def sample(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> list[int]:
@@ -78,7 +78,7 @@ def _draw_token(weights: Probabilities, top_p: float, draw: float) -> int:
 
 def _sorted_until(weights: Probabilities, needed: float) -> tuple[TokenIds, Probabilities]:
     """Likeliest ids first, with cumulated weights, until these exceed ``needed`` (or all)."""
-    for count in (_LIKELIEST, len(weights)):
+    for count in (*_SORTED_FIRST, len(weights)):
         ids = _likeliest(weights, count)
         cumulated = weights[ids].cumsum()
         if cumulated[-1] > needed:

@@ -29,25 +29,34 @@ MAX_MESSAGE_BYTES = 64 << 20
 CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # A stopped or unreachable peer breaks no connection by itself: only a ping notices it.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """Finished blocks whose pieces (generation, checksum) are still to be described."""
+    """Finished blocks whose checksums are still to be computed."""
 
     key: AttemptKey
     lease_id: int
     first: int
     block_ids: tuple[int, ...]
+    generations: tuple[int, ...]
 
     def parts(self, size: int) -> list[Announcement]:
         """The same in announcements of at most ``size`` blocks, in order."""
         return [
-            Announcement(self.key, self.lease_id, self.first + i, self.block_ids[i : i + size])
+            Announcement(
+                self.key,
+                self.lease_id,
+                self.first + i,
+                self.block_ids[i : i + size],
+                self.generations[i : i + size],
+            )
             for i in range(0, len(self.block_ids), size)
         ]
 
@@ -60,7 +69,7 @@ class PrefillSession:
         endpoint: str,
         hello: pb.Hello,
         *,
-        describe: Callable[[tuple[int, ...]], tuple[Piece, ...]],
+        describe: Callable[[Announcement], tuple[Piece, ...]],
         blocks_per_announcement: int,
         executor: Executor,
         on_message: Callable[[ToPrefill], None],
@@ -126,5 +135,5 @@ class PrefillSession:
 
     async def _with_pieces(self, item: Announcement) -> Announce:
         loop = asyncio.get_running_loop()
-        pieces = await loop.run_in_executor(self._executor, self._describe, item.block_ids)
+        pieces = await loop.run_in_executor(self._executor, self._describe, item)
         return Announce(item.key, item.lease_id, item.first, pieces)

@@ -48,10 +48,10 @@ def checksum(block: npt.NDArray[np.uint8]) -> int:
 
 
 def describe_pieces(
-    pool: PoolBytes, generations: Generations, block_ids: Sequence[int]
+    pool: PoolBytes, block_ids: Sequence[int], generations: Sequence[int]
 ) -> tuple[Piece, ...]:
-    """What P announces about finished blocks of its pool."""
+    """What P announces about blocks of its pool that were finished at these generations."""
     return tuple(
-        Piece(block_id, int(generations[block_id]), checksum(pool[block_id]))
-        for block_id in block_ids
+        Piece(block_id, generation, checksum(pool[block_id]))
+        for block_id, generation in zip(block_ids, generations, strict=True)
     )

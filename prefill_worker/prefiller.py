@@ -94,13 +94,18 @@ class SendToDecode:
 
 @dataclass(frozen=True, slots=True)
 class AnnouncePieces:
-    """Announce these finished blocks: prompt block indices ``first``, ``first + 1``, …"""
+    """Announce these finished blocks: prompt block indices ``first``, ``first + 1``, …
+
+    ``generations`` are those of the moment of the decision: what is described later must still be
+    the same use of the block, or D refuses it.
+    """
 
     decode_worker: str
     key: AttemptKey
     lease_id: int
     first: int
     block_ids: tuple[int, ...]
+    generations: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +170,7 @@ class Prefiller:
                 commands = self._on_decode_lost(event)
             case Tick():
                 commands = self._on_tick(now)
-        return commands + self._start()
+        return commands + self._start(now)
 
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if no prompt waits to be computed."""
@@ -182,7 +187,7 @@ class Prefiller:
         commands: list[PrefillerCommand] = []
         for chunk in self.scheduler.complete_step(plan, result):
             commands += self._on_chunk(chunk, now)
-        return commands + self._start()
+        return commands + self._start(now)
 
     # Events
 
@@ -244,11 +249,11 @@ class Prefiller:
 
     # Progress
 
-    def _start(self) -> list[PrefillerCommand]:
+    def _start(self, now: float) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
         for key in self.scheduler.start_next():
             attempt = self._attempts[key]
-            commands += self._carry_out(attempt, attempt.push.ask())
+            commands += self._carry_out(attempt, attempt.push.ask(now))
         return commands
 
     def _on_chunk(self, chunk: ChunkDone, now: float) -> list[PrefillerCommand]:
@@ -311,11 +316,17 @@ class Prefiller:
         self, worker: str, key: AttemptKey, lease_id: int, indices: tuple[int, ...]
     ) -> list[PrefillerCommand]:
         block_ids = self.scheduler.block_ids(key)
+        generations = self.pool.generation(block_ids)
         return [
             AnnouncePieces(
-                worker, key, lease_id, run[0], tuple(int(b) for b in block_ids[run[0] : run[1]])
+                worker,
+                key,
+                lease_id,
+                first,
+                tuple(block_ids[first:end].tolist()),
+                tuple(generations[first:end].tolist()),
             )
-            for run in consecutive_runs(indices)
+            for first, end in consecutive_runs(indices)
         ]
 
     @property

@@ -111,8 +111,8 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         match command:
             case SendToDecode(worker, message):
                 self._send(worker, message)
-            case AnnouncePieces(worker, key, lease_id, first, block_ids):
-                self._send(worker, Announcement(key, lease_id, first, block_ids))
+            case AnnouncePieces(worker, key, lease_id, first, block_ids, generations):
+                self._send(worker, Announcement(key, lease_id, first, block_ids, generations))
             case ReportFailure(key, cause, detail):
                 self.fail(key, cause, detail)
             case AttemptEnded(key):
@@ -155,9 +155,8 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     def _on_message(self, message: ToPrefill) -> None:
         self.submit(FromDecode(message))
 
-    def _describe(self, block_ids: tuple[int, ...]) -> tuple[Piece, ...]:
-        pool = self.model.pool
-        return describe_pieces(pool_bytes(pool), pool.generations, block_ids)
+    def _describe(self, item: Announcement) -> tuple[Piece, ...]:
+        return describe_pieces(pool_bytes(self.model.pool), item.block_ids, item.generations)
 
     def _ends_by_text(self, params: SamplingParams, token: int) -> bool:
         return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push([token]).stopped

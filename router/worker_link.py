@@ -29,10 +29,11 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     # Without its own pool a channel inherits the back-off of an earlier one to the same address.
     ("grpc.use_local_subchannel_pool", 1),
-    # Idle connections die in middleboxes. A server with default settings takes a ping as an
-    # attack if it comes within 5 minutes of the one before.
-    ("grpc.keepalive_time_ms", 360_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
+    # A stopped or unreachable worker breaks no connection by itself: only a ping notices it.
+    # Workers allow pings this often.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
 )
 
 

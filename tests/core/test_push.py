@@ -24,7 +24,7 @@ LEASE = 77
 @pytest.fixture
 def push() -> Push:
     push = Push(KEY, prompt_length=10, block_size=4, times=TIMES)
-    assert push.ask() == [SendReserve(KEY)]
+    assert push.ask(0.0) == [SendReserve(KEY)]
     return push
 
 
@@ -78,6 +78,12 @@ def test_prefill_stops_before_the_promise_of_decode_runs_out(push: Push) -> None
     assert push.on_tick(TIMES.prefill_deadline - 0.1) == []
     assert push.on_tick(TIMES.prefill_deadline)[1] == Release(KEY)
     assert TIMES.prefill_deadline < TIMES.decode_deadline
+
+
+def test_a_decode_worker_that_does_not_answer_is_given_up(push: Push) -> None:
+    report, _ = push.on_tick(TIMES.prefill_deadline)
+    assert isinstance(report, ReportFailure)
+    assert report.cause is FailureCause.DECODE_LOST
 
 
 def test_an_abandoned_attempt_reports_nothing(push: Push) -> None:

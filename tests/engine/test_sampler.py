@@ -80,8 +80,11 @@ def test_every_draw_is_the_one_of_the_definition(
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.97])
-def test_a_flat_distribution_over_a_large_vocabulary_reaches_its_tail(top_p: float) -> None:
-    logits = np.linspace(0, -0.5, 5000, dtype=np.float32)
+@pytest.mark.parametrize("size", [5000, 20000])
+def test_a_flat_distribution_over_a_large_vocabulary_reaches_its_tail(
+    size: int, top_p: float
+) -> None:
+    logits = np.linspace(0, -0.5, size, dtype=np.float32)
     params = hot(top_p=top_p)
     for position in range(30):
         expected = plain_draw_sorted(logits, params, uniform(params.seed, 0, position))

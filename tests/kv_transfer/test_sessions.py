@@ -108,7 +108,7 @@ class PrefillSide:
         return PrefillSession(
             endpoint,
             hello(identity, DECODE.epoch, ["shm"], offer),
-            describe=lambda ids: describe_pieces(self.blocks, self.generations, ids),
+            describe=lambda item: describe_pieces(self.blocks, item.block_ids, item.generations),
             blocks_per_announcement=2,
             executor=self.executor,
             on_message=self.heard.put_nowait,
@@ -154,9 +154,9 @@ async def test_a_prompt_is_reserved_pushed_and_committed(
     ticket = await prefill.heard.get()
     assert isinstance(ticket, Ticket)
     assert session.transport == "shm"
-    session.send(Announcement(KEY, ticket.lease_id, 0, (6, 2)))
+    session.send(Announcement(KEY, ticket.lease_id, 0, (6, 2), (0, 0)))
     assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 2, ())
-    session.send(Announcement(KEY, ticket.lease_id, 2, (4,)))
+    session.send(Announcement(KEY, ticket.lease_id, 2, (4,), (0,)))
     session.send(Commit(KEY, ticket.lease_id, 42, 0))
     assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 3, ())
     assert await prefill.heard.get() == Committed(KEY, ticket.lease_id)
@@ -224,4 +224,18 @@ async def test_what_differs_is_refused_by_name(
     cause, detail = await prefill.lost.get()
     assert cause is FailureCause.INCOMPATIBLE
     assert named in detail
+    await session.close()
+
+
+async def test_blocks_that_moved_on_before_they_were_described_are_refused(
+    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+) -> None:
+    _, endpoint, _ = decode
+    session = prefill.connect(endpoint)
+    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
+    ticket = await prefill.heard.get()
+    assert isinstance(ticket, Ticket)
+    prefill.generations[6] = 1
+    session.send(Announcement(KEY, ticket.lease_id, 0, (6,), (0,)))
+    assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 0, resend=(0,))
     await session.close()

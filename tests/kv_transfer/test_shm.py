@@ -32,7 +32,7 @@ class ExportedPool:
     exporter: PoolExporter
 
     def pieces(self, *block_ids: int) -> tuple[Piece, ...]:
-        return describe_pieces(self.blocks, self.generations, block_ids)
+        return describe_pieces(self.blocks, block_ids, self.generations[list(block_ids)].tolist())
 
     def source(self, destination: np.ndarray, nonce: int = NONCE) -> SharedMemorySource:
         return SharedMemorySource(self.exporter.socket_path, nonce, LAYOUT, destination)

@@ -156,9 +156,10 @@ class World:
         self.decodes = {f"D{i}": self._new_decode(f"D{i}") for i in range(decodes)}
         self.lives = dict.fromkeys([*self.prefills, *self.decodes], 0)
         # Streams keep order: (P, D) → messages, each direction.
-        self.to_decode: dict[tuple[str, str], deque[ToDecode]] = {}
+        self.to_decode: dict[tuple[str, str], deque[ToDecode | AnnouncePieces]] = {}
         self.to_prefill: dict[tuple[str, str], deque[ToPrefill]] = {}
         self.copies: list[Copying] = []
+        self.aborts: list[tuple[str, AttemptKey]] = []
         self.requests: dict[RequestKey, Request] = {}
         self.bytes_moved = 0
         self.log: list[str] = []
@@ -202,10 +203,19 @@ class World:
             step()
 
     def _abort_attempt(self, key: AttemptKey, request: Request) -> None:
-        decode = self.decodes[request.worker]
-        self._do_decode(decode, decode.brain.handle(Aborted(key), self.now))
+        """The aborts are under way: each worker hears of it at some later moment."""
+        self.aborts.append((request.worker, key))
         if request.prefill:
-            prefill = self.prefills[request.prefill]
+            self.aborts.append((request.prefill, key))
+
+    def _deliver_abort(self, abort: tuple[str, AttemptKey]) -> None:
+        self.aborts.remove(abort)
+        name, key = abort
+        if name in self.decodes:
+            decode = self.decodes[name]
+            self._do_decode(decode, decode.brain.handle(Aborted(key), self.now))
+        else:
+            prefill = self.prefills[name]
             self._do_prefill(prefill, prefill.brain.handle(Abort(key), self.now))
 
     def _current(self, key: AttemptKey) -> Request | None:
@@ -244,14 +254,8 @@ class World:
             match command:
                 case SendToDecode(worker, message):
                     self.to_decode.setdefault((prefill.name, worker), deque()).append(message)
-                case AnnouncePieces(worker, key, lease_id, first, block_ids):
-                    memory = prefill.engine.memory
-                    pieces = tuple(
-                        Piece(b, int(prefill.generations[b]), block_checksum(memory, b))
-                        for b in block_ids
-                    )
-                    announce = Announce(key, lease_id, first, pieces)
-                    self.to_decode.setdefault((prefill.name, worker), deque()).append(announce)
+                case AnnouncePieces(decode_worker=worker):
+                    self.to_decode.setdefault((prefill.name, worker), deque()).append(command)
                 case ReportFailure(key, cause, detail):
                     self.log.append(f"{prefill.name} {key} {cause} {detail}")
                     self._on_failure(key)
@@ -303,6 +307,8 @@ class World:
                 choices.append(lambda edge=edge: self._deliver_to_prefill(edge))
         for copying in self.copies:
             choices.append(lambda copying=copying: self._land(copying))
+        for abort in self.aborts:
+            choices.append(lambda abort=abort: self._deliver_abort(abort))
         for prefill in self.prefills.values():
             choices.append(lambda prefill=prefill: self._step_prefill(prefill))
         for decode in self.decodes.values():
@@ -318,10 +324,21 @@ class World:
 
     def _deliver_to_decode(self, edge: tuple[str, str]) -> None:
         message = self.to_decode[edge].popleft()
+        if isinstance(message, AnnouncePieces):
+            message = self._described(self.prefills[edge[0]], message)
         decode = self.decodes[edge[1]]
         event = FromPrefill(f"{edge[0]}/{self.lives[edge[0]]}", message)
         for _ in range(self._copies_of_a_message()):
             self._do_decode(decode, decode.brain.handle(event, self.now))
+
+    @staticmethod
+    def _described(prefill: SimPrefill, item: AnnouncePieces) -> Announce:
+        """Checksums are computed late: P may have given the blocks to somebody else by then."""
+        pieces = tuple(
+            Piece(block_id, generation, block_checksum(prefill.engine.memory, block_id))
+            for block_id, generation in zip(item.block_ids, item.generations, strict=True)
+        )
+        return Announce(item.key, item.lease_id, item.first, pieces)
 
     def _deliver_to_prefill(self, edge: tuple[str, str]) -> None:
         message = self.to_prefill[edge].popleft()
@@ -416,6 +433,7 @@ class World:
         return (
             all(r.outcome for r in self.requests.values())
             and not self.copies
+            and not self.aborts
             and all(p.brain.idle and p.plan is None for p in self.prefills.values())
             and all(d.brain.idle and d.plan is None for d in self.decodes.values())
         )
