@@ -15,6 +15,7 @@ TOP_LEVEL = (
     "crossdock",
     "text",
     "engine",
+    "wire",
     "kv_transfer",
     "worker",
     "prefill_worker",

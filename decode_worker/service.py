@@ -26,10 +26,10 @@ from core.request import AttemptKey, Role
 from core.worker_settings import WorkerSettings
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, PrefillHere, Stopped
 from engine.runner import LoadedModel
-from kv_transfer.attempt_wire import key_from_wire, sampling_from_wire, tokens_from_wire
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity
 from text.tokenizer import Tokenizer
+from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
 from worker.pool import new_block_pool, pool_bytes
 from worker.service import WorkerService
 

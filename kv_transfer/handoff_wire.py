@@ -19,7 +19,7 @@ from core.handoff import (
     ToDecode,
     ToPrefill,
 )
-from kv_transfer.attempt_wire import (
+from wire.attempts import (
     key_from_wire,
     key_to_wire,
     sampling_from_wire,

@@ -18,7 +18,6 @@ from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from core.worker_settings import WorkerSettings
 from engine.runner import LoadedModel
-from kv_transfer.attempt_wire import key_from_wire, sampling_from_wire, tokens_from_wire
 from kv_transfer.handshake import WorkerIdentity, hello
 from kv_transfer.prefill_session import Announcement, PrefillSession
 from kv_transfer.shm import SHM, PoolExporter
@@ -38,6 +37,7 @@ from prefill_worker.prefiller import (
 )
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
+from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
 from worker.pool import new_block_pool, pool_bytes, pool_descriptor
 from worker.service import WorkerService
 

@@ -41,16 +41,15 @@ from router.metrics import Metrics
 from router.placement import Disaggregation, WorkerId
 from router.policy import choose
 from router.request_ids import RequestIds
-from router.wire import (
-    failure_from_wire,
+from router.worker_answers import failure_from_wire, output_from_wire
+from router.worker_pool import LinkFactory, WorkerPool
+from wire.attempts import (
     key_from_wire,
     key_to_wire,
     load_from_wire,
-    output_from_wire,
     sampling_to_wire,
     tokens_to_wire,
 )
-from router.worker_pool import LinkFactory, WorkerPool
 
 log = logging.getLogger(__name__)
 

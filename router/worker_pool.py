@@ -17,9 +17,9 @@ from core.outputs import Load
 from core.request import Role
 from router.placement import WorkerId, WorkerView
 from router.prefix_index import PrefixIndex
-from router.wire import hashes_from_wire
 from router.worker_link import LinkListener, WorkerLink
 from router.worker_load import LoadLedger
+from wire.attempts import hashes_from_wire
 
 log = logging.getLogger(__name__)
 

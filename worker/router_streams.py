@@ -16,7 +16,7 @@ from crossdock.v1 import worker_pb2 as pb
 
 from core.block_hash import HashArray
 from core.request import AttemptKey
-from kv_transfer.attempt_wire import key_from_wire
+from wire.attempts import hashes_to_wire, key_from_wire
 
 
 class RouterStream:
@@ -123,7 +123,3 @@ class RouterStreams:
         events = pb.CacheEvents(stored=hashes_to_wire(stored), removed=hashes_to_wire(removed))
         for stream in self._streams:
             stream.outbox.put_nowait(pb.WorkerMessage(cache=events))
-
-
-def hashes_to_wire(hashes: HashArray) -> bytes:
-    return hashes.astype("<u8", copy=False).tobytes()

@@ -30,10 +30,16 @@ from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from engine.loop import EngineLoop
 from engine.runner import LoadedModel
-from kv_transfer.attempt_wire import key_from_wire, key_to_wire, sampling_from_wire
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
-from worker.router_streams import RouterStreams, hashes_to_wire
+from wire.attempts import (
+    hashes_to_wire,
+    key_from_wire,
+    key_to_wire,
+    load_to_wire,
+    sampling_from_wire,
+)
+from worker.router_streams import RouterStreams
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
@@ -203,7 +209,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             stored, removed = self.brain.pool.drain_events()
             load = self.brain.load
         self.streams.send_cache_events(stored, removed)
-        return _load_to_wire(load)
+        return load_to_wire(load)
 
     def _to_wire(self, output: TokenOutput) -> list[tuple[AttemptKey, pb.SequenceOutput]]:
         """The token as text. Nothing for an answer that was stopped or aborted meanwhile."""
@@ -334,7 +340,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
                 worker=self.settings.worker,
                 epoch=self.epoch,
                 role=self.settings.role.value,
-                load=_load_to_wire(load),
+                load=load_to_wire(load),
                 total_blocks=pool.num_blocks,
                 free_blocks=pool.num_free,
                 cached_blocks=pool.num_cached,
@@ -356,12 +362,3 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
                 pid=os.getpid(),
                 steps=counters.steps,
             )
-
-
-def _load_to_wire(load: Load) -> pb.Load:
-    return pb.Load(
-        running=load.running,
-        waiting=load.waiting,
-        free_blocks=load.free_blocks,
-        pending_prefill_tokens=load.pending_prefill_tokens,
-    )

@@ -1,14 +1,16 @@
-"""Attempt keys, sampling parameters and tokens on the wire of worker.proto and handoff.proto."""
+"""Attempt keys, sampling parameters, tokens, hashes and load, to and from worker.proto."""
 
 from __future__ import annotations
 
 import numpy as np
 from crossdock.v1 import worker_pb2 as pb
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray
+from core.outputs import Load
 from core.request import AttemptKey, RequestKey, SamplingParams
 
 _TOKEN_WIRE = np.dtype("<i4")
+_HASH_WIRE = np.dtype("<u8")
 
 
 def key_to_wire(key: AttemptKey) -> pb.AttemptKey:
@@ -57,3 +59,24 @@ def sampling_from_wire(sampling: pb.Sampling) -> SamplingParams:
         ignore_eos=sampling.ignore_eos,
         seed=sampling.seed,
     )
+
+
+def hashes_to_wire(hashes: HashArray) -> bytes:
+    return hashes.astype(_HASH_WIRE, copy=False).tobytes()
+
+
+def hashes_from_wire(raw: bytes) -> HashArray:
+    return np.frombuffer(raw, dtype=_HASH_WIRE)
+
+
+def load_to_wire(load: Load) -> pb.Load:
+    return pb.Load(
+        running=load.running,
+        waiting=load.waiting,
+        free_blocks=load.free_blocks,
+        pending_prefill_tokens=load.pending_prefill_tokens,
+    )
+
+
+def load_from_wire(load: pb.Load) -> Load:
+    return Load(load.running, load.waiting, load.free_blocks, load.pending_prefill_tokens)

@@ -1,0 +1,35 @@
+"""What workers answer, from worker.proto to the events of ``router.flow``."""
+
+from __future__ import annotations
+
+from crossdock.v1 import worker_pb2 as pb
+
+from core.handoff import FailureCause
+from core.request import FinishReason
+from router.flow_messages import AttemptFailed, Output
+from router.placement import WorkerId
+
+_FINISH_REASONS = {reason.value: reason for reason in FinishReason}
+
+
+def output_from_wire(worker: WorkerId, output: pb.SequenceOutput) -> Output | AttemptFailed:
+    """An output with a finish reason that this router doesn't know counts as a failed attempt."""
+    reason = _FINISH_REASONS.get(output.finish_reason)
+    if output.finish_reason and reason is None:
+        detail = f"unknown finish reason {output.finish_reason!r}"
+        return AttemptFailed(worker, output.key.attempt, FailureCause.INTERNAL, detail)
+    return Output(
+        worker,
+        output.key.attempt,
+        tuple(output.token_ids),
+        output.text,
+        reason,
+        output.cached_tokens,
+    )
+
+
+def failure_from_wire(worker: WorkerId, failed: pb.AttemptFailed) -> AttemptFailed:
+    name = pb.AttemptFailed.Cause.Name(failed.cause)
+    known = name in FailureCause.__members__
+    cause = FailureCause[name] if known else FailureCause.INTERNAL
+    return AttemptFailed(worker, failed.key.attempt, cause, failed.detail)
