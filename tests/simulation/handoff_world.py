@@ -62,6 +62,7 @@ class Faults:
     """Probabilities per event."""
 
     double: float = 0.0
+    lose: float = 0.0
     damage: float = 0.0
     kill: float = 0.0
     abort: float = 0.0
@@ -258,7 +259,9 @@ class World:
                     self.to_decode.setdefault((prefill.name, worker), deque()).append(command)
                 case ReportFailure(key, cause, detail):
                     self.log.append(f"{prefill.name} {key} {cause} {detail}")
-                    self._on_failure(key)
+                    # Once D streams, P has nothing that the answer still needs.
+                    if not self.requests[key.request].tokens:
+                        self._on_failure(key)
                 case TokenOutput():
                     self._on_token(command)
                 case AttemptEnded():
@@ -347,6 +350,8 @@ class World:
             self._do_prefill(prefill, prefill.brain.handle(FromDecode(message), self.now))
 
     def _copies_of_a_message(self) -> int:
+        if self.random.random() < self.faults.lose:
+            return 0
         return 2 if self.random.random() < self.faults.double else 1
 
     def _land(self, copying: Copying) -> None:

@@ -86,6 +86,15 @@ def test_doubled_and_damaged_messages_change_nothing(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(40))
+def test_lost_messages_cost_time_and_nothing_else(seed: int) -> None:
+    world = World(seed, prefills=2, decodes=2, faults=Faults(lose=0.05, double=0.1))
+    ask_many(world, 12)
+    world.run()
+    world.validate()
+    assert {r.outcome for r in world.requests.values()} == {"length"}
+
+
+@pytest.mark.parametrize("seed", range(40))
 def test_killed_workers_cost_no_request_that_had_no_token(seed: int) -> None:
     world = World(seed, prefills=2, decodes=2, faults=Faults(kill=0.004, double=0.1))
     ask_many(world, 12)

@@ -1,4 +1,4 @@
-"""Workers killed with −9 under requests: before the first token somebody else answers."""
+"""Workers killed or stopped under requests: before the first token somebody else answers."""
 
 from __future__ import annotations
 
@@ -77,3 +77,27 @@ def test_a_decode_worker_killed_after_the_first_token(smollm2: Path, prompts: Pr
         assert f"after {sum(received)} tokens" in str(error.details())
         wait_until_all_are_ready(cluster, restarts=1)
         assert len(cluster.answer(prompts.at_once[0], 8)) == 8
+
+
+def test_a_decode_worker_that_hangs_is_left_and_comes_back_clean(
+    smollm2: Path, prompts: Prompts
+) -> None:
+    """Stopped, not killed: no connection breaks, only pings find out."""
+    prompt = prompts.one_by_one[-2]
+    with served(smollm2, 1, 2, "--dtype", "float32") as cluster:
+        call = cluster.stream(prompt, 8)
+        wait_for_event(cluster, "decode", "granted")
+        holder = next(
+            stats
+            for stats in cluster.stats("decode")
+            if any(event.name == "granted" for event in stats.events)
+        )
+        os.kill(holder.pid, signal.SIGSTOP)
+        try:
+            tokens = [t for response in call for t in response.chunk.token_ids]
+        finally:
+            os.kill(holder.pid, signal.SIGCONT)
+        assert len(tokens) == 8
+        cluster.assert_nothing_is_held()
+        assert cluster.status().restarts == 0
+        assert cluster.answer(prompt, 8) == tokens
