@@ -76,9 +76,11 @@ def _cores() -> Check:
 
 
 def _memory() -> Check:
-    from cluster.host_memory import available_memory
+    from engine.memory import available_memory
 
     free = available_memory()
+    if free is None:
+        return Check("memory", "warning", "this system does not say how much is free")
     status = "ok" if free >= MIN_FREE_MEMORY else "warning"
     return Check("memory", status, f"{free / 2**30:.1f} GiB free")
 

@@ -17,7 +17,6 @@ from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
 from cluster.demo_model import ensure_demo_model
-from cluster.host_memory import available_memory
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.plan import (
     Slot,
@@ -37,6 +36,7 @@ from cluster.stop_signal import StopSignal, first_of
 from core.config import ClusterSpec
 from core.errors import Unavailable
 from core.worker_settings import WorkerSettings
+from engine.memory import available_memory
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,22 +84,27 @@ def resolve_dtype(spec: ClusterSpec, model: ModelFolder) -> str:
     return model.dtype
 
 
-def plan_num_blocks(spec: ClusterSpec, model: ModelFolder, free_memory: int) -> int:
-    """KV blocks of each worker; ``free_memory`` in bytes is that of the machine they share."""
+def plan_num_blocks(spec: ClusterSpec, model: ModelFolder, free_memory: int | None) -> int:
+    """KV blocks of each worker. ``free_memory``: bytes of the machine they share, if known."""
     if spec.kv.num_blocks is not None:
         return spec.kv.num_blocks
     block_bytes = model.kv_layout(spec.kv.block_size, resolve_dtype(spec, model)).block_bytes
     workers = len(list_slots(spec))
     if spec.kv.memory is None:
-        fair = int(free_memory * KV_SHARE_OF_FREE_MEMORY) // workers
-        return max(1, min(DEFAULT_KV_BYTES, fair) // block_bytes)
-    if spec.kv.memory * workers > free_memory:
+        return max(1, _default_kv_bytes(free_memory, workers) // block_bytes)
+    if free_memory is not None and spec.kv.memory * workers > free_memory:
         free = f"{free_memory / 2**30:.1f} GiB"
         fix = f"{workers} workers need that much each, but only {free} of memory is free"
         raise InvalidField("kv.memory", spec.kv.memory, fix)
     if spec.kv.memory < block_bytes:
         raise InvalidField("kv.memory", spec.kv.memory, f"one block takes {block_bytes} bytes")
     return spec.kv.memory // block_bytes
+
+
+def _default_kv_bytes(free_memory: int | None, workers: int) -> int:
+    if free_memory is None:
+        return DEFAULT_KV_BYTES
+    return min(DEFAULT_KV_BYTES, int(free_memory * KV_SHARE_OF_FREE_MEMORY) // workers)
 
 
 def plan_max_model_len(spec: ClusterSpec, model: ModelFolder, num_blocks: int) -> int:
