@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
-from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 from cluster.pool_state import Member, MemberState
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 STATS_TIMEOUT_S = 2.0
 # Checking every invariant takes longer on a large pool.

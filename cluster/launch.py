@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import grpc
 import uvloop
-from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
@@ -36,6 +35,7 @@ from cluster.stop_signal import StopSignal, first_of
 from core.config import ClusterSpec
 from core.errors import Unavailable
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 from engine.memory import available_memory
 
 

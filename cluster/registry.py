@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 import grpc
-from crossdock.v1 import registry_pb2, registry_pb2_grpc
 
 from cluster.pool_state import Member
+from crossdock.v1 import registry_pb2, registry_pb2_grpc
 
 
 class Registry(registry_pb2_grpc.RegistryServicer):

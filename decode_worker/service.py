@@ -10,8 +10,6 @@ from __future__ import annotations
 import secrets
 
 import grpc
-from crossdock.v1 import handoff_pb2_grpc
-from crossdock.v1 import worker_pb2 as pb
 
 from core.handoff import LeaseTimes
 from core.lease_events import (
@@ -24,6 +22,8 @@ from core.lease_events import (
 )
 from core.request import AttemptKey, Role
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import handoff_pb2_grpc
+from crossdock.v1 import worker_pb2 as pb
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, PrefillHere, Stopped
 from engine.runner import LoadedModel
 from kv_transfer.decode_session import HandoffServer

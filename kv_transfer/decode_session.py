@@ -14,8 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
-from crossdock.v1 import handoff_pb2 as pb
-from crossdock.v1 import handoff_pb2_grpc
 
 from core.errors import CrossdockError, Incompatible
 from core.handoff import LeaseTimes, ToPrefill
@@ -26,6 +24,8 @@ from core.lease_events import (
     FromPrefill,
     PeerLost,
 )
+from crossdock.v1 import handoff_pb2 as pb
+from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handoff_wire import from_prefill_wire, to_prefill_wire
 from kv_transfer.handshake import WorkerIdentity, find_difference
 from kv_transfer.shm import SHM, SharedMemorySource

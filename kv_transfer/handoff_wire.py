@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from crossdock.v1 import handoff_pb2 as pb
-
 from core.handoff import (
     Ack,
     Announce,
@@ -19,6 +17,7 @@ from core.handoff import (
     ToDecode,
     ToPrefill,
 )
+from crossdock.v1 import handoff_pb2 as pb
 from wire.attempts import (
     key_from_wire,
     key_to_wire,

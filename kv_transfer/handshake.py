@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crossdock.v1 import handoff_pb2 as pb
-
 from core.kv_layout import PROTOCOL_VERSION, KVLayout
+from crossdock.v1 import handoff_pb2 as pb
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import grpc
-from crossdock.v1 import handoff_pb2 as pb
-from crossdock.v1 import handoff_pb2_grpc
 
 from core.errors import Incompatible
 from core.handoff import Announce, FailureCause, Piece, ToDecode, ToPrefill
 from core.request import AttemptKey
+from crossdock.v1 import handoff_pb2 as pb
+from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handoff_wire import from_decode_wire, to_decode_wire
 
 _log = logging.getLogger(__name__)

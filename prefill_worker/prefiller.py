@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.block_hash import TokenArray
 from core.block_pool import BlockPool
 from core.errors import InvalidField
 from core.event_log import EventLog
@@ -22,7 +21,6 @@ from core.handoff import (
     LeaseTimes,
     Reserve,
     Ticket,
-    ToDecode,
     ToPrefill,
 )
 from core.outputs import Load, StepCounters, TokenOutput
@@ -39,80 +37,19 @@ from core.references import check_references
 from core.request import AttemptKey, FinishReason, SamplingParams
 from core.sequence import finish_reason_of
 from core.step import StepPlan, StepResult
+from prefill_worker.messages import (
+    Abort,
+    AnnouncePieces,
+    AttemptEnded,
+    DecodeLost,
+    FromDecode,
+    PrefillerCommand,
+    PrefillerInput,
+    SendToDecode,
+    Submit,
+    Tick,
+)
 from prefill_worker.scheduler import ChunkDone, PrefillScheduler
-
-
-# Events.
-@dataclass(frozen=True, slots=True, eq=False)
-class Submit:
-    """The router wants this prompt computed and handed to ``decode_worker``."""
-
-    key: AttemptKey
-    tokens: TokenArray
-    params: SamplingParams
-    salt: int
-    decode_worker: str
-
-
-@dataclass(frozen=True, slots=True)
-class Abort:
-    """The router gave the attempt up."""
-
-    key: AttemptKey
-
-
-@dataclass(frozen=True, slots=True)
-class FromDecode:
-    """A message arrived from a decode worker."""
-
-    message: ToPrefill
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeLost:
-    """The stream to a decode worker broke, or could not be opened."""
-
-    decode_worker: str
-    cause: FailureCause
-    detail: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time passed."""
-
-
-PrefillerInput = Submit | Abort | FromDecode | DecodeLost | Tick
-
-
-# Commands.
-@dataclass(frozen=True, slots=True)
-class SendToDecode:
-    decode_worker: str
-    message: ToDecode
-
-
-@dataclass(frozen=True, slots=True)
-class AnnouncePieces:
-    """Announce these finished blocks: prompt block indices ``first``, ``first + 1``, …
-
-    ``generations`` are those of the moment of the decision: what is described later must still be
-    the same use of the block, or D refuses it.
-    """
-
-    decode_worker: str
-    key: AttemptKey
-    lease_id: int
-    first: int
-    block_ids: tuple[int, ...]
-    generations: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptEnded:
-    """Nothing more will come of this attempt on P."""
-
-    key: AttemptKey
 
 
 @dataclass(slots=True, eq=False)
@@ -122,9 +59,6 @@ class Attempt:
     submit: Submit
     push: Push
     cached_tokens: int = 0
-
-
-PrefillerCommand = SendToDecode | AnnouncePieces | ReportFailure | AttemptEnded | TokenOutput
 
 
 class Prefiller:

@@ -10,31 +10,30 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from crossdock.v1 import handoff_pb2
-from crossdock.v1 import worker_pb2 as pb
-
 from core.handoff import FailureCause, LeaseTimes, Piece, ToDecode, ToPrefill
 from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import handoff_pb2
+from crossdock.v1 import worker_pb2 as pb
 from engine.runner import LoadedModel
 from kv_transfer.handshake import WorkerIdentity, hello
 from kv_transfer.prefill_session import Announcement, PrefillSession
 from kv_transfer.shm import SHM, PoolExporter
 from kv_transfer.transport import describe_pieces
-from prefill_worker.prefiller import (
+from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
     AttemptEnded,
     DecodeLost,
     FromDecode,
-    Prefiller,
     PrefillerCommand,
     PrefillerInput,
     SendToDecode,
     Submit,
     Tick,
 )
+from prefill_worker.prefiller import Prefiller
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire

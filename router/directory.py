@@ -7,9 +7,9 @@ import logging
 from collections.abc import Callable, Sequence
 
 import grpc.aio
+
 from crossdock.v1 import registry_pb2 as pb
 from crossdock.v1.registry_pb2_grpc import RegistryStub
-
 from router.backoff import Backoff
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
-from crossdock.v1 import worker_pb2 as pb
-from crossdock.v1.registry_pb2 import WorkerRecord
-
 from core.errors import CrossdockError, NotFound
 from core.request import AttemptKey, RequestKey
+from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1.registry_pb2 import WorkerRecord
 from router.answer_stream import AnswerStream, Prompt
 from router.flow import Flow
 from router.flow_messages import (

@@ -12,12 +12,12 @@ from random import Random
 
 import grpc.aio
 from aiohttp import web
-from crossdock.v1 import inference_pb2
-from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from core.errors import Unavailable
+from crossdock.v1 import inference_pb2
+from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.directory import Directory
 from router.dispatcher import Dispatcher
 from router.metrics import Metrics

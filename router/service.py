@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import grpc.aio
-from crossdock.v1 import inference_pb2 as pb
-from crossdock.v1.inference_pb2_grpc import InferenceServicer
 
 from core.errors import CrossdockError, InvalidField
+from crossdock.v1 import inference_pb2 as pb
+from crossdock.v1.inference_pb2_grpc import InferenceServicer
 from router.flow_messages import Emit, Finish
 from router.grpc_errors import abort, as_crossdock_error
 from router.request_intake import Call, RequestIntake

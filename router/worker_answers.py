@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from crossdock.v1 import worker_pb2 as pb
-
 from core.handoff import FailureCause
 from core.request import FinishReason
+from crossdock.v1 import worker_pb2 as pb
 from router.flow_messages import AttemptFailed, Output
 from router.placement import WorkerId
 

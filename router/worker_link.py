@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 import grpc.aio
-from crossdock.v1 import worker_pb2 as pb
-from crossdock.v1.worker_pb2_grpc import WorkerStub
 
 from core.errors import Incompatible
+from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1.worker_pb2_grpc import WorkerStub
 from router.backoff import Backoff
 from router.placement import WorkerId
 

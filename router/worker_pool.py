@@ -11,10 +11,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from crossdock.v1 import registry_pb2, worker_pb2
-
 from core.outputs import Load
 from core.request import Role
+from crossdock.v1 import registry_pb2, worker_pb2
 from router.placement import WorkerId, WorkerView
 from router.prefix_index import PrefixIndex
 from router.worker_link import LinkListener, WorkerLink

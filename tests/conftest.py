@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from leftovers import list_leftovers
-from oracle import Oracle
 
 from cluster.model_import import import_model
+from leftovers import list_leftovers
+from oracle import Oracle
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

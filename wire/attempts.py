@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from crossdock.v1 import worker_pb2 as pb
 
 from core.block_hash import HashArray, TokenArray
 from core.outputs import Load
 from core.request import AttemptKey, RequestKey, SamplingParams
+from crossdock.v1 import worker_pb2 as pb
 
 _TOKEN_WIRE = np.dtype("<i4")
 _HASH_WIRE = np.dtype("<u8")

@@ -12,10 +12,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
-from crossdock.v1 import worker_pb2 as pb
-
 from core.block_hash import HashArray
 from core.request import AttemptKey
+from crossdock.v1 import worker_pb2 as pb
 from wire.attempts import hashes_to_wire, key_from_wire
 
 

@@ -11,23 +11,19 @@ from __future__ import annotations
 import abc
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import grpc
+
+from core.errors import CrossdockError, InvalidField
+from core.handoff import FailureCause
+from core.outputs import TokenOutput
+from core.request import AttemptKey, SamplingParams
+from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
-
-from core.block_pool import BlockPool
-from core.errors import CrossdockError, InvalidField
-from core.event_log import EventLog
-from core.handoff import FailureCause
-from core.outputs import Load, StepCounters, TokenOutput
-from core.request import AttemptKey, SamplingParams
-from core.step import StepPlan, StepResult
-from core.worker_settings import WorkerSettings
 from engine.loop import EngineLoop
 from engine.runner import LoadedModel
 from text.answer import AnswerText
@@ -39,7 +35,9 @@ from wire.attempts import (
     load_to_wire,
     sampling_from_wire,
 )
+from worker.brain import Brain
 from worker.router_streams import RouterStreams
+from worker.stats import make_stats
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.25
@@ -47,29 +45,7 @@ _TICK_S = 0.25
 _STEP_LIMIT_S = 60.0
 
 Event = TypeVar("Event")
-EventIn = TypeVar("EventIn", contravariant=True)
 Command = TypeVar("Command")
-
-
-class Brain(Protocol[EventIn, Command]):
-    """The pure object that decides for a worker."""
-
-    pool: BlockPool
-    events: EventLog
-
-    def handle(self, event: EventIn, now: float) -> list[Command]: ...
-    def plan_step(self, now: float) -> StepPlan | None: ...
-    def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[Command]: ...
-    def validate(self) -> None: ...
-
-    @property
-    def load(self) -> Load: ...
-    @property
-    def counters(self) -> StepCounters: ...
-    @property
-    def num_leases(self) -> int: ...
-    @property
-    def idle(self) -> bool: ...
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Command]):
@@ -326,39 +302,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.WorkerStats],
     ) -> pb.WorkerStats:
         try:
-            return self._stats(validate=request.validate)
+            with self._engine.lock:
+                if request.validate:
+                    self.brain.validate()
+                return make_stats(self.settings, self.epoch, self.brain, self.edge_stats())
         except CrossdockError as error:
             await context.abort(grpc.StatusCode.INTERNAL, error.message)
-
-    def _stats(self, *, validate: bool) -> pb.WorkerStats:
-        brain = self.brain
-        with self._engine.lock:
-            if validate:
-                brain.validate()
-            load, counters, pool = brain.load, brain.counters, brain.pool
-            return pb.WorkerStats(
-                worker=self.settings.worker,
-                epoch=self.epoch,
-                role=self.settings.role.value,
-                load=load_to_wire(load),
-                total_blocks=pool.num_blocks,
-                free_blocks=pool.num_free,
-                cached_blocks=pool.num_cached,
-                leased_blocks=pool.num_leased,
-                quarantined_blocks=pool.num_quarantined,
-                prefill_tokens_computed=counters.prefill_tokens_computed,
-                recomputed_tokens=counters.recomputed_tokens,
-                decode_tokens=counters.decode_tokens,
-                preemptions=counters.preemptions,
-                prefix_tokens_hit=counters.prefix_tokens_hit,
-                leases=brain.num_leases,
-                edges=self.edge_stats(),
-                events=[
-                    pb.LoggedEvent(at_s=e.at, name=e.name, attempt=str(e.key), detail=e.detail)
-                    for e in brain.events
-                ],
-                cores=sorted(os.sched_getaffinity(0)),
-                threads=self.settings.threads,
-                pid=os.getpid(),
-                steps=counters.steps,
-            )

@@ -29,6 +29,7 @@ def status(
 def fetch_status(address: str, validate: bool = False) -> Any:
     """The ``ClusterStatus`` of the cluster at ``address``. Raises ``Unavailable``."""
     import grpc
+
     from crossdock.v1 import admin_pb2, admin_pb2_grpc
 
     with grpc.insecure_channel(address) as channel:

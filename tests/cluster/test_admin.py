@@ -7,12 +7,12 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
-from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.cli.output import plain
 from cluster.plan import Slot
 from cluster.pool_state import Member, MemberState
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from crossdock.v1 import inference_pb2, inference_pb2_grpc
 from model_folders import make_model_folder
 
 from cluster.cli.main import main
+from crossdock.v1 import inference_pb2, inference_pb2_grpc
 
 
 def run(monkeypatch, *arguments: str) -> int:

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator
 
 import grpc
 import pytest
-from crossdock.v1 import registry_pb2, registry_pb2_grpc
 
 from cluster.plan import Slot
 from cluster.pool_state import Member, MemberState
 from cluster.registry import Registry
+from crossdock.v1 import registry_pb2, registry_pb2_grpc
 
 
 def member(name: str, epoch: int) -> Member:

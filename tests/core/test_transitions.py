@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from core.lease import LEASE_TABLE, LeaseEvent, LeaseState
+from core.lease_record import LEASE_TABLE, LeaseEvent, LeaseState
 from core.push import PUSH_TABLE, PushEvent, PushState
 from core.transitions import IllegalTransition, StateMachine
 

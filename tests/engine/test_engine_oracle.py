@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from oracle import Oracle, assert_same_tokens
 from stepper import Stepper
 from tokenizers import Tokenizer
 
 from core.request import SamplingParams
 from engine.runner import load_runner
+from oracle import Oracle, assert_same_tokens
 
 pytestmark = [pytest.mark.oracle, pytest.mark.timeout(600)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from oracle import OracleAnswer, assert_same_tokens
 
 ANSWER = OracleAnswer(tokens=(5, 6, 7), margins=(0.5, 0.00005, 0.5))

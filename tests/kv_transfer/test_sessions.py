@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 import pytest
-from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
 
 from core.block_hash import block_hashes
 from core.block_pool import BlockPool
@@ -45,6 +44,7 @@ from core.lease_events import (
     StartSequence,
 )
 from core.request import AttemptKey, RequestKey, SamplingParams
+from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity, hello
 from kv_transfer.prefill_session import Announcement, PrefillSession

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import tokenizers
-from crossdock.client import AsyncClient
 from fake_worker import FakeRegistry, FakeWorker
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from crossdock.client import AsyncClient
 from router.server import RouterServer, RouterSettings
 
 MAX_MODEL_LEN = 128

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc.aio
 import numpy as np
+
 from crossdock.v1 import registry_pb2, worker_pb2
 from crossdock.v1.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
 from crossdock.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server

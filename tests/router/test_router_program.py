@@ -9,8 +9,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from crossdock.client import AsyncClient, ServerError
 from fake_worker import FakeRegistry, FakeWorker
+
+from crossdock.client import AsyncClient, ServerError
 
 pytestmark = pytest.mark.processes
 

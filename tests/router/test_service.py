@@ -7,14 +7,14 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from crossdock.client import AsyncClient, Client, ServerError
-from crossdock.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
 from fake_worker import FakeWorker
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from core.block_hash import block_hashes
+from crossdock.client import AsyncClient, Client, ServerError
+from crossdock.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
 
 SCRIPT = ((10, "hello"), (11, " world"))
 

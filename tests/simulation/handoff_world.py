@@ -37,17 +37,19 @@ from core.push import ReportFailure
 from core.request import AttemptKey, RequestKey, SamplingParams
 from core.step import StepPlan
 from decode_worker.decoder import Decoder, PrefillHere
-from prefill_worker.prefiller import (
+from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
     AttemptEnded,
     DecodeLost,
     FromDecode,
-    Prefiller,
     SendToDecode,
     Submit,
 )
-from prefill_worker.prefiller import Tick as PrefillTick
+from prefill_worker.messages import (
+    Tick as PrefillTick,
+)
+from prefill_worker.prefiller import Prefiller
 
 BLOCK_SIZE = 4
 SALT = 7

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import grpc
 import psutil
+
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
 
 START_TIMEOUT_S = 180

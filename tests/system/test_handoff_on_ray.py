@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from oracle import Oracle, assert_same_tokens
 from oracle_prompts import Prompts
 from served_cluster import ServedCluster, served
 
 from core.kv_layout import KVLayout
+from oracle import Oracle, assert_same_tokens
 
 pytestmark = [pytest.mark.processes, pytest.mark.oracle, pytest.mark.timeout(600)]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from oracle import Oracle, assert_same_tokens
 from oracle_prompts import ANSWER_TOKENS, Prompts
 from served_cluster import served
+
+from oracle import Oracle, assert_same_tokens
 
 pytestmark = [pytest.mark.processes, pytest.mark.oracle, pytest.mark.timeout(900)]
 

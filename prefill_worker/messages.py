@@ -1,0 +1,87 @@
+"""What a prefill worker's decisions take in and give out: events and commands as dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.block_hash import TokenArray
+from core.handoff import FailureCause, ToDecode, ToPrefill
+from core.outputs import TokenOutput
+from core.push import ReportFailure
+from core.request import AttemptKey, SamplingParams
+
+
+# Events.
+@dataclass(frozen=True, slots=True, eq=False)
+class Submit:
+    """The router wants this prompt computed and handed to ``decode_worker``."""
+
+    key: AttemptKey
+    tokens: TokenArray
+    params: SamplingParams
+    salt: int
+    decode_worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """The router gave the attempt up."""
+
+    key: AttemptKey
+
+
+@dataclass(frozen=True, slots=True)
+class FromDecode:
+    """A message arrived from a decode worker."""
+
+    message: ToPrefill
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeLost:
+    """The stream to a decode worker broke, or could not be opened."""
+
+    decode_worker: str
+    cause: FailureCause
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed."""
+
+
+PrefillerInput = Submit | Abort | FromDecode | DecodeLost | Tick
+
+
+# Commands.
+@dataclass(frozen=True, slots=True)
+class SendToDecode:
+    decode_worker: str
+    message: ToDecode
+
+
+@dataclass(frozen=True, slots=True)
+class AnnouncePieces:
+    """Announce these finished blocks: prompt block indices ``first``, ``first + 1``, …
+
+    ``generations`` are those of the moment of the decision: what is described later must still be
+    the same use of the block, or D refuses it.
+    """
+
+    decode_worker: str
+    key: AttemptKey
+    lease_id: int
+    first: int
+    block_ids: tuple[int, ...]
+    generations: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """Nothing more will come of this attempt on P."""
+
+    key: AttemptKey
+
+
+PrefillerCommand = SendToDecode | AnnouncePieces | ReportFailure | AttemptEnded | TokenOutput

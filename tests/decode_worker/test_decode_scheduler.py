@@ -1,0 +1,177 @@
+"""D's scheduler: who gets blocks, what a step holds, who is preempted, how answers end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.block_pool import BlockPool
+from core.errors import InvalidField
+from core.outputs import TokenOutput
+from core.references import check_references
+from core.request import AttemptKey, FinishReason, RequestKey, SamplingParams
+from core.step import StepPlan, StepResult
+from decode_worker.scheduler import DecodeScheduler
+
+SIZE = 4
+EOS = 99
+
+
+def key(name: str) -> AttemptKey:
+    return AttemptKey(RequestKey("default", name), 1)
+
+
+def tokens(count: int, first: int = 1) -> np.ndarray:
+    return np.arange(first, first + count, dtype=np.int32)
+
+
+class Desk:
+    """A scheduler with its pool; steps draw the token 7 unless told otherwise."""
+
+    def __init__(self, num_blocks: int = 20, max_num_seqs: int = 4, budget: int = 8) -> None:
+        self.pool = BlockPool(num_blocks, SIZE)
+        self.scheduler = DecodeScheduler(
+            self.pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=budget,
+            eos=frozenset({EOS}),
+        )
+
+    def local(self, name: str, length: int, first: int = 1, **params: object) -> None:
+        sampling = SamplingParams(**({"max_tokens": 8} | params))  # type: ignore[arg-type]
+        self.scheduler.add_local(key(name), tokens(length, first), sampling, 0)
+        self.scheduler.admit(0)
+
+    def plan(self) -> StepPlan:
+        plan = self.scheduler.plan_step()
+        assert plan is not None
+        return plan
+
+    def complete(self, plan: StepPlan, token: int = 7) -> list[TokenOutput]:
+        wanted = [s.sequence_id for s in plan.slices if s.sample is not None]
+        outputs = self.scheduler.complete_step(plan, StepResult(dict.fromkeys(wanted, token)))
+        self.scheduler.admit(0)
+        return outputs
+
+    def step(self, token: int = 7) -> list[TokenOutput]:
+        return self.complete(self.plan(), token)
+
+    def validate(self) -> None:
+        self.pool.validate()
+        check_references(self.pool, self.scheduler.held_references())
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_long_prompt_is_computed_in_chunks_and_then_decoded(desk: Desk) -> None:
+    desk.local("a", 18)
+    sizes, drawn = [], []
+    for _ in range(4):
+        plan = desk.plan()
+        sizes.append(plan.num_tokens)
+        drawn.append(len(desk.complete(plan)))
+    assert sizes == [8, 8, 2, 1]
+    assert drawn == [0, 0, 1, 1]
+
+
+def test_decoding_goes_first_and_prefill_fills_what_is_left(desk: Desk) -> None:
+    desk.local("short", 3)
+    desk.step()
+    desk.local("long", 30, first=100)
+    plan = desk.plan()
+    assert [len(s.tokens) for s in plan.slices] == [1, 7]
+    desk.complete(plan)
+    desk.validate()
+
+
+def test_the_queue_is_served_in_order_even_if_a_later_one_would_fit() -> None:
+    desk = Desk(num_blocks=6)
+    desk.local("first", 12)
+    desk.local("large", 16, first=100)
+    desk.local("small", 2, first=200)
+    assert (desk.scheduler.load.running, desk.scheduler.load.waiting) == (1, 2)
+    desk.scheduler.end(key("first"))
+    desk.scheduler.admit(0)
+    assert desk.scheduler.load.running == 1, "only the large one: it takes five of six blocks"
+
+
+def test_the_youngest_is_preempted_and_resumes_first() -> None:
+    desk = Desk(num_blocks=6)
+    desk.local("old", 7, max_tokens=12)
+    desk.local("young", 7, first=100, max_tokens=12)
+    finished: list[AttemptKey] = []
+    while len(finished) < 2:
+        finished += [output.key for output in desk.step() if output.finish]
+        desk.validate()
+    assert desk.scheduler.counters.preemptions > 0
+    assert finished == [key("old"), key("young")]
+    assert desk.scheduler.counters.prefill_tokens_computed == 14
+    assert desk.scheduler.counters.recomputed_tokens > 0
+    assert desk.pool.num_leased == 0
+
+
+def test_a_prompt_that_is_all_in_cache_computes_its_last_block_only(desk: Desk) -> None:
+    desk.local("first", 8, max_tokens=1)
+    desk.step()
+    desk.local("again", 8, max_tokens=1)
+    plan = desk.plan()
+    assert [(s.start, len(s.tokens)) for s in plan.slices] == [(4, 4)]
+    (output,) = desk.complete(plan)
+    assert (output.first, output.cached_tokens) == (True, 4)
+
+
+@pytest.mark.parametrize(
+    ("params", "drawn", "finish"),
+    [
+        ({}, EOS, FinishReason.STOP),
+        ({"ignore_eos": True}, EOS, None),
+        ({"stop_token_ids": (7,)}, 7, FinishReason.STOP),
+        ({"min_tokens": 2}, EOS, None),
+        ({"max_tokens": 1}, 7, FinishReason.LENGTH),
+    ],
+)
+def test_how_an_answer_ends(
+    desk: Desk, params: dict[str, object], drawn: int, finish: FinishReason | None
+) -> None:
+    desk.local("a", 3, **params)
+    (output,) = desk.step(drawn)
+    assert output.finish is finish
+
+
+def test_before_min_tokens_the_end_is_not_even_drawn(desk: Desk) -> None:
+    desk.local("a", 3, min_tokens=1, stop_token_ids=(5,))
+    (piece,) = desk.plan().slices
+    assert piece.sample is not None
+    assert piece.sample.banned_token_ids == (5, EOS)
+
+
+def test_blocks_of_an_aborted_sequence_stay_until_its_step_has_ended(desk: Desk) -> None:
+    desk.local("a", 5)
+    plan = desk.plan()
+    assert desk.scheduler.end(key("a"))
+    assert desk.pool.num_leased > 0
+    assert desk.complete(plan) == []
+    assert desk.pool.num_leased == 0
+    assert not desk.scheduler.end(key("a"))
+
+
+def test_what_could_never_finish_is_refused_by_name(desk: Desk) -> None:
+    with pytest.raises(InvalidField, match=r"max_tokens = 73.*80 tokens"):
+        desk.local("a", 8, max_tokens=73)
+    desk.local("fits", 8, max_tokens=72)
+
+
+def test_a_request_that_exactly_fills_the_pool_finishes() -> None:
+    desk = Desk(num_blocks=3)
+    desk.local("a", 8, max_tokens=4)
+    outputs = [output for _ in range(4) for output in desk.step()]
+    assert outputs[-1].finish is FinishReason.LENGTH
+    desk.validate()
+
+
+def test_a_budget_that_can_not_hold_a_token_of_each_is_refused() -> None:
+    with pytest.raises(InvalidField, match="max_num_batched_tokens"):
+        Desk(max_num_seqs=9, budget=8)

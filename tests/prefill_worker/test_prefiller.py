@@ -1,0 +1,194 @@
+"""What a prefill worker decides: when it asks, announces, commits, answers alone or gives up."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from core.block_pool import BlockPool
+from core.handoff import (
+    Cancel,
+    Commit,
+    Committed,
+    FailureCause,
+    LeaseTimes,
+    NoRoom,
+    Reserve,
+    Ticket,
+)
+from core.outputs import TokenOutput
+from core.push import ReportFailure
+from core.request import AttemptKey, FinishReason, RequestKey, SamplingParams
+from core.step import StepPlan, StepResult
+from prefill_worker.messages import (
+    Abort,
+    AnnouncePieces,
+    AttemptEnded,
+    DecodeLost,
+    FromDecode,
+    PrefillerCommand,
+    SendToDecode,
+    Submit,
+)
+from prefill_worker.prefiller import Prefiller, consecutive_runs
+
+SIZE = 4
+EOS = 99
+STOP_TEXT_TOKEN = 50
+
+
+def key(name: str) -> AttemptKey:
+    return AttemptKey(RequestKey("default", name), 1)
+
+
+class Desk:
+    """A prefiller with 40 blocks of 4 tokens and chunks of 8."""
+
+    def __init__(self, num_blocks: int = 40) -> None:
+        self.pool = BlockPool(num_blocks, SIZE)
+        self.prefiller = Prefiller(
+            self.pool,
+            max_num_seqs=8,
+            max_num_batched_tokens=8,
+            eos=frozenset({EOS}),
+            times=LeaseTimes(),
+            ends_by_text=lambda params, token: token == STOP_TEXT_TOKEN,
+        )
+
+    def submit(self, name: str, length: int, first: int = 1, max_tokens: int = 5) -> list[object]:
+        prompt = np.arange(first, first + length, dtype=np.int32)
+        event = Submit(key(name), prompt, SamplingParams(max_tokens), 0, "D0")
+        return list(self.prefiller.handle(event, 0.0))
+
+    def ticket(self, name: str, held: int = 0) -> list[PrefillerCommand]:
+        return self.prefiller.handle(FromDecode(Ticket(key(name), 5, held)), 0.0)
+
+    def step(self, token: int = 7) -> list[PrefillerCommand]:
+        plan = self.plan()
+        wanted = [s.sequence_id for s in plan.slices if s.sample is not None]
+        return self.prefiller.complete_step(plan, StepResult(dict.fromkeys(wanted, token)), 0.0)
+
+    def plan(self) -> StepPlan:
+        plan = self.prefiller.plan_step(0.0)
+        assert plan is not None
+        return plan
+
+    def is_clean(self) -> bool:
+        self.prefiller.validate()
+        return self.prefiller.idle and self.pool.num_leased == 0
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_it_reserves_when_it_starts_and_announces_chunk_by_chunk(desk: Desk) -> None:
+    (asked,) = desk.submit("a", 11)
+    assert isinstance(asked, SendToDecode)
+    assert isinstance(asked.message, Reserve)
+    assert desk.ticket("a") == []
+    (first,) = desk.step()
+    assert isinstance(first, AnnouncePieces)
+    assert (first.first, len(first.block_ids)) == (0, 2)
+    second, commit = desk.step()
+    assert isinstance(second, AnnouncePieces)
+    assert (second.first, len(second.block_ids)) == (2, 1)
+    assert commit == SendToDecode("D0", Commit(key("a"), 5, 7, 0))
+    ended = desk.prefiller.handle(FromDecode(Committed(key("a"), 5)), 0.0)
+    assert ended == [AttemptEnded(key("a"))]
+    assert desk.is_clean()
+
+
+def test_announced_blocks_carry_the_generation_of_the_decision(desk: Desk) -> None:
+    desk.submit("a", 8)
+    desk.ticket("a")
+    announced = desk.step()[0]
+    assert isinstance(announced, AnnouncePieces)
+    current = desk.pool.generation(np.array(announced.block_ids, dtype=np.int32))
+    assert announced.generations == tuple(current.tolist())
+
+
+@pytest.mark.parametrize(
+    ("token", "max_tokens", "finish"),
+    [
+        (EOS, 5, FinishReason.STOP),
+        (STOP_TEXT_TOKEN, 5, FinishReason.STOP),
+        (7, 1, FinishReason.LENGTH),
+    ],
+)
+def test_a_first_token_that_ends_the_answer_needs_no_decode_worker(
+    desk: Desk, token: int, max_tokens: int, finish: FinishReason
+) -> None:
+    desk.submit("a", 6, max_tokens=max_tokens)
+    desk.ticket("a")
+    output, cancel, ended = desk.step(token)
+    assert output == TokenOutput(key("a"), token, finish, first=True)
+    assert isinstance(cancel, SendToDecode)
+    assert isinstance(cancel.message, Cancel)
+    assert ended == AttemptEnded(key("a"))
+    assert desk.is_clean()
+
+
+def test_prompts_without_a_ticket_hold_at_most_a_part_of_the_pool(desk: Desk) -> None:
+    started = [len(desk.submit(f"p{i}", 20, first=100 * i + 1)) for i in range(3)]
+    # Each takes 5 of 40 blocks; a third one would pass the limit of 12.
+    assert started == [1, 1, 0]
+    (asked,) = desk.ticket("p0")
+    assert isinstance(asked, SendToDecode)
+    assert isinstance(asked.message, Reserve)
+
+
+def test_a_prompt_larger_than_that_part_goes_alone(desk: Desk) -> None:
+    assert len(desk.submit("huge", 130)) == 1
+    assert desk.submit("next", 4, first=500) == []
+
+
+def test_a_cached_prefix_is_not_computed_again(desk: Desk) -> None:
+    desk.submit("a", 8, max_tokens=1)
+    desk.step()
+    desk.submit("b", 10, max_tokens=1)
+    plan = desk.plan()
+    assert [(s.start, len(s.tokens)) for s in plan.slices] == [(8, 2)]
+
+
+def test_no_room_is_reported_and_the_blocks_stay_as_cache(desk: Desk) -> None:
+    desk.submit("a", 8)
+    desk.step()
+    failed, ended = desk.prefiller.handle(FromDecode(NoRoom(key("a"), "full")), 0.0)
+    assert failed == ReportFailure(key("a"), FailureCause.NO_ROOM, "full")
+    assert ended == AttemptEnded(key("a"))
+    assert desk.is_clean()
+    assert desk.pool.num_cached == 2
+
+
+def test_a_lost_decode_worker_fails_its_attempts_and_no_others(desk: Desk) -> None:
+    desk.submit("a", 8)
+    lost = DecodeLost("D1", FailureCause.DECODE_LOST, "gone")
+    assert desk.prefiller.handle(lost, 0.0) == []
+    lost = DecodeLost("D0", FailureCause.DECODE_LOST, "gone")
+    assert desk.prefiller.handle(lost, 0.0)[0] == ReportFailure(
+        key("a"), FailureCause.DECODE_LOST, "gone"
+    )
+    assert desk.is_clean()
+
+
+def test_an_abort_during_a_step_frees_when_the_step_has_ended(desk: Desk) -> None:
+    desk.submit("a", 20)
+    plan = desk.plan()
+    desk.prefiller.handle(Abort(key("a")), 0.0)
+    assert desk.pool.num_leased == 5
+    assert desk.prefiller.complete_step(plan, StepResult(), 0.0) == []
+    assert desk.is_clean()
+
+
+def test_a_prompt_that_never_fits_is_rejected_and_others_go_on(desk: Desk) -> None:
+    (failed,) = desk.submit("huge", 161)
+    assert isinstance(failed, ReportFailure)
+    assert failed.cause is FailureCause.REJECTED
+    assert len(desk.submit("fine", 160)) == 1
+
+
+def test_runs_of_indices() -> None:
+    assert consecutive_runs((3, 4, 5, 9, 11, 12)) == [(3, 6), (9, 10), (11, 13)]
+    assert consecutive_runs(()) == []
