@@ -257,9 +257,16 @@ class LeaseTable:
         commands: list[LeaseCommand] = []
         for lease in list(self._leases.values()):
             commands += self._expire(lease, now)
-        for key in [key for key, (until, _) in self._tombstones.items() if until <= now]:
-            del self._tombstones[key]
+        self._clear_tombstones(now)
         return commands
+
+    def _clear_tombstones(self, now: float) -> None:
+        """All of them last equally long, so they expire in the order in which they came."""
+        while self._tombstones:
+            key = next(iter(self._tombstones))
+            if self._tombstones[key][0] > now:
+                return
+            del self._tombstones[key]
 
     def _expire(self, lease: Lease, now: float) -> list[LeaseCommand]:
         waited = now - lease.created
