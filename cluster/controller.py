@@ -131,17 +131,17 @@ class Controller:
 
     async def _live(self, slot: Slot) -> None:
         """One worker from its start to its death."""
-        worker = self._factory.create_worker(slot, self._settings[slot])
+        try:
+            worker = self._factory.create_worker(slot, self._settings[slot])
+        except Exception as error:
+            self._handle(Lost(slot, f"it can't be created: {error}"))
+            return
         self._workers[slot] = worker
         try:
             started = await asyncio.wait_for(worker.start(), START_TIMEOUT_S)
-        except TimeoutError:
+        except Exception as error:
             worker.kill()
-            self._handle(Lost(slot, f"it was not ready after {START_TIMEOUT_S:g} s"))
-            return
-        except CrossdockError as error:
-            worker.kill()
-            self._handle(Lost(slot, error.message))
+            self._handle(Lost(slot, _why_not_started(error)))
             return
         self._handle(started)
         reason = await worker.wait_closed()
@@ -157,3 +157,9 @@ class Controller:
         if not self._all_ready.done():
             message = f"worker {slot.name} can't start: {reason}"
             self._all_ready.set_exception(InternalError(message, reason="WORKER_FAILED"))
+
+
+def _why_not_started(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"it was not ready after {START_TIMEOUT_S:g} s"
+    return error.message if isinstance(error, CrossdockError) else repr(error)

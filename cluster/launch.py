@@ -165,6 +165,7 @@ class ServingCluster:
         own_cpus = self._ray.total_cpus if self._ray.is_local else None
         needs = {slot: resources_of(spec, slot, own_cpus) for slot in slots}
         nodes = await self._ray.place(needs)
+        _require_one_node(nodes)
         cores = {node: await self._ray.node_cores(node) for node in set(nodes.values())}
         return {
             slot: worker_settings(spec, model, slot, share, num_blocks)
@@ -216,6 +217,17 @@ class ServingCluster:
             prefill_wanted=self._spec.pools.prefill.replicas,
             decode_wanted=self._spec.pools.decode.replicas,
             restarts=controller.restarts if controller else 0,
+        )
+
+
+def _require_one_node(nodes: dict[Slot, str]) -> None:
+    """Blocks move through shared memory, and workers listen on loopback only, so far."""
+    if len(set(nodes.values())) > 1:
+        raise Unavailable(
+            f"Ray placed the workers on {len(set(nodes.values()))} nodes, and this version hands "
+            "KV blocks over within one host only: start it with fewer replicas or smaller "
+            "pools.*.resources, so that all fit on one node",
+            reason="SEVERAL_NODES",
         )
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as events: the first asks to drain, the second to end at once."""
+"""SIGINT, SIGTERM and SIGHUP as events: the first drains, the second ends at once."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class StopSignal:
         self.at_once = asyncio.Event()
 
     def install(self) -> None:
-        """Take both signals over on the running loop, also from whoever had them before."""
+        """Take the signals over on the running loop, also from whoever had them before."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self.receive)
 
     def receive(self) -> None:

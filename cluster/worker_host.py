@@ -23,6 +23,10 @@ _SERVER_OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
+    # A router or peer that hangs is noticed, and what it asked for is freed.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
     # Peers ping idle streams; without this the server would take that for abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 ]

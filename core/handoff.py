@@ -89,9 +89,10 @@ class Committed:
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """P → D: how many prompt tokens are computed, by lease."""
+    """P → D: how many prompt tokens are computed, by lease, and P's longest step in seconds."""
 
     progress: tuple[tuple[int, int], ...]
+    longest_step: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,12 @@ class LeaseTimes:
         """P stops this long after the last renewal: two beats before the promise ends."""
         return self.lease - 2 * self.beat
 
+    def stall_limit(self, longest_step: float) -> float:
+        """How long P may show no progress: five of its longest steps, if that is more."""
+        return max(self.stall, 5 * longest_step)
+
     @property
     def tombstone(self) -> float:
-        """How long an ended attempt is remembered: longer than any lease can last."""
-        return 2 * self.decode_deadline
+        """How long an ended attempt is remembered: longer than a lease lasts without renewal, and
+        shorter than the 60 s after which a request id may be used again."""
+        return self.decode_deadline + 2 * self.beat

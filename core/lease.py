@@ -110,11 +110,10 @@ class LeaseTable:
                 return self._on_announce(peer, message, now)
             case Commit():
                 return self._on_commit(peer, message, now)
-            case Beat(progress):
-                return self._on_beat(peer, dict(progress), now)
+            case Beat():
+                return self._on_beat(peer, message, now)
             case Cancel(key, reason):
-                lease = self._leases.get(key)
-                return self._lose(lease, f"cancelled: {reason}", now) if lease else []
+                return self._on_cancel(key, reason, now)
 
     # Reserve and grant
 
@@ -210,6 +209,9 @@ class LeaseTable:
         return self._try_start(lease, now)
 
     def _on_opened(self, key: AttemptKey, now: float) -> list[LeaseCommand]:
+        if key in self._tombstones:
+            ended = "the handoff ended before the router opened the attempt"
+            return [FailAttempt(key, FailureCause.LEASE_EXPIRED, ended)]
         self._open.add(key)
         lease = self._leases.get(key)
         return self._try_start(lease, now) if lease is not None else []
@@ -236,17 +238,19 @@ class LeaseTable:
 
     # Time
 
-    def _on_beat(self, peer: str, progress: dict[int, int], now: float) -> list[LeaseCommand]:
+    def _on_beat(self, peer: str, beat: Beat, now: float) -> list[LeaseCommand]:
+        progress = dict(beat.progress)
+        patience = self._times.stall_limit(beat.longest_step)
         for lease in self._leases.values():
             if lease.peer == peer and lease.lease_id in progress:
-                self._note_progress(lease, progress[lease.lease_id], now)
+                self._note_progress(lease, progress[lease.lease_id], patience, now)
         return []
 
-    def _note_progress(self, lease: Lease, computed: int, now: float) -> None:
+    def _note_progress(self, lease: Lease, computed: int, patience: float, now: float) -> None:
         if computed > lease.progress:
             lease.progress = computed
             self._renew(lease, now)
-        elif now - lease.last_progress <= self._times.stall:
+        elif now - lease.last_progress <= patience:
             lease.deadline = now + self._times.decode_deadline
 
     def _renew(self, lease: Lease, now: float) -> None:
@@ -280,6 +284,14 @@ class LeaseTable:
         return []
 
     # Ways out
+
+    def _on_cancel(self, key: AttemptKey, reason: str, now: float) -> list[LeaseCommand]:
+        lease = self._leases.get(key)
+        if lease is not None:
+            return self._lose(lease, f"cancelled: {reason}", now)
+        lost = LeaseLost(key, 0, "cancelled before")
+        self._tombstones.setdefault(key, (now + self._times.tombstone, lost))
+        return []
 
     def _on_aborted(self, key: AttemptKey, now: float) -> list[LeaseCommand]:
         self._open.discard(key)

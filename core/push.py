@@ -111,7 +111,7 @@ class Push:
         self._times = times
         self._announced = 0
         self._first_token: int | None = None
-        self._deadline = float("inf")
+        self._renewed = float("inf")
 
     @property
     def state(self) -> PushState:
@@ -166,9 +166,15 @@ class Push:
                 stale = lease_id not in (0, self.lease_id) and self.lease_id != 0
                 return [] if stale else self.lose(FailureCause.LEASE_EXPIRED, reason)
 
-    def on_tick(self, now: float) -> list[PushCommand]:
-        """Stops before D's promise runs out, so that nothing late can happen."""
-        if self.ended or now < self._deadline:
+    def on_tick(self, now: float, longest_step: float) -> list[PushCommand]:
+        """Stops before D's promise runs out, so that nothing late can happen.
+
+        ``longest_step`` (seconds): a slow engine keeps its leases, a hung one does not.
+        """
+        patience = self._times.prefill_deadline
+        if self.state is PushState.PUSHING:
+            patience = max(patience, self._times.stall_limit(longest_step))
+        if self.ended or now < self._renewed + patience:
             return []
         if self.state is PushState.PUSHING:
             return self.lose(FailureCause.LEASE_EXPIRED, "no progress within the lease")
@@ -207,6 +213,8 @@ class Push:
         return [AnnounceBlocks(self.key, self.lease_id, message.resend)]
 
     def _on_committed(self, message: Committed) -> list[PushCommand]:
+        if self.state is PushState.ASKED:
+            return self.lose(FailureCause.DECODE_LOST, "D knows this attempt as an ended one")
         if message.lease_id != self.lease_id or self.state is not PushState.COMMITTING:
             return []
         self._machine.advance(PushEvent.COMMITTED)
@@ -232,4 +240,4 @@ class Push:
         return [SendCommit(self.key, self.lease_id, self._first_token)]
 
     def _renew(self, now: float) -> None:
-        self._deadline = now + self._times.prefill_deadline
+        self._renewed = now

@@ -124,7 +124,8 @@ class Sequence:
     def _sample_spec(self, eos: frozenset[int]) -> SampleSpec:
         banned: tuple[int, ...] = ()
         if self.generated < self.params.min_tokens:
-            banned = tuple(sorted(eos | set(self.params.stop_token_ids)))
+            ends = set() if self.params.ignore_eos else set(eos)
+            banned = tuple(sorted(ends | set(self.params.stop_token_ids)))
         return SampleSpec(self.params, position=self.length, banned_token_ids=banned)
 
     def publish_full_blocks(self, pool: BlockPool) -> None:

@@ -14,7 +14,7 @@ from core.block_hash import TokenArray
 from core.block_pool import BlockPool
 from core.errors import InternalError, InvalidField
 from core.event_log import EventLog
-from core.handoff import FailureCause, LeaseLost, LeaseTimes, NoRoom, Ticket
+from core.handoff import FailureCause, LeaseLost, LeaseTimes, NoRoom, Reserve, Ticket
 from core.lease import LeaseTable
 from core.lease_events import (
     Aborted,
@@ -22,6 +22,7 @@ from core.lease_events import (
     DequeueReserve,
     EnqueueReserve,
     FailAttempt,
+    FromPrefill,
     LeaseCommand,
     LeaseInput,
     SendToPrefill,
@@ -88,6 +89,8 @@ class Decoder:
                 commands = []
             case Aborted(key) if self.scheduler.end(key):
                 commands = []
+            case FromPrefill(peer, Reserve() as reserve):
+                commands = self._reserve(peer, reserve, now)
             case _:
                 commands = self._handle_lease(event, now)
         return commands + self._admit(now)
@@ -101,6 +104,13 @@ class Decoder:
         """Books a step; returns its tokens and what became possible by the blocks it freed."""
         outputs = self.scheduler.complete_step(plan, result)
         return [*outputs, *self._admit(now)]
+
+    def _reserve(self, peer: str, reserve: Reserve, now: float) -> list[DecoderCommand]:
+        try:
+            self.scheduler.check_fits(len(reserve.tokens), reserve.params.max_tokens)
+        except InvalidField as error:
+            return [SendToPrefill(peer, LeaseLost(reserve.key, 0, error.message))]
+        return self._handle_lease(FromPrefill(peer, reserve), now)
 
     def _prefill_here(self, event: PrefillHere) -> list[DecoderCommand]:
         try:

@@ -83,6 +83,8 @@ class DecodeScheduler:
         self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int
     ) -> None:
         """A prompt that this worker prefills by itself, in chunks."""
+        if key in self._by_key:
+            return
         self.check_fits(len(tokens), params.max_tokens)
         sequence = self._new_sequence(key, tokens, params, salt)
         self._waiting.append(sequence)
@@ -122,9 +124,6 @@ class DecodeScheduler:
         if sequence.sequence_id not in self._in_flight:
             self._pool.release(sequence.forget_blocks())
         return True
-
-    def knows(self, key: AttemptKey) -> bool:
-        return key in self._by_key
 
     # Admission
 

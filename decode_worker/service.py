@@ -57,7 +57,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         # A mixed worker gets no handoffs, so its pool may be in device memory.
         self._handoff: HandoffServer | None = None
         if settings.role is Role.DECODE:
-            self._handoff = HandoffServer(identity, pool_bytes(model.pool), times, self.submit)
+            self._handoff = HandoffServer(identity, pool_bytes(model.pool), self.submit)
 
     def register(self, server: grpc.aio.Server) -> None:
         super().register(server)

@@ -46,6 +46,9 @@ class Answer:
 
 
 def main() -> None:
+    # A closed terminal or a time limit must stop the cluster, too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
     arguments = sys.argv[1:]
     question = QUESTION
     if arguments and not arguments[0].startswith("-"):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grpc
 
 from core.errors import CrossdockError, Incompatible
-from core.handoff import LeaseTimes, ToPrefill
+from core.handoff import ToPrefill
 from core.kv_pool_layout import PoolLayout
 from core.lease_events import (
     Copied,
@@ -62,12 +62,10 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
         self,
         identity: WorkerIdentity,
         pool: PoolBytes,
-        times: LeaseTimes,
         on_event: Callable[[FromPrefill | Copied | PeerLost], None],
     ) -> None:
         self._identity = identity
         self._pool = pool
-        self._times = times
         self._on_event = on_event
         self._edges: dict[str, Edge] = {}
         self._counters: dict[tuple[str, str], EdgeCounters] = {}
@@ -160,8 +158,9 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
             )
         loop = asyncio.get_running_loop()
         layout = PoolLayout(hello.shm.num_blocks, self._identity.layout.block_bytes)
+        # Not on the copy thread: a peer that does not answer must not stop everybody's copies.
         return await loop.run_in_executor(
-            self._copier,
+            None,
             SharedMemorySource,
             hello.shm.socket_path,
             hello.shm.nonce,
@@ -170,14 +169,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
         )
 
     def _reply(self, *, transport: str = "", refused: str = "") -> pb.HelloReply:
-        return pb.HelloReply(
-            worker=self._identity.worker,
-            epoch=self._identity.epoch,
-            transport=transport,
-            refused=refused,
-            lease_s=self._times.lease,
-            beat_s=self._times.beat,
-        )
+        return pb.HelloReply(transport=transport, refused=refused)
 
     async def _copy(self, command: CopyPieces) -> None:
         edge = self._edges.get(command.peer)

@@ -56,9 +56,9 @@ def to_decode_wire(message: ToDecode) -> pb.PrefillMessage:
                 cached_tokens=cached_tokens,
             )
             return pb.PrefillMessage(commit=commit)
-        case Beat(progress):
+        case Beat(progress, longest_step):
             leases = [pb.LeaseProgress(lease_id=x, computed_tokens=n) for x, n in progress]
-            return pb.PrefillMessage(beat=pb.Beat(leases=leases))
+            return pb.PrefillMessage(beat=pb.Beat(leases=leases, longest_step_s=longest_step))
         case Cancel(key, reason):
             return pb.PrefillMessage(cancel=pb.Cancel(key=key_to_wire(key), reason=reason))
 
@@ -87,7 +87,9 @@ def from_prefill_wire(message: pb.PrefillMessage) -> ToDecode:
                 commit.cached_tokens,
             )
         case "beat":
-            return Beat(tuple((x.lease_id, x.computed_tokens) for x in message.beat.leases))
+            beat = message.beat
+            progress = tuple((x.lease_id, x.computed_tokens) for x in beat.leases)
+            return Beat(progress, beat.longest_step_s)
         case "cancel":
             return Cancel(key_from_wire(message.cancel.key), message.cancel.reason)
         case other:

@@ -87,6 +87,7 @@ class PrefillSession:
         self._on_message = on_message
         self._on_lost = on_lost
         self._outbox: asyncio.Queue[ToDecode | Announcement] = asyncio.Queue()
+        self._closing = False
         self._task = asyncio.create_task(self._run())
         self.transport = ""
 
@@ -95,6 +96,8 @@ class PrefillSession:
         self._outbox.put_nowait(message)
 
     async def close(self) -> None:
+        """Ends the stream without telling of a loss."""
+        self._closing = True
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -107,7 +110,10 @@ class PrefillSession:
             cause, detail = FailureCause.INCOMPATIBLE, error.message
         except grpc.aio.AioRpcError as error:
             cause, detail = FailureCause.DECODE_LOST, f"{error.code().name}: {error.details()}"
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            # gRPC cancels its own call when the sending side raises: not only `close` gets here.
+            if self._closing:
+                return
             _log.exception("handoff stream to %s failed", self._endpoint)
             cause, detail = FailureCause.INTERNAL, repr(error)
         self._on_lost(cause, detail)

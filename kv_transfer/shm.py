@@ -14,6 +14,7 @@ import secrets
 import socket
 import struct
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,7 @@ from kv_transfer.transport import CopyResult, PoolBytes, checksum
 
 SHM = "shm"
 _CONNECT_TIMEOUT_S = 5.0
+_ACCEPT_PAUSE_S = 0.1
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -43,6 +45,7 @@ class PoolExporter:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(_address(self.socket_path))
         self._listener.listen(128)
+        self._closing = False
         self._thread = threading.Thread(target=self._serve, name="shm-export", daemon=True)
         self._thread.start()
 
@@ -51,7 +54,11 @@ class PoolExporter:
             try:
                 connection, _ = self._listener.accept()
             except OSError:
-                return
+                if self._closing:
+                    return
+                # Out of descriptors, most likely: peers try again, and so do we.
+                time.sleep(_ACCEPT_PAUSE_S)
+                continue
             with connection:
                 self._answer(connection)
 
@@ -67,6 +74,7 @@ class PoolExporter:
             return
 
     def close(self) -> None:
+        self._closing = True
         # shutdown() wakes accept(), close() alone would not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

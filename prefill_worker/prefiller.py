@@ -90,6 +90,8 @@ class Prefiller:
         self._ends_by_text = ends_by_text
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._next_beat = 0.0
+        self._step_started = 0.0
+        self._longest_step_s = 0.0
 
     def handle(self, event: PrefillerInput, now: float) -> list[PrefillerCommand]:
         """What follows from an event at monotonic time ``now`` (seconds)."""
@@ -109,6 +111,7 @@ class Prefiller:
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if no prompt waits to be computed."""
         plan = self.scheduler.plan_step()
+        self._step_started = now
         for piece in plan.slices if plan is not None else ():
             key = self.scheduler.key_of(piece.sequence_id)
             self.events.add(now, "chunk started", key, f"tokens {piece.start} to {piece.end}")
@@ -118,6 +121,7 @@ class Prefiller:
         self, plan: StepPlan, result: StepResult, now: float
     ) -> list[PrefillerCommand]:
         """Books a step: announces finished blocks, commits finished prompts."""
+        self._longest_step_s = max(self._longest_step_s, now - self._step_started)
         commands: list[PrefillerCommand] = []
         for chunk in self.scheduler.complete_step(plan, result):
             commands += self._on_chunk(chunk, now)
@@ -163,7 +167,7 @@ class Prefiller:
     def _on_tick(self, now: float) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
         for attempt in list(self._attempts.values()):
-            lost = attempt.push.on_tick(now)
+            lost = attempt.push.on_tick(now, self._longest_step_s)
             if lost:
                 cancel = Cancel(attempt.submit.key, "no progress within the lease")
                 commands.append(SendToDecode(attempt.submit.decode_worker, cancel))
@@ -179,13 +183,17 @@ class Prefiller:
             if attempt.push.has_ticket:
                 progress = (attempt.push.lease_id, attempt.push.computed)
                 by_worker.setdefault(attempt.submit.decode_worker, []).append(progress)
-        return [SendToDecode(worker, Beat(tuple(p))) for worker, p in by_worker.items()]
+        return [
+            SendToDecode(worker, Beat(tuple(p), self._longest_step_s))
+            for worker, p in by_worker.items()
+        ]
 
     # Progress
 
     def _start(self, now: float) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
-        for key in self.scheduler.start_next():
+        self.scheduler.start_next()
+        for key in self.scheduler.due():
             attempt = self._attempts[key]
             commands += self._carry_out(attempt, attempt.push.ask(now))
         return commands
@@ -205,9 +213,9 @@ class Prefiller:
 
     def _finish_reason(self, params: SamplingParams, token: int) -> FinishReason | None:
         by_id = finish_reason_of(token, 1, params, self._eos)
-        if by_id is not FinishReason.STOP and self._ends_by_text(params, token):
-            return FinishReason.STOP
-        return by_id
+        if by_id is FinishReason.STOP or params.min_tokens > 1:
+            return by_id
+        return FinishReason.STOP if self._ends_by_text(params, token) else by_id
 
     def _answer_alone(
         self, attempt: Attempt, token: int, finish: FinishReason

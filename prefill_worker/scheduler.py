@@ -83,6 +83,21 @@ class PrefillScheduler:
             started.append(sequence.key)
         return started
 
+    def due(self) -> list[AttemptKey]:
+        """Prompts that the step under way or the next one computes: time to reserve on D.
+
+        Earlier would pin D's blocks, and start the clock of their leases, for prompts that only
+        wait their turn here.
+        """
+        ahead = 0
+        keys = []
+        for key, sequence in self._started.items():
+            if ahead >= 2 * self._budget:
+                break
+            keys.append(key)
+            ahead += 0 if sequence.generated else sequence.remaining
+        return keys
+
     def ticketed(self, key: AttemptKey) -> None:
         """D has room for this prompt."""
         self._unticketed.discard(key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
-from core.handoff import FailureCause, LeaseTimes, Piece, ToDecode, ToPrefill
+from core.handoff import FailureCause, LeaseTimes, Piece, Reserve, ToDecode, ToPrefill
 from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from core.worker_settings import WorkerSettings
@@ -69,7 +69,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         self._exporter = PoolExporter(pool_descriptor(model.pool))
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
         self._sessions: dict[str, PrefillSession] = {}
-        # Where decode workers live, by name, as the router last said: (endpoint, epoch).
+        # Where each life of a decode worker is, as the router said: (endpoint, epoch).
         self._places: dict[str, tuple[str, int]] = {}
 
     async def stop(self) -> None:
@@ -95,14 +95,16 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             self.fail(key, FailureCause.REJECTED, "a prefill worker can't decode")
             return
         prefill = message.prefill
-        self._places[prefill.decode_worker] = (prefill.decode_endpoint, prefill.decode_epoch)
+        # A decode worker that starts again is another one: it knows nothing of earlier attempts.
+        decode_life = f"{prefill.decode_worker}@{prefill.decode_epoch:x}"
+        self._places[decode_life] = (prefill.decode_endpoint, prefill.decode_epoch)
         self.submit(
             Submit(
                 key_from_wire(prefill.key),
                 tokens_from_wire(prefill.token_ids),
                 sampling_from_wire(prefill.sampling),
                 prefill.salt,
-                prefill.decode_worker,
+                decode_life,
             )
         )
 
@@ -123,6 +125,9 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     def _send(self, worker: str, message: ToDecode | Announcement) -> None:
         session = self._sessions.get(worker)
         if session is None:
+            if not isinstance(message, Reserve):
+                # What is said about attempts of a broken stream has no reader.
+                return
             session = self._connect(worker)
         session.send(message)
 
@@ -137,6 +142,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         def on_lost(cause: FailureCause, detail: str) -> None:
             if self._sessions.get(worker) is session:
                 del self._sessions[worker]
+                del self._places[worker]
             self.submit(DecodeLost(worker, cause, detail))
 
         session = PrefillSession(

@@ -38,6 +38,8 @@ class Directory:
                 await self._watch(backoff)
             except grpc.aio.AioRpcError as error:
                 log.info("registry %s: %s", self._address, error.details())
+            except Exception:
+                log.exception("what the registry %s sent could not be used", self._address)
             await asyncio.sleep(backoff.next_pause())
 
     async def _watch(self, backoff: Backoff) -> None:

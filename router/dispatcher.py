@@ -30,6 +30,7 @@ from router.flow_messages import (
     Route,
     Routed,
     RouteDue,
+    RouterStopping,
     SendAbort,
     SendOpen,
     SendPrefill,
@@ -123,7 +124,7 @@ class Dispatcher:
     def cancel_all(self) -> None:
         """The router stops: end what still runs."""
         for running in list(self._running.values()):
-            self._handle(running, ClientGone("ROUTER_STOPPED"))
+            self._handle(running, RouterStopping())
 
     def on_listed(self, records: Sequence[WorkerRecord]) -> None:
         self.pool.update(records)
@@ -169,7 +170,7 @@ class Dispatcher:
         except CrossdockError as error:
             # Only an illegal transition gets here: a defect that must not hurt other requests.
             log.exception("request failed by a defect")
-            commands = [Fail(error)]
+            commands = [*running.flow.abandon(), Fail(error)]
         for command in commands:
             self._carry_out(running, command)
 

@@ -33,6 +33,7 @@ from router.flow_messages import (
     Route,
     Routed,
     RouteDue,
+    RouterStopping,
     SendAbort,
     SendOpen,
     SendPrefill,
@@ -103,10 +104,19 @@ class Flow:
                 return self._attempt_failed(event, now)
             case WorkerLost():
                 return self._worker_lost(event, now)
+            case ClientGone() | DeadlinePassed() | RouterStopping():
+                return self._end_from_outside(event, now)
+
+    def _end_from_outside(
+        self, event: ClientGone | DeadlinePassed | RouterStopping, now: float
+    ) -> list[Command]:
+        match event:
             case ClientGone():
                 return self._client_gone(event, now)
             case DeadlinePassed():
                 return self._expire(now)
+            case RouterStopping():
+                return self._router_stopping(now)
 
     def _route(self, delay_s: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
@@ -245,6 +255,25 @@ class Flow:
             metadata=self._counts(),
         )
         return [*self._aborts(None), Fail(error)]
+
+    def _router_stopping(self, now: float) -> list[Command]:
+        aborts, why = self._aborts(None), "the router stops"
+        if self.lifecycle.state is not State.QUEUED:
+            self.lifecycle.move(Event.ATTEMPT_FAILED, now)
+        if self.ended:
+            return [*aborts, Fail(self._aborted(why))]
+        self.lifecycle.move(Event.GAVE_UP, now)
+        error = Unavailable(
+            f"{why}; send the request again",
+            reason="ROUTER_STOPPING",
+            metadata=self._counts(),
+            retry_after=self.limits.retry_after_s,
+        )
+        return [*aborts, Fail(error)]
+
+    def abandon(self) -> list[Command]:
+        """After a defect in this flow: whatever its attempt still holds on workers is let go."""
+        return self._aborts(None)
 
     def _is_current(self, worker: WorkerId, attempt: int) -> bool:
         placement = self.placement

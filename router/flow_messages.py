@@ -63,6 +63,11 @@ class DeadlinePassed:
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class RouterStopping:
+    """The router's drain time is over."""
+
+
 FlowEvent = (
     RouteDue
     | Routed
@@ -72,6 +77,7 @@ FlowEvent = (
     | WorkerLost
     | ClientGone
     | DeadlinePassed
+    | RouterStopping
 )
 
 

@@ -28,7 +28,8 @@ def output_from_wire(worker: WorkerId, output: pb.SequenceOutput) -> Output | At
 
 
 def failure_from_wire(worker: WorkerId, failed: pb.AttemptFailed) -> AttemptFailed:
-    name = pb.AttemptFailed.Cause.Name(failed.cause)
-    known = name in FailureCause.__members__
-    cause = FailureCause[name] if known else FailureCause.INTERNAL
+    """A cause that this router doesn't know, from a newer worker, counts as INTERNAL."""
+    known = pb.AttemptFailed.Cause.DESCRIPTOR.values_by_number.get(failed.cause)
+    name = known.name if known is not None else ""
+    cause = FailureCause.__members__.get(name, FailureCause.INTERNAL)
     return AttemptFailed(worker, failed.key.attempt, cause, failed.detail)

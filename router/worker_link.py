@@ -87,6 +87,9 @@ class WorkerLink:
                 await self._session(backoff)
             except (grpc.aio.AioRpcError, Incompatible) as error:
                 log.info("link to %s: %s", self.worker, _describe(error))
+            except Exception:
+                # A defect, or a message that makes no sense: start afresh with this worker.
+                log.exception("link to %s failed", self.worker)
             finally:
                 self._lost()
             await asyncio.sleep(backoff.next_pause())

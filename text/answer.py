@@ -21,15 +21,24 @@ class TextDelta:
 class AnswerText:
     """Turns the tokens of one answer into the text that the client may see."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), min_tokens: int = 0
+    ) -> None:
+        """Stop strings count only in text that comes with or after token ``min_tokens``."""
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stop = StopStrings(stop)
+        self._exempt = max(0, min_tokens - 1)
 
     def push(self, token_ids: Iterable[int]) -> TextDelta:
         """Text that is certain after these tokens. After ``stopped`` push no more."""
         parts: list[str] = []
         for token_id in token_ids:
-            text, stopped = self._stop.push(self._detokenizer.push(token_id))
+            text = self._detokenizer.push(token_id)
+            if self._exempt > 0:
+                self._exempt -= 1
+                parts.append(text)
+                continue
+            text, stopped = self._stop.push(text)
             parts.append(text)
             if stopped:
                 return TextDelta("".join(parts), True)

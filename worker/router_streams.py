@@ -9,6 +9,7 @@ Does not cover: what the messages lead to (`worker.service`).
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
@@ -16,6 +17,8 @@ from core.block_hash import HashArray
 from core.request import AttemptKey
 from crossdock.v1 import worker_pb2 as pb
 from wire.attempts import hashes_to_wire, key_from_wire
+
+_log = logging.getLogger(__name__)
 
 
 class RouterStream:
@@ -54,6 +57,7 @@ class RouterStreams:
         for message in self._greet():
             stream.outbox.put_nowait(message)
         self._streams.add(stream)
+        _log.info("router %s attached", stream.router_id)
         reader = asyncio.create_task(self._read(stream, requests))
         try:
             while not reader.done():
@@ -70,7 +74,11 @@ class RouterStreams:
     async def _read(self, stream: RouterStream, requests: AsyncIterator[pb.RouterMessage]) -> None:
         async for message in requests:
             self._note_owner(stream, message)
-            self._handler.on_router_message(message)
+            try:
+                self._handler.on_router_message(message)
+            except Exception:
+                _log.exception("closing the stream of router %s", stream.router_id)
+                return
 
     def _note_owner(self, stream: RouterStream, message: pb.RouterMessage) -> None:
         match message.WhichOneof("message"):
@@ -89,11 +97,6 @@ class RouterStreams:
     def forget(self, key: AttemptKey) -> None:
         """The attempt is over: nothing more will be sent about it."""
         self._owners.pop(key, None)
-
-    @property
-    def num_attempts(self) -> int:
-        """Attempts that some router still waits for."""
-        return len(self._owners)
 
     def send_outputs(
         self, outputs: Iterable[tuple[AttemptKey, pb.SequenceOutput]], load: pb.Load

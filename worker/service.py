@@ -12,6 +12,7 @@ import abc
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Generic, TypeVar
 
@@ -21,6 +22,7 @@ from core.errors import CrossdockError, InvalidField
 from core.handoff import FailureCause
 from core.outputs import TokenOutput
 from core.request import AttemptKey, SamplingParams
+from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
@@ -67,11 +69,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self.streams = RouterStreams(self, self._greet)
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
+        # Appended to under the engine loop's lock.
+        self._decided: deque[list[Command]] = deque()
         self._answers: dict[AttemptKey, AnswerText] = {}
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
-        self._engine: EngineLoop[list[Command]] = EngineLoop(
+        self._engine: EngineLoop[None] = EngineLoop(
             model.runner.execute,
-            brain,
+            self,
             deliver=self._deliver,
             crashed=self._crashed,
             clock=time.monotonic,
@@ -114,15 +118,33 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def submit(self, event: Event) -> None:
         """Lets the brain decide about an event and carries the decision out."""
-        with self._engine.lock:
-            commands = self.brain.handle(event, time.monotonic())
+        try:
+            with self._engine.lock:
+                self._decided.append(self.brain.handle(event, time.monotonic()))
+        except Exception as error:
+            # The brain's state can't be trusted any more: this worker has to be replaced.
+            self._report_crash(error)
+            return
         self._engine.wake()
-        self._carry_out(commands)
+        self._carry_out_decided()
 
-    def _deliver(self, commands: list[Command]) -> None:
+    def plan_step(self, now: float) -> StepPlan | None:
+        """For the engine's thread, which holds the lock."""
+        return self.brain.plan_step(now)
+
+    def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> None:
+        """For the engine's thread, which holds the lock: decisions are queued in their order."""
+        self._decided.append(self.brain.complete_step(plan, result, now))
+
+    def _deliver(self, _: None) -> None:
         # On the engine's thread. The loop may be closed already when the worker stops.
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._carry_out, commands)
+            self._loop.call_soon_threadsafe(self._carry_out_decided)
+
+    def _carry_out_decided(self) -> None:
+        """Carries out, on the event loop, what was decided on either thread, in that order."""
+        while self._decided:
+            self._carry_out(self._decided.popleft())
 
     def _crashed(self, error: BaseException) -> None:
         _log.critical("the engine of %s crashed", self.settings.worker, exc_info=error)
@@ -235,13 +257,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def begin(self, key: AttemptKey, params: SamplingParams, deadline_s: float) -> None:
         """Prepares for the tokens of an attempt."""
-        self._answers[key] = AnswerText(self.tokenizer, params.stop)
+        self._answers[key] = AnswerText(self.tokenizer, params.stop, params.min_tokens)
         if deadline_s > 0:
             self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
 
     def _expire(self, key: AttemptKey) -> None:
-        self.submit(self.abort_event(key))
         self.fail(key, FailureCause.DEADLINE, "the deadline of the request passed")
+        self.submit(self.abort_event(key))
 
     def on_router_message(self, message: pb.RouterMessage) -> None:
         kind = message.WhichOneof("message")

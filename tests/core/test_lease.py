@@ -207,12 +207,12 @@ def test_beats_renew_only_with_progress(desk: Desk) -> None:
     now = 0.0
     for computed in (4, 8):
         now += TIMES.lease
-        desk.hear(Beat(((lease_id, computed),)), now)
+        desk.hear(Beat(((lease_id, computed),), 0.5), now)
         assert desk.table.handle(Tick(), now) == [], "a slow chunk keeps its lease"
     stalled = now
     while now < stalled + 2 * TIMES.decode_deadline:
         now += TIMES.beat
-        desk.hear(Beat(((lease_id, 8),)), now)
+        desk.hear(Beat(((lease_id, 8),), 0.5), now)
         desk.table.handle(Tick(), now)
     assert desk.table.num_leases == 0, "a hung engine does not"
     assert desk.everything_is_free()
@@ -222,3 +222,21 @@ def test_cancel_by_the_prefill_worker_frees_the_blocks(desk: Desk) -> None:
     granted(desk)
     desk.hear(Cancel(KEY, "answered by the first token"))
     assert desk.everything_is_free()
+
+
+def test_a_cancel_that_comes_before_its_reserve_is_remembered(desk: Desk) -> None:
+    assert desk.hear(Cancel(KEY, "aborted by the router")) == []
+    (answer,) = desk.reserve(now=1.0)
+    assert isinstance(answer, SendToPrefill)
+    assert isinstance(answer.message, LeaseLost)
+
+
+def test_an_open_that_comes_after_the_end_is_answered(desk: Desk) -> None:
+    granted(desk)
+    desk.hear(Cancel(KEY, "over"))
+    (failure,) = desk.table.handle(Opened(KEY), 0.0)
+    assert isinstance(failure, FailAttempt)
+
+
+def test_an_ended_attempt_is_forgotten_before_its_id_may_be_used_again() -> None:
+    assert TIMES.decode_deadline < TIMES.tombstone < 60.0

@@ -75,13 +75,24 @@ def test_a_lost_lease_is_reported_unless_it_is_an_older_one(push: Push) -> None:
 
 def test_prefill_stops_before_the_promise_of_decode_runs_out(push: Push) -> None:
     push.handle(Ticket(KEY, LEASE, 0), 0.0)
-    assert push.on_tick(TIMES.prefill_deadline - 0.1) == []
-    assert push.on_tick(TIMES.prefill_deadline)[1] == Release(KEY)
+    assert push.on_tick(TIMES.prefill_deadline - 0.1, 0.5) == []
+    assert push.on_tick(TIMES.prefill_deadline, 0.5)[1] == Release(KEY)
     assert TIMES.prefill_deadline < TIMES.decode_deadline
 
 
+def test_a_slow_engine_keeps_its_lease(push: Push) -> None:
+    push.handle(Ticket(KEY, LEASE, 0), 0.0)
+    assert push.on_tick(100.0, longest_step=25.0) == []
+    assert push.on_tick(125.0, longest_step=25.0) != []
+
+
+def test_an_attempt_that_decode_has_ended_before_is_given_up_at_once(push: Push) -> None:
+    report, _ = push.handle(Committed(KEY, LEASE), 0.0)
+    assert isinstance(report, ReportFailure)
+
+
 def test_a_decode_worker_that_does_not_answer_is_given_up(push: Push) -> None:
-    report, _ = push.on_tick(TIMES.prefill_deadline)
+    report, _ = push.on_tick(TIMES.prefill_deadline, 0.5)
     assert isinstance(report, ReportFailure)
     assert report.cause is FailureCause.DECODE_LOST
 

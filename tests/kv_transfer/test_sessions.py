@@ -70,7 +70,7 @@ class DecodeSide:
         self.leases = LeaseTable(self.pool, LeaseTimes(), itertools.count(1).__next__)
         self.started: list[StartSequence] = []
         self.lost = asyncio.Event()
-        self.server = HandoffServer(DECODE, self.blocks, LeaseTimes(), self.on_event)
+        self.server = HandoffServer(DECODE, self.blocks, self.on_event)
 
     def on_event(self, event: FromPrefill | Copied | PeerLost) -> None:
         self.handle(event)

@@ -131,12 +131,19 @@ def test_a_first_token_that_ends_the_answer_needs_no_decode_worker(
 
 
 def test_prompts_without_a_ticket_hold_at_most_a_part_of_the_pool(desk: Desk) -> None:
-    started = [len(desk.submit(f"p{i}", 20, first=100 * i + 1)) for i in range(3)]
+    for i in range(3):
+        desk.submit(f"p{i}", 20, first=100 * i + 1)
     # Each takes 5 of 40 blocks; a third one would pass the limit of 12.
-    assert started == [1, 1, 0]
-    (asked,) = desk.ticket("p0")
-    assert isinstance(asked, SendToDecode)
-    assert isinstance(asked.message, Reserve)
+    assert (desk.prefiller.load.running, desk.prefiller.load.waiting) == (2, 1)
+    desk.ticket("p0")
+    assert (desk.prefiller.load.running, desk.prefiller.load.waiting) == (3, 0)
+
+
+def test_it_reserves_only_for_prompts_whose_turn_is_near(desk: Desk) -> None:
+    assert len(desk.submit("now", 20)) == 1
+    assert desk.submit("later", 20, first=100) == [], "the first one fills the next two steps"
+    asked = desk.step()
+    assert any(isinstance(c, SendToDecode) and c.message.key == key("later") for c in asked)
 
 
 def test_a_prompt_larger_than_that_part_goes_alone(desk: Desk) -> None:

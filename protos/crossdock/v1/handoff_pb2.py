@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crossdock.v1 import worker_pb2 as crossdock_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63rossdock/v1/handoff.proto\x12\x0c\x63rossdock.v1\x1a\x19\x63rossdock/v1/worker.proto\"\x8b\x02\n\x0ePrefillMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.crossdock.v1.HelloH\x00\x12(\n\x07reserve\x18\x02 \x01(\x0b\x32\x15.crossdock.v1.ReserveH\x00\x12*\n\x08\x61nnounce\x18\x03 \x01(\x0b\x32\x16.crossdock.v1.AnnounceH\x00\x12&\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x14.crossdock.v1.CommitH\x00\x12\"\n\x04\x62\x65\x61t\x18\x05 \x01(\x0b\x32\x12.crossdock.v1.BeatH\x00\x12&\n\x06\x63\x61ncel\x18\x06 \x01(\x0b\x32\x14.crossdock.v1.CancelH\x00\x42\t\n\x07message\"\x8f\x02\n\rDecodeMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.HelloReplyH\x00\x12&\n\x06ticket\x18\x02 \x01(\x0b\x32\x14.crossdock.v1.TicketH\x00\x12\'\n\x07no_room\x18\x03 \x01(\x0b\x32\x14.crossdock.v1.NoRoomH\x00\x12 \n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x11.crossdock.v1.AckH\x00\x12,\n\tcommitted\x18\x05 \x01(\x0b\x32\x17.crossdock.v1.CommittedH\x00\x12\'\n\x04lost\x18\x06 \x01(\x0b\x32\x17.crossdock.v1.LeaseLostH\x00\x42\t\n\x07message\"\xdb\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0c\x64\x65\x63ode_epoch\x18\x04 \x01(\x04\x12\x12\n\nmodel_hash\x18\x05 \x01(\x04\x12\x13\n\x0blayout_hash\x18\x06 \x01(\x04\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nblock_size\x18\x08 \x01(\r\x12\x12\n\ntransports\x18\t \x03(\t\x12#\n\x03shm\x18\n \x01(\x0b\x32\x16.crossdock.v1.ShmOffer\"B\n\x08ShmOffer\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"p\n\nHelloReply\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x11\n\ttransport\x18\x03 \x01(\t\x12\x0f\n\x07refused\x18\x04 \x01(\t\x12\x0f\n\x07lease_s\x18\x05 \x01(\x01\x12\x0e\n\x06\x62\x65\x61t_s\x18\x06 \x01(\x01\"{\n\x07Reserve\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x0c\n\x04salt\x18\x03 \x01(\x04\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.crossdock.v1.Sampling\"V\n\x06Ticket\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x13\n\x0bheld_blocks\x18\x03 \x01(\r\"?\n\x06NoRoom\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"w\n\x08\x41nnounce\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12#\n\x06pieces\x18\x04 \x03(\x0b\x32\x13.crossdock.v1.Piece\"?\n\x05Piece\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\"`\n\x03\x41\x63k\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x10\n\x08verified\x18\x03 \x01(\r\x12\x0e\n\x06resend\x18\x04 \x03(\r\"m\n\x06\x43ommit\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_token\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"D\n\tCommitted\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\"3\n\x04\x42\x65\x61t\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.crossdock.v1.LeaseProgress\":\n\rLeaseProgress\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x04\"?\n\x06\x43\x61ncel\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\tLeaseLost\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t2S\n\x07Handoff\x12H\n\x07Session\x12\x1c.crossdock.v1.PrefillMessage\x1a\x1b.crossdock.v1.DecodeMessage(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x63rossdock/v1/handoff.proto\x12\x0c\x63rossdock.v1\x1a\x19\x63rossdock/v1/worker.proto\"\x8b\x02\n\x0ePrefillMessage\x12$\n\x05hello\x18\x01 \x01(\x0b\x32\x13.crossdock.v1.HelloH\x00\x12(\n\x07reserve\x18\x02 \x01(\x0b\x32\x15.crossdock.v1.ReserveH\x00\x12*\n\x08\x61nnounce\x18\x03 \x01(\x0b\x32\x16.crossdock.v1.AnnounceH\x00\x12&\n\x06\x63ommit\x18\x04 \x01(\x0b\x32\x14.crossdock.v1.CommitH\x00\x12\"\n\x04\x62\x65\x61t\x18\x05 \x01(\x0b\x32\x12.crossdock.v1.BeatH\x00\x12&\n\x06\x63\x61ncel\x18\x06 \x01(\x0b\x32\x14.crossdock.v1.CancelH\x00\x42\t\n\x07message\"\x8f\x02\n\rDecodeMessage\x12)\n\x05hello\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.HelloReplyH\x00\x12&\n\x06ticket\x18\x02 \x01(\x0b\x32\x14.crossdock.v1.TicketH\x00\x12\'\n\x07no_room\x18\x03 \x01(\x0b\x32\x14.crossdock.v1.NoRoomH\x00\x12 \n\x03\x61\x63k\x18\x04 \x01(\x0b\x32\x11.crossdock.v1.AckH\x00\x12,\n\tcommitted\x18\x05 \x01(\x0b\x32\x17.crossdock.v1.CommittedH\x00\x12\'\n\x04lost\x18\x06 \x01(\x0b\x32\x17.crossdock.v1.LeaseLostH\x00\x42\t\n\x07message\"\xdb\x01\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x14\n\x0c\x64\x65\x63ode_epoch\x18\x04 \x01(\x04\x12\x12\n\nmodel_hash\x18\x05 \x01(\x04\x12\x13\n\x0blayout_hash\x18\x06 \x01(\x04\x12\r\n\x05\x64type\x18\x07 \x01(\t\x12\x12\n\nblock_size\x18\x08 \x01(\r\x12\x12\n\ntransports\x18\t \x03(\t\x12#\n\x03shm\x18\n \x01(\x0b\x32\x16.crossdock.v1.ShmOffer\"B\n\x08ShmOffer\x12\x13\n\x0bsocket_path\x18\x01 \x01(\t\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\"0\n\nHelloReply\x12\x11\n\ttransport\x18\x01 \x01(\t\x12\x0f\n\x07refused\x18\x02 \x01(\t\"{\n\x07Reserve\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x11\n\ttoken_ids\x18\x02 \x01(\x0c\x12\x0c\n\x04salt\x18\x03 \x01(\x04\x12(\n\x08sampling\x18\x04 \x01(\x0b\x32\x16.crossdock.v1.Sampling\"V\n\x06Ticket\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x13\n\x0bheld_blocks\x18\x03 \x01(\r\"?\n\x06NoRoom\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"w\n\x08\x41nnounce\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\r\n\x05\x66irst\x18\x03 \x01(\r\x12#\n\x06pieces\x18\x04 \x03(\x0b\x32\x13.crossdock.v1.Piece\"?\n\x05Piece\x12\x10\n\x08\x62lock_id\x18\x01 \x01(\r\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x10\n\x08\x63hecksum\x18\x03 \x01(\x06\"`\n\x03\x41\x63k\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x10\n\x08verified\x18\x03 \x01(\r\x12\x0e\n\x06resend\x18\x04 \x03(\r\"m\n\x06\x43ommit\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x13\n\x0b\x66irst_token\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\"D\n\tCommitted\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\"K\n\x04\x42\x65\x61t\x12+\n\x06leases\x18\x01 \x03(\x0b\x32\x1b.crossdock.v1.LeaseProgress\x12\x16\n\x0elongest_step_s\x18\x02 \x01(\x01\":\n\rLeaseProgress\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x17\n\x0f\x63omputed_tokens\x18\x02 \x01(\x04\"?\n\x06\x43\x61ncel\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x0e\n\x06reason\x18\x02 \x01(\t\"T\n\tLeaseLost\x12%\n\x03key\x18\x01 \x01(\x0b\x32\x18.crossdock.v1.AttemptKey\x12\x10\n\x08lease_id\x18\x02 \x01(\x04\x12\x0e\n\x06reason\x18\x03 \x01(\t2S\n\x07Handoff\x12H\n\x07Session\x12\x1c.crossdock.v1.PrefillMessage\x1a\x1b.crossdock.v1.DecodeMessage(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,31 +41,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHMOFFER']._serialized_start=837
   _globals['_SHMOFFER']._serialized_end=903
   _globals['_HELLOREPLY']._serialized_start=905
-  _globals['_HELLOREPLY']._serialized_end=1017
-  _globals['_RESERVE']._serialized_start=1019
-  _globals['_RESERVE']._serialized_end=1142
-  _globals['_TICKET']._serialized_start=1144
-  _globals['_TICKET']._serialized_end=1230
-  _globals['_NOROOM']._serialized_start=1232
-  _globals['_NOROOM']._serialized_end=1295
-  _globals['_ANNOUNCE']._serialized_start=1297
-  _globals['_ANNOUNCE']._serialized_end=1416
-  _globals['_PIECE']._serialized_start=1418
-  _globals['_PIECE']._serialized_end=1481
-  _globals['_ACK']._serialized_start=1483
-  _globals['_ACK']._serialized_end=1579
-  _globals['_COMMIT']._serialized_start=1581
-  _globals['_COMMIT']._serialized_end=1690
-  _globals['_COMMITTED']._serialized_start=1692
-  _globals['_COMMITTED']._serialized_end=1760
-  _globals['_BEAT']._serialized_start=1762
-  _globals['_BEAT']._serialized_end=1813
-  _globals['_LEASEPROGRESS']._serialized_start=1815
-  _globals['_LEASEPROGRESS']._serialized_end=1873
-  _globals['_CANCEL']._serialized_start=1875
-  _globals['_CANCEL']._serialized_end=1938
-  _globals['_LEASELOST']._serialized_start=1940
-  _globals['_LEASELOST']._serialized_end=2024
-  _globals['_HANDOFF']._serialized_start=2026
-  _globals['_HANDOFF']._serialized_end=2109
+  _globals['_HELLOREPLY']._serialized_end=953
+  _globals['_RESERVE']._serialized_start=955
+  _globals['_RESERVE']._serialized_end=1078
+  _globals['_TICKET']._serialized_start=1080
+  _globals['_TICKET']._serialized_end=1166
+  _globals['_NOROOM']._serialized_start=1168
+  _globals['_NOROOM']._serialized_end=1231
+  _globals['_ANNOUNCE']._serialized_start=1233
+  _globals['_ANNOUNCE']._serialized_end=1352
+  _globals['_PIECE']._serialized_start=1354
+  _globals['_PIECE']._serialized_end=1417
+  _globals['_ACK']._serialized_start=1419
+  _globals['_ACK']._serialized_end=1515
+  _globals['_COMMIT']._serialized_start=1517
+  _globals['_COMMIT']._serialized_end=1626
+  _globals['_COMMITTED']._serialized_start=1628
+  _globals['_COMMITTED']._serialized_end=1696
+  _globals['_BEAT']._serialized_start=1698
+  _globals['_BEAT']._serialized_end=1773
+  _globals['_LEASEPROGRESS']._serialized_start=1775
+  _globals['_LEASEPROGRESS']._serialized_end=1833
+  _globals['_CANCEL']._serialized_start=1835
+  _globals['_CANCEL']._serialized_end=1898
+  _globals['_LEASELOST']._serialized_start=1900
+  _globals['_LEASELOST']._serialized_end=1984
+  _globals['_HANDOFF']._serialized_start=1986
+  _globals['_HANDOFF']._serialized_end=2069
 # @@protoc_insertion_point(module_scope)

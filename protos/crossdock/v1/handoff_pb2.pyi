@@ -74,20 +74,12 @@ class ShmOffer(_message.Message):
     def __init__(self, socket_path: _Optional[str] = ..., nonce: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("worker", "epoch", "transport", "refused", "lease_s", "beat_s")
-    WORKER_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("transport", "refused")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
-    LEASE_S_FIELD_NUMBER: _ClassVar[int]
-    BEAT_S_FIELD_NUMBER: _ClassVar[int]
-    worker: str
-    epoch: int
     transport: str
     refused: str
-    lease_s: float
-    beat_s: float
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., transport: _Optional[str] = ..., refused: _Optional[str] = ..., lease_s: _Optional[float] = ..., beat_s: _Optional[float] = ...) -> None: ...
+    def __init__(self, transport: _Optional[str] = ..., refused: _Optional[str] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("key", "token_ids", "salt", "sampling")
@@ -174,10 +166,12 @@ class Committed(_message.Message):
     def __init__(self, key: _Optional[_Union[_worker_pb2.AttemptKey, _Mapping]] = ..., lease_id: _Optional[int] = ...) -> None: ...
 
 class Beat(_message.Message):
-    __slots__ = ("leases",)
+    __slots__ = ("leases", "longest_step_s")
     LEASES_FIELD_NUMBER: _ClassVar[int]
+    LONGEST_STEP_S_FIELD_NUMBER: _ClassVar[int]
     leases: _containers.RepeatedCompositeFieldContainer[LeaseProgress]
-    def __init__(self, leases: _Optional[_Iterable[_Union[LeaseProgress, _Mapping]]] = ...) -> None: ...
+    longest_step_s: float
+    def __init__(self, leases: _Optional[_Iterable[_Union[LeaseProgress, _Mapping]]] = ..., longest_step_s: _Optional[float] = ...) -> None: ...
 
 class LeaseProgress(_message.Message):
     __slots__ = ("lease_id", "computed_tokens")

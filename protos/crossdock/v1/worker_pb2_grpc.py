@@ -51,7 +51,7 @@ class WorkerServicer(object):
 
     def Attach(self, request_iterator, context):
         """The router opens one stream to each worker and keeps it. When it breaks, the worker aborts
-        that router's requests after a short grace.
+        that router's attempts at once: the router retries them elsewhere in the same moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
