@@ -7,6 +7,7 @@ Down: router (drains) → workers → registry and admin → Ray.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,6 +38,8 @@ from core.errors import Unavailable
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 from engine.memory import available_memory
+
+KILL_PATIENCE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +149,9 @@ class ServingCluster:
         if self._controller is not None:
             self._controller.kill()
         await self._stop_servers()
-        await asyncio.to_thread(self._ray.shutdown)
+        if not await asyncio.to_thread(self._ray.shutdown, KILL_PATIENCE_S):
+            # Ray can't be interrupted while it starts or joins; what it started ends with us.
+            os._exit(1)
 
     async def _stop_servers(self) -> None:
         for server in self._servers:
@@ -202,6 +207,7 @@ class ServingCluster:
                 http_port=options.http_port,
                 max_model_len=max_len,
                 block_size=self._spec.kv.block_size,
+                disaggregation=self._spec.router.disaggregation,
                 drain_s=options.drain_s,
             )
         )

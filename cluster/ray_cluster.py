@@ -180,16 +180,27 @@ class RayCluster:
         )
         return WorkerHandle(slot, actor)
 
-    def shutdown(self) -> None:
-        """Ends every worker, removes the placement groups, leaves Ray; ends it if it is ours."""
-        with self._lock:
-            if self._folder is None:
-                return  # Never started; importing Ray now would take its environment from it.
-            if _ray().is_initialized():
-                self._remove_groups()
-                _ray().shutdown()
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+    def shutdown(self, patience_s: float = -1) -> bool:
+        """Ends every worker, removes the placement groups, leaves Ray; ends it if it is ours.
+
+        False if ``start`` is still under way after ``patience_s`` seconds (-1: no limit).
+        """
+        if not self._lock.acquire(timeout=patience_s):
+            return False
+        try:
+            self._leave()
+        finally:
+            self._lock.release()
+        return True
+
+    def _leave(self) -> None:
+        if self._folder is None:
+            return  # Never started; importing Ray now would take its environment from it.
+        if _ray().is_initialized():
+            self._remove_groups()
+            _ray().shutdown()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder = None
 
     def _remove_groups(self) -> None:
         from ray.util.placement_group import remove_placement_group

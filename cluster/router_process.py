@@ -34,6 +34,7 @@ class RouterOptions:
     http_port: int
     max_model_len: int
     block_size: int
+    disaggregation: str
     drain_s: float
 
     def command(self) -> list[str]:
@@ -48,6 +49,7 @@ class RouterOptions:
             *("--http-port", str(self.http_port)),
             *("--max-model-len", str(self.max_model_len)),
             *("--block-size", str(self.block_size)),
+            *("--disaggregation", self.disaggregation),
             *("--drain-s", f"{self.drain_s:g}"),
             "--die-with-parent",
         ]

@@ -96,6 +96,13 @@ class KVSpec(_Section):
         return self
 
 
+class RouterSpec(_Section):
+    """``disaggregation`` "auto": without a living prefill worker, decode workers prefill by
+    themselves; "always": such requests are refused."""
+
+    disaggregation: Literal["auto", "always"] = "auto"
+
+
 class ClusterSpec(_Section):
     """``model``: an imported model folder; None: the demo model. ``max_model_len`` in tokens;
     None: as much as the model and the KV pool allow."""
@@ -106,6 +113,7 @@ class ClusterSpec(_Section):
     engine: EngineSpec = EngineSpec()
     pools: PoolsSpec = PoolsSpec()
     kv: KVSpec = KVSpec()
+    router: RouterSpec = RouterSpec()
 
 
 def make_spec(

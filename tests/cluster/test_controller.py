@@ -48,6 +48,7 @@ class Scene:
     def __init__(self) -> None:
         self.made: list[FakeWorker] = []
         self.refusals: dict[Slot, CrossdockError] = {}
+        self.impossible: dict[Slot, str] = {}
         self.published: tuple[Member, ...] = ()
         self.notes: list[str] = []
         self._changed = asyncio.Event()
@@ -59,6 +60,8 @@ class Scene:
 
     def create_worker(self, slot: Slot, settings: WorkerSettings) -> FakeWorker:
         assert settings.worker == slot.name
+        if slot in self.impossible:
+            raise ValueError(self.impossible[slot])
         self.made.append(FakeWorker(slot, len(self.made) + 1, self.refusals.get(slot)))
         return self.made[-1]
 
@@ -104,6 +107,12 @@ async def test_a_worker_that_can_not_start_ends_the_start_and_says_why(scene: Sc
     with pytest.raises(CrossdockError, match="decode-0 can't start: no such architecture"):
         await scene.controller.start()
     assert scene.made[1].killed
+
+
+async def test_a_worker_that_can_not_even_be_created_ends_the_start(scene: Scene) -> None:
+    scene.impossible[D0] = "use the memory option instead"
+    with pytest.raises(CrossdockError, match=r"decode-0 can.t start: .*memory option"):
+        await scene.controller.start()
 
 
 async def test_stop_drains_every_worker_and_starts_no_other(scene: Scene) -> None:

@@ -13,7 +13,9 @@ from cluster.router_process import RouterOptions, RouterProcess
 from core.errors import Unavailable
 from router.main import _parser
 
-OPTIONS = RouterOptions("127.0.0.1:1", "/models/tiny", "tiny", "127.0.0.1", 0, 0, 640, 16, 5.0)
+OPTIONS = RouterOptions(
+    "127.0.0.1:1", "/models/tiny", "tiny", "127.0.0.1", 0, 0, 640, 16, "always", 5.0
+)
 
 # Says where it listens, is ready at the third question, ends at SIGTERM unless it is stubborn.
 STAND_IN = textwrap.dedent("""
@@ -54,6 +56,7 @@ def test_the_router_understands_every_option_it_is_given() -> None:
     parsed = _parser().parse_args(command[command.index("router.main") + 1 :])
     assert (parsed.registry, str(parsed.model)) == ("127.0.0.1:1", "/models/tiny")
     assert (parsed.max_model_len, parsed.block_size, parsed.drain_s) == (640, 16, 5.0)
+    assert parsed.disaggregation == "always"
     assert parsed.die_with_parent
 
 

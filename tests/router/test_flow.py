@@ -30,6 +30,7 @@ from router.flow_messages import (
     Route,
     Routed,
     RouteDue,
+    RouterStopping,
     SendAbort,
     SendOpen,
     SendPrefill,
@@ -116,6 +117,16 @@ def test_a_first_token_that_ends_the_request_comes_from_prefill_and_drops_the_op
     emit, abort, finish = flow.handle(output([1], worker=P0, finish=STOP), 0.5)
     assert (emit, abort) == (Emit([1], "x"), SendAbort(D0, 1))
     assert isinstance(finish, Finish)
+
+
+def test_a_router_that_stops_says_so_and_lets_go_of_the_workers() -> None:
+    commands = dispatched().handle(RouterStopping(), 1.0)
+    assert isinstance(the_error(commands), Unavailable)
+    assert {c.worker for c in commands if isinstance(c, SendAbort)} == {D0, P0}
+    error = the_error(streaming(tokens=3).handle(RouterStopping(), 1.0))
+    assert isinstance(error, RequestAborted)
+    assert error.metadata["tokens_sent"] == "3"
+    assert isinstance(the_error(new_flow().handle(RouterStopping(), 1.0)), Unavailable)
 
 
 def test_an_answer_may_be_empty() -> None:
@@ -251,6 +262,7 @@ outputs = st.builds(
     output, st.lists(st.just(0), max_size=2), workers, attempts, finishes, st.integers(0, 32)
 )
 events: st.SearchStrategy[FlowEvent] = st.one_of(
+    st.just(RouterStopping()),
     st.builds(RouteDue),
     st.builds(Routed, placements),
     outputs,

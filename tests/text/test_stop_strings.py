@@ -50,6 +50,14 @@ def test_an_answer_ends_before_the_stop_string(tokenizer: Tokenizer) -> None:
     assert answer.push(ids) == TextDelta("hello ", True)
 
 
+def test_stop_strings_do_not_count_before_min_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("stop now or stop").tolist()
+    answer = AnswerText(tokenizer, ("stop",), min_tokens=len(ids))
+    assert answer.push(ids[:-1]).stopped is False
+    early = AnswerText(tokenizer, ("stop",), min_tokens=1)
+    assert early.push(ids) == TextDelta("", True)
+
+
 def test_an_answer_without_stop_gives_everything(tokenizer: Tokenizer) -> None:
     answer = AnswerText(tokenizer, ("stopped",))
     delta = answer.push(tokenizer.encode("now stop").tolist())
