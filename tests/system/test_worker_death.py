@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
 from oracle_prompts import Prompts
 from served_cluster import ServedCluster, served
+
+from crossdock.v1 import inference_pb2
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
@@ -24,6 +27,12 @@ def wait_until_all_are_ready(cluster: ServedCluster, restarts: int) -> None:
         status = cluster.status()
         if status.restarts >= restarts and all(w.state == "ready" for w in status.workers):
             return
+
+
+def count_tokens(call: Iterator[inference_pb2.GenerateResponse], received: list[int]) -> None:
+    """Appends each response's number of tokens, also of those before an error."""
+    for response in call:
+        received.append(len(response.chunk.token_ids))
 
 
 def wait_for_event(cluster: ServedCluster, role: str, name: str) -> None:
@@ -70,7 +79,7 @@ def test_a_decode_worker_killed_after_the_first_token(smollm2: Path, prompts: Pr
         received = [len(next(call).chunk.token_ids) for _ in range(3)]
         kill(cluster, "decode")
         with pytest.raises(grpc.RpcError) as caught:
-            received += [len(response.chunk.token_ids) for response in call]
+            count_tokens(call, received)
         error = caught.value
         assert isinstance(error, grpc.Call)
         assert error.code() is grpc.StatusCode.ABORTED
