@@ -45,7 +45,9 @@ class GGUFModel:
         try:
             self._reader = gguf.GGUFReader(path)
         except (ValueError, OSError, IndexError) as error:
-            raise InvalidField("source", str(path), f"is not a GGUF file ({error})") from None
+            raise InvalidField(
+                "source", str(path), f"is not a whole GGUF file ({error}); copy it again"
+            ) from None
         self._dequantize: Callable[..., FloatArray] = gguf.quants.dequantize
         architecture = self.metadata("general.architecture")
         if architecture != "llama":

@@ -40,6 +40,7 @@ from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 from engine.memory import available_memory
 
 KILL_PATIENCE_S = 5.0
+LEAVE_RAY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,17 @@ class ServingCluster:
             # The router has drained: what is left on the workers has no reader.
             await self._controller.stop(drain_s=0.0)
         await self._stop_servers()
-        await asyncio.to_thread(self._ray.shutdown)
+        await self._leave_ray()
+
+    async def _leave_ray(self) -> None:
+        """Ray's calls wait a minute for daemons that a signal to our whole group ended first."""
+        leaving = asyncio.create_task(asyncio.to_thread(self._ray.shutdown))
+        done, _ = await asyncio.wait({leaving}, timeout=LEAVE_RAY_S)
+        if not done:
+            self._ray.abandon()
+            # The thread can't be stopped. All that it was to end has ended already.
+            os._exit(0)
+        leaving.result()
 
     async def kill(self) -> None:
         """As ``stop``, but nothing gets time to finish."""

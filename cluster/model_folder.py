@@ -67,6 +67,8 @@ def read_model_folder(path: Path) -> ModelFolder:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidField(str(path / "config.json"), str(error), "must be JSON") from None
+    if not isinstance(config, dict):
+        raise InvalidField(str(path / "config.json"), config, "must be a JSON object")
     return _from_config(path, config)
 
 
@@ -80,7 +82,10 @@ def _from_config(path: Path, config: dict[str, Any]) -> ModelFolder:
         num_kv_heads=config.get("num_key_value_heads") or heads,
         head_dim=head_dim,
         dtype=dtype if dtype in DTYPE_BYTES else "float32",
-        max_positions=_whole(path, config, "max_position_embeddings"),
+        # What transformers assumes of a Llama that does not say.
+        max_positions=_whole(
+            path, {"max_position_embeddings": 2048} | config, "max_position_embeddings"
+        ),
     )
 
 

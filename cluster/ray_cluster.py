@@ -30,6 +30,7 @@ from core.worker_settings import WorkerSettings
 
 PLACEMENT_TIMEOUT_S = 60.0
 _JOIN_TIMEOUT_S = 5.0
+_FOLDER_PREFIX = "crossdock-"
 _OBJECT_STORE_BYTES = 100 * 2**20
 _LOCAL_ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
@@ -108,7 +109,8 @@ class RayCluster:
     def start(self) -> None:
         """Blocks for some seconds. Raises ``Unavailable`` if Ray does not come up."""
         with self._lock:
-            self._folder = Path(tempfile.mkdtemp(prefix="crossdock-"))
+            _sweep_folders(Path(tempfile.gettempdir()))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER_PREFIX}{os.getpid()}-"))
             if self._address is None:
                 self._prepare_environment(self._folder)
             else:
@@ -193,6 +195,11 @@ class RayCluster:
             self._lock.release()
         return True
 
+    def abandon(self) -> None:
+        """Removes what lies on disk, without a word to Ray."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
     def _leave(self) -> None:
         if self._folder is None:
             return  # Never started; importing Ray now would take its environment from it.
@@ -254,6 +261,14 @@ class RayCluster:
         os.environ.pop("RAY_AUTH_TOKEN", None)
         # A variable of the user's shell must not make us join somebody's cluster.
         os.environ.pop("RAY_ADDRESS", None)
+
+
+def _sweep_folders(parent: Path) -> None:
+    """Removes folders of runs that were killed: their names hold the id of a dead process."""
+    for folder in parent.glob(f"{_FOLDER_PREFIX}*-*"):
+        pid = folder.name.removeprefix(_FOLDER_PREFIX).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

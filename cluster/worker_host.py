@@ -26,6 +26,7 @@ _SERVER_OPTIONS = [
     # A router or peer that hangs is noticed, and what it asked for is freed.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     # Peers ping idle streams; without this the server would take that for abuse.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),

@@ -35,6 +35,9 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
 }
 _ROPE_SUPPORTED: dict[str, tuple[object, ...]] = {
     "rope_type": ("default", None),
+    # The name of rope_type in older folders.
+    "type": ("default", None),
+    "factor": (1.0, None),
     "partial_rotary_factor": (1.0, None),
 }
 
@@ -75,7 +78,7 @@ def read_model_config(folder: Path) -> ModelConfig:
         head_dim=_head_dim(raw),
         intermediate_size=_size(raw, "intermediate_size"),
         vocab_size=_size(raw, "vocab_size"),
-        rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
         rope_theta=_rope_theta(raw),
         max_position_embeddings=_size(raw, "max_position_embeddings", 2048),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -188,9 +191,14 @@ def _rope_parameters(raw: JsonObject) -> JsonObject:
 
 
 def _rope_theta(raw: JsonObject) -> float:
-    value = _rope_parameters(raw).get("rope_theta", raw.get("rope_theta", 10000.0))
-    if not isinstance(value, int | float) or value <= 0:
-        raise InvalidField("rope_theta", value, "must be a positive number")
+    rope = _rope_parameters(raw)
+    return _positive(rope if "rope_theta" in rope else raw, "rope_theta", 10000.0)
+
+
+def _positive(raw: JsonObject, field: str, default: float) -> float:
+    value = raw.get(field, default)
+    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise InvalidField(field, value, "must be a positive number")
     return float(value)
 
 

@@ -8,16 +8,17 @@ the mean time between tokens after the first.
 
 from __future__ import annotations
 
+import ctypes
 import re
 import signal
+import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 from cluster.cli.chat import post_events
 from cluster.cli.output import plain
@@ -27,6 +28,7 @@ from core.errors import CrossdockError
 QUESTION = "What is a cross-dock warehouse? Answer in two sentences."
 MAX_TOKENS = 96
 STOP_TIMEOUT_S = 60.0
+PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,16 @@ def main() -> None:
 @contextmanager
 def running_cluster(arguments: list[str]) -> Iterator[Addresses]:
     """`crossdock serve` in a process of its own, drained and ended on the way out."""
-    ports = ["--grpc-port", "0", "--http-port", "0", "--admin-port", "0"]
+    admin_port = free_port()
+    ports = ["--grpc-port", "0", "--http-port", "0", "--admin-port", str(admin_port)]
     pools = ["--prefill", "1", "--decode", "1"]
     command = [sys.executable, "-P", "-m", "cluster.cli.main", "serve", *pools, *ports, *arguments]
     # A group of its own: Ctrl-C reaches us, and we tell it to stop, once.
     serve = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0
+        command, stdout=subprocess.PIPE, text=True, process_group=0, preexec_fn=stop_with_parent
     )
     try:
-        yield wait_ready(serve)
+        yield Addresses(wait_ready(serve), f"127.0.0.1:{admin_port}")
     finally:
         serve.send_signal(signal.SIGTERM)
         try:
@@ -81,25 +84,27 @@ def running_cluster(arguments: list[str]) -> Iterator[Addresses]:
             raise
 
 
-def wait_ready(serve: subprocess.Popen[str]) -> Addresses:
-    """Blocks until it can answer; passes on what it says about itself."""
+def stop_with_parent() -> None:
+    """Runs in the new process: the kernel sends it SIGTERM when we die, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_ready(serve: subprocess.Popen[str]) -> str:
+    """Blocks until it can answer; its HTTP address. It says on stderr what it does meanwhile."""
     assert serve.stdout is not None
-    assert serve.stderr is not None
-    notes: list[str] = []
-    threading.Thread(target=relay, args=(serve.stderr, notes), daemon=True).start()
     print("starting a cluster: Ray, workers, router (some seconds) …", file=sys.stderr, flush=True)
-    ready = re.search(r"ready grpc=\S+ http=(\S+)", serve.stdout.readline())
+    line = serve.stdout.readline()
+    ready = re.search(r"ready grpc=\S+ http=(\S+)", line)
     if ready is None:
+        print(line + serve.stdout.read(), end="")
         raise SystemExit("the cluster did not start; what it said is above")
-    admin = next(note.partition("=")[2] for note in notes if note.startswith("admin="))
-    return Addresses(ready[1], admin)
-
-
-def relay(stream: IO[str], notes: list[str]) -> None:
-    for line in stream:
-        notes.append(line.strip())
-        if not line.startswith("admin="):
-            print(line, end="", file=sys.stderr, flush=True)
+    return ready[1]
 
 
 def ask(url: str, model: str, question: str) -> Answer:

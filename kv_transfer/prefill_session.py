@@ -32,6 +32,7 @@ CHANNEL_OPTIONS = [
     # A stopped or unreachable peer breaks no connection by itself: only a ping notices it.
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),
 ]

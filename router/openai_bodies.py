@@ -46,9 +46,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class StreamOptions(BaseModel):
+    """``include_obfuscation`` pads chunks against observers of the line; it changes no answer."""
+
     model_config = ConfigDict(extra="forbid")
 
     include_usage: bool = False
+    include_obfuscation: bool = False
 
 
 class _GenerateBody(BaseModel):

@@ -54,7 +54,9 @@ check_disk() {
 }
 
 pip_install() {
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check "$@" ||
+    local quiet=()
+    [[ -t 2 ]] || quiet=(--quiet)  # On a terminal people want to see it move.
+    "$VENV/bin/python" -m pip install "${quiet[@]}" --disable-pip-version-check "$@" ||
         die "pip could not install the dependencies; what it said is above"
 }
 

@@ -27,8 +27,13 @@ def import_command(
     from cluster.model_folder import read_model_folder
     from cluster.model_import import import_model
     from cluster.progress import StderrProgress
+    from core.errors import InvalidField
 
-    import_model(source, destination, StderrProgress().step)
+    try:
+        import_model(source, destination, StderrProgress().step)
+    except OSError as error:
+        path = str(error.filename or destination)
+        raise InvalidField("SRC or DST", path, f"{error.strerror}; choose another") from error
     model = read_model_folder(destination)
     result = {
         "folder": str(destination),

@@ -184,7 +184,7 @@ def test_what_can_not_be_converted_exactly_is_refused_by_name(
 def test_sources_that_are_no_gguf(tmp_path: Path) -> None:
     text = tmp_path / "text.gguf"
     text.write_text("not a model, though long enough to have a header of a GGUF file in it")
-    with pytest.raises(InvalidField, match="is not a GGUF file"):
+    with pytest.raises(InvalidField, match="is not a whole GGUF file"):
         import_model(str(text), tmp_path / "folder", print)
     with pytest.raises(NotFound, match="neither a file, a folder nor an installed package"):
         import_model("no-such-package", tmp_path / "folder", print)
