@@ -6,6 +6,7 @@ is not served is refused by name; one that changes nothing here is accepted.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -112,15 +113,14 @@ class _GenerateBody(BaseModel):
 
 
 class CompletionBody(_GenerateBody):
-    """``max_tokens`` defaults to 16, as with OpenAI."""
+    """``max_tokens`` defaults to 16, as with OpenAI, or to the room left if that is less."""
 
     prompt: str | list[int] | list[str] | list[list[int]]
     logprobs: int | None = None
 
     def sampling(self) -> AskedSampling:
-        default = DEFAULT_COMPLETION_TOKENS
-        asked = default if self.max_tokens is None else self.max_tokens
-        return self.asked(asked, self.logprobs)
+        asked = self.asked(self.max_tokens, self.logprobs)
+        return replace(asked, default_max_tokens=DEFAULT_COMPLETION_TOKENS)
 
     def single_prompt(self) -> str | list[int]:
         """A list of one prompt is that prompt; raises InvalidField for more."""

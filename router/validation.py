@@ -25,7 +25,8 @@ MAX_STOP_TOKEN_IDS = 64
 class AskedSampling:
     """Sampling as the client wrote it; None is "not set".
 
-    ``max_tokens`` not set means all the room that is left up to the context's end; ``seed`` not
+    ``max_tokens`` not set means ``default_max_tokens``, or all the room that is left up to the
+    context's end if that is less or not set either; ``seed`` not
     set means a random one; ``top_k`` -1 is another way to say 0.
     """
 
@@ -37,6 +38,7 @@ class AskedSampling:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     max_tokens: int | None = None
+    default_max_tokens: int | None = None
     min_tokens: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -77,7 +79,7 @@ def resolve_sampling(
     """Fill the defaults in. ``room``: tokens left for the answer. Raises InvalidField."""
     _check_stop_token_ids(asked.stop_token_ids, vocab_size)
     return SamplingParams(
-        max_tokens=_or(asked.max_tokens, room),
+        max_tokens=_or(asked.max_tokens, min(room, _or(asked.default_max_tokens, room))),
         temperature=_or(asked.temperature, DEFAULT_TEMPERATURE),
         top_p=_or(asked.top_p, 1.0),
         top_k=0 if asked.top_k == -1 else _or(asked.top_k, 0),

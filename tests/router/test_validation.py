@@ -96,6 +96,12 @@ def test_the_answer_may_take_what_the_context_leaves() -> None:
     assert room_for_answer(100, 28, MODEL, 1000, 16) == 28
 
 
+def test_a_default_length_gives_way_to_the_room_that_is_left() -> None:
+    assert resolve(default_max_tokens=16).max_tokens == 16
+    assert resolve(default_max_tokens=1000).max_tokens == 50
+    assert resolve(max_tokens=3, default_max_tokens=16).max_tokens == 3
+
+
 def test_more_than_the_context_is_refused_with_value_and_limit() -> None:
     with pytest.raises(InvalidField, match=r"max_tokens = 29: .*at most 28 fit into 128"):
         room_for_answer(100, 29, MODEL, None, 16)

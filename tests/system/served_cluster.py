@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +105,9 @@ def served(
         *("--grpc-port", "0", "--http-port", "0", "--admin-port", "0"),
         *options,
     ]
+    # Every process below inherits this variable, also one that a dead parent leaves to init.
+    mark = f"CROSSDOCK_TEST_RUN={secrets.token_hex(8)}"
+    name, _, value = mark.partition("=")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -110,23 +115,36 @@ def served(
         text=True,
         cwd=cwd,
         process_group=0,
+        env=os.environ | {name: value},
     )
     notes: list[str] = []
     cluster: ServedCluster | None = None
-    family: set[psutil.Process] = set()
     try:
         cluster = _wait_ready(process, notes)
-        family = set(psutil.Process(process.pid).children(recursive=True))
         yield cluster
-        cluster.assert_nothing_is_held()
+        if process.poll() is None:
+            cluster.assert_nothing_is_held()
     finally:
         if cluster is not None:
-            family |= set(psutil.Process(process.pid).children(recursive=True))
             cluster.close()
         code = _stop(process)
     assert code == 0, f"serve ended with {code}: {notes[-20:]}"
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(_marked(mark), timeout=40)
     assert not alive, f"left running: {[p.cmdline() for p in alive if p.is_running()]}"
+    assert not list(Path(tempfile.gettempdir()).glob(f"crossdock-{process.pid}-*"))
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """All processes of this machine that were started with ``mark`` in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = Path(f"/proc/{process.pid}/environ").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in environment.split(b"\0"):
+            found.append(process)
+    return found
 
 
 def _wait_ready(process: subprocess.Popen[str], notes: list[str]) -> ServedCluster:
