@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -56,6 +58,14 @@ class ServedCluster:
         """All at once."""
         with ThreadPoolExecutor(max(1, len(prompts))) as pool:
             return list(pool.map(lambda prompt: self.answer(prompt, max_tokens), prompts))
+
+    def is_ready(self) -> bool:
+        """Whether the router has a decode worker to send prompts to."""
+        try:
+            with urllib.request.urlopen(f"{self.http_url}/ready", timeout=10) as response:
+                return bool(response.status == 200)
+        except urllib.error.HTTPError:
+            return False
 
     def status(self, *, validate: bool = False) -> admin_pb2.ClusterStatus:
         return self.admin.GetStatus(admin_pb2.GetStatusRequest(validate=validate), timeout=30)

@@ -26,7 +26,10 @@ def wait_until_all_are_ready(cluster: ServedCluster, restarts: int) -> None:
     while True:
         status = cluster.status()
         if status.restarts >= restarts and all(w.state == "ready" for w in status.workers):
-            return
+            break
+    # The controller knows a new worker a moment before the router has attached to it.
+    while not cluster.is_ready():
+        pass
 
 
 def count_tokens(call: Iterator[inference_pb2.GenerateResponse], received: list[int]) -> None:
