@@ -113,7 +113,7 @@ class LeaseTable:
             case Beat():
                 return self._on_beat(peer, message, now)
             case Cancel(key, reason):
-                return self._on_cancel(key, reason, now)
+                return self._end_attempt(key, f"cancelled: {reason}", now)
 
     # Reserve and grant
 
@@ -285,20 +285,16 @@ class LeaseTable:
 
     # Ways out
 
-    def _on_cancel(self, key: AttemptKey, reason: str, now: float) -> list[LeaseCommand]:
-        lease = self._leases.get(key)
-        if lease is not None:
-            return self._lose(lease, f"cancelled: {reason}", now)
-        lost = LeaseLost(key, 0, "cancelled before")
-        self._tombstones.setdefault(key, (now + self._times.tombstone, lost))
-        return []
-
     def _on_aborted(self, key: AttemptKey, now: float) -> list[LeaseCommand]:
         self._open.discard(key)
+        return self._end_attempt(key, "aborted by the router", now)
+
+    def _end_attempt(self, key: AttemptKey, reason: str, now: float) -> list[LeaseCommand]:
+        """Loses the lease; without one, remembers the end for a reserve that comes later."""
         lease = self._leases.get(key)
         if lease is not None:
-            return self._lose(lease, "aborted by the router", now)
-        lost = LeaseLost(key, 0, "aborted by the router")
+            return self._lose(lease, reason, now)
+        lost = LeaseLost(key, 0, reason)
         self._tombstones.setdefault(key, (now + self._times.tombstone, lost))
         return []
 

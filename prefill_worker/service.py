@@ -125,8 +125,9 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     def _send(self, worker: str, message: ToDecode | Announcement) -> None:
         session = self._sessions.get(worker)
         if session is None:
-            if not isinstance(message, Reserve):
-                # What is said about attempts of a broken stream has no reader.
+            if worker not in self._places or not isinstance(message, Reserve):
+                # What is said about attempts of a broken stream has no reader. A reserve that was
+                # decided just before the stream broke is followed by the news of that.
                 return
             session = self._connect(worker)
         session.send(message)
