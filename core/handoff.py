@@ -11,6 +11,7 @@ from enum import Enum
 
 from core.block_hash import TokenArray
 from core.request import AttemptKey, SamplingParams
+from core.step import SampledToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +72,11 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """P → D: all blocks are announced; this is the first token."""
+    """P → D: all blocks are announced; this is the first token of each of the n answers."""
 
     key: AttemptKey
     lease_id: int
-    first_token: int
+    first_tokens: tuple[SampledToken, ...]
     cached_tokens: int
 
 

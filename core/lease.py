@@ -73,8 +73,9 @@ class LeaseTable:
         return len(self._leases)
 
     @property
-    def num_granted(self) -> int:
-        return sum(lease.holds_blocks for lease in self._leases.values())
+    def num_promised(self) -> int:
+        """Answers for which leases hold blocks."""
+        return sum(x.reserve.params.n for x in self._leases.values() if x.holds_blocks)
 
     def held_references(self) -> list[BlockIds]:
         """Block ids on which leases hold references, for invariant checks."""
@@ -134,7 +135,7 @@ class LeaseTable:
             last_progress=now,
             num_prompt_blocks=-(-len(message.tokens) // self._pool.block_size),
         )
-        return [EnqueueReserve(message.key, message.tokens, message.salt)]
+        return [EnqueueReserve(message.key, message.tokens, message.salt, message.params.n)]
 
     def _on_granted(self, event: Granted, now: float) -> list[LeaseCommand]:
         lease = self._leases[event.key]
@@ -231,7 +232,7 @@ class LeaseTable:
             held=lease.held,
             hashes=lease.hashes,
             computed=lease.usable_tokens(self._pool.block_size),
-            first_token=lease.commit.first_token,
+            first_tokens=lease.commit.first_tokens,
             cached_tokens=lease.commit.cached_tokens,
         )
         return [start, SendToPrefill(lease.peer, committed)]

@@ -11,6 +11,7 @@ from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockIds
 from core.handoff import FailureCause, Piece, ToDecode, ToPrefill
 from core.request import AttemptKey, SamplingParams
+from core.step import SampledToken
 
 
 # Events, beside the messages of P.
@@ -79,11 +80,12 @@ class SendToPrefill:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EnqueueReserve:
-    """Put this prompt into D's one FIFO of those who wait for blocks."""
+    """Put this prompt into D's one FIFO of those who wait for blocks, with places for n answers."""
 
     key: AttemptKey
     tokens: TokenArray
     salt: int
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,7 @@ class CopyPieces:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StartSequence:
-    """The commit is complete: decode from here. The blocks now belong to the sequence.
+    """The commit is complete: decode n answers from here. The blocks now belong to them.
 
     ``computed`` is the number of prompt tokens whose KV is in place: all of them, unless a piece
     stayed damaged; then D recomputes from there.
@@ -126,7 +128,7 @@ class StartSequence:
     held: int
     hashes: HashArray
     computed: int
-    first_token: int
+    first_tokens: tuple[SampledToken, ...]
     cached_tokens: int
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.request import AttemptKey, FinishReason
+from core.step import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class TokenOutput:
-    """One new token of an attempt. ``finish`` is None while the answer goes on.
+    """One new token of one of an attempt's n answers. ``finish`` is None while it goes on.
 
     ``first`` marks the first token of the answer; ``cached_tokens`` counts the prompt tokens
     that some worker had in cache.
@@ -20,6 +21,8 @@ class TokenOutput:
     finish: FinishReason | None
     first: bool = False
     cached_tokens: int = 0
+    index: int = 0
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)

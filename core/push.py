@@ -21,6 +21,7 @@ from core.handoff import (
     ToPrefill,
 )
 from core.request import AttemptKey
+from core.step import SampledToken
 from core.transitions import StateMachine, TransitionTable
 
 
@@ -76,7 +77,7 @@ class AnnounceBlocks:
 class SendCommit:
     key: AttemptKey
     lease_id: int
-    first_token: int
+    first_tokens: tuple[SampledToken, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,7 @@ class Push:
         self._block_size = block_size
         self._times = times
         self._announced = 0
-        self._first_token: int | None = None
+        self._first_tokens: tuple[SampledToken, ...] = ()
         self._renewed = float("inf")
 
     @property
@@ -142,11 +143,11 @@ class Push:
         self.computed = computed
         return self._announce()
 
-    def on_sampled(self, token: int) -> list[PushCommand]:
-        """The first token; called after `on_computed` with the whole prompt."""
+    def on_sampled(self, tokens: tuple[SampledToken, ...]) -> list[PushCommand]:
+        """The first token of each answer; called after `on_computed` with the whole prompt."""
         if self.ended:
             return []
-        self._first_token = token
+        self._first_tokens = tokens
         return self._try_commit()
 
     def handle(self, message: ToPrefill, now: float) -> list[PushCommand]:
@@ -234,10 +235,10 @@ class Push:
         return self.computed // self._block_size
 
     def _try_commit(self) -> list[PushCommand]:
-        if self.state is not PushState.PUSHING or self._first_token is None:
+        if self.state is not PushState.PUSHING or not self._first_tokens:
             return []
         self._machine.advance(PushEvent.COMMIT)
-        return [SendCommit(self.key, self.lease_id, self._first_token)]
+        return [SendCommit(self.key, self.lease_id, self._first_tokens)]
 
     def _renew(self, now: float) -> None:
         self._renewed = now

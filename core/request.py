@@ -15,6 +15,10 @@ from core.errors import InvalidField
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
 MAX_SEED = 2**63 - 1
+# As many as the OpenAI API allows.
+MAX_N = 128
+MAX_LOGPROBS = 20
+MAX_LOGIT_BIASES = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ class SamplingParams:
 
     ``top_k`` 0, ``top_p`` 1 and ``min_p`` 0 mean "no limit". ``stop_token_ids`` end the answer
     in addition to the model's own end-of-sequence ids (unless ``ignore_eos``).
+
+    ``repetition_penalty`` counts tokens of prompt and answer, ``presence_penalty`` and
+    ``frequency_penalty`` those of the answer; ``logit_bias`` pairs a token id with what is added
+    to its logit. ``n`` answers are drawn from one prompt. ``logprobs``: how many of the likeliest
+    tokens are reported beside each chosen one (0: the chosen one only; None: nothing).
     """
 
     max_tokens: int
@@ -77,6 +86,12 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    n: int = 1
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         _check_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
@@ -88,7 +103,23 @@ class SamplingParams:
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         _check_range("seed", self.seed, 0, MAX_SEED)
+        _check_range("n", self.n, 1, MAX_N)
+        if self.logprobs is not None:
+            _check_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        self._check_penalties()
         self._check_stop()
+
+    def _check_penalties(self) -> None:
+        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 2.0)
+        if self.repetition_penalty == 0.0:
+            raise InvalidField("repetition_penalty", 0.0, "must be above 0 and at most 2")
+        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if len(self.logit_bias) > MAX_LOGIT_BIASES:
+            fix = f"at most {MAX_LOGIT_BIASES} biased tokens"
+            raise InvalidField("logit_bias", len(self.logit_bias), fix)
+        for _, bias in self.logit_bias:
+            _check_range("logit_bias", bias, -100.0, 100.0)
 
     def _check_stop(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -102,6 +133,12 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def penalized(self) -> bool:
+        """Whether the tokens so far change the next one's logits directly."""
+        penalties = (self.repetition_penalty, self.presence_penalty, self.frequency_penalty)
+        return penalties != (1.0, 0.0, 0.0)
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> None:

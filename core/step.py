@@ -1,6 +1,6 @@
 """One engine step: what a scheduler asks the engine to compute, and what comes back.
 
-A step is a set of slices, one per sequence: the tokens of that sequence whose KV is not yet
+A step first copies blocks that sequences stop sharing, then computes its slices. It is a set of slices, one per sequence: the tokens of that sequence whose KV is not yet
 computed (a prefill chunk, or one token in decode). There is no separate prefill or decode step.
 Does not cover: how slices are chosen (the workers' schedulers) or computed (``engine``).
 """
@@ -17,14 +17,45 @@ from core.request import SamplingParams
 IntArray = npt.NDArray[np.int32]
 
 
+def _no_tokens() -> IntArray:
+    return np.empty(0, dtype=np.int32)
+
+
 @dataclass(frozen=True, slots=True)
 class SampleSpec:
-    """Draw the token that follows a slice. ``position`` is its index in the whole sequence."""
+    """Draw the token that follows a slice. ``position`` is its index in the whole sequence.
+
+    ``tokens`` (int32 [position]) are those before it, the first ``prompt_length`` of them the
+    prompt's. ``sequence_index`` says which of the n answers this is.
+    """
 
     params: SamplingParams
     position: int
+    tokens: IntArray = field(default_factory=_no_tokens)
+    prompt_length: int = 0
     sequence_index: int = 0
     banned_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities: no temperature, penalty or filter.
+
+    ``logprob`` of the chosen token; ``top_ids`` and ``top_logprobs`` of the likeliest ones,
+    likeliest first.
+    """
+
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """A drawn token; ``logprobs`` if they were asked for."""
+
+    token: int
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +63,15 @@ class Slice:
     """``tokens`` (int32 [n]) of one sequence at positions ``start`` to ``start + n - 1``.
 
     ``block_table`` (int32) holds the ids of all blocks that cover positions 0 to start + n - 1.
-    ``sample`` is None while more of the prompt follows in a later step.
+    ``samples``: one draw for each answer that goes on from here: none while more of the prompt
+    follows in a later step, n at the end of a prompt.
     """
 
     sequence_id: int
     start: int
     tokens: IntArray
     block_table: IntArray
-    sample: SampleSpec | None
+    samples: tuple[SampleSpec, ...] = ()
 
     @property
     def end(self) -> int:
@@ -47,10 +79,19 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Copy one block of the pool into another one."""
+
+    source: int
+    destination: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepPlan:
-    """The slices of one step; never empty."""
+    """The slices of one step, never empty, and the block copies to make before any of them."""
 
     slices: tuple[Slice, ...]
+    copies: tuple[BlockCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -59,6 +100,6 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Sampled token by sequence id, for the slices that asked for one."""
+    """Drawn tokens by sequence id, in the order of the slice's ``samples``."""
 
-    sampled: dict[int, int] = field(default_factory=dict)
+    sampled: dict[int, tuple[SampledToken, ...]] = field(default_factory=dict)

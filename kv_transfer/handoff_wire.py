@@ -17,10 +17,13 @@ from core.handoff import (
     ToDecode,
     ToPrefill,
 )
+from core.step import SampledToken
 from crossdock.v1 import handoff_pb2 as pb
 from wire.attempts import (
     key_from_wire,
     key_to_wire,
+    logprobs_from_wire,
+    logprobs_to_wire,
     sampling_from_wire,
     sampling_to_wire,
     tokens_from_wire,
@@ -48,11 +51,11 @@ def to_decode_wire(message: ToDecode) -> pb.PrefillMessage:
                 key=key_to_wire(key), lease_id=lease_id, first=first, pieces=wire_pieces
             )
             return pb.PrefillMessage(announce=announce)
-        case Commit(key, lease_id, first_token, cached_tokens):
+        case Commit(key, lease_id, first_tokens, cached_tokens):
             commit = pb.Commit(
                 key=key_to_wire(key),
                 lease_id=lease_id,
-                first_token=first_token,
+                first_tokens=[_first_token_to_wire(token) for token in first_tokens],
                 cached_tokens=cached_tokens,
             )
             return pb.PrefillMessage(commit=commit)
@@ -83,7 +86,7 @@ def from_prefill_wire(message: pb.PrefillMessage) -> ToDecode:
             return Commit(
                 key_from_wire(commit.key),
                 commit.lease_id,
-                commit.first_token,
+                tuple(_first_token_from_wire(token) for token in commit.first_tokens),
                 commit.cached_tokens,
             )
         case "beat":
@@ -94,6 +97,16 @@ def from_prefill_wire(message: pb.PrefillMessage) -> ToDecode:
             return Cancel(key_from_wire(message.cancel.key), message.cancel.reason)
         case other:
             raise ValueError(f"unexpected message from a prefill worker: {other}")
+
+
+def _first_token_to_wire(token: SampledToken) -> pb.FirstToken:
+    logprobs = None if token.logprobs is None else logprobs_to_wire(token.logprobs)
+    return pb.FirstToken(token_id=token.token, logprobs=logprobs)
+
+
+def _first_token_from_wire(token: pb.FirstToken) -> SampledToken:
+    logprobs = logprobs_from_wire(token.logprobs) if token.HasField("logprobs") else None
+    return SampledToken(token.token_id, logprobs)
 
 
 def to_prefill_wire(message: ToPrefill) -> pb.DecodeMessage:

@@ -7,6 +7,7 @@ import numpy as np
 from core.block_hash import HashArray, TokenArray
 from core.outputs import Load
 from core.request import AttemptKey, RequestKey, SamplingParams
+from core.step import TokenLogprobs
 from crossdock.v1 import worker_pb2 as pb
 
 _TOKEN_WIRE = np.dtype("<i4")
@@ -43,6 +44,12 @@ def sampling_to_wire(params: SamplingParams) -> pb.Sampling:
         stop_token_ids=params.stop_token_ids,
         ignore_eos=params.ignore_eos,
         seed=params.seed,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=dict(params.logit_bias),
+        n=params.n,
+        logprobs=params.logprobs,
     )
 
 
@@ -58,6 +65,26 @@ def sampling_from_wire(sampling: pb.Sampling) -> SamplingParams:
         stop_token_ids=tuple(sampling.stop_token_ids),
         ignore_eos=sampling.ignore_eos,
         seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=tuple(sorted(sampling.logit_bias.items())),
+        n=sampling.n,
+        logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
+    )
+
+
+def logprobs_to_wire(logprobs: TokenLogprobs) -> pb.TokenLogprobs:
+    return pb.TokenLogprobs(
+        logprob=logprobs.logprob,
+        top_token_ids=logprobs.top_ids,
+        top_logprobs=logprobs.top_logprobs,
+    )
+
+
+def logprobs_from_wire(logprobs: pb.TokenLogprobs) -> TokenLogprobs:
+    return TokenLogprobs(
+        logprobs.logprob, tuple(logprobs.top_token_ids), tuple(logprobs.top_logprobs)
     )
 
 

@@ -146,16 +146,24 @@ class Ack(_message.Message):
     def __init__(self, key: _Optional[_Union[_worker_pb2.AttemptKey, _Mapping]] = ..., lease_id: _Optional[int] = ..., verified: _Optional[int] = ..., resend: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("key", "lease_id", "first_token", "cached_tokens")
+    __slots__ = ("key", "lease_id", "cached_tokens", "first_tokens")
     KEY_FIELD_NUMBER: _ClassVar[int]
     LEASE_ID_FIELD_NUMBER: _ClassVar[int]
-    FIRST_TOKEN_FIELD_NUMBER: _ClassVar[int]
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_TOKENS_FIELD_NUMBER: _ClassVar[int]
     key: _worker_pb2.AttemptKey
     lease_id: int
-    first_token: int
     cached_tokens: int
-    def __init__(self, key: _Optional[_Union[_worker_pb2.AttemptKey, _Mapping]] = ..., lease_id: _Optional[int] = ..., first_token: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
+    first_tokens: _containers.RepeatedCompositeFieldContainer[FirstToken]
+    def __init__(self, key: _Optional[_Union[_worker_pb2.AttemptKey, _Mapping]] = ..., lease_id: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., first_tokens: _Optional[_Iterable[_Union[FirstToken, _Mapping]]] = ...) -> None: ...
+
+class FirstToken(_message.Message):
+    __slots__ = ("token_id", "logprobs")
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    token_id: int
+    logprobs: _worker_pb2.TokenLogprobs
+    def __init__(self, token_id: _Optional[int] = ..., logprobs: _Optional[_Union[_worker_pb2.TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class Committed(_message.Message):
     __slots__ = ("key", "lease_id")
