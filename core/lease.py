@@ -205,6 +205,9 @@ class LeaseTable:
         self._renew(lease, now)
         if lease.commit is not None:
             return []
+        if len(message.first_tokens) != lease.reserve.params.n:
+            wrong = f"{len(message.first_tokens)} first tokens for n = {lease.reserve.params.n}"
+            return self._lose(lease, wrong, now, cause=FailureCause.INTERNAL)
         lease.machine.advance(LeaseEvent.COMMIT)
         lease.commit = message
         return self._try_start(lease, now)

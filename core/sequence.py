@@ -17,7 +17,11 @@ from core.step import SampleSpec, Slice
 
 
 class Sequence:
-    """Tokens and block table of one sequence, as arrays that grow in place."""
+    """Tokens and block table of one sequence, as arrays that grow in place.
+
+    Until its first token is drawn, a sequence stands for all n answers to its prompt; then the
+    others are forked off. ``index`` says which of them it is.
+    """
 
     __slots__ = (
         "_blocks",
@@ -27,6 +31,7 @@ class Sequence:
         "cached_tokens",
         "computed",
         "computed_once",
+        "index",
         "key",
         "length",
         "params",
@@ -47,6 +52,7 @@ class Sequence:
     ) -> None:
         capacity = len(prompt) + params.max_tokens
         self.sequence_id = sequence_id
+        self.index = 0
         self.key = key
         self.params = params
         self.salt = salt
@@ -79,6 +85,11 @@ class Sequence:
     @property
     def generated(self) -> int:
         return self.length - self.prompt_length
+
+    @property
+    def num_answers(self) -> int:
+        """How many answers go on from here."""
+        return 1 if self.generated else self.params.n
 
     def add_blocks(self, block_ids: BlockIds) -> None:
         end = self._num_blocks + len(block_ids)
@@ -118,15 +129,44 @@ class Sequence:
             start=self.computed,
             tokens=self._tokens[self.computed : end],
             block_table=self.block_ids,
-            sample=self._sample_spec(eos) if end == self.length else None,
+            samples=self._sample_specs(eos) if end == self.length else (),
         )
 
-    def _sample_spec(self, eos: frozenset[int]) -> SampleSpec:
+    def _sample_specs(self, eos: frozenset[int]) -> tuple[SampleSpec, ...]:
         banned: tuple[int, ...] = ()
         if self.generated < self.params.min_tokens:
             ends = set() if self.params.ignore_eos else set(eos)
             banned = tuple(sorted(ends | set(self.params.stop_token_ids)))
-        return SampleSpec(self.params, position=self.length, banned_token_ids=banned)
+        return tuple(
+            SampleSpec(
+                self.params,
+                position=self.length,
+                tokens=self.tokens,
+                prompt_length=self.prompt_length,
+                sequence_index=index,
+                banned_token_ids=banned,
+            )
+            for index in range(self.index, self.index + self.num_answers)
+        )
+
+    def fork(self, sequence_id: int, index: int, shared_blocks: int, block_size: int) -> Sequence:
+        """Another answer to the same prompt, over the first ``shared_blocks`` of its blocks."""
+        fork = Sequence(
+            sequence_id,
+            self.key,
+            self.tokens[: self.prompt_length],
+            self.params,
+            self.salt,
+            block_size,
+        )
+        fork.index = index
+        fork.computed = self.computed
+        fork.computed_once = self.computed_once
+        fork.cached_tokens = self.cached_tokens
+        fork.published = self.published
+        fork._last_hash = self._last_hash
+        fork.add_blocks(self.block_ids[:shared_blocks])
+        return fork
 
     def publish_full_blocks(self, pool: BlockPool) -> None:
         """Enters the blocks that became full into the prefix cache."""

@@ -1,6 +1,6 @@
 """One engine step: what a scheduler asks the engine to compute, and what comes back.
 
-A step first copies blocks that sequences stop sharing, then computes its slices. It is a set of slices, one per sequence: the tokens of that sequence whose KV is not yet
+A step is a set of slices, one per sequence: the tokens of that sequence whose KV is not yet
 computed (a prefill chunk, or one token in decode). There is no separate prefill or decode step.
 Does not cover: how slices are chosen (the workers' schedulers) or computed (``engine``).
 """
@@ -100,6 +100,10 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Drawn tokens by sequence id, in the order of the slice's ``samples``."""
+    """Drawn tokens by sequence id, in the order of the slice's ``samples``.
+
+    ``failed`` says by sequence id why no token could be drawn (logits that are no numbers).
+    """
 
     sampled: dict[int, tuple[SampledToken, ...]] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)

@@ -47,9 +47,10 @@ class PrefillHere:
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
-    """The text of the answer reached a stop string: compute no more of it."""
+    """The text of one of the answers reached a stop string: compute no more of it."""
 
     key: AttemptKey
+    index: int = 0
 
 
 DecoderInput = LeaseInput | PrefillHere | Stopped
@@ -84,8 +85,8 @@ class Decoder:
         match event:
             case PrefillHere():
                 commands = self._prefill_here(event)
-            case Stopped(key):
-                self.scheduler.end(key)
+            case Stopped(key, index):
+                self.scheduler.end_answer(key, index)
                 commands = []
             case Aborted(key) if self.scheduler.end(key):
                 commands = []
@@ -107,7 +108,7 @@ class Decoder:
 
     def _reserve(self, peer: str, reserve: Reserve, now: float) -> list[DecoderCommand]:
         try:
-            self.scheduler.check_fits(len(reserve.tokens), reserve.params.max_tokens)
+            self.scheduler.check_fits(len(reserve.tokens), reserve.params)
         except InvalidField as error:
             return [SendToPrefill(peer, LeaseLost(reserve.key, 0, error.message))]
         return self._handle_lease(FromPrefill(peer, reserve), now)
@@ -121,7 +122,7 @@ class Decoder:
 
     def _admit(self, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
-        for grant in self.scheduler.admit(self.leases.num_granted):
+        for grant in self.scheduler.admit(self.leases.num_promised):
             commands += self._handle_lease(grant, now)
         return commands
 
@@ -130,12 +131,12 @@ class Decoder:
         for command in self.leases.handle(event, now):
             self._log(command, now)
             match command:
-                case EnqueueReserve(key, tokens, salt):
-                    self.scheduler.add_reserve(key, tokens, salt)
+                case EnqueueReserve(key, tokens, salt, num_answers):
+                    self.scheduler.add_reserve(key, tokens, salt, num_answers)
                 case DequeueReserve(key):
                     self.scheduler.remove_reserve(key)
                 case StartSequence():
-                    commands.append(self.scheduler.start(command))
+                    commands += self.scheduler.start(command)
                 case _:
                     commands.append(command)
         return commands

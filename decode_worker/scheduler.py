@@ -1,9 +1,9 @@
 """D's scheduler: which sequences compute which tokens in the next step (continuous batching).
 
 Covers: one FIFO of everything that waits for blocks (reserves, local prefills, resumed
-sequences), admission without reserving max_tokens, chunked prefill beside decoding, preemption of
-the youngest sequence when blocks run out. Pure: no clock, no I/O.
-Does not cover: leases (``core.lease``), computing (``engine``), text (``text``).
+sequences), admission without reserving max_tokens, chunked prefill beside decoding, forking the n
+answers of a prompt, preemption of the youngest sequence when blocks run out. Pure: no clock, no
+I/O. Does not cover: leases (``core.lease``), computing (``engine``), text (``text``).
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ import numpy as np
 from core.block_hash import HashArray, TokenArray, block_hashes
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
+from core.handoff import FailureCause
 from core.lease_events import (
+    FailAttempt,
     Granted,
     StartSequence,
 )
 from core.outputs import Load, StepCounters, TokenOutput
-from core.request import AttemptKey, FinishReason, SamplingParams
+from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
-from core.step import Slice, StepPlan, StepResult
+from core.step import BlockCopy, SampledToken, Slice, StepPlan, StepResult
+from decode_worker.fork_copies import ForkCopies
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class WaitingReserve:
     key: AttemptKey
     tokens: TokenArray
     salt: int
+    num_answers: int
 
 
 class DecodeScheduler:
@@ -60,21 +64,25 @@ class DecodeScheduler:
         self._budget = max_num_batched_tokens
         self._eos = eos
         self._next_id = 0
-        self._by_key: dict[AttemptKey, Sequence] = {}
+        self._by_key: dict[AttemptKey, list[Sequence]] = {}
         # Ordered by sequence id, that is by age.
         self._running: list[Sequence] = []
         self._waiting: deque[WaitingReserve | Sequence] = deque()
         self._in_flight: dict[int, Sequence] = {}
+        self._forks = ForkCopies(pool)
 
     # Arrivals and departures
 
-    def check_fits(self, prompt_length: int, max_tokens: int) -> None:
+    def check_fits(self, prompt_length: int, params: SamplingParams) -> None:
         """Raises `InvalidField` if the request could not finish even alone on this worker."""
         capacity = self._pool.num_blocks * self._pool.block_size
-        if prompt_length + max_tokens > capacity:
+        if params.n > self._max_num_seqs:
+            fix = f"this worker runs at most {self._max_num_seqs} sequences at a time"
+            raise InvalidField("n", params.n, fix)
+        if prompt_length + params.max_tokens > capacity:
             raise InvalidField(
                 "max_tokens",
-                max_tokens,
+                params.max_tokens,
                 f"prompt ({prompt_length}) + max_tokens may not exceed the {capacity} tokens "
                 "that this worker's KV pool holds",
             )
@@ -85,20 +93,20 @@ class DecodeScheduler:
         """A prompt that this worker prefills by itself, in chunks."""
         if key in self._by_key:
             return
-        self.check_fits(len(tokens), params.max_tokens)
+        self.check_fits(len(tokens), params)
         sequence = self._new_sequence(key, tokens, params, salt)
         self._waiting.append(sequence)
 
-    def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int) -> None:
-        self._waiting.append(WaitingReserve(key, tokens, salt))
+    def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int, num_answers: int) -> None:
+        self._waiting.append(WaitingReserve(key, tokens, salt, num_answers))
 
     def remove_reserve(self, key: AttemptKey) -> None:
         self._waiting = deque(
             x for x in self._waiting if not (isinstance(x, WaitingReserve) and x.key == key)
         )
 
-    def start(self, event: StartSequence) -> TokenOutput:
-        """A committed handoff becomes a running sequence; its first token leaves at once."""
+    def start(self, event: StartSequence) -> list[TokenOutput]:
+        """A committed handoff becomes n running sequences; their first tokens leave at once."""
         sequence = self._new_sequence(event.key, event.tokens, event.params, event.salt)
         sequence.adopt_prefix(event.block_ids[: event.held], event.hashes, self._pool.block_size)
         sequence.add_blocks(event.block_ids[event.held :])
@@ -106,31 +114,51 @@ class DecodeScheduler:
         sequence.computed_once = len(event.tokens)
         sequence.cached_tokens = event.cached_tokens
         sequence.publish_full_blocks(self._pool)
-        sequence.append(event.first_token)
         self._running.append(sequence)
-        return TokenOutput(
-            event.key, event.first_token, None, first=True, cached_tokens=event.cached_tokens
-        )
+        return self._on_tokens(sequence, event.first_tokens)
 
     def end(self, key: AttemptKey) -> bool:
-        """Ends a sequence from outside (abort, stop string). False if it is not here."""
-        sequence = self._by_key.pop(key, None)
-        if sequence is None:
-            return False
+        """Ends all answers of an attempt from outside (abort). False if none is here."""
+        sequences = self._by_key.pop(key, [])
+        for sequence in sequences:
+            self._leave(sequence)
+        return bool(sequences)
+
+    def end_answer(self, key: AttemptKey, index: int) -> None:
+        """Ends one answer from outside (stop string)."""
+        for sequence in self._by_key.get(key, []):
+            if sequence.index == index:
+                self._remove(sequence)
+                self._leave(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        sequences = self._by_key[sequence.key]
+        sequences.remove(sequence)
+        if not sequences:
+            del self._by_key[sequence.key]
+
+    def _leave(self, sequence: Sequence) -> None:
         if sequence in self._running:
             self._running.remove(sequence)
         else:
             self._waiting.remove(sequence)
         if sequence.sequence_id not in self._in_flight:
-            self._pool.release(sequence.forget_blocks())
-        return True
+            self._give_up_blocks(sequence)
+
+    def _give_up_blocks(self, sequence: Sequence) -> None:
+        self._forks.drop(sequence)
+        self._pool.release(sequence.forget_blocks())
 
     # Admission
 
-    def admit(self, num_granted: int) -> list[Granted]:
-        """Serves the FIFO while blocks and places last. ``num_granted``: leases with blocks."""
+    def admit(self, num_promised: int) -> list[Granted]:
+        """Serves the FIFO while blocks and places last.
+
+        ``num_promised``: answers for which leases hold blocks.
+        """
         grants: list[Granted] = []
-        while self._waiting and len(self._running) + num_granted + len(grants) < self._max_num_seqs:
+        places = self._max_num_seqs - num_promised - sum(s.num_answers for s in self._running)
+        while self._waiting and self._waiting[0].num_answers <= places:
             head = self._waiting[0]
             if isinstance(head, Sequence):
                 if not self._admit_sequence(head):
@@ -140,12 +168,15 @@ class DecodeScheduler:
                 if grant is None:
                     break
                 grants.append(grant)
+            places -= head.num_answers
             self._waiting.popleft()
         return grants
 
     def _admit_sequence(self, sequence: Sequence) -> bool:
         # The last token is always computed, so that there are logits to draw from.
-        found = self._find_blocks(sequence.tokens, sequence.salt, sequence.length - 1)
+        found = self._find_blocks(
+            sequence.tokens, sequence.salt, sequence.length - 1, sequence.num_answers
+        )
         if found is None:
             return False
         held, fresh, hashes = found
@@ -158,7 +189,9 @@ class DecodeScheduler:
         return True
 
     def _grant(self, waiting: WaitingReserve) -> Granted | None:
-        found = self._find_blocks(waiting.tokens, waiting.salt, len(waiting.tokens))
+        found = self._find_blocks(
+            waiting.tokens, waiting.salt, len(waiting.tokens), waiting.num_answers
+        )
         if found is None:
             return None
         held, fresh, hashes = found
@@ -166,7 +199,7 @@ class DecodeScheduler:
         return Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
 
     def _find_blocks(
-        self, tokens: TokenArray, salt: int, max_cached: int
+        self, tokens: TokenArray, salt: int, max_cached: int, num_answers: int
     ) -> tuple[BlockIds, BlockIds, HashArray] | None:
         """Cached blocks of the prefix, new ones for the rest and one more token; or None."""
         size = self._pool.block_size
@@ -175,8 +208,9 @@ class DecodeScheduler:
         self._pool.acquire(held)
         count = len(tokens) // size + 1 - len(held)
         # Each running sequence keeps room to grow by a block, so that admission is not undone
-        # by preemption in the next step.
-        fits = self._pool.num_available >= count + len(self._running)
+        # by preemption in the next step; and each further answer needs a block of its own.
+        room = len(self._running) + num_answers - 1
+        fits = self._pool.num_available >= count + room
         fresh = self._pool.allocate(count) if fits else None
         if fresh is None:
             self._pool.release(held)
@@ -188,15 +222,17 @@ class DecodeScheduler:
     def plan_step(self) -> StepPlan | None:
         """The next step: one token of every decoding sequence, then prefill chunks."""
         slices: list[Slice] = []
+        copies: list[BlockCopy] = []
         budget = self._budget
         for sequence in self._sequences_in_step_order():
             count = min(sequence.remaining, budget)
             if count == 0 or not self._ensure_blocks(sequence, sequence.computed + count):
                 continue
             slices.append(sequence.next_slice(count, self._eos))
+            copies += self._forks.take(sequence)
             self._in_flight[sequence.sequence_id] = sequence
             budget -= count
-        return StepPlan(tuple(slices)) if slices else None
+        return StepPlan(tuple(slices), tuple(copies)) if slices else None
 
     def _sequences_in_step_order(self) -> Iterator[Sequence]:
         """Decoding ones first, each group oldest first; skips what is preempted on the way."""
@@ -222,24 +258,30 @@ class DecodeScheduler:
     def _preempt(self, sequence: Sequence) -> None:
         """Takes its blocks; it resumes from the head of the FIFO and recomputes."""
         self._running.remove(sequence)
-        self._pool.release(sequence.forget_blocks())
+        self._give_up_blocks(sequence)
         self._waiting.appendleft(sequence)
         self.counters.preemptions += 1
 
-    def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput]:
-        """Books what a step computed. Returns the new tokens."""
+    def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput | FailAttempt]:
+        """Books what a step computed. Returns the new tokens, and what went wrong."""
         self.counters.steps += 1
-        outputs = []
+        self._forks.done()
+        outputs: list[TokenOutput | FailAttempt] = []
         for piece in plan.slices:
             sequence = self._in_flight.pop(piece.sequence_id)
-            if self._by_key.get(sequence.key) is not sequence:
+            if sequence not in self._by_key.get(sequence.key, ()):
                 self._pool.release(sequence.forget_blocks())
-                continue
-            self._count(sequence, piece)
-            sequence.advance(piece.end)
-            sequence.publish_full_blocks(self._pool)
-            if piece.sample is not None:
-                outputs.append(self._on_token(sequence, result.sampled[piece.sequence_id]))
+            elif piece.sequence_id in result.failed:
+                self.end(sequence.key)
+                reason = result.failed[piece.sequence_id]
+                outputs.append(FailAttempt(sequence.key, FailureCause.INTERNAL, reason))
+            else:
+                self._count(sequence, piece)
+                sequence.advance(piece.end)
+                sequence.publish_full_blocks(self._pool)
+                drawn = result.sampled.get(piece.sequence_id, ())
+                self.counters.decode_tokens += len(drawn)
+                outputs += self._on_tokens(sequence, drawn)
         return outputs
 
     def _count(self, sequence: Sequence, piece: Slice) -> None:
@@ -248,16 +290,49 @@ class DecodeScheduler:
         prompt_end = min(piece.end, sequence.prompt_length)
         self.counters.prefill_tokens_computed += max(0, prompt_end - piece.start - again)
 
-    def _on_token(self, sequence: Sequence, token: int) -> TokenOutput:
-        sequence.append(token)
-        self.counters.decode_tokens += 1
-        finish: FinishReason | None = sequence.finish_reason(token, self._eos)
+    def _on_tokens(self, sequence: Sequence, drawn: tuple[SampledToken, ...]) -> list[TokenOutput]:
+        """One token of one answer, or the first tokens of all n, which are forked here."""
+        if not drawn:
+            return []
+        answers = [sequence, *(self._fork(sequence, index) for index in range(1, len(drawn)))]
+        return [self._on_token(answer, token) for answer, token in zip(answers, drawn, strict=True)]
+
+    def _on_token(self, sequence: Sequence, drawn: SampledToken) -> TokenOutput:
+        first = sequence.generated == 0
+        sequence.append(drawn.token)
+        finish = sequence.finish_reason(drawn.token, self._eos)
         if finish is not None:
-            self._by_key.pop(sequence.key)
-            self._running.remove(sequence)
-            self._pool.release(sequence.forget_blocks())
-        first = sequence.generated == 1
-        return TokenOutput(sequence.key, token, finish, first, sequence.cached_tokens)
+            self._remove(sequence)
+            self._leave(sequence)
+        return TokenOutput(
+            sequence.key,
+            drawn.token,
+            finish,
+            first,
+            sequence.cached_tokens,
+            sequence.index,
+            drawn.logprobs,
+        )
+
+    def _fork(self, sequence: Sequence, index: int) -> Sequence:
+        """Another answer: full blocks are shared, the block it will write into becomes its own."""
+        self._next_id += 1
+        size = self._pool.block_size
+        shared = sequence.computed // size
+        fork = sequence.fork(self._next_id, index, shared, size)
+        self._by_key[fork.key].append(fork)
+        own = self._pool.allocate(len(sequence.block_ids) - shared)
+        if own is None:
+            # It starts like a preempted sequence, with the prompt's full blocks in the cache.
+            fork.forget_blocks()
+            self._waiting.append(fork)
+            return fork
+        self._pool.acquire(fork.block_ids)
+        fork.add_blocks(own)
+        if sequence.computed % size:
+            self._forks.plan(fork, BlockCopy(int(sequence.block_ids[shared]), int(own[0])))
+        self._running.append(fork)
+        return fork
 
     # What others may know
 
@@ -270,12 +345,12 @@ class DecodeScheduler:
     def held_references(self) -> list[BlockIds]:
         """Block ids on which sequences hold references, for invariant checks."""
         alive = {s.sequence_id: s for s in self._running} | self._in_flight
-        return [s.block_ids for s in alive.values()]
+        return [*(s.block_ids for s in alive.values()), self._forks.sources]
 
     def _new_sequence(
         self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int
     ) -> Sequence:
         self._next_id += 1
         sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
-        self._by_key[key] = sequence
+        self._by_key[key] = [sequence]
         return sequence

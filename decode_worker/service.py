@@ -75,8 +75,8 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
     def abort_event(self, key: AttemptKey) -> DecoderInput:
         return Aborted(key)
 
-    def stop_text_event(self, key: AttemptKey) -> DecoderInput | None:
-        return Stopped(key)
+    def stop_text_event(self, key: AttemptKey, index: int) -> DecoderInput | None:
+        return Stopped(key, index)
 
     def on_assignment(self, message: pb.RouterMessage) -> None:
         opened = message.open

@@ -36,7 +36,7 @@ from core.push import (
 from core.references import check_references
 from core.request import AttemptKey, FinishReason, SamplingParams
 from core.sequence import finish_reason_of
-from core.step import StepPlan, StepResult
+from core.step import SampledToken, StepPlan, StepResult
 from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
@@ -202,31 +202,47 @@ class Prefiller:
         attempt = self._attempts[chunk.key]
         attempt.cached_tokens = chunk.cached_tokens
         self.events.add(now, "chunk done", chunk.key, f"{chunk.computed} tokens")
-        if chunk.token is not None:
-            finish = self._finish_reason(attempt.submit.params, chunk.token)
-            if finish is not None:
-                return self._answer_alone(attempt, chunk.token, finish)
+        if chunk.error:
+            return self._give_up(attempt, chunk.error)
+        if chunk.first_tokens:
+            finishes = [self._finish_reason(attempt.submit.params, t) for t in chunk.first_tokens]
+            ended = tuple(finish for finish in finishes if finish is not None)
+            if len(ended) == len(finishes):
+                return self._answer_alone(attempt, chunk.first_tokens, ended)
         commands = attempt.push.on_computed(chunk.computed, now)
-        if chunk.token is not None:
-            commands += attempt.push.on_sampled(chunk.token)
+        if chunk.first_tokens:
+            commands += attempt.push.on_sampled(chunk.first_tokens)
         return self._carry_out(attempt, commands)
 
-    def _finish_reason(self, params: SamplingParams, token: int) -> FinishReason | None:
-        by_id = finish_reason_of(token, 1, params, self._eos)
+    def _give_up(self, attempt: Attempt, error: str) -> list[PrefillerCommand]:
+        cancel = SendToDecode(attempt.submit.decode_worker, Cancel(attempt.submit.key, error))
+        lost = attempt.push.lose(FailureCause.INTERNAL, error)
+        return [cancel, *self._carry_out(attempt, lost)]
+
+    def _finish_reason(self, params: SamplingParams, drawn: SampledToken) -> FinishReason | None:
+        by_id = finish_reason_of(drawn.token, 1, params, self._eos)
         if by_id is FinishReason.STOP or params.min_tokens > 1:
             return by_id
-        return FinishReason.STOP if self._ends_by_text(params, token) else by_id
+        return FinishReason.STOP if self._ends_by_text(params, drawn.token) else by_id
 
     def _answer_alone(
-        self, attempt: Attempt, token: int, finish: FinishReason
+        self,
+        attempt: Attempt,
+        first_tokens: tuple[SampledToken, ...],
+        finishes: tuple[FinishReason, ...],
     ) -> list[PrefillerCommand]:
-        """The first token ends the answer: D is not needed."""
+        """The first token ends every answer: D is not needed."""
         key = attempt.submit.key
-        output = TokenOutput(key, token, finish, first=True, cached_tokens=attempt.cached_tokens)
+        outputs = [
+            TokenOutput(
+                key, drawn.token, finish, True, attempt.cached_tokens, index, drawn.logprobs
+            )
+            for index, (drawn, finish) in enumerate(zip(first_tokens, finishes, strict=True))
+        ]
         cancel = SendToDecode(
             attempt.submit.decode_worker, Cancel(key, "answered by the first token")
         )
-        return [output, cancel, *self._carry_out(attempt, attempt.push.abandon())]
+        return [*outputs, cancel, *self._carry_out(attempt, attempt.push.abandon())]
 
     def _carry_out(
         self, attempt: Attempt, push_commands: list[PushCommand]
@@ -244,8 +260,8 @@ class Prefiller:
                 return [SendToDecode(submit.decode_worker, reserve)]
             case AnnounceBlocks(key, lease_id, indices):
                 return self._announcements(submit.decode_worker, key, lease_id, indices)
-            case SendCommit(key, lease_id, token):
-                commit = Commit(key, lease_id, token, attempt.cached_tokens)
+            case SendCommit(key, lease_id, first_tokens):
+                commit = Commit(key, lease_id, first_tokens, attempt.cached_tokens)
                 return [SendToDecode(submit.decode_worker, commit)]
             case Release(key):
                 del self._attempts[key]

@@ -16,7 +16,7 @@ from core.errors import InvalidField
 from core.outputs import Load, StepCounters
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
-from core.step import Slice, StepPlan, StepResult
+from core.step import SampledToken, Slice, StepPlan, StepResult
 
 # Prompts without a ticket may hold this share of the pool, so that D's refusal to take them
 # can never stop those that D did take (DESIGN 6).
@@ -25,12 +25,17 @@ UNTICKETED_SHARE = 0.3
 
 @dataclass(frozen=True, slots=True)
 class ChunkDone:
-    """KV of the first ``computed`` prompt tokens is final; ``token`` is the first token or None."""
+    """KV of the first ``computed`` prompt tokens is final.
+
+    ``first_tokens``: that of each of the n answers, once the prompt is complete. ``error``: why
+    they could not be drawn.
+    """
 
     key: AttemptKey
     computed: int
-    token: int | None
+    first_tokens: tuple[SampledToken, ...]
     cached_tokens: int
+    error: str = ""
 
 
 class PrefillScheduler:
@@ -171,10 +176,11 @@ class PrefillScheduler:
             self.counters.prefill_tokens_computed += len(piece.tokens)
             sequence.advance(piece.end)
             sequence.publish_full_blocks(self._pool)
-            token = result.sampled.get(piece.sequence_id)
-            if token is not None:
-                sequence.append(token)
-            done.append(ChunkDone(sequence.key, piece.end, token, sequence.cached_tokens))
+            drawn = result.sampled.get(piece.sequence_id, ())
+            if drawn:
+                sequence.append(drawn[0].token)
+            error = result.failed.get(piece.sequence_id, "")
+            done.append(ChunkDone(sequence.key, piece.end, drawn, sequence.cached_tokens, error))
         return done
 
     @property

@@ -84,8 +84,8 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     def abort_event(self, key: AttemptKey) -> PrefillerInput:
         return Abort(key)
 
-    def stop_text_event(self, key: AttemptKey) -> PrefillerInput | None:
-        del key
+    def stop_text_event(self, key: AttemptKey, index: int) -> PrefillerInput | None:
+        del key, index
         # The prefiller knows about stop strings before it sends a token.
         return None
 

@@ -21,7 +21,7 @@ import grpc
 from core.errors import CrossdockError, InvalidField
 from core.handoff import FailureCause
 from core.outputs import TokenOutput
-from core.request import AttemptKey, SamplingParams
+from core.request import AttemptKey, FinishReason, SamplingParams
 from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
@@ -35,6 +35,7 @@ from wire.attempts import (
     key_from_wire,
     key_to_wire,
     load_to_wire,
+    logprobs_to_wire,
     sampling_from_wire,
 )
 from worker.brain import Brain
@@ -71,7 +72,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._loop = asyncio.get_running_loop()
         # Appended to under the engine loop's lock.
         self._decided: deque[list[Command]] = deque()
-        self._answers: dict[AttemptKey, AnswerText] = {}
+        # Text of the answers that go on, by attempt and index.
+        self._answers: dict[AttemptKey, dict[int, AnswerText]] = {}
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._engine: EngineLoop[None] = EngineLoop(
             model.runner.execute,
@@ -170,7 +172,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         """The event for an attempt that nobody wants any more."""
 
     @abc.abstractmethod
-    def stop_text_event(self, key: AttemptKey) -> Event | None:
+    def stop_text_event(self, key: AttemptKey, index: int) -> Event | None:
         """The event for an answer that reached a stop string; None if it ended already."""
 
     @abc.abstractmethod
@@ -193,8 +195,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         load = self._publish_cache()
         # Tokens leave first: another command may end the attempt they belong to.
         self.streams.send_outputs(outputs, load)
-        for key, output in outputs:
-            if output.finish_reason:
+        for key, _ in outputs:
+            if not self._answers.get(key):
                 self.finish(key)
         for command in commands:
             if not isinstance(command, TokenOutput):
@@ -211,29 +213,39 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def _to_wire(self, output: TokenOutput) -> list[tuple[AttemptKey, pb.SequenceOutput]]:
         """The token as text. Nothing for an answer that was stopped or aborted meanwhile."""
-        answer = self._answers.get(output.key)
+        answers = self._answers.get(output.key, {})
+        answer = answers.get(output.index)
         if answer is None:
             return []
-        delta = answer.push([output.token])
-        finish = output.finish.value if output.finish else ""
-        text = delta.text
-        if delta.stopped:
-            finish = "stop"
-            event = self.stop_text_event(output.key) if output.finish is None else None
-            if event is not None:
-                self._loop.call_soon(self.submit, event)
-        elif output.finish is not None:
-            text += answer.finish()
+        text, finish = self._push_text(answer, output)
         if finish:
-            del self._answers[output.key]
+            del answers[output.index]
         message = pb.SequenceOutput(
             key=key_to_wire(output.key),
+            index=output.index,
             token_ids=[output.token],
             text=text,
             finish_reason=finish,
             cached_tokens=output.cached_tokens if output.first else 0,
+            logprobs=[] if output.logprobs is None else [logprobs_to_wire(output.logprobs)],
         )
         return [(output.key, message)]
+
+    def _push_text(self, answer: AnswerText, output: TokenOutput) -> tuple[str, str]:
+        """(text that is certain now, finish reason or "")."""
+        delta = answer.push([output.token])
+        if delta.stopped:
+            if output.finish is None:
+                self._stop_computing(output.key, output.index)
+            return delta.text, FinishReason.STOP.value
+        if output.finish is None:
+            return delta.text, ""
+        return delta.text + answer.finish(), output.finish.value
+
+    def _stop_computing(self, key: AttemptKey, index: int) -> None:
+        event = self.stop_text_event(key, index)
+        if event is not None:
+            self._loop.call_soon(self.submit, event)
 
     def fail(self, key: AttemptKey, cause: FailureCause, detail: str) -> None:
         """Tells the router that the attempt ended without an answer."""
@@ -257,7 +269,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def begin(self, key: AttemptKey, params: SamplingParams, deadline_s: float) -> None:
         """Prepares for the tokens of an attempt."""
-        self._answers[key] = AnswerText(self.tokenizer, params.stop, params.min_tokens)
+        self._answers[key] = {
+            index: AnswerText(self.tokenizer, params.stop, params.min_tokens)
+            for index in range(params.n)
+        }
         if deadline_s > 0:
             self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
 
@@ -294,6 +309,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             role=self.settings.role.value,
             num_blocks=self.settings.num_blocks,
             block_size=self.settings.block_size,
+            max_num_seqs=self.settings.max_num_seqs,
         )
         # Routers that are attached already get what is pending, so that the snapshot and the
         # events that follow it fit together.

@@ -42,12 +42,14 @@ from core.lease_events import (
     Tick,
 )
 from core.request import AttemptKey, RequestKey, SamplingParams
+from core.step import SampledToken
 
 PEER = "P0@1"
 KEY = AttemptKey(RequestKey("default", "r"), 1)
 TOKENS = np.arange(1, 11, dtype=np.int32)
 SIZE = 4
 TIMES = LeaseTimes()
+FIRST = (SampledToken(42),)
 
 
 class Desk:
@@ -116,13 +118,13 @@ def test_a_commit_starts_when_all_is_verified_and_the_router_has_opened(desk: De
     lease_id = granted(desk)
     (copy,) = desk.announce(lease_id, 0, 3)
     assert isinstance(copy, CopyPieces)
-    assert desk.hear(Commit(KEY, lease_id, 42, 0)) == []
+    assert desk.hear(Commit(KEY, lease_id, FIRST, 0)) == []
     assert len(desk.table.handle(Copied(lease_id, (0, 1, 2), ()), 0.0)) == 1
     start, committed = desk.table.handle(Opened(KEY), 0.0)
     assert isinstance(start, StartSequence)
-    assert (start.first_token, start.computed) == (42, len(TOKENS))
+    assert (start.first_tokens, start.computed) == (FIRST, len(TOKENS))
     assert committed == SendToPrefill(PEER, Committed(KEY, lease_id))
-    assert desk.hear(Commit(KEY, lease_id, 42, 0)) == [committed], "a doubled commit starts once"
+    assert desk.hear(Commit(KEY, lease_id, FIRST, 0)) == [committed], "a doubled commit starts once"
 
 
 def test_blocks_announced_twice_are_copied_once(desk: Desk) -> None:
@@ -139,7 +141,7 @@ def test_a_damaged_piece_is_asked_for_once_more_and_then_recomputed(desk: Desk) 
     desk.announce(lease_id, 0, 3)
     (ack,) = desk.table.handle(Copied(lease_id, (0, 2), (1,)), 0.0)
     assert ack == SendToPrefill(PEER, Ack(KEY, lease_id, 1, (1,)))
-    desk.hear(Commit(KEY, lease_id, 42, 0))
+    desk.hear(Commit(KEY, lease_id, FIRST, 0))
     desk.announce(lease_id, 1, 1)
     _, start, _ = desk.table.handle(Copied(lease_id, (), (1,)), 0.0)
     assert isinstance(start, StartSequence)
@@ -148,7 +150,7 @@ def test_a_damaged_piece_is_asked_for_once_more_and_then_recomputed(desk: Desk) 
 
 def test_a_wrong_lease_id_gets_nowhere(desk: Desk) -> None:
     lease_id = granted(desk)
-    for message in (Commit(KEY, lease_id + 1, 42, 0), Announce(KEY, lease_id + 1, 0, ())):
+    for message in (Commit(KEY, lease_id + 1, FIRST, 0), Announce(KEY, lease_id + 1, 0, ())):
         (answer,) = desk.hear(message)
         assert isinstance(answer, SendToPrefill)
         assert isinstance(answer.message, LeaseLost)
@@ -156,7 +158,7 @@ def test_a_wrong_lease_id_gets_nowhere(desk: Desk) -> None:
 
 def test_another_peer_cannot_use_the_lease(desk: Desk) -> None:
     lease_id = granted(desk)
-    (answer,) = desk.hear(Commit(KEY, lease_id, 42, 0), peer="P1@9")
+    (answer,) = desk.hear(Commit(KEY, lease_id, FIRST, 0), peer="P1@9")
     assert isinstance(answer, SendToPrefill)
     assert isinstance(answer.message, LeaseLost)
 

@@ -15,10 +15,12 @@ from core.push import (
     SendReserve,
 )
 from core.request import AttemptKey, RequestKey
+from core.step import SampledToken
 
 KEY = AttemptKey(RequestKey("default", "r"), 1)
 TIMES = LeaseTimes()
 LEASE = 77
+FIRST = (SampledToken(5),)
 
 
 @pytest.fixture
@@ -37,16 +39,16 @@ def test_finished_blocks_are_announced_as_they_come(push: Push) -> None:
 
 def test_a_late_ticket_announces_all_that_is_finished_and_commits(push: Push) -> None:
     assert push.on_computed(10, 0.0) == []
-    assert push.on_sampled(5) == []
+    assert push.on_sampled(FIRST) == []
     announce, commit = push.handle(Ticket(KEY, LEASE, 1), 0.0)
     assert announce == AnnounceBlocks(KEY, LEASE, (1, 2)), "block 0 is held by D"
-    assert commit == SendCommit(KEY, LEASE, 5)
+    assert commit == SendCommit(KEY, LEASE, FIRST)
 
 
 def test_the_blocks_are_released_when_decode_has_committed(push: Push) -> None:
     push.handle(Ticket(KEY, LEASE, 0), 0.0)
     push.on_computed(10, 0.0)
-    assert push.on_sampled(5) == [SendCommit(KEY, LEASE, 5)]
+    assert push.on_sampled(FIRST) == [SendCommit(KEY, LEASE, FIRST)]
     assert push.handle(Committed(KEY, LEASE + 1), 0.0) == []
     assert push.handle(Committed(KEY, LEASE), 0.0) == [Release(KEY)]
     assert push.handle(Committed(KEY, LEASE), 0.0) == [], "released once"

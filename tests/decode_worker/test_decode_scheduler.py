@@ -7,10 +7,12 @@ import pytest
 
 from core.block_pool import BlockPool
 from core.errors import InvalidField
+from core.handoff import FailureCause
+from core.lease_events import FailAttempt
 from core.outputs import TokenOutput
 from core.references import check_references
 from core.request import AttemptKey, FinishReason, RequestKey, SamplingParams
-from core.step import StepPlan, StepResult
+from core.step import BlockCopy, SampledToken, StepPlan, StepResult
 from decode_worker.scheduler import DecodeScheduler
 
 SIZE = 4
@@ -48,10 +50,11 @@ class Desk:
         return plan
 
     def complete(self, plan: StepPlan, token: int = 7) -> list[TokenOutput]:
-        wanted = [s.sequence_id for s in plan.slices if s.sample is not None]
-        outputs = self.scheduler.complete_step(plan, StepResult(dict.fromkeys(wanted, token)))
+        drawn = {s.sequence_id: (SampledToken(token),) * len(s.samples) for s in plan.slices}
+        outputs = self.scheduler.complete_step(plan, StepResult(drawn))
         self.scheduler.admit(0)
-        return outputs
+        assert all(isinstance(output, TokenOutput) for output in outputs)
+        return outputs  # type: ignore[return-value]
 
     def step(self, token: int = 7) -> list[TokenOutput]:
         return self.complete(self.plan(), token)
@@ -144,8 +147,8 @@ def test_how_an_answer_ends(
 def test_before_min_tokens_the_end_is_not_even_drawn(desk: Desk) -> None:
     desk.local("a", 3, min_tokens=1, stop_token_ids=(5,))
     (piece,) = desk.plan().slices
-    assert piece.sample is not None
-    assert piece.sample.banned_token_ids == (5, EOS)
+    (sample,) = piece.samples
+    assert sample.banned_token_ids == (5, EOS)
 
 
 def test_blocks_of_an_aborted_sequence_stay_until_its_step_has_ended(desk: Desk) -> None:
@@ -175,3 +178,100 @@ def test_a_request_that_exactly_fills_the_pool_finishes() -> None:
 def test_a_budget_that_can_not_hold_a_token_of_each_is_refused() -> None:
     with pytest.raises(InvalidField, match="max_num_batched_tokens"):
         Desk(max_num_seqs=9, budget=8)
+
+
+# Several answers to one prompt
+
+
+def test_answers_share_the_full_blocks_of_their_prompt_and_copy_the_last(desk: Desk) -> None:
+    desk.local("a", 6, n=3)
+    first = desk.step()
+    assert [(o.index, o.token, o.first) for o in first] == [
+        (0, 7, True),
+        (1, 7, True),
+        (2, 7, True),
+    ]
+    plan = desk.plan()
+    tables = [piece.block_table.tolist() for piece in plan.slices]
+    assert len({table[0] for table in tables}) == 1, "one full block, shared by all"
+    assert len({table[1] for table in tables}) == 3, "each writes into a block of its own"
+    assert plan.copies == tuple(BlockCopy(tables[0][1], table[1]) for table in tables[1:])
+    desk.validate()
+    desk.complete(plan)
+    assert desk.plan().copies == (), "copied once"
+
+
+def test_each_answer_draws_with_its_own_index(desk: Desk) -> None:
+    desk.local("a", 3, n=2)
+    (piece,) = desk.plan().slices
+    assert [(s.sequence_index, s.position) for s in piece.samples] == [(0, 3), (1, 3)]
+
+
+def test_a_prompt_of_full_blocks_needs_no_copy(desk: Desk) -> None:
+    desk.local("a", 8, n=2)
+    desk.step()
+    plan = desk.plan()
+    assert plan.copies == ()
+    assert len(plan.slices) == 2
+
+
+def test_answers_take_places_like_sequences() -> None:
+    desk = Desk(max_num_seqs=3)
+    desk.local("two", 3, n=2)
+    desk.local("also two", 3, first=50, n=2)
+    assert (desk.scheduler.load.running, desk.scheduler.load.waiting) == (1, 1)
+    with pytest.raises(InvalidField, match=r"n = 4.*at most 3"):
+        desk.local("four", 3, n=4)
+
+
+def test_one_answer_may_end_before_the_others(desk: Desk) -> None:
+    desk.local("a", 5, n=3)
+    desk.step()
+    desk.scheduler.end_answer(key("a"), 1)
+    outputs = desk.step()
+    assert [output.index for output in outputs] == [0, 2]
+    desk.validate()
+    assert desk.scheduler.end(key("a"))
+    desk.validate()
+    assert desk.pool.num_leased == 0
+
+
+def test_the_source_of_a_copy_stays_until_the_copy_is_made(desk: Desk) -> None:
+    desk.local("a", 6, n=2)
+    desk.step()
+    desk.scheduler.end_answer(key("a"), 0)
+    desk.validate()
+    plan = desk.plan()
+    (copy,) = plan.copies
+    assert desk.pool.references[copy.source] == 1
+    desk.complete(plan)
+    assert desk.pool.references[copy.source] == 0
+    desk.validate()
+
+
+def test_an_answer_without_a_block_of_its_own_waits_and_recomputes() -> None:
+    desk = Desk(num_blocks=4, max_num_seqs=4)
+    desk.local("a", 6, n=2, max_tokens=10)
+    desk.local("other", 6, first=60, max_tokens=2)
+    finished: dict[int, int] = {}
+    while len(finished) < 2 or desk.scheduler.load.waiting:
+        for output in desk.step():
+            desk.validate()
+            if output.finish and output.key == key("a"):
+                finished[output.index] = 1
+    assert desk.scheduler.counters.preemptions > 0
+    while desk.scheduler.load.running:
+        desk.step()
+    assert desk.pool.num_leased == 0
+
+
+def test_logits_that_are_no_numbers_fail_their_own_attempt_only(desk: Desk) -> None:
+    desk.local("bad", 3, n=2)
+    desk.local("good", 3, first=50)
+    plan = desk.plan()
+    bad, good = (piece.sequence_id for piece in plan.slices)
+    result = StepResult({good: (SampledToken(7),)}, {bad: "the logits hold NaN"})
+    failure, output = desk.scheduler.complete_step(plan, result)
+    assert failure == FailAttempt(key("bad"), FailureCause.INTERNAL, "the logits hold NaN")
+    assert output.key == key("good")
+    desk.validate()

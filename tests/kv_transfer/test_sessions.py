@@ -44,6 +44,7 @@ from core.lease_events import (
     StartSequence,
 )
 from core.request import AttemptKey, RequestKey, SamplingParams
+from core.step import SampledToken
 from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity, hello
@@ -84,7 +85,7 @@ class DecodeSide:
                     self.server.send(peer, message)
                 case CopyPieces():
                     self.server.copy(command)
-                case EnqueueReserve(key, tokens, salt):
+                case EnqueueReserve(key, tokens, salt, _):
                     fresh = self.pool.allocate(3)
                     assert fresh is not None
                     self.handle(Granted(key, fresh, 0, block_hashes(tokens, 4, salt)))
@@ -157,7 +158,7 @@ async def test_a_prompt_is_reserved_pushed_and_committed(
     session.send(Announcement(KEY, ticket.lease_id, 0, (6, 2), (0, 0)))
     assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 2, ())
     session.send(Announcement(KEY, ticket.lease_id, 2, (4,), (0,)))
-    session.send(Commit(KEY, ticket.lease_id, 42, 0))
+    session.send(Commit(KEY, ticket.lease_id, (SampledToken(42),), 0))
     assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 3, ())
     assert await prefill.heard.get() == Committed(KEY, ticket.lease_id)
     (start,) = side.started

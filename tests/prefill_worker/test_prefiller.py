@@ -19,7 +19,7 @@ from core.handoff import (
 from core.outputs import TokenOutput
 from core.push import ReportFailure
 from core.request import AttemptKey, FinishReason, RequestKey, SamplingParams
-from core.step import StepPlan, StepResult
+from core.step import SampledToken, StepPlan, StepResult
 from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
@@ -55,9 +55,11 @@ class Desk:
             ends_by_text=lambda params, token: token == STOP_TEXT_TOKEN,
         )
 
-    def submit(self, name: str, length: int, first: int = 1, max_tokens: int = 5) -> list[object]:
+    def submit(
+        self, name: str, length: int, first: int = 1, max_tokens: int = 5, n: int = 1
+    ) -> list[object]:
         prompt = np.arange(first, first + length, dtype=np.int32)
-        event = Submit(key(name), prompt, SamplingParams(max_tokens), 0, "D0")
+        event = Submit(key(name), prompt, SamplingParams(max_tokens, n=n), 0, "D0")
         return list(self.prefiller.handle(event, 0.0))
 
     def ticket(self, name: str, held: int = 0) -> list[PrefillerCommand]:
@@ -65,8 +67,16 @@ class Desk:
 
     def step(self, token: int = 7) -> list[PrefillerCommand]:
         plan = self.plan()
-        wanted = [s.sequence_id for s in plan.slices if s.sample is not None]
-        return self.prefiller.complete_step(plan, StepResult(dict.fromkeys(wanted, token)), 0.0)
+        drawn = {s.sequence_id: (SampledToken(token),) * len(s.samples) for s in plan.slices}
+        return self.prefiller.complete_step(plan, StepResult(drawn), 0.0)
+
+    def draw(self, *tokens: int) -> list[PrefillerCommand]:
+        """A step that draws these first tokens for the only prompt."""
+        plan = self.plan()
+        (piece,) = plan.slices
+        assert len(piece.samples) == len(tokens)
+        drawn = {piece.sequence_id: tuple(SampledToken(token) for token in tokens)}
+        return self.prefiller.complete_step(plan, StepResult(drawn), 0.0)
 
     def plan(self) -> StepPlan:
         plan = self.prefiller.plan_step(0.0)
@@ -94,7 +104,7 @@ def test_it_reserves_when_it_starts_and_announces_chunk_by_chunk(desk: Desk) -> 
     second, commit = desk.step()
     assert isinstance(second, AnnouncePieces)
     assert (second.first, len(second.block_ids)) == (2, 1)
-    assert commit == SendToDecode("D0", Commit(key("a"), 5, 7, 0))
+    assert commit == SendToDecode("D0", Commit(key("a"), 5, (SampledToken(7),), 0))
     ended = desk.prefiller.handle(FromDecode(Committed(key("a"), 5)), 0.0)
     assert ended == [AttemptEnded(key("a"))]
     assert desk.is_clean()
@@ -126,6 +136,36 @@ def test_a_first_token_that_ends_the_answer_needs_no_decode_worker(
     assert output == TokenOutput(key("a"), token, finish, first=True)
     assert isinstance(cancel, SendToDecode)
     assert isinstance(cancel.message, Cancel)
+    assert ended == AttemptEnded(key("a"))
+    assert desk.is_clean()
+
+
+def test_several_answers_share_one_prefill_and_one_commit(desk: Desk) -> None:
+    desk.submit("a", 6, n=3)
+    desk.ticket("a")
+    _, commit = desk.draw(7, EOS, 9)
+    first_tokens = (SampledToken(7), SampledToken(EOS), SampledToken(9))
+    assert commit == SendToDecode("D0", Commit(key("a"), 5, first_tokens, 0))
+
+
+def test_several_answers_that_all_end_with_the_first_token(desk: Desk) -> None:
+    desk.submit("a", 6, n=2)
+    desk.ticket("a")
+    one, two, *_ = desk.draw(EOS, STOP_TEXT_TOKEN)
+    assert one == TokenOutput(key("a"), EOS, FinishReason.STOP, first=True)
+    assert two == TokenOutput(key("a"), STOP_TEXT_TOKEN, FinishReason.STOP, first=True, index=1)
+    assert desk.is_clean()
+
+
+def test_logits_that_are_no_numbers_fail_the_attempt(desk: Desk) -> None:
+    desk.submit("a", 6)
+    desk.ticket("a")
+    plan = desk.plan()
+    result = StepResult(failed={plan.slices[0].sequence_id: "the logits hold NaN"})
+    cancel, failure, ended = desk.prefiller.complete_step(plan, result, 0.0)
+    assert isinstance(cancel, SendToDecode)
+    assert isinstance(cancel.message, Cancel)
+    assert failure == ReportFailure(key("a"), FailureCause.INTERNAL, "the logits hold NaN")
     assert ended == AttemptEnded(key("a"))
     assert desk.is_clean()
 

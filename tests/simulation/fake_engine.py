@@ -2,7 +2,8 @@
 
 Each KV slot holds a digest of all tokens up to its position. A step checks the digests of
 everything a slice attends to before it writes its own, so a block that was shipped wrongly, freed
-too early or given to two sequences is found at once. The next token is a function of the digest.
+too early or given to two sequences is found at once. The next token is a function of the digest
+and of which of the n answers it is for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 import xxhash
 
-from core.step import Slice, StepPlan, StepResult
+from core.step import SampledToken, Slice, StepPlan, StepResult
 
 VOCABULARY = 997
 
@@ -25,15 +26,15 @@ def digests_of(tokens: np.ndarray) -> np.ndarray:
     return out
 
 
-def next_token(digest: int) -> int:
-    return 1 + digest % (VOCABULARY - 1)
+def next_token(digest: int, index: int) -> int:
+    return 1 + (digest + index) % (VOCABULARY - 1)
 
 
-def expected_answer(prompt: np.ndarray, count: int) -> list[int]:
+def expected_answer(prompt: np.ndarray, count: int, index: int = 0) -> list[int]:
     """The answer that a lone, undisturbed worker would give."""
     tokens = list(map(int, prompt))
     for _ in range(count):
-        tokens.append(next_token(int(digests_of(np.array(tokens))[-1])))
+        tokens.append(next_token(int(digests_of(np.array(tokens))[-1]), index))
     return tokens[len(prompt) :]
 
 
@@ -47,12 +48,16 @@ class FakeEngine:
     def execute(self, plan: StepPlan, tokens_of: dict[int, np.ndarray]) -> StepResult:
         """``tokens_of``: all tokens of each sequence in the plan, by sequence id."""
         sampled = {}
+        for copy in plan.copies:
+            self.memory[copy.destination] = self.memory[copy.source]
         for piece in plan.slices:
             digests = digests_of(tokens_of[piece.sequence_id][: piece.end])
             self._check_past(piece, digests)
             self._write(piece, digests)
-            if piece.sample is not None:
-                sampled[piece.sequence_id] = next_token(int(digests[-1]))
+            sampled[piece.sequence_id] = tuple(
+                SampledToken(next_token(int(digests[-1]), spec.sequence_index))
+                for spec in piece.samples
+            )
         return StepResult(sampled)
 
     def _slots(self, piece: Slice, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:

@@ -76,10 +76,16 @@ class Request:
     prompt: TokenArray
     params: SamplingParams
     attempt: int = 0
-    tokens: list[int] = field(default_factory=list)
+    answers: dict[int, list[int]] = field(default_factory=dict)
+    ended: set[int] = field(default_factory=set)
     outcome: str = ""
     worker: str = ""
     prefill: str = ""
+
+    @property
+    def tokens(self) -> list[int]:
+        """Tokens of the first answer."""
+        return self.answers.get(0, [])
 
 
 class SimPrefill:
@@ -175,9 +181,9 @@ class World:
 
     # The tiny router
 
-    def ask(self, name: str, prompt: list[int], max_tokens: int) -> Request:
+    def ask(self, name: str, prompt: list[int], max_tokens: int, n: int = 1) -> Request:
         key = RequestKey("default", name)
-        request = Request(np.array(prompt, dtype=np.int32), SamplingParams(max_tokens))
+        request = Request(np.array(prompt, dtype=np.int32), SamplingParams(max_tokens, n=n))
         self.requests[key] = request
         self._dispatch(key)
         return request
@@ -229,9 +235,11 @@ class World:
         request = self._current(output.key)
         if request is None:
             return
-        request.tokens.append(output.token)
+        request.answers.setdefault(output.index, []).append(output.token)
         if output.finish is not None:
-            request.outcome = output.finish.value
+            request.ended.add(output.index)
+        if len(request.ended) == request.params.n:
+            request.outcome = "length"
             self._abort_attempt(output.key, request)
 
     def _on_failure(self, key: AttemptKey) -> None:
@@ -239,14 +247,14 @@ class World:
         if request is None:
             return
         self._abort_attempt(key, request)
-        if request.tokens:
+        if request.answers:
             request.outcome = "aborted"
         else:
             self._dispatch(key.request)
 
     def _on_worker_lost(self, name: str) -> None:
         for key, request in list(self.requests.items()):
-            involved = request.worker == name or (request.prefill == name and not request.tokens)
+            involved = request.worker == name or (request.prefill == name and not request.answers)
             if involved and not request.outcome:
                 self._on_failure(AttemptKey(key, request.attempt))
 
@@ -262,7 +270,7 @@ class World:
                 case ReportFailure(key, cause, detail):
                     self.log.append(f"{prefill.name} {key} {cause} {detail}")
                     # Once D streams, P has nothing that the answer still needs.
-                    if not self.requests[key.request].tokens:
+                    if not self.requests[key.request].answers:
                         self._on_failure(key)
                 case TokenOutput():
                     self._on_token(command)
@@ -454,7 +462,12 @@ class World:
             assert pool.num_quarantined == 0
             assert pool.num_free + pool.num_cached == pool.num_blocks
         for request in self.requests.values():
-            answer = expected_answer(request.prompt, request.params.max_tokens)
-            assert request.tokens == answer[: len(request.tokens)]
-            if request.outcome == "length":
-                assert len(request.tokens) == len(answer)
+            self._judge(request)
+
+    @staticmethod
+    def _judge(request: Request) -> None:
+        for index, tokens in request.answers.items():
+            answer = expected_answer(request.prompt, request.params.max_tokens, index)
+            assert tokens == answer[: len(tokens)]
+            assert request.outcome != "length" or len(tokens) == len(answer)
+        assert request.outcome != "length" or len(request.answers) == request.params.n

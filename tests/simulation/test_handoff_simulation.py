@@ -14,7 +14,8 @@ def ask_many(world: World, count: int, *, longest: int = 60, max_tokens: int = 1
     for number in range(count):
         own = [world.random.randrange(1, 900) for _ in range(world.random.randrange(1, longest))]
         prefix = shared[: world.random.choice([0, 8, 16, 24])]
-        world.ask(f"r{number}", prefix + own, world.random.randrange(1, max_tokens + 1))
+        n = world.random.choice([1, 1, 1, 2, 5])
+        world.ask(f"r{number}", prefix + own, world.random.randrange(1, max_tokens + 1), n)
 
 
 def test_one_prompt_goes_through_prefill_handoff_and_decode() -> None:
@@ -138,4 +139,5 @@ def test_cancelled_requests_never_touch_the_blocks_of_others(seed: int) -> None:
 def ask_many_named(world: World, name: str, count: int) -> None:
     for number in range(count):
         prompt = [world.random.randrange(1, 900) for _ in range(world.random.randrange(4, 40))]
-        world.ask(f"{name}-{number}", prompt, max_tokens=30)
+        n = world.random.choice([1, 1, 2, 4])
+        world.ask(f"{name}-{number}", prompt, max_tokens=30, n=n)

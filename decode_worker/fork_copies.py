@@ -1,0 +1,55 @@
+"""Block copies that forked sequences wait for, and the blocks that must stay until they are made.
+
+A fork shares the full blocks of its prompt for ever: nobody writes into those. It writes into the
+last, partly filled block at once, so that one is copied with the fork's first step. Until then its
+source is held: the sequence it belongs to may be gone by then.
+Does not cover: when to fork (``decode_worker.scheduler``), moving bytes (``engine.runner``).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from core.block_pool import BlockIds, BlockPool
+from core.sequence import Sequence
+from core.step import BlockCopy
+
+
+class ForkCopies:
+    """Copies to make, by fork, and those of the step under way."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._waiting: dict[int, BlockCopy] = {}
+        self._under_way: list[int] = []
+
+    @property
+    def sources(self) -> BlockIds:
+        """Blocks that are held as sources, with one entry for each reference."""
+        waiting = [copy.source for copy in self._waiting.values()]
+        return np.array([*waiting, *self._under_way], dtype=np.int32)
+
+    def plan(self, fork: Sequence, copy: BlockCopy) -> None:
+        """``fork`` needs this copy before its first step."""
+        self._pool.acquire(np.array([copy.source], dtype=np.int32))
+        self._waiting[fork.sequence_id] = copy
+
+    def take(self, sequence: Sequence) -> list[BlockCopy]:
+        """The copy to make in the step that computes ``sequence``; none if it waits for none."""
+        copy = self._waiting.pop(sequence.sequence_id, None)
+        if copy is None:
+            return []
+        self._under_way.append(copy.source)
+        return [copy]
+
+    def drop(self, sequence: Sequence) -> None:
+        """The sequence gives its blocks up before the copy was made."""
+        copy = self._waiting.pop(sequence.sequence_id, None)
+        if copy is not None:
+            self._pool.release(np.array([copy.source], dtype=np.int32))
+
+    def done(self) -> None:
+        """The step under way is over."""
+        for source in self._under_way:
+            self._pool.release(np.array([source], dtype=np.int32))
+        self._under_way.clear()
