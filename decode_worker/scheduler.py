@@ -1,21 +1,17 @@
 """D's scheduler: which sequences compute which tokens in the next step (continuous batching).
 
-Covers: one FIFO of everything that waits for blocks (reserves, local prefills, resumed
-sequences), admission without reserving max_tokens, chunked prefill beside decoding, forking the n
-answers of a prompt, preemption of the youngest sequence when blocks run out. Pure: no clock, no
-I/O. Does not cover: leases (``core.lease``), computing (``engine``), text (``text``).
+Covers: chunked prefill beside decoding, forking the n answers of a prompt, preemption of the
+youngest sequence when blocks run out. Pure: no clock, no I/O.
+Does not cover: who gets blocks next (``decode_worker.admission``), leases (``core.lease``),
+computing (``engine``), text (``text``).
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
-
-from core.block_hash import HashArray, TokenArray, block_hashes
+from core.block_hash import TokenArray
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.handoff import FailureCause
@@ -28,17 +24,8 @@ from core.outputs import Load, StepCounters, TokenOutput
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import BlockCopy, SampledToken, Slice, StepPlan, StepResult
+from decode_worker.admission import AdmissionQueue, WaitingReserve
 from decode_worker.fork_copies import ForkCopies
-
-
-@dataclass(frozen=True, slots=True)
-class WaitingReserve:
-    """A handoff in the FIFO: wants blocks for a prompt that a prefill worker computes."""
-
-    key: AttemptKey
-    tokens: TokenArray
-    salt: int
-    num_answers: int
 
 
 class DecodeScheduler:
@@ -67,7 +54,7 @@ class DecodeScheduler:
         self._by_key: dict[AttemptKey, list[Sequence]] = {}
         # Ordered by sequence id, that is by age.
         self._running: list[Sequence] = []
-        self._waiting: deque[WaitingReserve | Sequence] = deque()
+        self._queue = AdmissionQueue(pool, self.counters)
         self._in_flight: dict[int, Sequence] = {}
         self._forks = ForkCopies(pool)
 
@@ -95,15 +82,13 @@ class DecodeScheduler:
             return
         self.check_fits(len(tokens), params)
         sequence = self._new_sequence(key, tokens, params, salt)
-        self._waiting.append(sequence)
+        self._queue.add(sequence)
 
     def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int, num_answers: int) -> None:
-        self._waiting.append(WaitingReserve(key, tokens, salt, num_answers))
+        self._queue.add(WaitingReserve(key, tokens, salt, num_answers))
 
     def remove_reserve(self, key: AttemptKey) -> None:
-        self._waiting = deque(
-            x for x in self._waiting if not (isinstance(x, WaitingReserve) and x.key == key)
-        )
+        self._queue.remove_reserve(key)
 
     def start(self, event: StartSequence) -> list[TokenOutput]:
         """A committed handoff becomes n running sequences; their first tokens leave at once."""
@@ -141,7 +126,7 @@ class DecodeScheduler:
         if sequence in self._running:
             self._running.remove(sequence)
         else:
-            self._waiting.remove(sequence)
+            self._queue.remove(sequence)
         if sequence.sequence_id not in self._in_flight:
             self._give_up_blocks(sequence)
 
@@ -158,64 +143,13 @@ class DecodeScheduler:
         """
         grants: list[Granted] = []
         places = self._max_num_seqs - num_promised - sum(s.num_answers for s in self._running)
-        while self._waiting and self._waiting[0].num_answers <= places:
-            head = self._waiting[0]
-            if isinstance(head, Sequence):
-                if not self._admit_sequence(head):
-                    break
+        while (admitted := self._queue.admit_next(places, len(self._running))) is not None:
+            places -= admitted.num_answers
+            if isinstance(admitted, Sequence):
+                insort(self._running, admitted, key=lambda s: s.sequence_id)
             else:
-                grant = self._grant(head)
-                if grant is None:
-                    break
-                grants.append(grant)
-            places -= head.num_answers
-            self._waiting.popleft()
+                grants.append(admitted.grant)
         return grants
-
-    def _admit_sequence(self, sequence: Sequence) -> bool:
-        # The last token is always computed, so that there are logits to draw from.
-        found = self._find_blocks(
-            sequence.tokens, sequence.salt, sequence.length - 1, sequence.num_answers
-        )
-        if found is None:
-            return False
-        held, fresh, hashes = found
-        sequence.adopt_prefix(held, hashes, self._pool.block_size)
-        sequence.add_blocks(fresh)
-        if sequence.computed_once == 0:
-            sequence.cached_tokens = sequence.computed
-            self.counters.prefix_tokens_hit += sequence.computed
-        insort(self._running, sequence, key=lambda s: s.sequence_id)
-        return True
-
-    def _grant(self, waiting: WaitingReserve) -> Granted | None:
-        found = self._find_blocks(
-            waiting.tokens, waiting.salt, len(waiting.tokens), waiting.num_answers
-        )
-        if found is None:
-            return None
-        held, fresh, hashes = found
-        self.counters.prefix_tokens_hit += len(held) * self._pool.block_size
-        return Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
-
-    def _find_blocks(
-        self, tokens: TokenArray, salt: int, max_cached: int, num_answers: int
-    ) -> tuple[BlockIds, BlockIds, HashArray] | None:
-        """Cached blocks of the prefix, new ones for the rest and one more token; or None."""
-        size = self._pool.block_size
-        hashes = block_hashes(tokens, size, salt)
-        held = self._pool.match_prefix(hashes[: max_cached // size], tokens)
-        self._pool.acquire(held)
-        count = len(tokens) // size + 1 - len(held)
-        # Each running sequence keeps room to grow by a block, so that admission is not undone
-        # by preemption in the next step; and each further answer needs a block of its own.
-        room = len(self._running) + num_answers - 1
-        fits = self._pool.num_available >= count + room
-        fresh = self._pool.allocate(count) if fits else None
-        if fresh is None:
-            self._pool.release(held)
-            return None
-        return held, fresh, hashes
 
     # Steps
 
@@ -259,7 +193,7 @@ class DecodeScheduler:
         """Takes its blocks; it resumes from the head of the FIFO and recomputes."""
         self._running.remove(sequence)
         self._give_up_blocks(sequence)
-        self._waiting.appendleft(sequence)
+        self._queue.add_first(sequence)
         self.counters.preemptions += 1
 
     def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput | FailAttempt]:
@@ -325,7 +259,7 @@ class DecodeScheduler:
         if own is None:
             # It starts like a preempted sequence, with the prompt's full blocks in the cache.
             fork.forget_blocks()
-            self._waiting.append(fork)
+            self._queue.add(fork)
             return fork
         self._pool.acquire(fork.block_ids)
         fork.add_blocks(own)
@@ -338,9 +272,9 @@ class DecodeScheduler:
 
     @property
     def load(self) -> Load:
-        sequences = [x for x in self._waiting if isinstance(x, Sequence)]
-        pending = sum(s.remaining for s in [*sequences, *self._running] if s.remaining > 1)
-        return Load(len(self._running), len(self._waiting), self._pool.num_available, pending)
+        sequences = [*self._queue.sequences, *self._running]
+        pending = sum(s.remaining for s in sequences if s.remaining > 1)
+        return Load(len(self._running), len(self._queue), self._pool.num_available, pending)
 
     def held_references(self) -> list[BlockIds]:
         """Block ids on which sequences hold references, for invariant checks."""

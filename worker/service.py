@@ -21,23 +21,22 @@ import grpc
 from core.errors import CrossdockError, InvalidField
 from core.handoff import FailureCause
 from core.outputs import TokenOutput
-from core.request import AttemptKey, FinishReason, SamplingParams
+from core.request import AttemptKey, SamplingParams
 from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
 from engine.loop import EngineLoop
 from engine.runner import LoadedModel
-from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import (
     hashes_to_wire,
     key_from_wire,
     key_to_wire,
     load_to_wire,
-    logprobs_to_wire,
     sampling_from_wire,
 )
+from worker.answers import Answers
 from worker.brain import Brain
 from worker.router_streams import RouterStreams
 from worker.stats import make_stats
@@ -72,8 +71,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._loop = asyncio.get_running_loop()
         # Appended to under the engine loop's lock.
         self._decided: deque[list[Command]] = deque()
-        # Text of the answers that go on, by attempt and index.
-        self._answers: dict[AttemptKey, dict[int, AnswerText]] = {}
+        self._answers = Answers(tokenizer)
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._engine: EngineLoop[None] = EngineLoop(
             model.runner.execute,
@@ -191,13 +189,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def _carry_out(self, commands: list[Command]) -> None:
         tokens = [c for c in commands if isinstance(c, TokenOutput)]
-        outputs = [message for token in tokens for message in self._to_wire(token)]
+        parts = [part for token in tokens if (part := self._answers.push(token)) is not None]
         load = self._publish_cache()
         # Tokens leave first: another command may end the attempt they belong to.
-        self.streams.send_outputs(outputs, load)
-        for key, _ in outputs:
-            if not self._answers.get(key):
-                self.finish(key)
+        self.streams.send_outputs([(part.key, part.message) for part in parts], load)
+        for part in parts:
+            if part.stopped:
+                self._stop_computing(part.key, part.index)
+            if not self._answers.goes_on(part.key):
+                self.finish(part.key)
         for command in commands:
             if not isinstance(command, TokenOutput):
                 self.carry_out(command)
@@ -210,37 +210,6 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             load = self.brain.load
         self.streams.send_cache_events(stored, removed)
         return load_to_wire(load)
-
-    def _to_wire(self, output: TokenOutput) -> list[tuple[AttemptKey, pb.SequenceOutput]]:
-        """The token as text. Nothing for an answer that was stopped or aborted meanwhile."""
-        answers = self._answers.get(output.key, {})
-        answer = answers.get(output.index)
-        if answer is None:
-            return []
-        text, finish = self._push_text(answer, output)
-        if finish:
-            del answers[output.index]
-        message = pb.SequenceOutput(
-            key=key_to_wire(output.key),
-            index=output.index,
-            token_ids=[output.token],
-            text=text,
-            finish_reason=finish,
-            cached_tokens=output.cached_tokens if output.first else 0,
-            logprobs=[] if output.logprobs is None else [logprobs_to_wire(output.logprobs)],
-        )
-        return [(output.key, message)]
-
-    def _push_text(self, answer: AnswerText, output: TokenOutput) -> tuple[str, str]:
-        """(text that is certain now, finish reason or "")."""
-        delta = answer.push([output.token])
-        if delta.stopped:
-            if output.finish is None:
-                self._stop_computing(output.key, output.index)
-            return delta.text, FinishReason.STOP.value
-        if output.finish is None:
-            return delta.text, ""
-        return delta.text + answer.finish(), output.finish.value
 
     def _stop_computing(self, key: AttemptKey, index: int) -> None:
         event = self.stop_text_event(key, index)
@@ -259,7 +228,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def finish(self, key: AttemptKey) -> None:
         """Forgets an attempt that ended."""
-        self._answers.pop(key, None)
+        self._answers.forget(key)
         self.streams.forget(key)
         timer = self._timers.pop(key, None)
         if timer is not None:
@@ -269,10 +238,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def begin(self, key: AttemptKey, params: SamplingParams, deadline_s: float) -> None:
         """Prepares for the tokens of an attempt."""
-        self._answers[key] = {
-            index: AnswerText(self.tokenizer, params.stop, params.min_tokens)
-            for index in range(params.n)
-        }
+        self._answers.begin(key, params)
         if deadline_s > 0:
             self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
 

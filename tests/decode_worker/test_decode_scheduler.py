@@ -275,3 +275,13 @@ def test_logits_that_are_no_numbers_fail_their_own_attempt_only(desk: Desk) -> N
     assert failure == FailAttempt(key("bad"), FailureCause.INTERNAL, "the logits hold NaN")
     assert output.key == key("good")
     desk.validate()
+
+
+def test_more_answers_than_blocks_do_not_wait_for_ever() -> None:
+    desk = Desk(num_blocks=4)
+    desk.local("a", 12, n=4, max_tokens=4)
+    ended: set[int] = set()
+    while len(ended) < 4:
+        ended |= {output.index for output in desk.step() if output.finish}
+        desk.validate()
+    assert desk.pool.num_leased == 0
