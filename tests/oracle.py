@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 # Two orders of adding floats differ by less; a smaller lead of the first token may go either way.
 NEAR_TIE = 1e-4
 
@@ -36,6 +39,13 @@ class Oracle:
         if known is None or len(known.tokens) < max_new_tokens:
             known = self._answers[prompt] = self._compute(prompt, max_new_tokens)
         return OracleAnswer(known.tokens[:max_new_tokens], known.margins[:max_new_tokens])
+
+    def logprobs(self, token_ids: Sequence[int]) -> npt.NDArray[np.float64]:
+        """[n, vocab]: row i holds the logarithms of the probabilities of what follows token i."""
+        torch = self._torch
+        with torch.inference_mode():
+            logits = self._model(input_ids=torch.tensor([list(token_ids)])).logits[0]
+        return np.asarray(torch.log_softmax(logits.double(), dim=-1).numpy())
 
     def _compute(self, prompt: tuple[int, ...], max_new_tokens: int) -> OracleAnswer:
         torch = self._torch

@@ -1,0 +1,141 @@
+"""Sampling through the whole cluster: who computes an answer, and beside whom, changes no token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from oracle_prompts import Prompts
+from served_cluster import ServedCluster, served
+
+from core.kv_layout import KVLayout
+from crossdock.v1 import inference_pb2 as pb
+from oracle import Oracle
+
+pytestmark = [pytest.mark.processes, pytest.mark.oracle, pytest.mark.timeout(600)]
+
+ANSWER_TOKENS = 16
+# float32 sums in another order differ by less.
+NEAR = 2e-4
+
+
+@dataclass
+class Answer:
+    """One of the n answers."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list[pb.TokenLogprob] = field(default_factory=list)
+    complete: pb.Complete = field(default_factory=pb.Complete)
+
+
+def ask(cluster: ServedCluster, prompt: Sequence[int], **sampling: Any) -> list[Answer]:
+    """All answers to one prompt, by index."""
+    request = pb.GenerateRequest(
+        token_ids=pb.TokenIds(ids=list(prompt)), sampling=pb.SamplingParams(**sampling)
+    )
+    answers = [Answer() for _ in range(sampling.get("n", 1))]
+    for response in cluster.inference.Generate(request, timeout=240):
+        answer = answers[response.index]
+        answer.tokens += response.chunk.token_ids
+        answer.text += response.chunk.text
+        answer.logprobs += response.chunk.logprobs
+        if response.HasField("complete"):
+            answer.complete = response.complete
+    return answers
+
+
+def sampled(cluster: ServedCluster, task: tuple[int, list[int]]) -> list[int]:
+    """Every parameter at work; the seed is the task's number."""
+    seed, prompt = task
+    (answer,) = ask(
+        cluster,
+        prompt,
+        seed=seed,
+        temperature=0.9,
+        top_p=0.95,
+        top_k=200,
+        min_p=0.01,
+        repetition_penalty=1.1,
+        presence_penalty=0.4,
+        frequency_penalty=0.3,
+        logit_bias={100: -5.0, 200: 1.5},
+        max_tokens=ANSWER_TOKENS,
+        min_tokens=4,
+        ignore_eos=True,
+    )
+    return answer.tokens
+
+
+def test_a_seed_gives_the_same_tokens_wherever_and_beside_whomever(
+    smollm2: Path, prompts: Prompts
+) -> None:
+    tasks = list(enumerate(prompts.at_once))
+    assert len(tasks) == 16
+    outcomes: list[list[list[int]]] = []
+    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
+        outcomes.append([sampled(cluster, task) for task in tasks])
+        outcomes.append(all_at_once(cluster, tasks))
+    with served(smollm2, 0, 1, "--dtype", "float32") as cluster:
+        outcomes.append(all_at_once(cluster, tasks))
+        outcomes.append([sampled(cluster, task) for task in tasks])
+    alone, batch_with_hits, mixed_batch, mixed_with_hits = outcomes
+    assert {len(tokens) for tokens in alone} == {ANSWER_TOKENS}
+    assert batch_with_hits == alone
+    assert mixed_batch == alone
+    assert mixed_with_hits == alone
+
+
+def all_at_once(cluster: ServedCluster, tasks: list[tuple[int, list[int]]]) -> list[list[int]]:
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        return list(pool.map(lambda task: sampled(cluster, task), tasks))
+
+
+def test_several_answers_cost_one_prefill_and_one_transfer(
+    smollm2: Path, prompts: Prompts, oracle: Oracle
+) -> None:
+    prompt = prompts.one_by_one[4][:1001]
+    layout = KVLayout(30, 3, 64, 16, "float32")
+    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
+        sampling = {"seed": 11, "temperature": 1.0, "ignore_eos": True}
+        answers = ask(cluster, prompt, n=5, max_tokens=20, logprobs=3, **sampling)
+        (prefill,) = cluster.stats("prefill")
+        (decode,) = cluster.stats("decode")
+        assert prefill.prefill_tokens_computed == len(prompt)
+        assert decode.prefill_tokens_computed == decode.recomputed_tokens == 0
+        assert sum(edge.blocks for edge in decode.edges) == layout.blocks_for(len(prompt))
+    assert len({tuple(answer.tokens) for answer in answers}) == 5
+    for answer in answers:
+        assert (len(answer.tokens), answer.complete.completion_tokens) == (20, 20)
+        assert_logprobs_of_the_oracle(oracle, prompt, answer)
+
+
+def assert_logprobs_of_the_oracle(oracle: Oracle, prompt: list[int], answer: Answer) -> None:
+    rows = oracle.logprobs([*prompt, *answer.tokens])[len(prompt) - 1 : -1]
+    for token, told, row in zip(answer.tokens, answer.logprobs, rows, strict=True):
+        assert told.token_id == token
+        assert abs(told.logprob - row[token]) < NEAR
+        assert len(told.top) == 3
+        best = sorted(row, reverse=True)[:3]
+        assert all(abs(c.logprob - b) < NEAR for c, b in zip(told.top, best, strict=True))
+        assert all(abs(c.logprob - row[c.token_id]) < NEAR for c in told.top)
+
+
+def test_answers_end_one_by_one_by_their_stop_strings(smollm2: Path) -> None:
+    prompt = [504, 2365, 282, 3719, 314]
+    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
+        sampling = {"seed": 3, "temperature": 1.0, "ignore_eos": True, "max_tokens": 24, "n": 4}
+        whole = ask(cluster, prompt, **sampling)
+        # A piece across token borders of one answer; the others are cut where they have it too.
+        stop = whole[1].text[9:15]
+        assert stop
+        cut = ask(cluster, prompt, stop=[stop], **sampling)
+        for before, after in zip(whole, cut, strict=True):
+            at = before.text.find(stop)
+            assert after.text == (before.text if at < 0 else before.text[:at])
+            assert after.complete.finish_reason == ("length" if at < 0 else "stop")
+        assert cut[1].complete.finish_reason == "stop"
