@@ -44,10 +44,10 @@ class ServedCluster:
         return [t for chunk in self.stream(prompt, max_tokens) for t in chunk.chunk.token_ids]
 
     def stream(
-        self, prompt: Sequence[int], max_tokens: int
+        self, prompt: Sequence[int], max_tokens: int, n: int = 1
     ) -> Iterator[inference_pb2.GenerateResponse]:
         sampling = inference_pb2.SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, ignore_eos=True
+            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, n=n
         )
         request = inference_pb2.GenerateRequest(
             token_ids=inference_pb2.TokenIds(ids=list(prompt)), sampling=sampling
