@@ -54,7 +54,7 @@ def prefill_ms(model: LoadedModel, length: int, chunk: int) -> float:
     table = np.arange(length // BLOCK_SIZE, dtype=np.int32)
     started = time.perf_counter()
     for start in range(0, length, chunk):
-        piece = Slice(1, start, tokens[start : start + chunk], table, None)
+        piece = Slice(1, start, tokens[start : start + chunk], table)
         model.runner.execute(StepPlan((piece,)))
     return (time.perf_counter() - started) * 1000
 
