@@ -7,7 +7,7 @@ from pathlib import Path
 from core.request import Role
 from core.worker_settings import WorkerSettings
 from decode_worker.service import DecodeService
-from engine.model_config import model_hash
+from engine.model_hash import model_hash
 from engine.runner import LoadedModel, load_runner
 from kv_transfer.handshake import WorkerIdentity
 from prefill_worker.service import PrefillService

@@ -6,28 +6,16 @@ own. Order in the batch is therefore not the order in the plan.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from core.step import Slice, StepPlan
-from kernels.paged_attention import (
-    DecodeIndex,
-    PoolShape,
-    PrefillIndex,
-    decode_index,
-    prefill_index,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillSpan:
-    """Rows ``first`` to ``last - 1`` of the batch are one sequence's chunk."""
-
-    first: int
-    last: int
-    index: PrefillIndex
+from engine.attention_index import AttentionIndex, attention_index
+from engine.sliding_window import Window
+from kernels.paged_attention import PoolShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +23,8 @@ class Batch:
     """T tokens of several sequences; all arrays int64 on the model's device.
 
     ``block_ids`` and ``offsets`` [T] say where each token's KV goes. Rows 0 to ``num_decodes - 1``
-    are single tokens. ``sampled_rows`` [R] are the rows whose logits are wanted; they belong to
-    ``sampled_slices`` in this order.
+    are single tokens. ``attention``: what the layers of each window read. ``sampled_rows`` [R] are
+    the rows whose logits are wanted; they belong to ``sampled_slices`` in this order.
     """
 
     token_ids: torch.Tensor
@@ -44,14 +32,18 @@ class Batch:
     block_ids: torch.Tensor
     offsets: torch.Tensor
     num_decodes: int
-    decodes: DecodeIndex | None
-    prefills: tuple[PrefillSpan, ...]
+    attention: Mapping[Window, AttentionIndex]
     sampled_rows: torch.Tensor
     sampled_slices: tuple[Slice, ...]
 
 
-def build_batch(plan: StepPlan, shape: PoolShape, device: torch.device) -> Batch:
-    """Lays a plan's slices out for the pool that has ``shape``."""
+def build_batch(
+    plan: StepPlan,
+    shape: PoolShape,
+    device: torch.device,
+    windows: tuple[Window, ...] = (None,),
+) -> Batch:
+    """Lays a plan's slices out for the pool that has ``shape`` and layers of these windows."""
     decodes = [part for part in plan.slices if len(part.tokens) == 1]
     prefills = [part for part in plan.slices if len(part.tokens) > 1]
     ordered = decodes + prefills
@@ -69,32 +61,12 @@ def build_batch(plan: StepPlan, shape: PoolShape, device: torch.device) -> Batch
         block_ids=_to_device(np.concatenate(block_ids), device),
         offsets=_to_device(flat_positions % shape.block_size, device),
         num_decodes=len(decodes),
-        decodes=_decode_index(decodes, shape, device),
-        prefills=_prefill_spans(prefills, len(decodes), shape, device),
+        attention={
+            window: attention_index(decodes, prefills, shape, device, window) for window in windows
+        },
         sampled_rows=_to_device(ends[wanted] - 1, device),
         sampled_slices=tuple(ordered[i] for i in wanted),
     )
-
-
-def _decode_index(
-    decodes: list[Slice], shape: PoolShape, device: torch.device
-) -> DecodeIndex | None:
-    if not decodes:
-        return None
-    lengths = np.array([part.end for part in decodes], dtype=np.int32)
-    return decode_index([part.block_table for part in decodes], lengths, shape, device)
-
-
-def _prefill_spans(
-    prefills: list[Slice], first: int, shape: PoolShape, device: torch.device
-) -> tuple[PrefillSpan, ...]:
-    spans: list[PrefillSpan] = []
-    for part in prefills:
-        last = first + len(part.tokens)
-        index = prefill_index(part.block_table, part.start, part.end, shape, device)
-        spans.append(PrefillSpan(first, last, index))
-        first = last
-    return tuple(spans)
 
 
 def _to_device(

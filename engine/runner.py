@@ -8,9 +8,9 @@ from pathlib import Path
 from core.errors import Incompatible
 from core.step import StepPlan, StepResult
 from engine.batch import build_batch
+from engine.decoder import Decoder
 from engine.dtypes import torch_dtype
 from engine.kv_pool import KVPool
-from engine.llama import Llama
 from engine.model_config import ModelConfig, read_model_config
 from engine.sampler import sample
 from engine.weights import load_weights
@@ -20,7 +20,7 @@ from kernels.paged_attention import PoolShape
 class ModelRunner:
     """Blocking: ``execute`` returns when the step is computed. Not to be called concurrently."""
 
-    def __init__(self, model: Llama, pool: KVPool) -> None:
+    def __init__(self, model: Decoder, pool: KVPool) -> None:
         if pool.tensor.dtype is not model.dtype:
             raise Incompatible(
                 f"the KV pool is {pool.layout.dtype}, the model {model.dtype}: they must agree",
@@ -33,7 +33,7 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan) -> StepResult:
         """Computes the KV of all slices and samples for those that ask for it."""
-        batch = build_batch(plan, self._shape, self.model.device)
+        batch = build_batch(plan, self._shape, self.model.device, self.model.config.windows)
         logits = self.model.forward(batch, self.pool.tensor)
         specs = [part.sample for part in batch.sampled_slices if part.sample is not None]
         tokens = sample(logits, specs)
@@ -55,6 +55,6 @@ def load_runner(
 ) -> LoadedModel:
     """Reads the folder's weights as ``dtype`` onto ``device`` and makes a pool of that dtype."""
     config = read_model_config(folder)
-    model = Llama(config, load_weights(folder, config, torch_dtype(dtype), device))
+    model = Decoder(config, load_weights(folder, config, torch_dtype(dtype), device))
     pool = KVPool.create(config.kv_layout(block_size, dtype), num_blocks, device)
     return LoadedModel(ModelRunner(model, pool), pool, config)

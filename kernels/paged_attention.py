@@ -1,9 +1,12 @@
 """Attention of new tokens over keys and values that lie in a paged pool.
 
 Covers: decode (many sequences, one token each), prefill (one sequence, a chunk of tokens after a
-cached prefix), grouped-query heads without repeating K and V. The new tokens' own K and V must be
-in the pool already.
-Does not cover: sliding windows, ALiBi, soft capping.
+cached prefix), grouped-query heads without repeating K and V, sliding windows. The new tokens' own
+K and V must be in the pool already.
+Does not cover: ALiBi, soft capping.
+
+A window is the number of most recent positions that a query sees, its own included; None is all of
+them. Blocks that no query of a call sees are not gathered.
 
 Shapes: ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim], contiguous. Every (block,
 layer, k/v, head) is one contiguous row of it, and blocks are gathered row by row: that is 6 times
@@ -46,7 +49,8 @@ class DecodeIndex:
     """What the decode gather of a step reads: S sequences, padded to M blocks each.
 
     ``rows`` int64 [S * 2 * kv_heads * M] for layer 0; ``mask`` bool [S, 1, 1, M * block_size], true
-    where a token is; ``unwritten`` (sequence, position), int64 each: gathered cells to clear.
+    where a token is that the query sees; ``unwritten`` (sequence, gathered cell), int64 each: cells
+    to clear.
     """
 
     rows: torch.Tensor
@@ -58,7 +62,8 @@ class DecodeIndex:
 class PrefillIndex:
     """What the gather of one prefill chunk reads: ``rows`` int64 [2 * kv_heads * M] for layer 0.
 
-    ``end`` counts cached and new tokens. ``mask`` bool [chunk, end] is None without a prefix.
+    ``end`` counts the gathered tokens, cached and new. ``mask`` bool [chunk, end] is None where
+    plain causality is enough: without a prefix, and with no window or a wider one.
     """
 
     rows: torch.Tensor
@@ -67,9 +72,20 @@ class PrefillIndex:
 
 
 def decode_index(
-    block_tables: list[IntArray], lengths: IntArray, shape: PoolShape, device: torch.device
+    block_tables: list[IntArray],
+    lengths: IntArray,
+    shape: PoolShape,
+    device: torch.device,
+    window: int | None = None,
 ) -> DecodeIndex:
     """Index for S sequences of ``lengths`` tokens (int32 [S], the new token included)."""
+    first_seen = np.zeros_like(lengths)
+    if window is not None:
+        # From here on positions count from the first block that the window reaches into.
+        first_seen = np.maximum(lengths - window, 0)
+        passed = first_seen // shape.block_size
+        block_tables = [table[n:] for table, n in zip(block_tables, passed, strict=True)]
+        lengths, first_seen = lengths - passed * shape.block_size, first_seen % shape.block_size
     counts = -(-lengths // shape.block_size)
     padded = _pad_with_first_block(block_tables, counts)
     positions = np.arange(padded.shape[1] * shape.block_size)
@@ -79,29 +95,41 @@ def decode_index(
     own_tail = positions < counts[:, None] * shape.block_size
     only_block = positions % shape.block_size >= lengths[:, None]
     sequences, cells = np.nonzero(~written & (own_tail | only_block))
+    seen = written if window is None else written & (positions >= first_seen[:, None])
     return DecodeIndex(
         _rows(padded, shape, device),
-        torch.from_numpy(written[:, None, None, :]).to(device),
+        torch.from_numpy(seen[:, None, None, :]).to(device),
         (torch.from_numpy(sequences).to(device), torch.from_numpy(cells).to(device)),
     )
 
 
 def prefill_index(
-    block_table: IntArray, start: int, end: int, shape: PoolShape, device: torch.device
+    block_table: IntArray,
+    start: int,
+    end: int,
+    shape: PoolShape,
+    device: torch.device,
+    window: int | None = None,
 ) -> PrefillIndex:
     """Index for the tokens ``start`` to ``end - 1`` of one sequence over its first ``end`` ones."""
-    used = block_table[: -(-end // shape.block_size)]
+    block_size = shape.block_size
+    passed = 0 if window is None else max(start - window + 1, 0) // block_size
+    used = block_table[passed : -(-end // block_size)]
     rows = _rows(used[None].astype(np.int64), shape, device)
-    if start == 0:
+    narrow = window is not None and window < end
+    start, end = start - passed * block_size, end - passed * block_size
+    if start == 0 and not narrow:
         return PrefillIndex(rows, end, None)
-    ones = torch.ones(end - start, end, dtype=torch.bool, device=device)
-    return PrefillIndex(rows, end, ones.tril(diagonal=start))
+    mask = torch.ones(end - start, end, dtype=torch.bool, device=device).tril(diagonal=start)
+    if window is not None and narrow:
+        mask = mask.triu(diagonal=start - window + 1)
+    return PrefillIndex(rows, end, mask)
 
 
 def decode_attention(
     q: torch.Tensor, pool: torch.Tensor, layer: int, index: DecodeIndex
 ) -> torch.Tensor:
-    """q [S, heads, head_dim] to the same shape; sequence s attends to all of its own tokens."""
+    """q [S, heads, head_dim] to the same shape; sequence s attends to its own tokens."""
     sequences, heads, head_dim = q.shape
     kv_heads = pool.shape[3]
     kv = _gather(pool, layer, index.rows).view(sequences, 2, kv_heads, -1, head_dim)
@@ -131,14 +159,21 @@ def prefill_attention(
 
 
 def attention_reference(
-    q: torch.Tensor, pool: torch.Tensor, layer: int, block_table: IntArray, start: int
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    layer: int,
+    block_table: IntArray,
+    start: int,
+    window: int | None = None,
 ) -> torch.Tensor:
     """One sequence, token by token and head by head: q [n, heads, head_dim] from ``start`` on."""
     kv_heads, block_size = pool.shape[3], pool.shape[4]
     group = q.shape[1] // kv_heads
     out = torch.empty_like(q)
     for i in range(len(q)):
-        blocks = [(int(block_table[p // block_size]), p % block_size) for p in range(start + i + 1)]
+        first = 0 if window is None else max(0, start + i + 1 - window)
+        seen = range(first, start + i + 1)
+        blocks = [(int(block_table[p // block_size]), p % block_size) for p in seen]
         cells = torch.stack([pool[block, layer, :, :, offset] for block, offset in blocks])
         for head in range(q.shape[1]):
             keys, values = cells[:, 0, head // group], cells[:, 1, head // group]

@@ -11,6 +11,14 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
+def rms_norm_heads(x: torch.Tensor, weights: torch.Tensor, eps: float) -> torch.Tensor:
+    """The same for x [T, heads, head_dim], each head with its own row of weights [heads, head_dim].
+
+    Rounded to the dtype of ``x`` before the weights come in, as transformers does.
+    """
+    return F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weights)
+
+
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """The same, written out, in the dtype of ``x``."""
+    """Both, written out, in the dtype of ``x``."""
     return weight * x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps)

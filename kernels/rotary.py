@@ -1,6 +1,7 @@
 """Rotary position embedding (Su et al., 2021) of Q and K, and the write of K and V to the cache.
 
-Pairs are (i, i + head_dim / 2), the Hugging Face order. Plain frequencies only: no scaling.
+Pairs are (i, i + head_dim / 2), the Hugging Face order. Does not cover: where the frequencies come
+from (``engine.rope_frequencies``), rotating only a part of a head.
 """
 
 from __future__ import annotations
@@ -9,37 +10,39 @@ import torch
 
 
 def rotary_angles(
-    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype
+    positions: torch.Tensor, frequencies: torch.Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin, each [T, head_dim / 2], of int64 positions [T].
+    """``scale`` * cos and ``scale`` * sin, each [T, head_dim / 2], of int64 positions [T].
 
-    The angles are computed in float32 (float64 if that is asked for) and rounded at the end.
+    ``frequencies`` [head_dim / 2]: radians per position. The angles are computed in their dtype
+    and rounded to ``dtype`` at the end.
     """
-    precise = torch.promote_types(dtype, torch.float32)
-    exponents = torch.arange(0, head_dim, 2, dtype=precise, device=positions.device) / head_dim
-    angles = positions.to(precise)[:, None] * (1.0 / theta**exponents)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = positions.to(frequencies.dtype)[:, None] * frequencies
+    cos, sin = angles.cos(), angles.sin()
+    if scale != 1.0:
+        cos, sin = cos * scale, sin * scale
+    return cos.to(dtype), sin.to(dtype)
 
 
 def rotate_and_store(
-    qkv: torch.Tensor,
+    qk: torch.Tensor,
+    values: torch.Tensor,
     angles: tuple[torch.Tensor, torch.Tensor],
     layer_pool: torch.Tensor,
     block_ids: torch.Tensor,
     offsets: torch.Tensor,
 ) -> torch.Tensor:
-    """Rotates Q and K of ``qkv``, writes K and V to the cache, returns the rotated Q.
+    """Rotates Q and K, writes K and V to the cache, returns the rotated Q.
 
-    ``qkv`` [T, heads + 2 * kv_heads, head_dim] holds Q, K, V heads in this order; ``layer_pool``
-    [blocks, 2, kv_heads, block_size, head_dim] is one layer's view of the pool; token t goes to
-    ``offsets[t]`` of block ``block_ids[t]`` (int64 [T]). Returns [T, heads, head_dim].
+    ``qk`` [T, heads + kv_heads, head_dim] holds Q, then K; ``values`` [T, kv_heads, head_dim];
+    ``layer_pool`` [blocks, 2, kv_heads, block_size, head_dim] is one layer's view of the pool;
+    token t goes to ``offsets[t]`` of block ``block_ids[t]`` (int64 [T]). Returns [T, heads,
+    head_dim].
     """
-    kv_heads = layer_pool.shape[2]
-    heads = qkv.shape[1] - 2 * kv_heads
-    rotated = rotate(qkv[:, : heads + kv_heads], *angles)
+    heads = qk.shape[1] - layer_pool.shape[2]
+    rotated = rotate(qk, *angles)
     by_token = layer_pool.permute(0, 3, 1, 2, 4)
-    values = torch.stack((rotated[:, heads:], qkv[:, heads + kv_heads :]), dim=1)
-    by_token[block_ids, offsets] = values
+    by_token[block_ids, offsets] = torch.stack((rotated[:, heads:], values), dim=1)
     return rotated[:, :heads]
 
 

@@ -55,7 +55,7 @@ def test_the_folder_holds_the_model_that_was_converted(tmp_path: Path, tied: boo
 def test_our_engine_reads_the_folder(source: Path) -> None:
     folder = imported(source)
     config = read_model_config(folder)
-    assert (config.rms_norm_eps, config.rope_theta) == (1e-5, 3000.0)
+    assert (config.rms_norm_eps, config.rope.theta) == (1e-5, 3000.0)
     assert (config.eos_token_ids, config.tie_word_embeddings) == ((0,), True)
     weights = load_weights(folder, config, torch.float32, "cpu")
     expected = small_llama().state_dict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -74,12 +74,20 @@ class Stepper:
 
     def logits(self, text: Text) -> torch.Tensor:
         """Computes the next chunk and gives the float32 logits [vocab] after its last token."""
-        part = self.slice(text, SamplingParams(max_tokens=1))
-        wanted = SampleSpec(SamplingParams(max_tokens=1), position=part.end)
-        plan = StepPlan(
-            (Slice(part.sequence_id, part.start, part.tokens, part.block_table, wanted),)
-        )
-        pool = self.model.pool.tensor
-        batch = build_batch(plan, PoolShape.of(pool), self.model.runner.model.device)
-        text.computed = part.end
-        return self.model.runner.model.forward(batch, pool)[0]
+        return self.logits_together([text])[0]
+
+    def logits_together(self, texts: list[Text]) -> list[torch.Tensor]:
+        """The same for several texts in one step, chunks and single tokens mixed."""
+        wanted = SamplingParams(max_tokens=1)
+        parts = [
+            replace(self.slice(text, wanted), sample=SampleSpec(wanted, position=0))
+            for text in texts
+        ]
+        model, pool = self.model.runner.model, self.model.pool.tensor
+        shape = PoolShape.of(pool)
+        batch = build_batch(StepPlan(tuple(parts)), shape, model.device, model.config.windows)
+        order = [part.sequence_id for part in batch.sampled_slices]
+        rows = dict(zip(order, model.forward(batch, pool), strict=True))
+        for text, part in zip(texts, parts, strict=True):
+            text.computed = part.end
+        return [rows[text.id] for text in texts]

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from core.errors import CrossdockError, Incompatible, InvalidField, NotFound
-from engine.model_config import model_hash, read_model_config
+from engine.model_config import read_model_config
+from engine.model_hash import model_hash
+from engine.rope_config import LinearScaling, Llama3Scaling, YarnScaling
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -37,15 +39,15 @@ def folder_with(path: Path, generation: dict[str, Any] | None = None, **changes:
 def test_a_plain_config(tmp_path: Path) -> None:
     config = read_model_config(folder_with(tmp_path, rope_theta=500.0, rope_scaling=None))
     assert (config.num_layers, config.num_heads, config.num_kv_heads) == (2, 4, 2)
-    assert (config.head_dim, config.rope_theta, config.rms_norm_eps) == (16, 500.0, 1e-5)
+    assert (config.head_dim, config.rope.theta, config.rms_norm_eps) == (16, 500.0, 1e-5)
     assert not config.tie_word_embeddings
     assert config.kv_layout(16, "bfloat16").block_shape == (2, 2, 2, 16, 16)
 
 
 def test_rope_of_transformers_5(tmp_path: Path, tiny_llama: Path) -> None:
     rope = {"rope_type": "default", "rope_theta": 777.0}
-    assert read_model_config(folder_with(tmp_path, rope_parameters=rope)).rope_theta == 777.0
-    assert read_model_config(tiny_llama).rope_theta == 5000.0
+    assert read_model_config(folder_with(tmp_path, rope_parameters=rope)).rope.theta == 777.0
+    assert read_model_config(tiny_llama).rope.theta == 5000.0
 
 
 @pytest.mark.parametrize(
@@ -62,16 +64,23 @@ def test_end_of_sequence_ids_come_from_both_files(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("architectures", ["MistralForCausalLM"]),
-        ("model_type", "qwen2"),
+        ("architectures", ["LlamaForSequenceClassification"]),
+        ("model_type", "mixtral"),
+        ("model_type", "gemma"),
+        ("model_type", ["llama"]),
         ("hidden_act", "gelu"),
-        ("attention_bias", True),
-        ("mlp_bias", True),
-        ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("quantization_config", {"quant_method": "awq"}),
         ("sliding_window", 4096),
+        ("layer_types", ["sliding_attention", "full_attention"]),
+        ("is_causal", False),
         ("partial_rotary_factor", 0.5),
-        ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}),
+        ("final_logit_softcapping", 30.0),
+        ("rope_parameters", {"rope_type": "dynamic", "factor": 2.0}),
+        ("rope_parameters", {"rope_type": "longrope", "short_factor": [1.0]}),
+        ("rope_parameters", {"full_attention": {"rope_type": "default"}}),
+        ("rope_parameters", {"rope_type": "default", "factor": 2.0}),
+        ("rope_parameters", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_scaling", {"type": "mrope", "mrope_section": [1, 2, 3]}),
     ],
 )
 def test_what_would_change_the_result_is_refused_by_name(
@@ -79,7 +88,119 @@ def test_what_would_change_the_result_is_refused_by_name(
 ) -> None:
     with pytest.raises(Incompatible, match=field) as refused:
         read_model_config(folder_with(tmp_path, **{field: value}))
-    assert refused.value.metadata["field"].startswith(field)
+    assert {"field", "value", "supported"} <= refused.value.metadata.keys()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "field", "value"),
+    [
+        ("mistral", "MistralForCausalLM", "attention_bias", True),
+        ("mistral", "MistralForCausalLM", "mlp_bias", True),
+        ("qwen2", "Qwen2ForCausalLM", "attention_bias", False),
+        ("qwen3", "Qwen3ForCausalLM", "mlp_bias", True),
+        ("qwen3", "Qwen3ForCausalLM", "layer_types", ["full_attention", "chunked_attention"]),
+        ("qwen3", "LlamaForCausalLM", "architectures", ["LlamaForCausalLM"]),
+    ],
+)
+def test_a_family_refuses_what_only_others_have(
+    tmp_path: Path, model_type: str, architecture: str, field: str, value: object
+) -> None:
+    changes = {"architectures": [architecture], "model_type": model_type, field: value}
+    with pytest.raises(Incompatible, match=field):
+        read_model_config(folder_with(tmp_path, **changes))
+
+
+def test_what_a_family_assumes_of_absent_fields(tmp_path: Path) -> None:
+    left_out = ("num_key_value_heads", "max_position_embeddings")
+
+    def read(model_type: str, **changes: Any) -> Any:
+        content = {key: value for key, value in CONFIG.items() if key not in left_out}
+        content |= {"architectures": None, "model_type": model_type, **changes}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        return read_model_config(tmp_path)
+
+    assert (read("llama").num_kv_heads, read("llama").max_positions) == (4, 2048)
+    mistral = read("mistral", num_attention_heads=8)
+    assert (mistral.num_kv_heads, mistral.layer_windows) == (8, (4096, 4096))
+    qwen3 = read("qwen3", num_attention_heads=64)
+    assert (qwen3.num_kv_heads, qwen3.head_dim, qwen3.windows) == (32, 128, (None,))
+
+
+def test_windows_of_layers(tmp_path: Path) -> None:
+    qwen = {"architectures": None, "model_type": "qwen2", "sliding_window": 8}
+
+    def windows(**changes: Any) -> tuple[int | None, ...]:
+        return read_model_config(folder_with(tmp_path, **(qwen | changes))).layer_windows
+
+    assert windows() == (None, None)
+    assert windows(use_sliding_window=True) == (None, None)
+    assert windows(use_sliding_window=True, max_window_layers=1) == (None, 8)
+    listed = ["sliding_attention", "full_attention"]
+    assert windows(use_sliding_window=True, layer_types=listed) == (8, None)
+    with pytest.raises(InvalidField, match="layer_types"):
+        windows(use_sliding_window=False, layer_types=listed)
+    with pytest.raises(InvalidField, match="layer_types"):
+        windows(use_sliding_window=True, layer_types=listed[:1])
+    with pytest.raises(InvalidField, match="sliding_window"):
+        windows(use_sliding_window=True, sliding_window=0)
+
+
+def test_scaled_rope(tmp_path: Path) -> None:
+    def scaling(key: str = "rope_scaling", **rope: Any) -> object:
+        return read_model_config(folder_with(tmp_path, **{key: rope})).rope.scaling
+
+    assert scaling(type="linear", factor=4) == LinearScaling(4.0)
+    llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert scaling("rope_parameters", rope_type="llama3", **llama3) == Llama3Scaling(
+        8.0, 1.0, 4.0, original_positions=512
+    )
+    yarn = scaling(rope_type="yarn", type="yarn", factor=4.0, finetuned=True)
+    assert isinstance(yarn, YarnScaling)
+    assert (yarn.original_positions, yarn.beta_fast, yarn.beta_slow) == (512, 32.0, 1.0)
+    assert yarn.attention_factor == pytest.approx(1.1386294)
+    yarn = scaling(type="yarn", factor=None, original_max_position_embeddings=128)
+    assert isinstance(yarn, YarnScaling)
+    assert yarn.factor == 4.0
+
+
+def test_yarn_lets_a_sequence_be_as_long_as_its_factor_says(tmp_path: Path) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 500}
+    assert read_model_config(folder_with(tmp_path, rope_scaling=yarn)).max_positions == 2000
+    linear = {"rope_type": "linear", "factor": 4.0}
+    assert read_model_config(folder_with(tmp_path, rope_scaling=linear)).max_positions == 512
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"type": "linear"}, "factor"),
+        ({"type": "linear", "factor": -1}, "factor"),
+        ({"type": "linear", "rope_type": "yarn", "factor": 2.0}, r"rope_scaling\.type"),
+        ({"type": "llama3", "factor": 2.0, "low_freq_factor": 1.0}, "high_freq_factor"),
+        (
+            {"type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0},
+            "high_freq_factor",
+        ),
+        ({"type": "yarn", "factor": 2.0, "attention_factor": "much"}, "attention_factor"),
+        ({"type": "yarn", "factor": 2.0, "truncate": "no"}, "truncate"),
+        ({"type": "yarn", "factor": 2.0, "original_max_position_embeddings": 0.5}, "original_max"),
+        ({"type": "yarn", "factor": 2.0, "rope_theta": 1.0}, "rope_theta"),
+    ],
+)
+def test_nonsense_in_scaled_rope_is_refused_by_name(
+    tmp_path: Path, rope: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(InvalidField, match=named):
+        read_model_config(folder_with(tmp_path, rope_scaling=rope))
+
+
+def test_two_ropes_in_one_config_are_refused(tmp_path: Path) -> None:
+    both = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+    }
+    with pytest.raises(InvalidField, match="keep one"):
+        read_model_config(folder_with(tmp_path, **both))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +214,9 @@ def test_what_would_change_the_result_is_refused_by_name(
         ("rope_theta", -1.0),
         ("eos_token_id", "</s>"),
         ("model_type", None),
+        ("tie_word_embeddings", "yes"),
+        ("rms_norm_eps", True),
+        ("rope_parameters", [1]),
     ],
 )
 def test_nonsense_is_refused_by_name(tmp_path: Path, field: str, value: object) -> None:

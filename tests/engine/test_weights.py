@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import make_model
 
 from core.errors import Incompatible, InvalidField, NotFound
 from engine.model_config import read_model_config
@@ -97,6 +98,71 @@ def test_a_bias_would_change_the_result_and_is_refused(folder: Path) -> None:
     bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(48)}
     save_file(tensors_of(folder) | bias, folder / "model.safetensors")
     with pytest.raises(Incompatible, match=r"q_proj\.bias"):
+        load(folder)
+
+
+def test_a_tensor_in_two_shards_is_refused(folder: Path) -> None:
+    tensors = tensors_of(folder)
+    shard(folder)
+    both = {Q_PROJ: tensors[Q_PROJ]}
+    for file in folder.glob("*.safetensors"):
+        save_file(load_file(file) | both, file)
+    with pytest.raises(Incompatible, match=rf"{Q_PROJ} is in .*00001.* and in .*00002"):
+        load(folder)
+
+
+def tie(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+
+
+def test_a_tied_head_may_be_stored_if_it_is_the_embedding(folder: Path) -> None:
+    tie(folder)
+    with pytest.raises(Incompatible, match=r"lm_head\.weight differs"):
+        load(folder)
+    tensors = tensors_of(folder)
+    same = {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    save_file(tensors | same, folder / "model.safetensors")
+    assert "lm_head.weight" not in load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [
+        ("qwen2", "self_attn.q_proj.bias"),
+        ("qwen3", "self_attn.k_norm.weight"),
+        ("llama with all biases", "self_attn.o_proj.bias"),
+        ("llama with all biases", "mlp.down_proj.bias"),
+    ],
+)
+def test_biases_and_norms_of_a_family_must_be_there(
+    tmp_path: Path, name: str, missing: str
+) -> None:
+    folder = make_model(tmp_path, name)
+    tensors = tensors_of(folder)
+    del tensors[f"model.layers.2.{missing}"]
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(Incompatible, match=rf"layers\.2\.{missing}"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [
+        ("qwen2", "self_attn.o_proj.bias"),
+        ("qwen2", "self_attn.q_norm.weight"),
+        ("mistral without a window", "self_attn.q_proj.bias"),
+        ("qwen3", "mlp.up_proj.bias"),
+        ("llama", "input_layernorm.bias"),
+    ],
+)
+def test_tensors_that_a_family_would_ignore_are_refused(
+    tmp_path: Path, name: str, extra: str
+) -> None:
+    folder = make_model(tmp_path, name)
+    tensor = {f"model.layers.0.{extra}": torch.zeros(48)}
+    save_file(tensors_of(folder) | tensor, folder / "model.safetensors")
+    with pytest.raises(Incompatible, match=rf"{extra} is not part of a"):
         load(folder)
 
 

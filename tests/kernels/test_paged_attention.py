@@ -43,6 +43,7 @@ shapes = st.builds(
     head_dim=st.sampled_from([2, 8, 16]),
     block_size=st.sampled_from([1, 4, 16]),
 )
+windows = st.none() | st.integers(1, 75)
 lengths_of_sequences = st.lists(st.integers(1, 70), min_size=1, max_size=6)
 
 
@@ -62,25 +63,38 @@ def poisoned_pool(
     return pool, tables
 
 
-@given(shapes, lengths_of_sequences)
-def test_decode_of_many_sequences(shape: Shape, lengths: list[int]) -> None:
+def poison_before(
+    pool: torch.Tensor, table: npt.NDArray[np.int32], first_seen: int, block_size: int
+) -> None:
+    """Whole blocks that a window has passed must not be read: they may belong to others."""
+    pool[table[: first_seen // block_size].astype(np.int64)] = torch.nan
+
+
+@given(shapes, lengths_of_sequences, windows)
+def test_decode_of_many_sequences(shape: Shape, lengths: list[int], window: int | None) -> None:
     pool, tables = poisoned_pool(shape, lengths)
+    for table, length in zip(tables, lengths, strict=True):
+        poison_before(pool, table, max(0, length - (window or length)), shape.block_size)
     q = torch.randn(len(lengths), shape.heads, shape.head_dim, dtype=torch.float64)
-    index = decode_index(tables, np.array(lengths, np.int32), PoolShape.of(pool), CPU)
+    index = decode_index(tables, np.array(lengths, np.int32), PoolShape.of(pool), CPU, window)
     for layer in range(LAYERS):
         out = decode_attention(q, pool, layer, index)
         for i, length in enumerate(lengths):
-            expected = attention_reference(q[i : i + 1], pool, layer, tables[i], length - 1)
+            one = q[i : i + 1]
+            expected = attention_reference(one, pool, layer, tables[i], length - 1, window)
             torch.testing.assert_close(out[i : i + 1], expected)
 
 
-@given(shapes, st.integers(0, 40), st.integers(1, 40))
-def test_prefill_of_a_chunk_after_a_prefix(shape: Shape, start: int, count: int) -> None:
+@given(shapes, st.integers(0, 40), st.integers(1, 40), windows)
+def test_prefill_of_a_chunk_after_a_prefix(
+    shape: Shape, start: int, count: int, window: int | None
+) -> None:
     pool, [table] = poisoned_pool(shape, [start + count])
+    poison_before(pool, table, max(0, start + 1 - (window or start + 1)), shape.block_size)
     q = torch.randn(count, shape.heads, shape.head_dim, dtype=torch.float64)
-    index = prefill_index(table, start, start + count, PoolShape.of(pool), CPU)
+    index = prefill_index(table, start, start + count, PoolShape.of(pool), CPU, window)
     for layer in range(LAYERS):
-        expected = attention_reference(q, pool, layer, table, start)
+        expected = attention_reference(q, pool, layer, table, start, window)
         torch.testing.assert_close(prefill_attention(q, pool, layer, index), expected)
 
 

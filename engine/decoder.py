@@ -1,0 +1,155 @@
+"""A decoder's forward pass over a flat batch of tokens and a paged KV pool.
+
+Covers: grouped-query attention with rotary positions, biases, norms of Q and K and sliding windows
+where ``ModelConfig`` has them, and a gated MLP: Llama (Touvron et al., 2023) and what is built
+alike. Q, K, V and gate, up are one matrix each, joined once when the model is made.
+Does not cover: sharding, sampling (``engine.sampler``), reading files (``engine.weights``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from engine.attention_index import AttentionIndex
+from engine.batch import Batch
+from engine.model_config import ModelConfig
+from engine.rope_frequencies import attention_factor, inverse_frequencies
+from engine.sliding_window import Window
+from kernels.linear import Linear
+from kernels.paged_attention import decode_attention, prefill_attention
+from kernels.rms_norm import rms_norm, rms_norm_heads
+from kernels.rotary import rotary_angles, rotate_and_store
+from kernels.silu_mul import silu_mul
+
+Weights = Mapping[str, torch.Tensor]
+Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """``qk_norm`` [heads + kv_heads, head_dim]: a row of weights for each head of Q, then K."""
+
+    attention_norm: torch.Tensor
+    qkv: Linear
+    qk_norm: torch.Tensor | None
+    window: Window
+    output: Linear
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """All layers of a model; the weights decide dtype and device."""
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        """``weights``: what ``engine.weights.load_weights`` gives for ``config``."""
+        self.config = config
+        self._embedding = weights["model.embed_tokens.weight"]
+        self._layers = [_layer(config, weights, i) for i in range(config.num_layers)]
+        self._norm = weights["model.norm.weight"]
+        head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        self._head = Linear(weights[head])
+        precise = torch.promote_types(self.dtype, torch.float32)
+        self._frequencies = inverse_frequencies(config.rope, config.head_dim, precise, self.device)
+        self._attention_factor = attention_factor(config.rope)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._embedding.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._embedding.device
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
+        """Writes the KV of all tokens to ``pool`` and gives float32 logits [R, vocab].
+
+        ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim] in the model's dtype; R is the
+        number of rows that the batch wants logits of, and may be 0. The batch must have been built
+        for the windows of ``config``.
+        """
+        config = self.config
+        angles = rotary_angles(
+            batch.positions, self._frequencies, self._attention_factor, self.dtype
+        )
+        x = self._embedding[batch.token_ids]
+        for i, layer in enumerate(self._layers):
+            x = x + self._attention(i, layer, x, batch, pool, angles)
+            x = x + self._mlp(layer, x)
+        if not batch.sampled_slices:
+            return torch.empty(0, config.vocab_size)
+        last = rms_norm(x[batch.sampled_rows], self._norm, config.rms_norm_eps)
+        return self._head(last).float()
+
+    def _attention(
+        self,
+        i: int,
+        layer: _Layer,
+        x: torch.Tensor,
+        batch: Batch,
+        pool: torch.Tensor,
+        angles: Angles,
+    ) -> torch.Tensor:
+        config = self.config
+        qkv = layer.qkv(rms_norm(x, layer.attention_norm, config.rms_norm_eps))
+        by_head = qkv.view(len(x), -1, config.head_dim)
+        split = config.num_heads + config.num_kv_heads
+        qk, values = by_head[:, :split], by_head[:, split:]
+        if layer.qk_norm is not None:
+            qk = rms_norm_heads(qk, layer.qk_norm, config.rms_norm_eps)
+        q = rotate_and_store(qk, values, angles, pool[:, i], batch.block_ids, batch.offsets)
+        attended = _attend(q, pool, i, batch.num_decodes, batch.attention[layer.window])
+        return layer.output(attended.reshape(len(x), -1))
+
+    def _mlp(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
+        normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
+        return layer.down(silu_mul(layer.gate_up(normed)))
+
+
+def _attend(
+    q: torch.Tensor, pool: torch.Tensor, layer: int, num_decodes: int, index: AttentionIndex
+) -> torch.Tensor:
+    """Attention of every row over its own sequence; [T, heads, head_dim] in and out."""
+    parts: list[torch.Tensor] = []
+    if index.decodes is not None:
+        parts.append(decode_attention(q[:num_decodes], pool, layer, index.decodes))
+    for span in index.prefills:
+        parts.append(prefill_attention(q[span.first : span.last], pool, layer, span.index))
+    return _join(parts)
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _layer(config: ModelConfig, weights: Weights, i: int) -> _Layer:
+    def get(name: str) -> torch.Tensor:
+        return weights[f"model.layers.{i}.{name}"]
+
+    def joined(*names: str, bias: bool) -> Linear:
+        return Linear(
+            _join([get(f"{name}.weight") for name in names]),
+            _join([get(f"{name}.bias") for name in names]) if bias else None,
+        )
+
+    def qk_norm() -> torch.Tensor:
+        q, k = get("self_attn.q_norm.weight"), get("self_attn.k_norm.weight")
+        return torch.stack([q] * config.num_heads + [k] * config.num_kv_heads)
+
+    return _Layer(
+        attention_norm=get("input_layernorm.weight"),
+        qkv=joined(
+            "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", bias=config.qkv_bias
+        ),
+        qk_norm=qk_norm() if config.qk_norm else None,
+        window=config.layer_windows[i],
+        output=joined("self_attn.o_proj", bias=config.output_bias),
+        mlp_norm=get("post_attention_layernorm.weight"),
+        gate_up=joined("mlp.gate_proj", "mlp.up_proj", bias=config.mlp_bias),
+        down=joined("mlp.down_proj", bias=config.mlp_bias),
+    )
