@@ -1,19 +1,20 @@
 """What the cluster must know of a model folder before a worker loads it: its shape and limits.
 
-Covers: finding the folder by path or by name, checking that it is complete.
-Does not cover: weights (``engine``), tokenizer and chat template (``text``).
+Covers: finding the folder by path or by name, checking that it is complete and can be run.
+Does not cover: loading weights (``engine.weights``), tokenizer and chat template (``text``).
 """
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from core.errors import Incompatible, InvalidField, NotFound
+from core.errors import Incompatible, NotFound
 from core.kv_layout import DTYPE_BYTES, KVLayout
+from engine.config_fields import read_json
+from engine.model_config import read_model_config
+from engine.weight_files import check_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,42 +56,27 @@ def find_model(path_or_name: str) -> Path:
 
 
 def read_model_folder(path: Path) -> ModelFolder:
-    """Raises ``Incompatible`` if a file is missing and ``InvalidField`` for a bad config.json."""
-    for pattern in ("config.json", "tokenizer.json", "*.safetensors"):
+    """Refuses what no worker could load: only names and shapes of the weights are read.
+
+    Raises ``Incompatible`` if a file is missing or the model is none that the engine runs,
+    ``NotFound`` for a missing shard, ``InvalidField`` for a bad config.json or a broken file.
+    """
+    for pattern in ("config.json", "tokenizer.json"):
         if not any(path.glob(pattern)):
             raise Incompatible(
                 f"{path} is no model folder: it has no {pattern}",
                 reason="MODEL_INCOMPLETE",
                 metadata={"model": str(path), "missing": pattern},
             )
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InvalidField(str(path / "config.json"), str(error), "must be JSON") from None
-    if not isinstance(config, dict):
-        raise InvalidField(str(path / "config.json"), config, "must be a JSON object")
-    return _from_config(path, config)
-
-
-def _from_config(path: Path, config: dict[str, Any]) -> ModelFolder:
-    heads = _whole(path, config, "num_attention_heads")
-    head_dim = config.get("head_dim") or _whole(path, config, "hidden_size") // heads
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32")
+    config = read_model_config(path)
+    check_weights(path, config)
+    stated = read_json(path / "config.json")
+    dtype = str(stated.get("dtype") or stated.get("torch_dtype") or "float32")
     return ModelFolder(
         path=path,
-        num_layers=_whole(path, config, "num_hidden_layers"),
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=head_dim,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
         dtype=dtype if dtype in DTYPE_BYTES else "float32",
-        # What transformers assumes of a Llama that does not say.
-        max_positions=_whole(
-            path, {"max_position_embeddings": 2048} | config, "max_position_embeddings"
-        ),
+        max_positions=config.max_positions,
     )
-
-
-def _whole(path: Path, config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise InvalidField(f"{path / 'config.json'}: {key}", value, "must be a positive number")
-    return value

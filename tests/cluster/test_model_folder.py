@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from model_folders import make_model_folder
+from safetensors.numpy import load_file, save_file
 
 from cluster.demo_model import DEMO_NAME, ensure_demo_model
 from cluster.model_folder import find_model, models_dir, read_model_folder
@@ -34,12 +37,41 @@ def test_what_a_config_leaves_out_follows_from_the_rest(tmp_path, changes, heads
     assert (model.num_kv_heads, model.head_dim, model.dtype) == (heads, dim, dtype)
 
 
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
 def test_an_incomplete_folder_is_refused_by_what_it_lacks(tmp_path: Path, missing: str) -> None:
     folder = make_model_folder(tmp_path / "tiny")
     (folder / missing).unlink()
-    with pytest.raises(Incompatible, match=missing.removeprefix("model")):
+    with pytest.raises(Incompatible, match=missing):
         read_model_folder(folder)
+
+
+def test_what_no_worker_could_load_is_refused_before_one_starts(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "tiny")
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    norm, bias = "model.norm.weight", "model.layers.0.mlp.up_proj.bias"
+    save_file(tensors | {norm: np.zeros(63, np.float16)}, weights)
+    with pytest.raises(Incompatible, match=rf"{norm} has shape \(63,\).*\(64,\)"):
+        read_model_folder(folder)
+    save_file(tensors | {bias: np.zeros(16, np.float16)}, weights)
+    with pytest.raises(Incompatible, match=f"{bias} is not part of"):
+        read_model_folder(folder)
+    save_file({name: tensors[name] for name in tensors if name != norm}, weights)
+    with pytest.raises(Incompatible, match=f"lacks the tensor {norm}"):
+        read_model_folder(folder)
+    weights.unlink()
+    with pytest.raises(NotFound, match=r"model\.safetensors"):
+        read_model_folder(folder)
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(NotFound, match="lacks the shard model-00001-of-00001"):
+        read_model_folder(folder)
+
+
+def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path: Path) -> None:
+    mixtral = make_model_folder(tmp_path / "mixtral", model_type="mixtral")
+    with pytest.raises(Incompatible, match=r"model_type = 'mixtral'.*'llama' or 'mistral'"):
+        read_model_folder(mixtral)
 
 
 @pytest.mark.parametrize("changes", [{"num_hidden_layers": 0}, {"max_position_embeddings": "x"}])
@@ -51,7 +83,7 @@ def test_a_config_without_a_shape_is_refused_by_key(tmp_path: Path, changes: dic
 def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path / "tiny")
     (folder / "config.json").write_text("{")
-    with pytest.raises(InvalidField, match="must be JSON"):
+    with pytest.raises(InvalidField, match="not valid JSON"):
         read_model_folder(folder)
 
 
