@@ -22,25 +22,34 @@ class ModelInfo:
 
     @classmethod
     def load(cls, folder: Path, name: str = "", max_model_len: int | None = None) -> ModelInfo:
-        """Read ``config.json``; ``name`` defaults to the folder's name."""
-        config = _read_config(folder / "config.json")
-        positions = int(config["max_position_embeddings"])
-        length = positions if max_model_len is None else max_model_len
-        if not 1 <= length <= positions:
-            raise InvalidField("max_model_len", length, f"the model takes 1 to {positions}")
+        """Read ``config.json``; ``name`` defaults to the folder's name.
+
+        A ``max_model_len`` is taken as it is: whoever starts the workers has checked it against the
+        model and its rope scaling. Without one, it is the config's ``max_position_embeddings``.
+        """
+        path = folder / "config.json"
+        config = _read_config(path)
+        if max_model_len is None:
+            max_model_len = _whole(path, config, "max_position_embeddings")
+        if max_model_len < 1:
+            raise InvalidField("max_model_len", max_model_len, "must be at least 1 token")
+        vocab_size = _whole(path, config, "vocab_size")
         eos = read_eos_token_ids(folder)
-        return cls(name or folder.resolve().name, int(config["vocab_size"]), length, eos)
+        return cls(name or folder.resolve().name, vocab_size, max_model_len, eos)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        missing = [key for key in ("vocab_size", "max_position_embeddings") if key not in config]
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise _unusable(path, str(error)) from error
-    if missing:
-        raise _unusable(path, f"it has no {missing[0]}")
-    return dict(config)
+
+
+def _whole(path: Path, config: dict[str, Any], key: str) -> int:
+    value = config.get(key)
+    if not isinstance(value, int) or value < 1:
+        raise _unusable(path, f"it has no positive {key}")
+    return value
 
 
 def _unusable(path: Path, why: str) -> Incompatible:
