@@ -1,8 +1,9 @@
-"""``crossdock model import``: a GGUF file to the Hugging Face folder that serving reads.
+"""``crossdock model import``: makes the folder that serving reads, from GGUF or another folder.
 
-Covers: finding the file (also inside an installed package, which is never imported), what an
+Covers: finding the source (also inside an installed package, which is never imported), what an
 earlier import left, writing the folder whole or not at all.
-Does not cover: what is in a GGUF file (``cluster.gguf_model``, ``cluster.gguf_tokenizer``).
+Does not cover: what is in a GGUF file (``cluster.gguf_model``, ``cluster.gguf_tokenizer``) or in a
+Hugging Face folder (``cluster.folder_import``).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from typing import Any
 import xxhash
 from safetensors.numpy import save_file
 
+from cluster.folder_import import copy_folder, files_to_copy, folder_fingerprint, is_model_folder
 from cluster.gguf_model import GGUFModel
 from cluster.gguf_tokenizer import build_tokenizer, eos_token_ids, tokenizer_config
+from cluster.model_folder import read_model_folder
 from core.errors import AlreadyExists, NotFound, Unavailable
 
 IMPORT_RECORD = "crossdock_import.json"
@@ -33,22 +36,53 @@ Progress = Callable[[str], None]
 
 
 def import_model(source: str, destination: Path, progress: Progress) -> None:
-    """Writes ``destination`` from ``source``: a GGUF file, a folder with one, or a package's name.
+    """Writes ``destination`` from ``source``: a Hugging Face folder, a GGUF file, or a folder or
+    package that holds one.
 
     A folder that an earlier import of the same source completed is kept. Raises NotFound without a
     GGUF file, AlreadyExists if ``destination`` holds something else, Incompatible for a model that
-    can't be converted exactly, Unavailable without the library ``gguf`` or without disk space.
+    can't be served or converted exactly, Unavailable without the library ``gguf`` or disk space.
     """
-    path = find_gguf(source)
+    folder = Path(source).expanduser()
+    if is_model_folder(folder):
+        _import_folder(folder, destination, progress)
+    else:
+        _import_gguf(find_gguf(source), destination, progress)
+
+
+def _import_folder(source: Path, destination: Path, progress: Progress) -> None:
+    read_model_folder(source)
+    record = {"format": _FORMAT, "file": source.resolve().name, "xxh3": folder_fingerprint(source)}
+    if _is_there(destination, record, progress):
+        return
+    size = sum(path.stat().st_size for path in files_to_copy(source))
+
+    def write(folder: Path) -> None:
+        progress(f"copying {size:,} bytes")
+        copy_folder(source, folder)
+
+    _write_atomically(write, size, record, destination, progress)
+
+
+def _import_gguf(path: Path, destination: Path, progress: Progress) -> None:
     progress(f"reading {path.name} ({path.stat().st_size:,} bytes)")
     record = {"format": _FORMAT, "file": path.name, "xxh3": _fingerprint(path)}
-    if destination.exists() and any(destination.iterdir()):
-        _check_same_source(destination, record)
-        progress(f"{destination} holds this model already: kept")
+    if _is_there(destination, record, progress):
         return
     model = GGUFModel(path)
-    _write_atomically(model, record, destination, progress)
-    progress(f"{destination} is complete")
+
+    def write(folder: Path) -> None:
+        _write_files(model, folder, progress)
+
+    _write_atomically(write, model.num_parameters * 4, record, destination, progress)
+
+
+def _is_there(destination: Path, record: dict[str, Any], progress: Progress) -> bool:
+    if not destination.exists() or not any(destination.iterdir()):
+        return False
+    _check_same_source(destination, record)
+    progress(f"{destination} holds this model already: kept")
+    return True
 
 
 def find_gguf(source: str) -> Path:
@@ -106,28 +140,32 @@ def _check_same_source(destination: Path, record: dict[str, Any]) -> None:
 
 
 def _write_atomically(
-    model: GGUFModel, record: dict[str, Any], destination: Path, progress: Progress
+    write: Callable[[Path], None],
+    size: int,
+    record: dict[str, Any],
+    destination: Path,
+    progress: Progress,
 ) -> None:
-    """All files into a folder beside ``destination``, which a rename then makes appear at once."""
+    """``size`` bytes into a folder beside ``destination``, which a rename makes appear at once."""
     destination = destination.absolute()
     destination.parent.mkdir(parents=True, exist_ok=True)
-    _check_disk(destination.parent, model.num_parameters * 4)
+    _check_disk(destination.parent, size)
     partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         partial.chmod(0o755)
-        _write_files(model, record, partial, progress)
+        write(partial)
+        _write_json(partial / IMPORT_RECORD, record)
         _publish(partial, destination, record)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise _disk_full(destination.parent, model.num_parameters * 4) from None
+            raise _disk_full(destination.parent, size) from None
         raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    progress(f"{destination} is complete")
 
 
-def _write_files(
-    model: GGUFModel, record: dict[str, Any], folder: Path, progress: Progress
-) -> None:
+def _write_files(model: GGUFModel, folder: Path, progress: Progress) -> None:
     config = model.config()
     _write_json(folder / "config.json", config)
     generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": eos_token_ids(model)}
@@ -139,7 +177,6 @@ def _write_files(
     weights = folder / "model.safetensors"
     save_file(model.tensors(), weights, metadata={"format": "pt"})
     weights.chmod(0o644)  # safetensors makes files that only their owner may read
-    _write_json(folder / IMPORT_RECORD, record)
 
 
 def _publish(partial: Path, destination: Path, record: dict[str, Any]) -> None:

