@@ -1,20 +1,17 @@
 """The life of a request as the router sees it, in one transition table.
 
-Covers: states, events, the table, what is counted along the way (attempts, tokens delivered), the
-history that an illegal move is raised with. ``REQUEST_TABLE.mermaid()`` draws it.
+Covers: states, events, the table, what is counted along the way (attempts, tokens delivered).
+``REQUEST_TABLE.mermaid()`` draws it.
 Does not cover: what is done on a move (``router.flow``), the handoff's own states on the workers.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
 from core.request import RequestKey
-from core.transitions import IllegalTransition, TransitionTable
-
-HISTORY_LENGTH = 64
+from core.transitions import StateMachine, TransitionTable
 
 
 class State(Enum):
@@ -66,66 +63,39 @@ REQUEST_TABLE: TransitionTable[State, Event] = TransitionTable(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One change of state; ``at`` in seconds on the caller's clock."""
-
-    at: float
-    attempt: int
-    source: State
-    event: Event
-    target: State
-
-    def __str__(self) -> str:
-        what = f"{self.source.value} --{self.event.value}--> {self.target.value}"
-        return f"{self.at:.3f} s #{self.attempt} {what}"
-
-
 @dataclass(slots=True)
 class Lifecycle:
     """State of one request, driven by ``move`` and ``deliver`` only.
 
-    ``attempt`` is 0 until the first dispatch; ``tokens_delivered`` counts over all attempts, so
-    that a later attempt could continue where an earlier one stopped.
+    ``attempt`` is 0 until the first dispatch; ``tokens_delivered`` counts over all attempts and
+    answers.
     """
 
     key: RequestKey
-    state: State = State.QUEUED
     attempt: int = 0
     tokens_delivered: int = 0
-    history: deque[Move] = field(default_factory=lambda: deque(maxlen=HISTORY_LENGTH))
+    _machine: StateMachine[State, Event] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._machine = StateMachine(REQUEST_TABLE, self.key.request_id)
+
+    @property
+    def state(self) -> State:
+        return self._machine.state
 
     @property
     def ended(self) -> bool:
-        return self.state in REQUEST_TABLE.terminal
+        return self._machine.ended
 
-    def move(self, event: Event, now: float) -> State:
+    def move(self, event: Event) -> State:
         """Apply ``event``; raises IllegalTransition if the table does not have it."""
-        target = REQUEST_TABLE.moves.get((self.state, event))
-        if target is None:
-            raise self._illegal(event)
+        state = self._machine.advance(event)
         if event is Event.DISPATCHED:
             self.attempt += 1
-        # A long answer is thousands of equal moves; they would push out everything that matters.
-        if target is not self.state:
-            self.history.append(Move(now, self.attempt, self.state, event, target))
-        self.state = target
-        return target
+        return state
 
-    def deliver(self, tokens: int, now: float) -> None:
-        """Count ``tokens`` given to the client, as the first token or as a further one."""
+    def deliver(self, tokens: int) -> None:
+        """Count ``tokens`` given to the client, with the first output or with a further one."""
         first = self.state is State.PREFILLING
-        self.move(Event.FIRST_TOKEN if first else Event.TOKEN, now)
+        self.move(Event.FIRST_TOKEN if first else Event.TOKEN)
         self.tokens_delivered += tokens
-
-    def _illegal(self, event: Event) -> IllegalTransition:
-        return IllegalTransition(
-            f"request {self.key.request_id}: '{event.value}' can't happen when {self.state.value}",
-            reason="ILLEGAL_TRANSITION",
-            metadata={
-                "state": self.state.value,
-                "event": event.value,
-                "attempt": str(self.attempt),
-                "history": "; ".join(str(move) for move in self.history),
-            },
-        )

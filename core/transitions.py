@@ -80,11 +80,23 @@ class StateMachine(Generic[S, E]):
         """Moves on. Raises `IllegalTransition` with the history if the table has no such move."""
         following = self.table.moves.get((self.state, event))
         if following is None:
-            raise IllegalTransition(
-                f"{self.table.name} {self.subject}: {event.value!r} is not allowed in "
-                f"{self.state.value!r}; history: {list(self.history)}",
-                reason="ILLEGAL_TRANSITION",
-            )
-        self.history.append((str(self.state.value), str(event.value)))
+            raise self._illegal(event)
+        # A long answer is thousands of equal moves; they would push out everything that matters.
+        if following is not self.state:
+            self.history.append((str(self.state.value), str(event.value)))
         self.state = following
         return following
+
+    def _illegal(self, event: E) -> IllegalTransition:
+        story = [f"{state} --{happened}-->" for state, happened in self.history]
+        history = " ".join([*story, str(self.state.value)])
+        return IllegalTransition(
+            f"{self.table.name} {self.subject}: {event.value!r} is not allowed in "
+            f"{self.state.value!r}; history: {history}",
+            reason="ILLEGAL_TRANSITION",
+            metadata={
+                "state": str(self.state.value),
+                "event": str(event.value),
+                "history": history,
+            },
+        )
