@@ -6,8 +6,13 @@ Does not cover: how a door writes an error to its wire (``router``).
 
 from __future__ import annotations
 
+import reprlib
 from enum import Enum
 from typing import ClassVar
+
+_bounded_repr = reprlib.Repr()
+_bounded_repr.maxstring = _bounded_repr.maxlong = _bounded_repr.maxother = 200
+_bounded_repr.maxlist = _bounded_repr.maxtuple = _bounded_repr.maxdict = 40
 
 
 class Status(Enum):
@@ -74,7 +79,7 @@ class InvalidField(CrossdockError):
     def __init__(
         self, field: str, value: object, fix: str, *, reason: str = "INVALID_FIELD"
     ) -> None:
-        shown = _shorten(repr(value))
+        shown = _shown(value)
         super().__init__(
             f"{field} = {shown}: {fix}",
             reason=reason,
@@ -142,6 +147,11 @@ def _rebuild(kind: type[CrossdockError], state: dict[str, object]) -> CrossdockE
     error = kind.__new__(kind, state["message"])
     error.__dict__.update(state)
     return error
+
+
+def _shown(value: object) -> str:
+    """``repr``, but of megabytes or of a thousand levels it reads only the start."""
+    return _shorten(_bounded_repr.repr(value))
 
 
 def _shorten(text: str, limit: int = 80) -> str:
