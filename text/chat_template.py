@@ -1,14 +1,15 @@
 """Chat messages to prompt text, by the Jinja template that comes with a model.
 
-Covers: where Hugging Face folders keep the template, the globals that templates expect, a sandbox
-and a bound on what a template may write.
-Does not cover: tokenizing the text (special tokens are in it already), tools.
+Covers: where Hugging Face folders keep the template, the globals that templates expect, how much
+a template may do and write.
+Does not cover: the sandbox (``text.template_bounds``), tokenizing the text (special tokens are in
+it already), tools.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,11 +18,14 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.errors import Incompatible, InvalidField
+from text.template_bounds import BoundedEnvironment, TooMuchWork, counting, limited_to
 
+# A chat of 1,000 messages takes about 20,000; this many take less than a second.
+MAX_STEPS = 200_000
 MAX_CHARACTERS = 16 * 1024 * 1024
+TEMPLATE_TOO_LONG = "TEMPLATE_TOO_LONG"
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 Message = Mapping[str, Any]
@@ -38,7 +42,7 @@ class ChatTemplate:
     ) -> None:
         try:
             self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, RecursionError) as error:
             raise Incompatible(
                 f"the model's chat template is not valid Jinja: {error}",
                 reason="CHAT_TEMPLATE_INVALID",
@@ -54,25 +58,40 @@ class ChatTemplate:
         source = file.read_text(encoding="utf-8") if file.is_file() else _inline(config)
         return cls(source, _special_tokens(config)) if source else None
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """Prompt text; raises InvalidField for messages that the template does not take."""
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        max_steps: int = MAX_STEPS,
+    ) -> str:
+        """Prompt text; raises InvalidField for messages that the template does not take.
+
+        Its reason is TEMPLATE_TOO_LONG if more than ``max_steps`` steps would be needed.
+        """
+        count = f"{len(messages)} messages"
         try:
-            pieces = self._template.generate(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                **self._variables,
-            )
-            return self._join(pieces)
+            with limited_to(max_steps):
+                return self._join(self._generate(messages, add_generation_prompt))
         except InvalidField:
             raise
+        except TooMuchWork as error:
+            fix = f"the chat template does too much with them: {error}"
+            raise InvalidField("messages", count, fix, reason=TEMPLATE_TOO_LONG) from error
         # A template is a foreign program: it can fail in any way that an expression can.
         except Exception as error:
-            raise InvalidField(
-                "messages", f"{len(messages)} messages", f"the chat template refused them: {error}"
-            ) from error
+            fix = f"the chat template refused them: {error or type(error).__name__}"
+            raise InvalidField("messages", count, fix) from error
 
-    def _join(self, pieces: Any) -> str:
+    def _generate(self, messages: Sequence[Message], add_generation_prompt: bool) -> Iterator[str]:
+        return self._template.generate(
+            messages=list(messages),
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            **self._variables,
+        )
+
+    def _join(self, pieces: Iterator[str]) -> str:
         parts: list[str] = []
         total = 0
         for piece in pieces:
@@ -94,11 +113,11 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
-    environment.filters["tojson"] = _to_json
+    environment.filters["tojson"] = counting(_to_json)
     environment.globals["raise_exception"] = _raise
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return environment

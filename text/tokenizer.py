@@ -47,13 +47,38 @@ class Tokenizer:
         [encoding] = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return np.asarray(encoding.ids, dtype=np.int32)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens; bytes that are no UTF-8 become U+FFFD."""
-        return self._backend.decode(token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of the ids; bytes that are no UTF-8 become U+FFFD."""
+        return self._backend.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def piece(self, token_id: int) -> str | None:
+        """The vocabulary entry, in the spelling of the vocabulary; None if there is none."""
+        return self._backend.id_to_token(token_id)
+
+    def is_added(self, token_id: int) -> bool:
+        """Whether it was added to the vocabulary as it is: special tokens and the like."""
+        return token_id in self._added_tokens
+
+    def is_special(self, token_id: int) -> bool:
+        """Whether it controls the model and is left out of texts."""
+        return self.is_added(token_id) and self._added_tokens[token_id].special
 
     @property
     def vocab_size(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def decoder_kinds(self) -> frozenset[str]:
+        """Names of the decoders that make text of pieces, such as "ByteLevel"; may be empty."""
+        if self._backend.decoder is None:
+            return frozenset()
+        config = json.loads(self._backend.decoder.__getstate__())
+        chain = config.get("decoders", [config])
+        return frozenset(str(decoder["type"]) for decoder in chain)
+
+    @cached_property
+    def _added_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        return self._backend.get_added_tokens_decoder()
 
     @cached_property
     def longest_token(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import Incompatible, InvalidField
-from text.chat_template import ChatTemplate
+from text.chat_template import TEMPLATE_TOO_LONG, ChatTemplate
 
 CHATML = (
     "{% for message in messages %}"
@@ -53,9 +53,64 @@ def test_the_output_is_bounded() -> None:
         ChatTemplate(endless, max_characters=1000).render(HELLO)
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
+        "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+    ],
+)
+def test_endless_recursion_is_refused(source: str) -> None:
+    with pytest.raises(InvalidField, match="maximum recursion depth"):
+        ChatTemplate(source).render(HELLO)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(90000) %}{% for j in range(90000) %}{% endfor %}{% endfor %}",
+        "{% macro f(x) %}{% if x %}{{ f(x-1) }}{{ f(x-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+        "{% set s = namespace(x='ab') %}{% for i in range(60) %}"
+        "{% set s.x = s.x + s.x %}{% endfor %}",
+        "{% set s = namespace(x='ab') %}{% for i in range(60) %}"
+        "{% set s.x = s.x ~ s.x %}{% endfor %}",
+        "{% set s = namespace(x='ab') %}{% for i in range(60) %}"
+        "{% set x %}{{ s.x }}{{ s.x }}{% endset %}{% set s.x = x %}{% endfor %}",
+        "{{ 'x' * 10**11 }}",
+        "{{ 2 ** 100000 }}",
+        "{{ 'x'.ljust(10000000000) }}",
+        "{{ 'x' | center(10000000000) }}",
+        "{{ '%10000000000d' % 1 }}",
+    ],
+)
+def test_a_template_that_does_too_much_is_stopped(source: str) -> None:
+    with pytest.raises(InvalidField, match="does too much") as caught:
+        ChatTemplate(source).render(HELLO)
+    assert caught.value.reason == TEMPLATE_TOO_LONG
+
+
+def test_the_work_that_is_allowed_can_be_less() -> None:
+    template = ChatTemplate(CHATML)
+    assert template.render(HELLO * 100, max_steps=1000)
+    with pytest.raises(InvalidField, match="more than 1000 steps"):
+        template.render(HELLO * 1000, max_steps=1000)
+
+
+def test_loops_and_joins_do_what_they_do_elsewhere() -> None:
+    source = (
+        "{% for m in messages[1:] %}{{ loop.index ~ '/' ~ loop.length ~ m.content }}"
+        "{% if not loop.last %}, {% endif %}{% else %}nothing{% endfor %}"
+        "{% for k, v in {'a': 1}.items() %}{{ k ~ v }}{% endfor %}"
+        "{{ messages | map(attribute='role') | join('+') }}"
+    )
+    assert ChatTemplate(source).render(HELLO * 3) == "1/2hello, 2/2helloa1user+user+user"
+
+
 def test_broken_syntax_is_refused_when_the_model_is_loaded() -> None:
     with pytest.raises(Incompatible, match="chat template"):
         ChatTemplate("{% if %}")
+    with pytest.raises(Incompatible, match="chat template"):
+        ChatTemplate("{{" + "(" * 10_000)
 
 
 def test_load_finds_the_template_file_first_then_the_config(tmp_path: Path) -> None:
