@@ -17,7 +17,7 @@ from core.errors import CrossdockError, NotFound
 from core.request import AttemptKey, RequestKey
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
-from router.answer_stream import AnswerStream, Prompt
+from router.answer_stream import Deliver, Prompt
 from router.flow import Flow
 from router.flow_messages import (
     ClientGone,
@@ -27,6 +27,7 @@ from router.flow_messages import (
     Fail,
     Finish,
     FlowEvent,
+    ReportDefect,
     Route,
     Routed,
     RouteDue,
@@ -58,8 +59,8 @@ log = logging.getLogger(__name__)
 class _Running:
     prompt: Prompt
     flow: Flow
-    last_output_at: float | None = None
-    events: asyncio.Queue[Emit | Finish | Fail] = field(default_factory=asyncio.Queue)
+    deliver: Deliver
+    last_output_at: dict[int, float] = field(default_factory=dict)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     @property
@@ -92,23 +93,23 @@ class Dispatcher:
         self._running: dict[RequestKey, _Running] = {}
         self.ready_changed: Callable[[bool], None] = lambda ready: None
 
-    def start(self, prompt: Prompt) -> AnswerStream:
-        """Send a request on its way; raises AlreadyExists."""
+    def start(self, prompt: Prompt, deliver: Deliver) -> Callable[[], None]:
+        """Send a request on its way; raises AlreadyExists.
+
+        ``deliver`` is called with all that the client gets: in the end a Fail, or a Finish for
+        each of the n answers. What is returned ends the request if it still runs.
+        """
         now = self._clock()
         self._ids.claim(prompt.key, now)
-        running = _Running(prompt, Flow(prompt.key, prompt.arrived, prompt.deadline))
+        flow = Flow(prompt.key, prompt.arrived, prompt.deadline, prompt.sampling.n)
+        running = _Running(prompt, flow, deliver)
         self._running[prompt.key] = running
         self.idle.clear()
         self._metrics.running.inc()
         if prompt.deadline is not None:
             self._after(running, prompt.deadline - now, DeadlinePassed())
         self._handle(running, RouteDue())
-        return AnswerStream(
-            prompt.key.request_id,
-            len(prompt.tokens),
-            running.events,
-            close=lambda: self._handle(running, ClientGone()),
-        )
+        return lambda: self._handle(running, ClientGone())
 
     def abort(self, key: RequestKey) -> None:
         """End a running request; raises NotFound."""
@@ -187,14 +188,17 @@ class Dispatcher:
             case Emit():
                 self._emit(running, command)
             case Finish() | Fail():
-                self._end(running, command)
+                self._finish(running, command)
+            case ReportDefect():
+                log.error("worker %s: %s", command.worker, command.detail)
+                self._metrics.defect()
 
     def _route(self, running: _Running, command: Route) -> None:
         if command.delay_s > 0:
             self._after(running, command.delay_s, RouteDue())
             return
-        views = self.pool.candidates()
         prompt = running.prompt
+        views = self.pool.candidates(prompt.sampling.n)
         overlap = self.pool.prefixes.overlap(prompt.hashes, (view.worker for view in views))
         try:
             placement = choose(
@@ -219,7 +223,7 @@ class Dispatcher:
         ledger = self.pool.ledger(command.worker)
         if ledger is not None:
             tokens = 0 if command.handoff else shape.uncached_tokens(held)
-            ledger.sent_open(key, tokens, shape.num_blocks - held)
+            ledger.sent_open(key, tokens, shape.num_blocks - held, prompt.sampling.n)
         message = pb.Open(
             key=key_to_wire(key),
             mode=pb.Open.HANDOFF if command.handoff else pb.Open.LOCAL,
@@ -255,13 +259,20 @@ class Dispatcher:
         self.pool.send(command.worker, pb.RouterMessage(abort=pb.Abort(key=key_to_wire(key))))
 
     def _emit(self, running: _Running, command: Emit) -> None:
-        now, last = self._clock(), running.last_output_at
-        since = now - (running.flow.arrived if last is None else last)
-        self._metrics.emitted(len(command.token_ids), since, first=last is None)
-        if last is None:
+        now, last = self._clock(), running.last_output_at.get(command.index)
+        self._metrics.generated(len(command.token_ids))
+        if last is not None:
+            self._metrics.next_output(now - last)
+        elif not running.last_output_at:
+            self._metrics.first_output(now - running.flow.arrived)
             self._settle_all(running)
-        running.last_output_at = now
-        running.events.put_nowait(command)
+        running.last_output_at[command.index] = now
+        running.deliver(command)
+
+    def _finish(self, running: _Running, command: Finish | Fail) -> None:
+        if isinstance(command, Fail) or running.flow.ended:
+            self._end(running, command)
+        running.deliver(command)
 
     def _end(self, running: _Running, command: Finish | Fail) -> None:
         for timer in running.timers:
@@ -273,7 +284,6 @@ class Dispatcher:
         self._metrics.ended(running.flow.lifecycle.state)
         if isinstance(command, Finish):
             self._metrics.finished(command, len(running.prompt.tokens))
-        running.events.put_nowait(command)
         if not self._running:
             self.idle.set()
 

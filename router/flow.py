@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from core.errors import (
-    DeadlineExceeded,
-    Overloaded,
-    RequestAborted,
-    RequestCancelled,
-    Unavailable,
-)
 from core.handoff import FailureCause
 from core.lifecycle import Event, Lifecycle, State
 from core.request import FinishReason, RequestKey
+from router.flow_errors import (
+    Tally,
+    cancelled,
+    cut,
+    exhausted,
+    expired,
+    no_room,
+    router_stopping,
+)
 from router.flow_messages import (
     AttemptFailed,
     ClientGone,
@@ -30,6 +32,7 @@ from router.flow_messages import (
     Finish,
     FlowEvent,
     Output,
+    ReportDefect,
     Route,
     Routed,
     RouteDue,
@@ -60,12 +63,26 @@ class RetryLimits:
 
 
 @dataclass(slots=True)
+class _Answer:
+    """What the client has of one of the n answers."""
+
+    tokens: int = 0
+    first_token_at: float | None = None
+    finished: bool = False
+
+
+@dataclass(slots=True)
 class Flow:
-    """One request. ``arrived`` and ``deadline`` in seconds on the caller's monotonic clock."""
+    """One request with ``n`` answers, each of which ends by itself.
+
+    ``arrived`` and ``deadline`` in seconds on the caller's monotonic clock. The source of the
+    answers is the worker that sent the first output; nobody else can answer then.
+    """
 
     key: RequestKey
     arrived: float
     deadline: float | None = None
+    n: int = 1
     limits: RetryLimits = field(default_factory=RetryLimits)
     lifecycle: Lifecycle = field(init=False)
     placement: Placement | None = field(default=None, init=False)
@@ -73,19 +90,17 @@ class Flow:
     _failures: int = field(default=0, init=False)
     _cached_tokens: int = field(default=0, init=False)
     _dispatched_at: float | None = field(default=None, init=False)
-    _first_token_at: float | None = field(default=None, init=False)
+    _source: WorkerId | None = field(default=None, init=False)
+    _answers: list[_Answer] = field(init=False)
     _no_room_since: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.lifecycle = Lifecycle(self.key)
+        self._answers = [_Answer() for _ in range(self.n)]
 
     @property
     def ended(self) -> bool:
         return self.lifecycle.ended
-
-    @property
-    def _streaming(self) -> bool:
-        return self.lifecycle.state is State.STREAMING
 
     def handle(self, event: FlowEvent, now: float) -> list[Command]:
         """What to do now; nothing once the request has ended."""
@@ -126,7 +141,7 @@ class Flow:
     def _dispatch(self, placement: Placement, now: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
             return []
-        self.lifecycle.move(Event.DISPATCHED, now)
+        self.lifecycle.move(Event.DISPATCHED)
         self.placement = placement
         if self._dispatched_at is None:
             self._dispatched_at = now
@@ -140,52 +155,76 @@ class Flow:
     def _unroutable(self, event: Unroutable, now: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
             return []
-        self.lifecycle.move(Event.GAVE_UP, now)
+        self.lifecycle.move(Event.GAVE_UP)
         return [Fail(event.error)]
 
     def _output(self, event: Output, now: float) -> list[Command]:
         placement = self.placement
         if placement is None or not self._is_current(event.worker, event.attempt):
             return []
-        # P answers itself only when the first token ends the request; D streams everything else.
-        completed_by_prefill = event.worker == placement.prefill
-        if completed_by_prefill and (self._streaming or event.finish_reason is None):
+        if not self._may_answer(event, placement):
             return []
+        if not self._expects(event.index):
+            return [ReportDefect(event.worker, f"output for answer {event.index} of {self.n}")]
         self._cached_tokens = max(self._cached_tokens, event.cached_tokens)
         commands = self._emit(event, now)
         if event.finish_reason is not None:
-            others = [SendAbort(placement.decode, event.attempt)] if completed_by_prefill else []
-            commands += [*others, self._finish(event.finish_reason, placement, now)]
+            commands += self._finish(event, event.finish_reason, placement, now)
+        if commands and self._source is None:
+            self._source = event.worker
+            if event.worker == placement.prefill:
+                commands.insert(0, SendAbort(placement.decode, event.attempt))
         return commands
+
+    def _may_answer(self, event: Output, placement: Placement) -> bool:
+        """P answers itself only when first tokens end all answers; D streams everything else."""
+        if self._source is not None and event.worker != self._source:
+            return False
+        return event.worker == placement.decode or event.finish_reason is not None
+
+    def _expects(self, index: int) -> bool:
+        return index < self.n and not self._answers[index].finished
 
     def _emit(self, event: Output, now: float) -> list[Command]:
         if not event.token_ids and not event.text:
             return []
-        self.lifecycle.deliver(len(event.token_ids), now)
-        if self._first_token_at is None:
-            self._first_token_at = now
-        return [Emit(event.token_ids, event.text)]
+        answer = self._answers[event.index]
+        answer.tokens += len(event.token_ids)
+        if answer.first_token_at is None:
+            answer.first_token_at = now
+        self.lifecycle.deliver(len(event.token_ids))
+        return [Emit(event.token_ids, event.text, event.index, event.logprobs)]
 
-    def _finish(self, reason: FinishReason, placement: Placement, now: float) -> Finish:
-        self.lifecycle.move(Event.COMPLETED, now)
+    def _finish(
+        self, event: Output, reason: FinishReason, placement: Placement, now: float
+    ) -> list[Command]:
+        answer = self._answers[event.index]
+        answer.finished = True
+        if all(other.finished for other in self._answers):
+            self.lifecycle.move(Event.COMPLETED)
+        else:
+            # The client knows now that this one ended, even if it has no tokens: no way back.
+            self.lifecycle.deliver(0)
         dispatched = self._dispatched_at if self._dispatched_at is not None else now
-        first = self._first_token_at if self._first_token_at is not None else now
-        return Finish(
+        first = answer.first_token_at if answer.first_token_at is not None else now
+        finish = Finish(
             reason=reason,
-            completion_tokens=self.lifecycle.tokens_delivered,
+            completion_tokens=answer.tokens,
             cached_tokens=self._cached_tokens,
             queue_s=dispatched - self.arrived,
             ttft_s=first - self.arrived,
             total_s=now - self.arrived,
             placement=placement,
             attempts=self.lifecycle.attempt,
+            index=event.index,
         )
+        return [finish]
 
     def _attempt_failed(self, event: AttemptFailed, now: float) -> list[Command]:
         placement = self.placement
         if placement is None or not self._is_current(event.worker, event.attempt):
             return []
-        if self._streaming and event.worker != placement.decode:
+        if self._source is not None and event.worker != self._source:
             return []
         if event.cause is FailureCause.DEADLINE and self.deadline is not None:
             return self._expire(now)
@@ -198,21 +237,21 @@ class Flow:
         placement = self.placement
         if placement is None or event.worker not in placement.workers:
             return []
-        # After the commit P has nothing that the answer still needs.
-        if self._streaming and event.worker == placement.prefill:
+        # After the commit P has nothing that the answers still need.
+        if self._source is not None and event.worker != self._source:
             return []
         return self._next_attempt(event.worker, event.worker, f"lost worker {event.worker}", now)
 
     def _no_room(self, event: AttemptFailed, blamed: WorkerId, now: float) -> list[Command]:
         aborts = self._end_attempt(event.worker, blamed, now)
         if self.ended:
-            return [*aborts, Fail(self._aborted(FailureCause.NO_ROOM.name))]
+            return [*aborts, Fail(cut(self._tally(), FailureCause.NO_ROOM.name))]
         self._no_room_since = now if self._no_room_since is None else self._no_room_since
         waited = now - self._no_room_since
         if waited <= self.limits.room_patience_s:
             return [*aborts, *self._route(self.limits.first_pause_s)]
-        self.lifecycle.move(Event.GAVE_UP, now)
-        return [*aborts, Fail(self._overloaded(waited))]
+        self.lifecycle.move(Event.GAVE_UP)
+        return [*aborts, Fail(no_room(self._tally(), waited, self.limits.retry_after_s))]
 
     def _next_attempt(
         self, silent: WorkerId, blamed: WorkerId, why: str, now: float
@@ -220,16 +259,17 @@ class Flow:
         """``silent`` is dead or has dropped the attempt by itself: it needs no abort."""
         aborts = self._end_attempt(silent, blamed, now)
         if self.ended:
-            return [*aborts, Fail(self._aborted(why))]
+            return [*aborts, Fail(cut(self._tally(), why))]
         self._failures += 1
         if self._failures >= self.limits.max_attempts:
-            self.lifecycle.move(Event.GAVE_UP, now)
-            return [*aborts, Fail(self._gave_up(why))]
+            self.lifecycle.move(Event.GAVE_UP)
+            after = self.limits.retry_after_s
+            return [*aborts, Fail(exhausted(self._tally(), self._failures, why, after))]
         return [*aborts, *self._route(self._pause_s())]
 
     def _end_attempt(self, silent: WorkerId, blamed: WorkerId, now: float) -> list[Command]:
         aborts = self._aborts(silent)
-        self.lifecycle.move(Event.ATTEMPT_FAILED, now)
+        self.lifecycle.move(Event.ATTEMPT_FAILED)
         self.placement = None
         self._avoid |= {blamed}
         return aborts
@@ -238,38 +278,21 @@ class Flow:
         # A call is closed by its deadline, too, and the transport does not say which it was.
         if self.deadline is not None and now >= self.deadline:
             return self._expire(now)
-        self.lifecycle.move(Event.CLIENT_GONE, now)
-        error = RequestCancelled(
-            f"request {self.key.request_id} was cancelled",
-            reason=event.reason,
-            metadata=self._counts(),
-        )
-        return [*self._aborts(None), Fail(error)]
+        self.lifecycle.move(Event.CLIENT_GONE)
+        return [*self._aborts(None), Fail(cancelled(self._tally(), event.reason))]
 
     def _expire(self, now: float) -> list[Command]:
-        self.lifecycle.move(Event.DEADLINE, now)
-        error = DeadlineExceeded(
-            f"the deadline of request {self.key.request_id} passed after "
-            f"{self.lifecycle.tokens_delivered} tokens; allow more time or ask for fewer tokens",
-            reason="DEADLINE",
-            metadata=self._counts(),
-        )
-        return [*self._aborts(None), Fail(error)]
+        self.lifecycle.move(Event.DEADLINE)
+        return [*self._aborts(None), Fail(expired(self._tally()))]
 
     def _router_stopping(self, now: float) -> list[Command]:
-        aborts, why = self._aborts(None), "the router stops"
+        aborts = self._aborts(None)
         if self.lifecycle.state is not State.QUEUED:
-            self.lifecycle.move(Event.ATTEMPT_FAILED, now)
+            self.lifecycle.move(Event.ATTEMPT_FAILED)
         if self.ended:
-            return [*aborts, Fail(self._aborted(why))]
-        self.lifecycle.move(Event.GAVE_UP, now)
-        error = Unavailable(
-            f"{why}; send the request again",
-            reason="ROUTER_STOPPING",
-            metadata=self._counts(),
-            retry_after=self.limits.retry_after_s,
-        )
-        return [*aborts, Fail(error)]
+            return [*aborts, Fail(cut(self._tally(), "the router stops"))]
+        self.lifecycle.move(Event.GAVE_UP)
+        return [*aborts, Fail(router_stopping(self._tally(), self.limits.retry_after_s))]
 
     def abandon(self) -> list[Command]:
         """After a defect in this flow: whatever its attempt still holds on workers is let go."""
@@ -299,33 +322,8 @@ class Flow:
         # 0 would mean "none" on the wire.
         return 0.0 if self.deadline is None else max(0.001, self.deadline - now)
 
-    def _counts(self) -> dict[str, str]:
-        delivered, attempts = self.lifecycle.tokens_delivered, self.lifecycle.attempt
-        return {"tokens_sent": str(delivered), "attempts": str(attempts)}
-
-    def _aborted(self, why: str) -> RequestAborted:
-        sent = self.lifecycle.tokens_delivered
-        return RequestAborted(
-            f"the answer was cut after {sent} tokens ({why.strip()}); send the request again",
-            reason="STREAM_CUT",
-            metadata={**self._counts(), "cause": why.strip()},
-        )
-
-    def _gave_up(self, why: str) -> Unavailable:
-        return Unavailable(
-            f"{self._failures} attempts failed, the last by {why.strip()}; try again later",
-            reason="ATTEMPTS_EXHAUSTED",
-            metadata={**self._counts(), "cause": why.strip()},
-            retry_after=self.limits.retry_after_s,
-        )
-
-    def _overloaded(self, waited: float) -> Overloaded:
-        return Overloaded(
-            f"no decode worker had room for {waited:.0f} s; try again later",
-            reason="NO_ROOM",
-            metadata=self._counts(),
-            retry_after=self.limits.retry_after_s,
-        )
+    def _tally(self) -> Tally:
+        return Tally(self.key, self.lifecycle.attempt, self.lifecycle.tokens_delivered)
 
 
 def _blamed(event: AttemptFailed, placement: Placement) -> WorkerId:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from core.errors import CrossdockError
 from core.handoff import FailureCause
 from core.request import FinishReason
+from core.step import TokenLogprobs
 from router.placement import Placement, WorkerId
 
 
@@ -28,7 +29,10 @@ class Unroutable:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """New tokens of an attempt. ``cached_tokens`` is set with the first output."""
+    """New tokens of one of an attempt's n answers, ``logprobs`` beside each if asked for.
+
+    ``cached_tokens`` is set with the first output.
+    """
 
     worker: WorkerId
     attempt: int
@@ -36,6 +40,8 @@ class Output:
     text: str
     finish_reason: FinishReason | None
     cached_tokens: int = 0
+    index: int = 0
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +121,20 @@ class SendAbort:
 
 @dataclass(frozen=True, slots=True)
 class Emit:
+    """New tokens of answer ``index`` for the client."""
+
     token_ids: Sequence[int]
     text: str
+    index: int = 0
+    logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The answer is complete. Times in seconds since the request arrived."""
+    """Answer ``index`` is complete; the request ends when all n are.
+
+    Times in seconds since the request arrived.
+    """
 
     reason: FinishReason
     completion_tokens: int
@@ -131,11 +144,22 @@ class Finish:
     total_s: float
     placement: Placement
     attempts: int
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Fail:
+    """The request has ended with all its answers, complete or not."""
+
     error: CrossdockError
 
 
-Command = Route | SendOpen | SendPrefill | SendAbort | Emit | Finish | Fail
+@dataclass(frozen=True, slots=True)
+class ReportDefect:
+    """A worker sent what makes no sense; it was left out, and nobody is hurt."""
+
+    worker: WorkerId
+    detail: str
+
+
+Command = Route | SendOpen | SendPrefill | SendAbort | Emit | Finish | Fail | ReportDefect

@@ -45,7 +45,8 @@ class Metrics:
         self._retries = counter("request_retries", "Attempts after the first one")
         self._prompt = counter("prompt_tokens", "Prompt tokens of finished requests")
         self._cached = counter("cached_tokens", "Prompt tokens that were in some worker's cache")
-        self._generated = counter("generation_tokens", "Tokens sent to clients")
+        self._generated = counter("generation_tokens", "Tokens sent to clients, all answers")
+        self._defects = counter("worker_defects", "Outputs of workers that made no sense")
         self.running = Gauge("crossdock_requests_running", "Requests under way", registry=registry)
         self._workers = Gauge(
             "crossdock_workers", "Workers that may get requests", ["role"], registry=registry
@@ -59,7 +60,7 @@ class Metrics:
             return Histogram(f"crossdock_{name}_seconds", text, buckets=edges, registry=registry)
 
         self._ttft = histogram("time_to_first_token", "Arrival to first token", _TTFT_EDGES)
-        self._itl = histogram("inter_token_latency", "Between outputs of a request", _ITL_EDGES)
+        self._itl = histogram("inter_token_latency", "Between outputs of an answer", _ITL_EDGES)
         self._e2e = histogram("e2e_request_latency", "Arrival to end of answer", _E2E_EDGES)
 
     def refused(self) -> None:
@@ -69,14 +70,25 @@ class Metrics:
     def retried(self) -> None:
         self._retries.inc()
 
-    def emitted(self, tokens: int, since_last_s: float, *, first: bool) -> None:
+    def generated(self, tokens: int) -> None:
         self._generated.inc(tokens)
-        (self._ttft if first else self._itl).observe(since_last_s)
+
+    def first_output(self, since_arrival_s: float) -> None:
+        """The first output of a request, whichever of its answers it belongs to."""
+        self._ttft.observe(since_arrival_s)
+
+    def next_output(self, since_last_s: float) -> None:
+        """A further output of one answer."""
+        self._itl.observe(since_last_s)
+
+    def defect(self) -> None:
+        self._defects.inc()
 
     def ended(self, outcome: State) -> None:
         self._requests.labels(outcome.value).inc()
 
     def finished(self, finish: Finish, prompt_tokens: int) -> None:
+        """``finish`` of the answer that ended last."""
         self._e2e.observe(finish.total_s)
         self._prompt.inc(prompt_tokens)
         self._cached.inc(finish.cached_tokens)

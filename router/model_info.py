@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.errors import Incompatible, InvalidField
+from core.errors import Incompatible, InvalidField, NotFound
 from text.tokenizer import read_eos_token_ids
 
 
@@ -36,6 +36,15 @@ class ModelInfo:
         vocab_size = _whole(path, config, "vocab_size")
         eos = read_eos_token_ids(folder)
         return cls(name or folder.resolve().name, vocab_size, max_model_len, eos)
+
+    def check_name(self, name: str) -> None:
+        """Raises NotFound if ``name`` is another model's."""
+        if name != self.name:
+            raise NotFound(
+                f"model {name!r} is not served here; this is {self.name!r}",
+                reason="MODEL_NOT_FOUND",
+                metadata={"field": "model", "value": name, "served": self.name},
+            )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

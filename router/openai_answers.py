@@ -1,117 +1,214 @@
-"""Shapes of OpenAI answers: whole bodies and the chunks of a stream, for both endpoints."""
+"""OpenAI answers: whole bodies and the chunks of a stream, for both endpoints.
+
+Does not cover: how log-probabilities are written (``router.openai_logprobs``), errors
+(``router.http_errors``).
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from core.errors import CrossdockError
+from router.answer_stream import AnswerStream, ChoiceEvent
+from router.flow_messages import Emit, Finish
+from router.openai_logprobs import ChatLogprobs, CompletionLogprobs, LogprobsWriter, joined
+from text.token_bytes import TokenBytes
 
 Json = dict[str, Any]
+DONE = b"data: [DONE]\n\n"
 
 
 class AnswerShape(Protocol):
-    """How one endpoint writes an answer. ``finish`` is None while the answer goes on."""
+    """How one endpoint writes a choice. ``finish`` is None while it goes on."""
 
     prefix: str
     whole_object: str
     chunk_object: str
 
-    def whole(self, text: str, finish: str) -> Json: ...
+    def logprobs_writer(self, tokens: TokenBytes) -> LogprobsWriter: ...
 
-    def opening(self) -> Json | None: ...
+    def whole(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json: ...
 
-    def part(self, text: str, finish: str | None) -> Json: ...
+    def opening(self, index: int) -> Json | None: ...
+
+    def part(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json: ...
 
 
 class CompletionShape:
     prefix, whole_object, chunk_object = "cmpl-", "text_completion", "text_completion"
 
-    def whole(self, text: str, finish: str) -> Json:
-        return self.part(text, finish)
+    def logprobs_writer(self, tokens: TokenBytes) -> LogprobsWriter:
+        return CompletionLogprobs(tokens)
 
-    def opening(self) -> Json | None:
+    def whole(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
+        return self.part(index, text, logprobs, finish)
+
+    def opening(self, index: int) -> Json | None:
         return None
 
-    def part(self, text: str, finish: str | None) -> Json:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish}
+    def part(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
 class ChatShape:
     prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def whole(self, text: str, finish: str) -> Json:
-        message = {"role": "assistant", "content": text}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
+    def logprobs_writer(self, tokens: TokenBytes) -> LogprobsWriter:
+        return ChatLogprobs(tokens)
 
-    def opening(self) -> Json | None:
-        return self._delta({"role": "assistant", "content": ""}, None)
+    def whole(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    def part(self, text: str, finish: str | None) -> Json:
-        return self._delta({"content": text} if text else {}, finish)
+    def opening(self, index: int) -> Json | None:
+        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
 
-    def _delta(self, delta: Json, finish: str | None) -> Json:
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def part(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json:
+        return self._delta(index, {"content": text} if text else {}, logprobs, finish)
+
+    def _delta(self, index: int, delta: Json, logprobs: Json | None, finish: str | None) -> Json:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens so far, over all choices. Each prompt counts once, however many answers it has."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    _cached: dict[int, int] = field(default_factory=dict)
+
+    def add(self, item: ChoiceEvent) -> None:
+        if isinstance(item.event, Emit):
+            self.completion_tokens += len(item.event.token_ids)
+        else:
+            self._cached[item.prompt] = item.event.cached_tokens
+
+    def so_far(self) -> Json:
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": self.prompt_tokens + self.completion_tokens,
+        }
+
+    def final(self) -> Json:
+        details = {"cached_tokens": sum(self._cached.values())}
+        return {**self.so_far(), "prompt_tokens_details": details}
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerWriter:
-    """Writes one answer. ``created``: Unix seconds."""
+class AnswerHead:
+    """What all bodies of one answer have in common. ``created``: Unix seconds."""
 
-    shape: AnswerShape
     request_id: str
     model: str
     created: int
-    include_usage: bool = False
+    system_fingerprint: str
 
-    def whole(self, text: str, finish: str, usage: Json) -> Json:
-        body = self._body(self.shape.whole_object, [self.shape.whole(text, finish)])
-        return {**body, "usage": usage}
-
-    def opening(self) -> bytes:
-        choice = self.shape.opening()
-        return b"" if choice is None else self._chunk([choice])
-
-    def part(self, text: str) -> bytes:
-        return self._chunk([self.shape.part(text, None)])
-
-    def closing(self, finish: str, usage: Json) -> bytes:
-        """The last chunks of a stream that ended well."""
-        last = self._chunk([self.shape.part("", finish)])
-        return last + (self._chunk([], usage) if self.include_usage else b"") + DONE
-
-    def _chunk(self, choices: list[Json], usage: Json | None = None) -> bytes:
-        body = self._body(self.shape.chunk_object, choices)
-        # OpenAI: with include_usage every chunk has the field, null in all but the last.
-        return event({**body, "usage": usage} if self.include_usage else body)
-
-    def _body(self, kind: str, choices: list[Json]) -> Json:
+    def body(self, prefix: str, kind: str, choices: list[Json]) -> Json:
         return {
-            "id": self.shape.prefix + self.request_id,
+            "id": prefix + self.request_id,
             "object": kind,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": self.system_fingerprint,
             "choices": choices,
         }
 
 
-DONE = b"data: [DONE]\n\n"
+class AnswerWriter:
+    """Writes the answer to one call, whole or in chunks (server-sent events).
+
+    ``include_usage``: a last chunk with the usage; ``continuous_usage``: usage so far in each.
+    """
+
+    def __init__(
+        self,
+        shape: AnswerShape,
+        head: AnswerHead,
+        answer: AnswerStream,
+        tokens: TokenBytes,
+        *,
+        include_usage: bool = False,
+        continuous_usage: bool = False,
+    ) -> None:
+        self._shape = shape
+        self._head = head
+        self._num_choices = answer.num_choices
+        self._usage = Usage(answer.prompt_tokens)
+        self._logprobs = [shape.logprobs_writer(tokens) for _ in range(answer.num_choices)]
+        self._include_usage = include_usage
+        self._continuous_usage = continuous_usage
+
+    def whole(self, items: Sequence[ChoiceEvent]) -> Json:
+        """The body with all choices, from all that came."""
+        choices = [_Choice() for _ in range(self._num_choices)]
+        for item in items:
+            self._usage.add(item)
+            choices[item.choice].add(item.event, self._logprobs_of(item))
+        written = [
+            self._shape.whole(index, "".join(choice.texts), joined(choice.logprobs), choice.finish)
+            for index, choice in enumerate(choices)
+        ]
+        body = self._head.body(self._shape.prefix, self._shape.whole_object, written)
+        return {**body, "usage": self._usage.final()}
+
+    def opening(self) -> bytes:
+        choices = [self._shape.opening(index) for index in range(self._num_choices)]
+        return b"".join(self._chunk([choice]) for choice in choices if choice is not None)
+
+    def parts(self, items: Sequence[ChoiceEvent]) -> bytes:
+        """Chunks for what came; none for tokens whose text has yet to come."""
+        chunks = []
+        for item in items:
+            self._usage.add(item)
+            event, logprobs = item.event, self._logprobs_of(item)
+            if isinstance(event, Finish):
+                part = self._shape.part(item.choice, "", None, event.reason.value)
+            elif event.text or logprobs:
+                part = self._shape.part(item.choice, event.text, logprobs, None)
+            else:
+                continue
+            chunks.append(self._chunk([part]))
+        return b"".join(chunks)
+
+    def closing(self) -> bytes:
+        """The end of a stream that ended well."""
+        last = self._chunk([], self._usage.final()) if self._include_usage else b""
+        return last + DONE
+
+    def _logprobs_of(self, item: ChoiceEvent) -> Json | None:
+        event = item.event
+        if isinstance(event, Finish) or not event.logprobs:
+            return None
+        return self._logprobs[item.choice].part(event.token_ids, event.logprobs)
+
+    def _chunk(self, choices: list[Json], usage: Json | None = None) -> bytes:
+        body = self._head.body(self._shape.prefix, self._shape.chunk_object, choices)
+        if usage is None and self._continuous_usage:
+            usage = self._usage.so_far()
+        # OpenAI: with include_usage every chunk has the field, null in all but the last.
+        return sse_event({**body, "usage": usage} if self._include_usage else body)
 
 
-def event(body: Json) -> bytes:
+@dataclass(slots=True)
+class _Choice:
+    texts: list[str] = field(default_factory=list)
+    logprobs: list[Json] = field(default_factory=list)
+    finish: str | None = None
+
+    def add(self, event: Emit | Finish, logprobs: Json | None) -> None:
+        if isinstance(event, Finish):
+            self.finish = event.reason.value
+            return
+        self.texts.append(event.text)
+        if logprobs is not None:
+            self.logprobs.append(logprobs)
+
+
+def sse_event(body: Json) -> bytes:
     """One server-sent event."""
     text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
     return b"data: " + text.encode() + b"\n\n"
-
-
-def error_body(error: CrossdockError) -> Json:
-    return {
-        "error": {
-            "message": error.message,
-            "type": error.status.openai_type,
-            "param": error.metadata.get("field"),
-            "code": error.reason,
-            "metadata": error.metadata,
-        }
-    }

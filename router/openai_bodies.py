@@ -1,21 +1,26 @@
-"""Bodies of the OpenAI-compatible door: requests in, JSON out.
+"""Bodies of the OpenAI-compatible door: requests in.
 
 Covers ``/v1/completions`` and ``/v1/chat/completions``. A field that would change the result and
 is not served is refused by name; one that changes nothing here is accepted.
+Does not cover: JSON itself (``router.json_bodies``), answers (``router.openai_answers``).
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
 
 from core.errors import InvalidField
-from router.request_intake import ChatPrompt
+from core.request import MAX_LOGPROBS
+from router.json_bodies import read_object
+from router.prompt_reader import ChatPrompt
 from router.validation import AskedSampling, unsupported
 
 DEFAULT_COMPLETION_TOKENS = 16
+MAX_PROMPTS = 64
 
 # They say who asks or how to bill, store and cache: the answer is the same without them.
 _HARMLESS = frozenset(
@@ -32,18 +37,29 @@ _HARMLESS = frozenset(
 )
 # Values with which a field that is not served changes nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "best_of": (1,),
     "echo": (False,),
-    "logit_bias": ({},),
+    "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "skip_special_tokens": (True,),
     "add_generation_prompt": (True,),
-    "suffix": ("",),
-    "top_logprobs": (0,),
 }
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
+
+# JSON has types of its own: "5" is no number, and true isn't either.
+Integer = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class StreamOptions(BaseModel):
@@ -51,8 +67,9 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool = False
-    include_obfuscation: bool = False
+    include_usage: Flag = False
+    continuous_usage_stats: Flag = False
+    include_obfuscation: Flag = False
 
 
 class _GenerateBody(BaseModel):
@@ -61,37 +78,47 @@ class _GenerateBody(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = None
-    stream: bool = False
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    max_tokens: int | None = None
-    min_tokens: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    ignore_eos: bool | None = None
-    seed: int | None = None
-    n: int | None = None
-    priority: int | None = None
+    temperature: Number | None = None
+    top_p: Number | None = None
+    top_k: Integer | None = None
+    min_p: Number | None = None
+    repetition_penalty: Number | None = None
+    presence_penalty: Number | None = None
+    frequency_penalty: Number | None = None
+    logit_bias: dict[str, Number] | None = None
+    max_tokens: Integer | None = None
+    min_tokens: Integer | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_list)] = None
+    stop_token_ids: list[Integer] | None = None
+    ignore_eos: Flag | None = None
+    seed: Integer | None = None
+    n: Integer | None = None
+    priority: Integer | None = None
 
-    def refuse_unserved(self) -> None:
-        """Raises InvalidField for the first field that can't be ignored honestly."""
+    def check(self) -> None:
+        """Raises InvalidField for fields that can't be ignored honestly or don't go together."""
         for name, value in (self.model_extra or {}).items():
             if value is None or name in _HARMLESS or value in _NEUTRAL.get(name, ()):
                 continue
             raise unsupported(name, value)
+        options = self.stream_options
+        if options is not None and not self.stream:
+            raise InvalidField("stream_options", "set", "goes only with stream: true")
+        if options is not None and options.continuous_usage_stats and not options.include_usage:
+            field = "stream_options.continuous_usage_stats"
+            raise InvalidField(field, True, "goes only with include_usage: true")
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_usage
 
+    @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
     def asked(self, max_tokens: int | None, logprobs: int | None) -> AskedSampling:
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return AskedSampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -100,9 +127,10 @@ class _GenerateBody(BaseModel):
             repetition_penalty=self.repetition_penalty,
             presence_penalty=self.presence_penalty,
             frequency_penalty=self.frequency_penalty,
+            logit_bias=tuple(_bias(key, bias) for key, bias in (self.logit_bias or {}).items()),
             max_tokens=max_tokens,
             min_tokens=self.min_tokens,
-            stop=tuple(stop),
+            stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=self.ignore_eos,
             seed=self.seed,
@@ -115,25 +143,33 @@ class _GenerateBody(BaseModel):
 class CompletionBody(_GenerateBody):
     """``max_tokens`` defaults to 16, as with OpenAI, or to the room left if that is less."""
 
-    prompt: str | list[int] | list[str] | list[list[int]]
-    logprobs: int | None = None
+    prompt: Any
+    logprobs: Integer | None = None
+    best_of: Integer | None = None
+
+    def check(self) -> None:
+        """`best_of` draws more answers than it gives; as many as it gives is just ``n``."""
+        super().check()
+        if self.best_of not in (None, 1 if self.n is None else self.n):
+            fix = "is served only if it equals n; leave the field out"
+            raise InvalidField("best_of", self.best_of, fix, reason="UNSUPPORTED_FIELD")
 
     def sampling(self) -> AskedSampling:
         asked = self.asked(self.max_tokens, self.logprobs)
         return replace(asked, default_max_tokens=DEFAULT_COMPLETION_TOKENS)
 
-    def single_prompt(self) -> str | list[int]:
-        """A list of one prompt is that prompt; raises InvalidField for more."""
+    def prompts(self) -> list[str | list[int]]:
+        """Text, token ids, or a list of either; raises InvalidField for anything else."""
         prompt = self.prompt
-        if isinstance(prompt, str) or not prompt:
-            return prompt if isinstance(prompt, str) else []
-        if isinstance(prompt[0], int):
-            return prompt
-        if len(prompt) > 1:
-            fix = "one prompt per request; send several requests"
-            reason = "UNSUPPORTED_FIELD"
-            raise InvalidField("prompt", f"{len(prompt)} prompts", fix, reason=reason)
-        return prompt[0]
+        if isinstance(prompt, str):
+            return [prompt]
+        if not isinstance(prompt, list):
+            raise _no_prompt("prompt", prompt)
+        if not prompt or isinstance(prompt[0], int):
+            return [_token_ids("prompt", prompt)]
+        if len(prompt) > MAX_PROMPTS:
+            raise InvalidField("prompt", f"{len(prompt)} prompts", f"at most {MAX_PROMPTS}")
+        return [_one_prompt(f"prompt.{number}", one) for number, one in enumerate(prompt)]
 
 
 class TextPart(BaseModel):
@@ -147,59 +183,75 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str = Field(min_length=1)
-    content: str | list[TextPart] | None = None
+    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
 
     def plain(self) -> dict[str, str]:
         for name, value in (self.model_extra or {}).items():
             if value and name != "name":
                 raise unsupported(f"messages.{name}", value)
-        if isinstance(self.content, list):
-            return {"role": self.role, "content": "".join(part.text for part in self.content)}
-        return {"role": self.role, "content": self.content or ""}
+        return {"role": self.role, "content": "".join(part.text for part in self.content or ())}
 
 
 class ChatBody(_GenerateBody):
     """``max_tokens`` defaults to all the room that the context leaves."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = None
+    max_completion_tokens: Integer | None = None
+    logprobs: Flag | None = None
+    top_logprobs: Integer | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidField("top_logprobs", self.top_logprobs, "goes only with logprobs: true")
+        if not 0 <= (self.top_logprobs or 0) <= MAX_LOGPROBS:
+            fix = f"must be between 0 and {MAX_LOGPROBS}"
+            raise InvalidField("top_logprobs", self.top_logprobs, fix)
 
     def sampling(self) -> AskedSampling:
         newer = self.max_completion_tokens
         asked = self.max_tokens if newer is None else newer
-        return self.asked(asked, 1 if self.logprobs else None)
+        return self.asked(asked, (self.top_logprobs or 0) if self.logprobs else None)
 
     def chat(self) -> ChatPrompt:
         return ChatPrompt([message.plain() for message in self.messages])
 
 
-Body = TypeVar("Body", bound=_GenerateBody)
+Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse(kind: type[Body], raw: bytes) -> Body:
     """Read a JSON body; raises InvalidField naming the first field that is wrong."""
     try:
-        body = kind.model_validate_json(raw)
+        return kind.model_validate(read_object(raw))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        field = ".".join(_field_names(first["loc"])) or "body"
-        shown = "" if first["type"] == "json_invalid" else first["input"]
-        raise InvalidField(field, shown, first["msg"]) from error
-    body.refuse_unserved()
-    return body
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise InvalidField(field, None, "must be set") from None
+        raise InvalidField(field, first["input"], first["msg"]) from None
 
 
-def _field_names(location: tuple[int | str, ...]) -> list[str]:
-    """Pydantic also names the branch of a union, such as ``str`` or ``list[int]``."""
-    parts = [str(part) for part in location]
-    return [part for part in parts if part != "str" and part.replace("_", "").isalnum()]
+def _bias(key: str, bias: float) -> tuple[int, float]:
+    if not _TOKEN_ID.fullmatch(key):
+        raise InvalidField("logit_bias", key, 'each name must be a token id, such as "50256"')
+    return int(key), bias
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": cached_tokens},
-    }
+def _one_prompt(field: str, prompt: Any) -> str | list[int]:
+    if isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list):
+        raise _no_prompt(field, prompt)
+    return _token_ids(field, prompt)
+
+
+def _token_ids(field: str, prompt: list[Any]) -> list[int]:
+    for number, token_id in enumerate(prompt):
+        if type(token_id) is not int:
+            raise InvalidField(f"{field}.{number}", token_id, "must be a token id, as all before")
+    return prompt
+
+
+def _no_prompt(field: str, prompt: Any) -> InvalidField:
+    return InvalidField(field, prompt, "must be text, token ids, or (once) a list of either")

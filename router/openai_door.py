@@ -1,172 +1,125 @@
-"""The HTTP door: OpenAI-compatible endpoints, health and metrics. A shell over the intake.
+"""The HTTP door: OpenAI-compatible endpoints. A shell over the intake.
 
-A client that disconnects cancels its handler, and with it the request.
+A client that disconnects cancels its handler, and with it all its requests.
+Does not cover: tokenizing (``router.tokenize_door``), health and metrics (``router.status_door``).
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from core.errors import CrossdockError, NotFound
 from router.answer_stream import AnswerStream
-from router.dispatcher import Dispatcher
-from router.flow_messages import Emit, Finish
 from router.grpc_errors import as_crossdock_error
-from router.metrics import Metrics
-from router.openai_answers import AnswerWriter, ChatShape, CompletionShape, error_body, event
-from router.openai_bodies import ChatBody, CompletionBody, parse, usage
+from router.http_bodies import read_body
+from router.http_errors import error_body
+from router.openai_answers import (
+    AnswerHead,
+    AnswerShape,
+    AnswerWriter,
+    ChatShape,
+    CompletionShape,
+    sse_event,
+)
+from router.openai_bodies import ChatBody, CompletionBody, parse
 from router.request_intake import Call, RequestIntake
-
-MAX_BODY_BYTES = 16 * 1024 * 1024
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from text.token_bytes import TokenBytes
 
 
 class OpenAIDoor:
-    """``app()`` is the aiohttp application."""
+    """``system_fingerprint`` tells clients when the server changed."""
 
-    def __init__(self, intake: RequestIntake, dispatcher: Dispatcher, metrics: Metrics) -> None:
+    def __init__(self, intake: RequestIntake, tokens: TokenBytes, version: str) -> None:
         self._intake = intake
-        self._dispatcher = dispatcher
-        self._metrics = metrics
+        self._tokens = tokens
+        self._fingerprint = f"crossdock-{version}"
         self._started = int(time.time())
 
-    def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[_answer_errors])
-        app.add_routes(
-            [
-                web.post("/v1/completions", self._completions),
-                web.post("/v1/chat/completions", self._chat),
-                web.get("/v1/models", self._models),
-                web.get("/health", self._health),
-                web.get("/ready", self._ready),
-                web.get("/metrics", self._render_metrics),
-            ]
-        )
-        return app
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/v1/completions", self._completions),
+            web.post("/v1/chat/completions", self._chat),
+            web.get("/v1/models", self._list_models),
+            web.get("/v1/models/{model:.+}", self._get_model),
+        ]
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        body = parse(CompletionBody, await request.read())
-        call = Call(body.single_prompt(), body.sampling())
-        return await self._generate(request, body, call, CompletionShape())
+        body = parse(CompletionBody, await read_body(request))
+        body.check()
+        sampling = body.sampling()
+        calls = [Call(prompt, sampling) for prompt in body.prompts()]
+        return await self._generate(request, body, calls, CompletionShape())
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = parse(ChatBody, await request.read())
-        call = Call(body.chat(), body.sampling())
-        return await self._generate(request, body, call, ChatShape())
+        body = parse(ChatBody, await read_body(request))
+        body.check()
+        return await self._generate(
+            request, body, [Call(body.chat(), body.sampling())], ChatShape()
+        )
 
     async def _generate(
         self,
         request: web.Request,
         body: CompletionBody | ChatBody,
-        call: Call,
-        shape: CompletionShape | ChatShape,
+        calls: list[Call],
+        shape: AnswerShape,
     ) -> web.StreamResponse:
-        self._check_model(body.model)
-        answer = await self._intake.submit(call)
+        if body.model is not None:
+            self._intake.model.check_name(body.model)
+        answer = await self._intake.submit(calls)
         name = self._intake.model.name
-        now = int(time.time())
-        writer = AnswerWriter(shape, answer.request_id, name, now, body.include_usage)
+        writer = AnswerWriter(
+            shape,
+            AnswerHead(answer.request_id, name, int(time.time()), self._fingerprint),
+            answer,
+            self._tokens,
+            include_usage=body.include_usage,
+            continuous_usage=body.continuous_usage,
+        )
         try:
             if body.stream:
                 return await _stream(request, answer, writer)
-            return await _whole(answer, writer)
+            return web.json_response(writer.whole([item async for item in answer]))
         finally:
             answer.close()
 
-    def _check_model(self, name: str | None) -> None:
-        served = self._intake.model.name
-        if name is not None and name != served:
-            raise NotFound(
-                f"model {name!r} is not served here; this is {served!r}",
-                reason="MODEL_NOT_FOUND",
-                metadata={"field": "model", "value": name, "served": served},
-            )
+    async def _list_models(self, request: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": [self._model()]})
 
-    async def _models(self, request: web.Request) -> web.Response:
+    async def _get_model(self, request: web.Request) -> web.Response:
+        self._intake.model.check_name(request.match_info["model"])
+        return web.json_response(self._model())
+
+    def _model(self) -> dict[str, object]:
         model = self._intake.model
-        entry = {
+        return {
             "id": model.name,
             "object": "model",
             "created": self._started,
             "owned_by": "crossdock",
             "max_model_len": model.max_model_len,
         }
-        return web.json_response({"object": "list", "data": [entry]})
-
-    async def _health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
-
-    async def _ready(self, request: web.Request) -> web.Response:
-        """200 only while a worker that decodes can get requests."""
-        ready = self._dispatcher.pool.ready and not self._intake.draining
-        status = "ready" if ready else "no decode worker, or shutting down"
-        return web.json_response({"status": status}, status=200 if ready else 503)
-
-    async def _render_metrics(self, request: web.Request) -> web.Response:
-        text = self._metrics.render(self._dispatcher.pool.candidates())
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
-
-
-async def _whole(answer: AnswerStream, writer: AnswerWriter) -> web.Response:
-    parts: list[str] = []
-    async for item in answer:
-        if isinstance(item, Finish):
-            body = writer.whole("".join(parts), item.reason.value, _usage(answer, item))
-            return web.json_response(body)
-        parts.append(item.text)
-    raise AssertionError("a stream ends with Finish or raises")
 
 
 async def _stream(
     request: web.Request, answer: AnswerStream, writer: AnswerWriter
 ) -> web.StreamResponse:
     """An error before the first token still gets its own HTTP status; later it is an event."""
-    items = aiter(answer)
-    item = await anext(items)
+    batches = aiter(answer.batches())
+    batch = await anext(batches)
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     try:
-        await response.write(writer.opening() + _item(item, answer, writer))
-        async for item in items:
-            await response.write(_item(item, answer, writer))
-    except CrossdockError as error:
-        await response.write(event(error_body(error)))
+        await response.write(writer.opening() + writer.parts(batch))
+        async for batch in batches:
+            if chunks := writer.parts(batch):
+                await response.write(chunks)
+        await response.write(writer.closing())
+    except ConnectionError:
+        raise
+    except Exception as error:
+        await response.write(sse_event(error_body(as_crossdock_error(error))))
     await response.write_eof()
     return response
-
-
-def _item(item: Emit | Finish, answer: AnswerStream, writer: AnswerWriter) -> bytes:
-    if isinstance(item, Emit):
-        return writer.part(item.text) if item.text else b""
-    return writer.closing(item.reason.value, _usage(answer, item))
-
-
-def _usage(answer: AnswerStream, finish: Finish) -> dict[str, object]:
-    return usage(answer.prompt_tokens, finish.completion_tokens, finish.cached_tokens)
-
-
-@web.middleware
-async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return web.json_response(_http_error_body(error), status=error.status)
-    except Exception as error:
-        return _error_response(as_crossdock_error(error))
-
-
-def _error_response(error: CrossdockError) -> web.Response:
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_after))
-    return web.json_response(error_body(error), status=error.status.http_status, headers=headers)
-
-
-def _http_error_body(error: web.HTTPException) -> dict[str, object]:
-    kind = "invalid_request_error"
-    return {"error": {"message": error.reason, "type": kind, "param": None, "code": None}}

@@ -7,6 +7,7 @@ import errno
 import logging
 import secrets
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from random import Random
 
@@ -20,14 +21,20 @@ from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.directory import Directory
 from router.dispatcher import Dispatcher
+from router.http_bodies import MAX_BODY_BYTES
+from router.http_errors import answer_errors
 from router.metrics import Metrics
 from router.model_info import ModelInfo
-from router.openai_door import MAX_BODY_BYTES, OpenAIDoor
+from router.openai_door import OpenAIDoor
 from router.placement import Disaggregation, WorkerId
+from router.prompt_reader import PromptReader
 from router.request_intake import RequestIntake
 from router.service import InferenceService
+from router.status_door import StatusDoor
+from router.tokenize_door import TokenizeDoor
 from router.worker_link import LinkListener, WorkerLink
 from text.chat_template import ChatTemplate
+from text.token_bytes import TokenBytes
 from text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -69,6 +76,9 @@ class RouterServer:
         self._settings = settings
         self._metrics = Metrics()
         model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
+        self._tokenizer = Tokenizer.load(settings.model)
+        template = ChatTemplate.load(settings.model)
+        self._prompts = PromptReader(model, self._tokenizer, template)
         self.dispatcher = Dispatcher(
             block_size=settings.block_size,
             open_link=self._open_link,
@@ -78,8 +88,7 @@ class RouterServer:
         )
         self._intake = RequestIntake(
             model,
-            Tokenizer.load(settings.model),
-            ChatTemplate.load(settings.model),
+            self._prompts,
             self.dispatcher,
             self._metrics,
         )
@@ -136,9 +145,8 @@ class RouterServer:
 
     async def _start_http(self) -> str:
         settings = self._settings
-        app = OpenAIDoor(self._intake, self.dispatcher, self._metrics).app()
         self._http = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+            self._http_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
         )
         await self._http.setup()
         site = web.TCPSite(self._http, settings.host, settings.http_port)
@@ -150,6 +158,18 @@ class RouterServer:
                 raise
             raise _port_taken("http", settings.host, settings.http_port) from error
         return f"{settings.host}:{self._http.addresses[0][1]}"
+
+    def _http_app(self) -> web.Application:
+        version = metadata.version("crossdock")
+        doors = (
+            OpenAIDoor(self._intake, TokenBytes(self._tokenizer), version),
+            TokenizeDoor(self._intake.model, self._tokenizer, self._prompts),
+            StatusDoor(self._intake, self.dispatcher, self._metrics, version),
+        )
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors])
+        for door in doors:
+            app.add_routes(door.routes())
+        return app
 
     def _ready_changed(self, ready: bool) -> None:
         update = asyncio.create_task(self._set_health(ready and not self._intake.draining))

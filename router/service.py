@@ -44,10 +44,11 @@ class InferenceService(InferenceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         try:
-            answer = await self._intake.submit(call_from_wire(request, context.time_remaining()))
+            call = call_from_wire(request, context.time_remaining())
+            answer = await self._intake.submit([call])
             try:
-                async for event in answer:
-                    yield _event_to_wire(event, answer.prompt_tokens)
+                async for item in answer:
+                    yield _event_to_wire(item.event, answer.prompt_tokens)
             finally:
                 answer.close()
         except Exception as error:
@@ -90,6 +91,7 @@ def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None) -> Cal
         **scalars,
         stop=tuple(sampling.stop),
         stop_token_ids=tuple(sampling.stop_token_ids),
+        logit_bias=tuple(sorted(sampling.logit_bias.items())),
         priority=request.priority if request.HasField("priority") else None,
     )
     prompt = request.text if kind == "text" else request.token_ids.ids
@@ -98,7 +100,7 @@ def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None) -> Cal
 
 def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateResponse:
     if isinstance(event, Emit):
-        return pb.GenerateResponse(chunk=pb.Chunk(token_ids=event.token_ids, text=event.text))
+        return pb.GenerateResponse(index=event.index, chunk=_chunk_to_wire(event))
     prefill = event.placement.prefill
     timings = pb.Timings(
         queue_s=event.queue_s,
@@ -115,4 +117,20 @@ def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateRespo
         cached_tokens=event.cached_tokens,
         timings=timings,
     )
-    return pb.GenerateResponse(complete=complete)
+    return pb.GenerateResponse(index=event.index, complete=complete)
+
+
+def _chunk_to_wire(emit: Emit) -> pb.Chunk:
+    pairs = zip(emit.token_ids, emit.logprobs, strict=True) if emit.logprobs else ()
+    logprobs = [
+        pb.TokenLogprob(
+            token_id=token_id,
+            logprob=logprobs.logprob,
+            top=[
+                pb.TokenLogprob.Candidate(token_id=candidate, logprob=logprob)
+                for candidate, logprob in zip(logprobs.top_ids, logprobs.top_logprobs, strict=True)
+            ],
+        )
+        for token_id, logprobs in pairs
+    ]
+    return pb.Chunk(token_ids=emit.token_ids, text=emit.text, logprobs=logprobs)

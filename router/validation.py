@@ -6,8 +6,11 @@ The ranges of single values are those of ``core.request.SamplingParams``.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
+
+import numpy as np
 
 from core.block_hash import TokenArray
 from core.errors import InvalidField
@@ -46,26 +49,14 @@ class AskedSampling:
     seed: int | None = None
     n: int | None = None
     logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
     priority: int | None = None
-
-
-# Fields that this version does not serve, with the values that change nothing.
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "repetition_penalty": (None, 1.0),
-    "presence_penalty": (None, 0.0),
-    "frequency_penalty": (None, 0.0),
-    "n": (None, 1),
-    "logprobs": (None,),
-    "priority": (None, 0),
-}
 
 
 def check_supported(asked: AskedSampling) -> None:
     """Raises InvalidField with reason UNSUPPORTED_FIELD: nothing is ignored in silence."""
-    for name, neutral in _NEUTRAL.items():
-        value = getattr(asked, name)
-        if value not in neutral:
-            raise unsupported(name, value)
+    if asked.priority not in (None, 0):
+        raise unsupported("priority", asked.priority)
 
 
 def unsupported(field: str, value: object) -> InvalidField:
@@ -77,7 +68,11 @@ def resolve_sampling(
     asked: AskedSampling, room: int, random_seed: int, vocab_size: int
 ) -> SamplingParams:
     """Fill the defaults in. ``room``: tokens left for the answer. Raises InvalidField."""
-    _check_stop_token_ids(asked.stop_token_ids, vocab_size)
+    if len(asked.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        fix = f"at most {MAX_STOP_TOKEN_IDS} ids"
+        raise InvalidField("stop_token_ids", len(asked.stop_token_ids), fix)
+    _check_vocabulary("stop_token_ids", asked.stop_token_ids, vocab_size)
+    _check_vocabulary("logit_bias", (token_id for token_id, _ in asked.logit_bias), vocab_size)
     return SamplingParams(
         max_tokens=_or(asked.max_tokens, min(room, _or(asked.default_max_tokens, room))),
         temperature=_or(asked.temperature, DEFAULT_TEMPERATURE),
@@ -89,16 +84,35 @@ def resolve_sampling(
         stop_token_ids=asked.stop_token_ids,
         ignore_eos=bool(asked.ignore_eos),
         seed=_or(asked.seed, random_seed),
+        repetition_penalty=_or(asked.repetition_penalty, 1.0),
+        presence_penalty=_or(asked.presence_penalty, 0.0),
+        frequency_penalty=_or(asked.frequency_penalty, 0.0),
+        logit_bias=asked.logit_bias,
+        n=_or(asked.n, 1),
+        logprobs=asked.logprobs,
     )
 
 
-def check_tokens(tokens: TokenArray, vocab_size: int) -> None:
-    """At least one token, all of them in the vocabulary. ``tokens`` int32 [n]."""
-    if not len(tokens):
+def check_answers(n: int, most: int | None) -> None:
+    """``most``: answers that the largest decode worker runs at a time, None if unknown."""
+    if most is not None and n > most:
+        fix = f"at most {most} (the sequences that the largest decode worker runs at a time)"
+        raise InvalidField("n", n, fix)
+
+
+def checked_tokens(
+    ids: Sequence[int] | TokenArray, vocab_size: int, field: str = "token_ids"
+) -> TokenArray:
+    """int32 [n] of at least one id, all of them in the vocabulary; raises InvalidField."""
+    if not len(ids):
         raise InvalidField("prompt", "", "must have at least one token")
+    try:
+        tokens = np.asarray(ids, dtype=np.int64)
+    except OverflowError:
+        raise _not_a_token(field, max(ids, key=abs), vocab_size) from None
     worst = int(tokens.max()) if tokens.max() >= vocab_size else int(tokens.min())
-    if not 0 <= worst < vocab_size:
-        raise InvalidField("token_ids", worst, f"each id must be between 0 and {vocab_size - 1}")
+    _check_vocabulary(field, (worst,), vocab_size)
+    return tokens.astype(np.int32)
 
 
 def room_for_answer(
@@ -132,13 +146,14 @@ def check_request_id(request_id: str) -> None:
         raise InvalidField("request_id", request_id, fix)
 
 
-def _check_stop_token_ids(ids: tuple[int, ...], vocab_size: int) -> None:
-    if len(ids) > MAX_STOP_TOKEN_IDS:
-        raise InvalidField("stop_token_ids", len(ids), f"at most {MAX_STOP_TOKEN_IDS} ids")
+def _check_vocabulary(field: str, ids: Iterable[int], vocab_size: int) -> None:
     for token_id in ids:
         if not 0 <= token_id < vocab_size:
-            fix = f"each id must be between 0 and {vocab_size - 1}"
-            raise InvalidField("stop_token_ids", token_id, fix)
+            raise _not_a_token(field, token_id, vocab_size)
+
+
+def _not_a_token(field: str, value: int, vocab_size: int) -> InvalidField:
+    return InvalidField(field, value, f"each token id must be between 0 and {vocab_size - 1}")
 
 
 def _or(value: T | None, default: T) -> T:

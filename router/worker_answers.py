@@ -7,15 +7,19 @@ from core.request import FinishReason
 from crossdock.v1 import worker_pb2 as pb
 from router.flow_messages import AttemptFailed, Output
 from router.placement import WorkerId
+from wire.attempts import logprobs_from_wire
 
 _FINISH_REASONS = {reason.value: reason for reason in FinishReason}
 
 
 def output_from_wire(worker: WorkerId, output: pb.SequenceOutput) -> Output | AttemptFailed:
-    """An output with a finish reason that this router doesn't know counts as a failed attempt."""
+    """An output that makes no sense to this router counts as a failed attempt."""
     reason = _FINISH_REASONS.get(output.finish_reason)
     if output.finish_reason and reason is None:
         detail = f"unknown finish reason {output.finish_reason!r}"
+        return AttemptFailed(worker, output.key.attempt, FailureCause.INTERNAL, detail)
+    if output.logprobs and not _fit(output):
+        detail = "log-probabilities that don't fit the tokens"
         return AttemptFailed(worker, output.key.attempt, FailureCause.INTERNAL, detail)
     return Output(
         worker,
@@ -24,6 +28,14 @@ def output_from_wire(worker: WorkerId, output: pb.SequenceOutput) -> Output | At
         output.text,
         reason,
         output.cached_tokens,
+        output.index,
+        tuple(logprobs_from_wire(logprobs) for logprobs in output.logprobs),
+    )
+
+
+def _fit(output: pb.SequenceOutput) -> bool:
+    return len(output.logprobs) == len(output.token_ids) and all(
+        len(entry.top_token_ids) == len(entry.top_logprobs) for entry in output.logprobs
     )
 
 

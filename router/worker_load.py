@@ -31,12 +31,12 @@ class LoadLedger:
         """A prompt with ``tokens`` uncached tokens went to this worker."""
         self._sent[key] = _Sent(tokens, 0, 0, now + SETTLE_S)
 
-    def sent_open(self, key: AttemptKey, prefill_tokens: int, blocks: int) -> None:
-        """An answer will be decoded here; it takes ``blocks`` that the worker doesn't hold.
+    def sent_open(self, key: AttemptKey, prefill_tokens: int, blocks: int, sequences: int) -> None:
+        """``sequences`` answers will be decoded here; their prompt takes ``blocks`` new ones.
 
-        No report counts it before its first output, as a handoff may still be on its way.
+        No report counts them before their first output, as a handoff may still be on its way.
         """
-        self._sent[key] = _Sent(prefill_tokens, blocks, 1, math.inf)
+        self._sent[key] = _Sent(prefill_tokens, blocks, sequences, math.inf)
 
     def settled(self, key: AttemptKey) -> None:
         """The attempt gave its first output, or ended: from now on reports tell the truth."""

@@ -35,11 +35,16 @@ class PooledWorker:
     listed: bool = True
     excluded: str = "not attached"
     num_blocks: int = 0
+    max_num_seqs: int = 0
     load: LoadLedger | None = None
 
     @property
     def usable(self) -> bool:
         return self.listed and not self.excluded
+
+    def takes(self, sequences: int) -> bool:
+        """Whether so many answers can run at a time; a prefill worker runs none."""
+        return not self.role.decodes or sequences <= max(1, self.max_num_seqs)
 
     def view(self) -> WorkerView:
         load = self.load.current() if self.load is not None else Load(0, 0, 0, 0)
@@ -74,6 +79,7 @@ class WorkerPool:
     def attached(self, worker: WorkerId, welcome: worker_pb2.Welcome) -> None:
         pooled = self._workers[worker]
         pooled.num_blocks = welcome.num_blocks
+        pooled.max_num_seqs = welcome.max_num_seqs
         pooled.load = LoadLedger(welcome.num_blocks)
         pooled.excluded = self._difference(pooled, welcome)
         if pooled.excluded:
@@ -111,12 +117,12 @@ class WorkerPool:
     def endpoint(self, worker: WorkerId) -> str:
         return self._workers[worker].link.endpoint
 
-    def candidates(self) -> list[WorkerView]:
-        """Workers that may get new requests."""
+    def candidates(self, sequences: int = 1) -> list[WorkerView]:
+        """Workers that may get new requests of so many answers each."""
         return [
             pooled.view()
             for worker, pooled in self._workers.items()
-            if pooled.usable and worker not in self._draining
+            if pooled.usable and worker not in self._draining and pooled.takes(sequences)
         ]
 
     def excluded(self) -> dict[WorkerId, str]:
@@ -129,6 +135,11 @@ class WorkerPool:
         """Blocks of the largest KV pool that decodes; None while no such worker is usable."""
         sizes = [view.num_blocks for view in self.candidates() if view.role.decodes]
         return max(sizes, default=None)
+
+    def most_sequences(self) -> int | None:
+        """Answers that the largest decode worker runs at a time; None while there is none."""
+        usable = (self._workers[view.worker] for view in self.candidates() if view.role.decodes)
+        return max((max(1, pooled.max_num_seqs) for pooled in usable), default=None)
 
     @property
     def ready(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import tokenizers
 from fake_worker import FakeRegistry, FakeWorker
@@ -70,6 +71,12 @@ class RunningCluster:
 
 
 @pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession() as session:
+        yield session
+
+
+@pytest.fixture
 async def start_cluster(model_folder: Path) -> AsyncIterator[Any]:
     """Call it with fake workers; gives a RunningCluster once the router has attached to all."""
     running: list[RunningCluster] = []
@@ -79,10 +86,13 @@ async def start_cluster(model_folder: Path) -> AsyncIterator[Any]:
         for worker in workers:
             await worker.start()
         await registry.list(*(worker.record() for worker in workers))
-        options = {"max_model_len": MAX_MODEL_LEN, "served_model_name": "tiny", "drain_s": 5.0}
-        router = RouterServer(
-            RouterSettings(registry.address, model_folder, **{**options, **settings})
-        )
+        options: dict[str, Any] = {
+            "max_model_len": MAX_MODEL_LEN,
+            "served_model_name": "tiny",
+            "drain_s": 5.0,
+        }
+        options = {"model": model_folder, **options, **settings}
+        router = RouterServer(RouterSettings(registry.address, **options))
         grpc_address, http_address = await router.start()
         named = {worker.name: worker for worker in workers}
         client = AsyncClient(grpc_address)

@@ -24,6 +24,35 @@ async def serve(servicer: Any, add: Any, port: int = 0) -> tuple[grpc.aio.Server
     return server, port
 
 
+def sequence_output(
+    key: worker_pb2.AttemptKey,
+    token_ids: Iterable[int],
+    text: str = "",
+    finish: str = "",
+    cached: int = 0,
+    index: int = 0,
+    logprobs: Iterable[worker_pb2.TokenLogprobs] = (),
+) -> worker_pb2.SequenceOutput:
+    return worker_pb2.SequenceOutput(
+        key=key,
+        token_ids=token_ids,
+        text=text,
+        finish_reason=finish,
+        cached_tokens=cached,
+        index=index,
+        logprobs=logprobs,
+    )
+
+
+def some_logprobs(token: int, count: int) -> worker_pb2.TokenLogprobs:
+    """The chosen token is the likeliest, and the ids after it follow."""
+    return worker_pb2.TokenLogprobs(
+        logprob=-0.5,
+        top_token_ids=range(token, token + count),
+        top_logprobs=[-0.5 - number for number in range(count)],
+    )
+
+
 class FakeWorker(WorkerServicer):
     """Records what the router sends; answers by the test's calls, or with ``script`` by itself."""
 
@@ -35,11 +64,13 @@ class FakeWorker(WorkerServicer):
         epoch: int = 1,
         num_blocks: int = 64,
         block_size: int = BLOCK_SIZE,
+        max_num_seqs: int = 16,
         cached: Sequence[int] = (),
         script: Sequence[tuple[int, str]] = (),
     ) -> None:
         self.name, self.role, self.epoch = name, role, epoch
         self.num_blocks, self.block_size = num_blocks, block_size
+        self.max_num_seqs = max_num_seqs
         self.cached = cached
         self.script = script
         self.endpoint = ""
@@ -78,6 +109,7 @@ class FakeWorker(WorkerServicer):
             role=self.role,
             num_blocks=self.num_blocks,
             block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs,
         )
         stored = np.array(self.cached, dtype="<u8").tobytes()
         try:
@@ -94,12 +126,18 @@ class FakeWorker(WorkerServicer):
                 self.received.append(message)
                 self._news.notify_all()
             if message.WhichOneof("message") == "open" and self.script:
-                self._play(message.open.key)
+                self._play(message.open)
 
-    def _play(self, key: worker_pb2.AttemptKey) -> None:
+    def _play(self, opened: worker_pb2.Open) -> None:
+        """The script for each of the n answers, one step of all after the other."""
+        asked = opened.sampling.logprobs if opened.sampling.HasField("logprobs") else None
         for position, (token, text) in enumerate(self.script):
-            last = position == len(self.script) - 1
-            self.output(key, [token], text, "stop" if last else "", cached=16)
+            finish = "stop" if position == len(self.script) - 1 else ""
+            logprobs = [] if asked is None else [some_logprobs(token, asked)]
+            self.step(
+                sequence_output(opened.key, [token], text, finish, 16, index, logprobs)
+                for index in range(opened.sampling.n)
+            )
 
     async def got(self, kind: str, count: int = 1) -> Any:
         """The ``count``-th message of a kind ("open", "prefill", "abort"); waits for it."""
@@ -117,16 +155,13 @@ class FakeWorker(WorkerServicer):
         text: str = "",
         finish: str = "",
         cached: int = 0,
+        index: int = 0,
     ) -> None:
-        output = worker_pb2.SequenceOutput(
-            key=key,
-            token_ids=token_ids,
-            text=text,
-            finish_reason=finish,
-            cached_tokens=cached,
-        )
+        self.step([sequence_output(key, token_ids, text, finish, cached, index)])
+
+    def step(self, outputs: Iterable[worker_pb2.SequenceOutput]) -> None:
         load = worker_pb2.Load(running=1, free_blocks=self.num_blocks)
-        step = worker_pb2.Step(outputs=[output], load=load)
+        step = worker_pb2.Step(outputs=outputs, load=load)
         self._outbox.put_nowait(worker_pb2.WorkerMessage(step=step))
 
     def fail(self, key: worker_pb2.AttemptKey, cause: str, detail: str = "") -> None:

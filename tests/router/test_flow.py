@@ -27,6 +27,7 @@ from router.flow_messages import (
     Finish,
     FlowEvent,
     Output,
+    ReportDefect,
     Route,
     Routed,
     RouteDue,
@@ -44,12 +45,12 @@ PAIR = Placement(D0, P0)
 STOP = FinishReason.STOP
 
 
-def new_flow(deadline: float | None = None) -> Flow:
-    return Flow(RequestKey("default", "r1"), arrived=0.0, deadline=deadline)
+def new_flow(deadline: float | None = None, n: int = 1) -> Flow:
+    return Flow(RequestKey("default", "r1"), arrived=0.0, deadline=deadline, n=n)
 
 
-def dispatched(placement: Placement = PAIR) -> Flow:
-    flow = new_flow()
+def dispatched(placement: Placement = PAIR, n: int = 1) -> Flow:
+    flow = new_flow(n=n)
     flow.handle(RouteDue(), 0.0)
     flow.handle(Routed(placement), 0.0)
     return flow
@@ -67,8 +68,9 @@ def output(
     attempt: int = 1,
     finish: FinishReason | None = None,
     cached: int = 0,
+    index: int = 0,
 ) -> Output:
-    return Output(worker, attempt, tokens, "x" * len(tokens), finish, cached)
+    return Output(worker, attempt, tokens, "x" * len(tokens), finish, cached, index)
 
 
 def failed(cause: FailureCause, worker: WorkerId = P0, attempt: int = 1) -> AttemptFailed:
@@ -114,9 +116,68 @@ def test_an_answer_from_start_to_end() -> None:
 
 def test_a_first_token_that_ends_the_request_comes_from_prefill_and_drops_the_open() -> None:
     flow = dispatched()
-    emit, abort, finish = flow.handle(output([1], worker=P0, finish=STOP), 0.5)
-    assert (emit, abort) == (Emit([1], "x"), SendAbort(D0, 1))
+    abort, emit, finish = flow.handle(output([1], worker=P0, finish=STOP), 0.5)
+    assert (abort, emit) == (SendAbort(D0, 1), Emit([1], "x"))
     assert isinstance(finish, Finish)
+
+
+def test_each_of_n_answers_ends_by_itself_and_the_request_with_the_last() -> None:
+    flow = dispatched(n=2)
+    assert flow.handle(output([7], index=1, cached=16), 0.5) == [Emit([7], "x", 1)]
+    assert flow.handle(output([7, 8], index=0), 0.6) == [Emit([7, 8], "xx", 0)]
+    _, first = flow.handle(output([1], index=1, finish=STOP), 0.7)
+    assert isinstance(first, Finish)
+    assert (first.index, first.completion_tokens, first.ttft_s, first.total_s) == (1, 2, 0.5, 0.7)
+    assert not flow.ended
+    _, second = flow.handle(output([9], index=0, finish=FinishReason.LENGTH), 0.9)
+    assert isinstance(second, Finish)
+    assert (second.index, second.completion_tokens, second.ttft_s) == (0, 3, 0.6)
+    assert (second.reason, second.cached_tokens) == (FinishReason.LENGTH, 16)
+    assert flow.lifecycle.state is State.FINISHED
+    assert flow.lifecycle.tokens_delivered == 5
+
+
+def test_first_tokens_that_end_all_answers_come_from_prefill() -> None:
+    flow = dispatched(n=2)
+    abort, *_ = flow.handle(output([1], worker=P0, finish=STOP, index=1), 0.5)
+    assert abort == SendAbort(D0, 1)
+    assert flow.handle(output([7], worker=D0, index=0), 0.5) == []
+    assert flow.handle(WorkerLost(D0), 0.5) == []
+    emit, finish = flow.handle(output([1], worker=P0, finish=STOP), 0.5)
+    assert emit == Emit([1], "x", 0)
+    assert isinstance(finish, Finish)
+    assert flow.ended
+
+
+def test_a_prefill_worker_that_dies_between_the_answers_it_ends_cuts_the_request() -> None:
+    flow = dispatched(n=2)
+    flow.handle(output([1], worker=P0, finish=STOP), 0.5)
+    assert isinstance(the_error(flow.handle(WorkerLost(P0), 0.6)), RequestAborted)
+
+
+def test_outputs_for_ended_and_unknown_answers_are_reported_and_left_out() -> None:
+    flow = dispatched(n=2)
+    flow.handle(output([1], finish=STOP), 0.5)
+    for index in (0, 2, 10_000):
+        [report] = flow.handle(output([7], index=index), 0.6)
+        assert isinstance(report, ReportDefect)
+        assert report.worker == D0
+    assert flow.handle(output([7], index=1), 0.7) == [Emit([7], "x", 1)]
+
+
+def test_after_one_answer_ended_empty_there_is_no_other_attempt() -> None:
+    flow = dispatched(n=2)
+    [finish] = flow.handle(output([], finish=STOP), 0.5)
+    assert isinstance(finish, Finish)
+    assert isinstance(the_error(flow.handle(WorkerLost(D0), 0.6)), RequestAborted)
+
+
+def test_a_client_that_goes_cancels_all_answers_at_once() -> None:
+    flow = dispatched(n=3)
+    flow.handle(output([7], index=1, finish=STOP), 0.5)
+    commands = flow.handle(ClientGone(), 1.0)
+    assert commands[:2] == [SendAbort(D0, 1), SendAbort(P0, 1)]
+    assert isinstance(the_error(commands), RequestCancelled)
 
 
 def test_a_router_that_stops_says_so_and_lets_go_of_the_workers() -> None:
@@ -259,8 +320,15 @@ attempts = st.integers(1, 4)
 placements = st.builds(Placement, st.sampled_from([D0, D1]), st.sampled_from([None, P0, P1]))
 finishes = st.sampled_from([None, None, None, *FinishReason])
 outputs = st.builds(
-    output, st.lists(st.just(0), max_size=2), workers, attempts, finishes, st.integers(0, 32)
+    output,
+    st.lists(st.just(0), max_size=2),
+    workers,
+    attempts,
+    finishes,
+    st.integers(0, 32),
+    st.integers(0, 3),
 )
+answers = st.integers(1, 3)
 events: st.SearchStrategy[FlowEvent] = st.one_of(
     st.just(RouterStopping()),
     st.builds(RouteDue),
@@ -275,48 +343,55 @@ events: st.SearchStrategy[FlowEvent] = st.one_of(
 )
 
 
-@given(story=st.lists(events, max_size=40), limit=st.sampled_from([None, 20.0]))
+@given(story=st.lists(events, max_size=40), limit=st.sampled_from([None, 20.0]), n=answers)
 @settings(max_examples=400, deadline=None)
-def test_whatever_happens_there_is_at_most_one_end_and_nothing_after_it(
-    story: list[FlowEvent], limit: float | None
+def test_whatever_happens_every_answer_ends_once_or_all_fail_and_nothing_comes_after(
+    story: list[FlowEvent], limit: float | None, n: int
 ) -> None:
-    flow = new_flow(limit)
+    flow = new_flow(limit, n)
     commands: list[Command] = []
     for now, event in enumerate(story):
+        ended = flow.ended
         new = flow.handle(event, float(now))
-        assert not (new and flow_had_ended(commands))
+        assert not (new and ended)
         commands += new
     commands += flow.handle(ClientGone(), float(len(story)))
-    ends = [command for command in commands if isinstance(command, Finish | Fail)]
-    assert len(ends) == 1
-    assert commands[-1] is ends[0]
+    assert flow.ended
+    finished = [command.index for command in commands if isinstance(command, Finish)]
+    failed_at = [at for at, command in enumerate(commands) if isinstance(command, Fail)]
+    assert len(finished) == len(set(finished))
+    assert failed_at == ([] if set(finished) == set(range(n)) else [len(commands) - 1])
 
 
-@given(story=st.lists(events, max_size=40))
+@given(story=st.lists(events, max_size=40), n=answers)
 @settings(max_examples=400, deadline=None)
-def test_whatever_happens_tokens_come_from_one_attempt_and_are_counted(
-    story: list[FlowEvent],
+def test_whatever_happens_tokens_come_from_one_worker_and_are_counted(
+    story: list[FlowEvent], n: int
 ) -> None:
-    flow = new_flow()
-    emitted = 0
-    emitting_attempts = set()
+    flow = new_flow(n=n)
+    emitted = [0] * n
+    sources = set()
+    finished = set()
     for now, event in enumerate(story):
         for command in flow.handle(event, float(now)):
-            if isinstance(command, Emit):
+            if isinstance(command, Emit | Finish):
                 assert isinstance(event, Output)
-                emitting_attempts.add(event.attempt)
-                emitted += len(command.token_ids)
+                assert command.index not in finished
+                sources.add((event.worker, event.attempt))
+            if isinstance(command, Emit):
+                emitted[command.index] += len(command.token_ids)
             if isinstance(command, Finish):
-                assert command.completion_tokens == emitted
-    assert flow.lifecycle.tokens_delivered == emitted
-    assert len(emitting_attempts) <= 1
+                assert command.completion_tokens == emitted[command.index]
+                finished.add(command.index)
+    assert flow.lifecycle.tokens_delivered == sum(emitted)
+    assert len(sources) <= 1
 
 
-@given(story=st.lists(events, max_size=40))
+@given(story=st.lists(events, max_size=40), n=answers)
 @settings(max_examples=400, deadline=None)
-def test_whatever_happens_no_worker_is_left_with_an_attempt(story: list[FlowEvent]) -> None:
+def test_whatever_happens_no_worker_is_left_with_an_attempt(story: list[FlowEvent], n: int) -> None:
     """A worker that was given an attempt ended it itself, was lost, or is told to abort."""
-    flow = new_flow()
+    flow = new_flow(n=n)
     open_at: set[tuple[WorkerId, int]] = set()
     for now, event in enumerate([*story, ClientGone()]):
         commands = flow.handle(event, float(now))
@@ -329,11 +404,7 @@ def test_whatever_happens_no_worker_is_left_with_an_attempt(story: list[FlowEven
                 open_at.add((command.worker, command.attempt))
             if isinstance(command, SendAbort):
                 open_at.discard((command.worker, command.attempt))
-            if isinstance(command, Finish):
+            if isinstance(command, Finish) and flow.ended:
                 # D ended with its last output, P when it had handed over.
                 open_at -= {(w, command.attempts) for w in command.placement.workers}
     assert open_at == set()
-
-
-def flow_had_ended(commands: list[Command]) -> bool:
-    return any(isinstance(command, Finish | Fail) for command in commands)

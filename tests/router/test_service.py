@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from fake_worker import FakeWorker
+from fake_worker import FakeWorker, sequence_output, some_logprobs
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -34,6 +34,10 @@ async def collect(client: AsyncClient, *args: Any, **options: Any) -> tuple[str,
         if response.WhichOneof("event") == "complete":
             complete = response.complete
     return text, complete
+
+
+async def responses(client: AsyncClient, *args: Any, **options: Any) -> list[Any]:
+    return [response async for response in client.generate(*args, **options)]
 
 
 async def refused(client: AsyncClient, *args: Any, **options: Any) -> ServerError:
@@ -80,6 +84,98 @@ async def test_a_first_token_that_ends_the_request_comes_from_prefill(start_clus
     text, complete = await answer
     assert (text, complete.finish_reason) == ("hi", "length")
     assert (await cluster["d0"].got("abort")).key == sent.key
+
+
+async def test_n_answers_stream_side_by_side_and_end_one_by_one(start_cluster: Any) -> None:
+    cluster = await start_cluster(prefill(), decode())
+    stream = cluster.client.generate("hello", n=2, logprobs=1)
+    reading = asyncio.create_task(anext(stream))
+    opened = await cluster["d0"].got("open")
+    assert (opened.sampling.n, opened.sampling.logprobs) == (2, 1)
+    d0, key = cluster["d0"], opened.key
+    d0.step(
+        sequence_output(key, [7 + i], "ab"[i], cached=16, index=i, logprobs=[some_logprobs(7, 1)])
+        for i in (1, 0)
+    )
+    d0.output(key, [9], "!", "stop", index=1)
+    d0.output(key, [9], "?", "length", index=0)
+    got = [await reading, *[response async for response in stream]]
+    assert [(r.index, r.WhichOneof("event")) for r in got] == [
+        (1, "chunk"),
+        (0, "chunk"),
+        (1, "chunk"),
+        (1, "complete"),
+        (0, "chunk"),
+        (0, "complete"),
+    ]
+    [logprob] = got[0].chunk.logprobs
+    assert (logprob.token_id, logprob.logprob) == (8, -0.5)
+    assert [(top.token_id, top.logprob) for top in logprob.top] == [(7, -0.5)]
+    completes = [r.complete for r in got if r.HasField("complete")]
+    assert [c.finish_reason for c in completes] == ["stop", "length"]
+    assert [c.completion_tokens for c in completes] == [2, 2]
+    assert [c.cached_tokens for c in completes] == [16, 16]
+
+
+async def test_first_tokens_that_end_all_answers_come_from_prefill(start_cluster: Any) -> None:
+    cluster = await start_cluster(prefill(), decode())
+    answer = asyncio.create_task(responses(cluster.client, "hello", n=2, max_tokens=1))
+    sent = await cluster["p0"].got("prefill")
+    cluster["p0"].step(
+        sequence_output(sent.key, [9], "hi", "length", index=index) for index in (0, 1)
+    )
+    assert [r.index for r in await answer] == [0, 0, 1, 1]
+    assert (await cluster["d0"].got("abort")).key == sent.key
+
+
+async def test_outputs_that_make_no_sense_hurt_nobody(start_cluster: Any) -> None:
+    cluster = await start_cluster(decode())
+    answer = asyncio.create_task(responses(cluster.client, "hello", n=2))
+    opened = await cluster["d0"].got("open")
+    for index in (0, 0, 2, 10_000, 1):
+        cluster["d0"].output(opened.key, [9], "hi", "stop", index=index)
+    assert [r.index for r in await answer] == [0, 0, 1, 1]
+    rendered = cluster.router._metrics.render([]).decode()
+    assert "crossdock_worker_defects_total 3.0" in rendered
+
+
+async def test_logprobs_that_do_not_fit_fail_the_attempt(start_cluster: Any) -> None:
+    cluster = await start_cluster(decode())
+    answer = asyncio.create_task(collect(cluster.client, "hello", logprobs=0))
+    opened = await cluster["d0"].got("open")
+    output = sequence_output(opened.key, [9], "hi", logprobs=[some_logprobs(9, 0)] * 2)
+    cluster["d0"].step([output])
+    again = await cluster["d0"].got("open", count=2)
+    cluster["d0"].output(again.key, [9], "done", "stop")
+    assert (await answer)[0] == "done"
+
+
+async def test_all_sampling_fields_reach_both_workers(start_cluster: Any) -> None:
+    cluster = await start_cluster(prefill(), decode(script=SCRIPT))
+    asked = {
+        "n": 2,
+        "logprobs": 3,
+        "repetition_penalty": 1.5,
+        "presence_penalty": -0.5,
+        "frequency_penalty": 0.25,
+        "min_p": 0.5,
+        "seed": 2**40,
+    }
+    await collect(cluster.client, "hello", logit_bias={5: -100, 7: 1.5}, **asked)
+    for message in (await cluster["p0"].got("prefill"), await cluster["d0"].got("open")):
+        assert {name: getattr(message.sampling, name) for name in asked} == asked
+        assert dict(message.sampling.logit_bias) == {5: -100, 7: 1.5}
+
+
+async def test_n_goes_to_a_worker_that_runs_as_many(start_cluster: Any) -> None:
+    small = decode("d0", script=SCRIPT, max_num_seqs=2)
+    large = decode("d1", script=SCRIPT, max_num_seqs=4)
+    cluster = await start_cluster(small, large)
+    for count in range(1, 5):
+        await collect(cluster.client, "hello", n=4)
+        await large.got("open", count=count)
+    error = await refused(cluster.client, "hello", n=5)
+    assert "n = 5: at most 4" in error.message
 
 
 async def test_closing_the_call_aborts_on_both_workers(start_cluster: Any) -> None:
@@ -236,9 +332,14 @@ async def test_a_request_id_is_taken_while_it_runs_and_after(start_cluster: Any)
         ({"token_ids": [5], "max_tokens": 0}, "max_tokens"),
         ({"token_ids": [5], "temperature": -1.0}, "temperature"),
         ({"token_ids": [5], "temperature": float("nan")}, "temperature"),
-        ({"token_ids": [5], "n": 2}, "n"),
-        ({"token_ids": [5], "logprobs": 1}, "logprobs"),
-        ({"token_ids": [5], "presence_penalty": 0.1}, "presence_penalty"),
+        ({"token_ids": [5], "n": 0}, "n"),
+        ({"token_ids": [5], "n": 17}, "n"),
+        ({"token_ids": [5], "n": 2**31 - 1}, "n"),
+        ({"token_ids": [5], "logprobs": 21}, "logprobs"),
+        ({"token_ids": [5], "presence_penalty": 2.1}, "presence_penalty"),
+        ({"token_ids": [5], "logit_bias": {300: 1.0}}, "logit_bias"),
+        ({"token_ids": [5], "logit_bias": {5: float("nan")}}, "logit_bias"),
+        ({"token_ids": [5], "stop": ["x"] * 10_000}, "stop"),
         ({"token_ids": [5], "stop": [""]}, "stop"),
         ({"token_ids": [5], "stop_token_ids": [300]}, "stop_token_ids"),
         ({"token_ids": [5], "request_id": "x" * 200}, "request_id"),
@@ -258,6 +359,12 @@ async def test_the_decode_pool_bounds_prompt_and_answer(start_cluster: Any) -> N
     assert "64" in error.message
     _, complete = await collect(cluster.client, token_ids=[5] * 20, max_tokens=44)
     assert complete.completion_tokens == 2
+
+
+async def test_a_token_id_is_shown_as_it_came(start_cluster: Any) -> None:
+    cluster = await start_cluster(decode())
+    error = await refused(cluster.client, token_ids=[5, 2**32 - 1])
+    assert "token_ids = 4294967295: each token id must be between 0 and 299" in error.message
 
 
 async def test_a_bad_field_comes_with_the_standard_details(start_cluster: Any) -> None:

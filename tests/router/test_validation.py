@@ -9,9 +9,10 @@ from core.errors import InvalidField
 from router.model_info import ModelInfo
 from router.validation import (
     AskedSampling,
+    check_answers,
     check_request_id,
     check_supported,
-    check_tokens,
+    checked_tokens,
     resolve_sampling,
     room_for_answer,
 )
@@ -52,6 +53,20 @@ def test_zero_is_a_value_and_not_a_default() -> None:
         ("stop", tuple("abcdefghijklmnopq")),
         ("stop_token_ids", (300,)),
         ("stop_token_ids", tuple(range(65))),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 2.1),
+        ("presence_penalty", float("inf")),
+        ("frequency_penalty", -2.1),
+        ("n", 0),
+        ("n", 129),
+        ("n", -(10**30)),
+        ("logprobs", -1),
+        ("logprobs", 21),
+        ("logit_bias", ((300, 1.0),)),
+        ("logit_bias", ((2**32 - 1, 1.0),)),
+        ("logit_bias", ((5, 100.1),)),
+        ("logit_bias", ((5, float("nan")),)),
+        ("logit_bias", tuple((5, 1.0) for _ in range(301))),
     ],
 )
 def test_values_out_of_range_are_named(field: str, value: object) -> None:
@@ -61,34 +76,31 @@ def test_values_out_of_range_are_named(field: str, value: object) -> None:
     assert caught.value.fix
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("n", 2),
-        ("n", 0),
-        ("logprobs", 0),
-        ("repetition_penalty", 1.1),
-        ("presence_penalty", 0.5),
-        ("frequency_penalty", -0.5),
-        ("priority", 3),
-    ],
-)
-def test_fields_that_are_not_served_are_refused_by_name(field: str, value: float) -> None:
+def test_all_sampling_fields_pass_through() -> None:
+    asked = {
+        "n": 4,
+        "logprobs": 0,
+        "repetition_penalty": 1.1,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "logit_bias": ((5, -100.0), (7, 1.5)),
+    }
+    params = resolve(**asked)
+    assert {name: getattr(params, name) for name in asked} == asked
+
+
+def test_a_priority_is_refused_by_name() -> None:
+    check_supported(AskedSampling(priority=0))
     with pytest.raises(InvalidField) as caught:
-        check_supported(AskedSampling(**{field: value}))  # type: ignore[arg-type]
-    assert (caught.value.field, caught.value.reason) == (field, "UNSUPPORTED_FIELD")
+        check_supported(AskedSampling(priority=3))
+    assert (caught.value.field, caught.value.reason) == ("priority", "UNSUPPORTED_FIELD")
 
 
-def test_neutral_values_of_those_fields_are_fine() -> None:
-    check_supported(
-        AskedSampling(
-            n=1,
-            repetition_penalty=1.0,
-            presence_penalty=0.0,
-            frequency_penalty=0.0,
-            priority=0,
-        )
-    )
+def test_more_answers_than_a_worker_runs_are_refused_with_the_limit() -> None:
+    check_answers(8, 8)
+    check_answers(100, None)
+    with pytest.raises(InvalidField, match=r"n = 9: at most 8"):
+        check_answers(9, 8)
 
 
 def test_the_answer_may_take_what_the_context_leaves() -> None:
@@ -115,10 +127,29 @@ def test_the_decode_pool_limits_as_well() -> None:
         room_for_answer(20, 45, MODEL, 4, 16)
 
 
-@pytest.mark.parametrize("tokens", [[], [300], [-1], [5, 1000, 2]])
-def test_tokens_outside_the_vocabulary_and_empty_prompts_are_refused(tokens: list[int]) -> None:
-    with pytest.raises(InvalidField):
-        check_tokens(np.array(tokens, dtype=np.int32), 300)
+@pytest.mark.parametrize(
+    ("tokens", "shown"),
+    [
+        ([], "''"),
+        ([300], "300"),
+        ([-1], "-1"),
+        ([5, 1000, 2], "1000"),
+        ([5, 2**32 - 1], "4294967295"),
+        ([-(2**31) - 1, 5], "-2147483649"),
+        ([5, 2**70], str(2**70)),
+    ],
+)
+def test_tokens_outside_the_vocabulary_are_shown_as_they_came(
+    tokens: list[int], shown: str
+) -> None:
+    with pytest.raises(InvalidField) as caught:
+        checked_tokens(tokens, 300)
+    assert caught.value.metadata["value"] == shown
+
+
+def test_tokens_become_an_array() -> None:
+    tokens = checked_tokens([5, 299, 0], 300)
+    assert (tokens.dtype, tokens.tolist()) == (np.int32, [5, 299, 0])
 
 
 def test_request_ids_are_short_and_printable() -> None:

@@ -19,10 +19,10 @@ def test_a_prompt_counts_until_a_report_that_must_include_it() -> None:
 
 def test_an_open_counts_until_its_first_output() -> None:
     ledger = LoadLedger(num_blocks=50)
-    ledger.sent_open(ONE, 0, 20)
-    ledger.sent_open(TWO, 100, 40)
+    ledger.sent_open(ONE, 0, 20, sequences=1)
+    ledger.sent_open(TWO, 100, 40, sequences=4)
     ledger.reported(Load(3, 0, 50, 0), now=100.0)
-    assert ledger.current() == Load(3, 2, 0, 100)
+    assert ledger.current() == Load(3, 5, 0, 100)
     ledger.settled(TWO)
     assert ledger.current() == Load(3, 1, 30, 0)
     ledger.settled(ONE)

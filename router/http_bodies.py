@@ -1,0 +1,25 @@
+"""Reading the body of an HTTP request, up to a limit."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+# A prompt of a million tokens as JSON array of ids has about 8 MB.
+MAX_BODY_BYTES = 16 * 1024 * 1024
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Raises HTTPException for another type than JSON, and for a body above the limit.
+
+    No type at all is taken for JSON. Of a body that is too large no more than the limit is kept.
+    """
+    if "Content-Type" in request.headers and not _is_json(request.content_type):
+        raise web.HTTPUnsupportedMediaType
+    size = request.content_length
+    if size is not None and size > request.client_max_size:
+        raise web.HTTPRequestEntityTooLarge(request.client_max_size, size)
+    return await request.read()
+
+
+def _is_json(content_type: str) -> bool:
+    return content_type == "application/json" or content_type.endswith("+json")

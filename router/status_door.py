@@ -1,0 +1,43 @@
+"""HTTP endpoints for those who watch the router: health, readiness, metrics, version."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from router.dispatcher import Dispatcher
+from router.metrics import Metrics
+from router.request_intake import RequestIntake
+
+
+class StatusDoor:
+    def __init__(
+        self, intake: RequestIntake, dispatcher: Dispatcher, metrics: Metrics, version: str
+    ) -> None:
+        self._intake = intake
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._version = version
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health", self._health),
+            web.get("/ready", self._ready),
+            web.get("/metrics", self._render_metrics),
+            web.get("/version", self._tell_version),
+        ]
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        """200 only while a worker that decodes can get requests."""
+        ready = self._dispatcher.pool.ready and not self._intake.draining
+        status = "ready" if ready else "no decode worker, or shutting down"
+        return web.json_response({"status": status}, status=200 if ready else 503)
+
+    async def _render_metrics(self, request: web.Request) -> web.Response:
+        text = self._metrics.render(self._dispatcher.pool.candidates())
+        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _tell_version(self, request: web.Request) -> web.Response:
+        return web.json_response({"version": self._version})
