@@ -209,9 +209,9 @@ class ChatBody(_GenerateBody):
             raise InvalidField("top_logprobs", self.top_logprobs, fix)
 
     def sampling(self) -> AskedSampling:
-        newer = self.max_completion_tokens
-        asked = self.max_tokens if newer is None else newer
-        return self.asked(asked, (self.top_logprobs or 0) if self.logprobs else None)
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return replace(self.asked(getattr(self, name), logprobs), max_tokens_name=name)
 
     def chat(self) -> ChatPrompt:
         return ChatPrompt([message.plain() for message in self.messages])

@@ -6,6 +6,7 @@ Does not cover: tokens of a prompt (``router.prompt_reader``), how a door reads 
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -68,7 +69,12 @@ class RequestIntake:
         """Start one request for each call, all or none; raises CrossdockError if one is refused."""
         arrived = self._clock()
         try:
-            answers = AnswerStream([await self._prompt(call, arrived) for call in calls])
+            prompts = []
+            for call in calls:
+                prompts.append(await self._prompt(call, arrived))
+                # Between two prompts the streams of others go on.
+                await asyncio.sleep(0)
+            answers = AnswerStream(prompts)
             answers.start(self._dispatcher.start)
         except CrossdockError:
             self._metrics.refused()
@@ -93,7 +99,7 @@ class RequestIntake:
         pool = self._dispatcher.pool
         room = room_for_answer(
             len(tokens),
-            call.sampling.max_tokens,
+            call.sampling,
             self.model,
             pool.largest_decode_pool(),
             block_size,

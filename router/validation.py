@@ -29,8 +29,8 @@ class AskedSampling:
     """Sampling as the client wrote it; None is "not set".
 
     ``max_tokens`` not set means ``default_max_tokens``, or all the room that is left up to the
-    context's end if that is less or not set either; ``seed`` not
-    set means a random one; ``top_k`` -1 is another way to say 0.
+    context's end if that is less or not set either; ``max_tokens_name`` is what the client called
+    it. ``seed`` not set means a random one; ``top_k`` -1 is another way to say 0.
     """
 
     temperature: float | None = None
@@ -41,6 +41,7 @@ class AskedSampling:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     max_tokens: int | None = None
+    max_tokens_name: str = "max_tokens"
     default_max_tokens: int | None = None
     min_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -117,7 +118,7 @@ def checked_tokens(
 
 def room_for_answer(
     prompt_tokens: int,
-    max_tokens: int | None,
+    asked: AskedSampling,
     model: ModelInfo,
     decode_blocks: int | None,
     block_size: int,
@@ -134,9 +135,11 @@ def room_for_answer(
         fix = f"must leave room for an answer within {limit} ({name}); send a shorter prompt"
         raise InvalidField("prompt", f"{prompt_tokens} tokens", fix)
     room = limit - prompt_tokens
-    if max_tokens is not None and max_tokens > room:
-        fix = f"with {prompt_tokens} prompt tokens at most {room} fit into {limit} ({name})"
-        raise InvalidField("max_tokens", max_tokens, fix)
+    if asked.max_tokens is not None and not 1 <= asked.max_tokens <= room:
+        fix = (
+            f"must be 1 to {room}, as {prompt_tokens} prompt tokens leave room in {limit} ({name})"
+        )
+        raise InvalidField(asked.max_tokens_name, asked.max_tokens, fix)
     return room
 
 

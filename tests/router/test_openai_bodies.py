@@ -6,12 +6,17 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from core.errors import InvalidField
 from router.json_bodies import read_object
+from router.model_info import ModelInfo
 from router.openai_bodies import ChatBody, CompletionBody, parse
 from router.tokenize_door import TokenizeBody
+from router.validation import resolve_sampling, room_for_answer
 
+MODEL = ModelInfo("m", vocab_size=300, max_model_len=128, eos_token_ids=(1,))
 CHAT = [{"role": "user", "content": "hi"}]
 
 
@@ -144,6 +149,52 @@ def test_bad_chats_are_refused_by_name(fields: dict[str, Any], field: str, said:
     error = refusal(chat, **fields)
     assert error.field == field
     assert pytest.raises(InvalidField, match=said).matches(error)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+json_values = (
+    scalars
+    | st.lists(scalars, max_size=3)
+    | st.lists(st.lists(scalars, max_size=2), max_size=2)
+    | st.dictionaries(st.text(max_size=3), scalars, max_size=2)
+    | st.lists(st.dictionaries(st.sampled_from(["role", "content"]), scalars), max_size=2)
+)
+fields_of_bodies = st.one_of(
+    st.tuples(st.just(kind), st.sampled_from(sorted(kind.model_fields)))
+    for kind in (CompletionBody, ChatBody)
+)
+
+
+@given(field=fields_of_bodies, value=json_values)
+@settings(max_examples=300, deadline=None)
+def test_whatever_a_field_holds_it_is_taken_or_refused_by_its_name(
+    field: tuple[type[CompletionBody] | type[ChatBody], str], value: Any
+) -> None:
+    kind, name = field
+    required = {"prompt": "hi"} if kind is CompletionBody else {"messages": CHAT}
+    error = refused(kind, json.dumps({**required, name: value}).encode())
+    if error is not None:
+        top, *_ = error.field.split(".")
+        assert top == name or (top == "body" and "no such number" in error.fix)
+
+
+def refused(kind: type[CompletionBody] | type[ChatBody], raw: bytes) -> InvalidField | None:
+    try:
+        body = parse(kind, raw)
+        body.check()
+        asked = body.sampling()
+        room = room_for_answer(1, asked, MODEL, None, 16)
+        resolve_sampling(asked, room, random_seed=0, vocab_size=300)
+    except InvalidField as error:
+        return error
+    return None
+
+
+def test_limits_of_the_answer_are_named_as_the_client_wrote_them() -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        for value in (0, 1000):
+            with pytest.raises(InvalidField, match=rf"{name} = {value}: .*127"):
+                room_for_answer(1, chat(**{name: value}).sampling(), MODEL, None, 16)
 
 
 def test_a_missing_field_is_not_shown_as_the_whole_body() -> None:

@@ -103,9 +103,13 @@ def test_more_answers_than_a_worker_runs_are_refused_with_the_limit() -> None:
         check_answers(9, 8)
 
 
+def room(prompt: int, max_tokens: int | None = None, blocks: int | None = None) -> int:
+    return room_for_answer(prompt, AskedSampling(max_tokens=max_tokens), MODEL, blocks, 16)
+
+
 def test_the_answer_may_take_what_the_context_leaves() -> None:
-    assert room_for_answer(100, None, MODEL, None, 16) == 28
-    assert room_for_answer(100, 28, MODEL, 1000, 16) == 28
+    assert room(100) == 28
+    assert room(100, 28, 1000) == 28
 
 
 def test_a_default_length_gives_way_to_the_room_that_is_left() -> None:
@@ -115,16 +119,16 @@ def test_a_default_length_gives_way_to_the_room_that_is_left() -> None:
 
 
 def test_more_than_the_context_is_refused_with_value_and_limit() -> None:
-    with pytest.raises(InvalidField, match=r"max_tokens = 29: .*at most 28 fit into 128"):
-        room_for_answer(100, 29, MODEL, None, 16)
+    with pytest.raises(InvalidField, match=r"max_tokens = 29: must be 1 to 28, .*in 128"):
+        room(100, 29)
     with pytest.raises(InvalidField, match=r"prompt = '128 tokens': .*128 \(max_model_len"):
-        room_for_answer(128, None, MODEL, None, 16)
+        room(128)
 
 
 def test_the_decode_pool_limits_as_well() -> None:
-    assert room_for_answer(20, None, MODEL, 4, 16) == 44
+    assert room(20, blocks=4) == 44
     with pytest.raises(InvalidField, match="largest decode worker"):
-        room_for_answer(20, 45, MODEL, 4, 16)
+        room(20, 45, blocks=4)
 
 
 @pytest.mark.parametrize(
