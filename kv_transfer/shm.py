@@ -24,9 +24,8 @@ from core.kv_pool_layout import PoolLayout
 from core.lease_events import (
     PieceCopy,
 )
-from kv_transfer.transport import CopyResult, PoolBytes, checksum
+from kv_transfer.transport import SHM, CopyResult, PoolBytes, checksum
 
-SHM = "shm"
 _CONNECT_TIMEOUT_S = 5.0
 _ACCEPT_PAUSE_S = 0.1
 _PEER_CREDENTIALS = struct.Struct("3i")
@@ -92,6 +91,7 @@ class SharedMemorySource:
     ) -> None:
         """Maps the pool and tests the way. Raises `Incompatible` if it is not P's memory."""
         self._destination = destination
+        self._aborted = False
         fd = _receive_descriptor(socket_path)
         try:
             self._map = _map_read_only(fd, source.total_bytes)
@@ -107,7 +107,7 @@ class SharedMemorySource:
         if seen != nonce:
             self.close()
             raise Incompatible(
-                "shared memory self-test failed: this is not the prefill worker's pool",
+                "self-test failed: this memory is not the prefill worker's pool",
                 reason="SHM_SELF_TEST_FAILED",
             )
 
@@ -115,8 +115,12 @@ class SharedMemorySource:
         good: list[int] = []
         bad: list[int] = []
         for item in copies:
-            (good if self._copy_one(item) else bad).append(item.index)
+            landed = not self._aborted and self._copy_one(item)
+            (good if landed else bad).append(item.index)
         return CopyResult(tuple(good), tuple(bad))
+
+    def abort(self) -> None:
+        self._aborted = True
 
     def _copy_one(self, item: PieceCopy) -> bool:
         piece = item.piece
@@ -145,8 +149,8 @@ def _receive_descriptor(socket_path: str) -> int:
             _, descriptors, _, _ = socket.recv_fds(connection, 1, 1)
         except OSError as error:
             raise Incompatible(
-                f"shared memory can't be reached: {error}; the two workers are not on one host "
-                "or not in one network namespace",
+                f"the memory can't be reached: {error}; the two workers are not on one host or "
+                "not in one network namespace",
                 reason="SHM_UNREACHABLE",
             ) from error
     if not descriptors:

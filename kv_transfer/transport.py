@@ -19,6 +19,26 @@ from core.lease_events import (
 PoolBytes = npt.NDArray[np.uint8]
 Generations = npt.NDArray[np.uint64]
 
+SHM = "shm"
+TCP = "tcp"
+# All of them, the fastest first.
+TRANSPORTS = (SHM, TCP)
+
+
+@dataclass(frozen=True, slots=True)
+class HostPool:
+    """P's pool in host memory, as its transports need it.
+
+    ``fd``: descriptor of its memory, laid out by ``core.kv_pool_layout``. ``nonce``: 64 random
+    bits in that memory. ``blocks``: uint8 [num_blocks, block_bytes]. ``generations``: uint64
+    [num_blocks], raised each time that a block is given to somebody else.
+    """
+
+    fd: int
+    nonce: int
+    blocks: PoolBytes
+    generations: Generations
+
 
 @dataclass(frozen=True, slots=True)
 class CopyResult:
@@ -29,17 +49,28 @@ class CopyResult:
 
 
 class PieceSource(Protocol):
-    """D's way to one prefill worker's blocks. Used by one thread at a time."""
+    """D's way to one prefill worker's blocks. Used by one thread at a time, but for `abort`."""
 
     @property
     def transport(self) -> str:
         """Name as shown in `status`."""
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
-        """Copies into D's own pool and verifies what landed. Blocks the calling thread."""
+        """Copies into D's own pool and verifies what landed. Blocks the calling thread.
+
+        Writes only while it runs. Raises `Incompatible` once the way is lost for good.
+        """
+
+    def abort(self) -> None:
+        """Makes a running copy end at once, and later ones copy nothing. From any thread."""
 
     def close(self) -> None:
         """Gives up the way; nothing is written into D's pool after it returns."""
+
+
+def allowed_transports(setting: str) -> tuple[str, ...]:
+    """What ``kv.transport`` allows, the fastest first: "auto" is all of them."""
+    return TRANSPORTS if setting == "auto" else (setting,)
 
 
 def checksum(block: npt.NDArray[np.uint8]) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-_OUR_THREADS = ("engine-loop", "shm-export", "kv-copy", "kv-describe")
+_OUR_THREADS = ("engine-loop", "shm-export", "tcp-accept", "tcp-serve", "kv-copy", "kv-describe")
 _OUR_PROGRAMS = ("router.main", "cluster.cli.main")
 
 

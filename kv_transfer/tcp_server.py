@@ -1,0 +1,150 @@
+"""P's side of KV blocks over TCP: sends blocks of its pool to decode workers that it invited.
+
+Covers: one listener, one thread per decode worker, tokens and their end, limits on what is read.
+P only ever reads its pool here. A block that moves on while it is sent is found by D's checksum;
+that is rare, for P keeps announced blocks until D has them.
+Does not cover: the bytes of the messages (``kv_transfer.tcp_wire``), D's side
+(``kv_transfer.tcp_source``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import socket
+import threading
+import time
+
+from kv_transfer import tcp_wire as wire
+from kv_transfer.socket_io import prepare, receive, send, wait_readable
+from kv_transfer.transport import Generations, PoolBytes
+
+_log = logging.getLogger(__name__)
+_HANDSHAKE_LIMIT_S = 5.0
+# D gives a copy up earlier (`kv_transfer.tcp_source`).
+_ANSWER_LIMIT_S = 20.0
+_ACCEPT_PAUSE_S = 0.1
+# Strangers who connect and say nothing must not use up threads.
+_MAX_STRANGERS = 64
+
+
+class TcpServer:
+    """Listens on ``host``, any free port."""
+
+    def __init__(self, host: str, pool: PoolBytes, generations: Generations) -> None:
+        self._pool = pool
+        self._generations = generations
+        self._lock = threading.Lock()
+        self._tokens: list[bytes] = []
+        # None until the peer has shown that it knows a token.
+        self._connections: dict[socket.socket, bytes | None] = {}
+        self._threads: set[threading.Thread] = set()
+        self._closing = False
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=128)
+        self.port: int = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, name="tcp-accept", daemon=True)
+        self._acceptor.start()
+
+    def invite(self) -> bytes:
+        """A new token, good for one decode worker until it is revoked."""
+        token = secrets.token_bytes(wire.TOKEN_BYTES)
+        with self._lock:
+            self._tokens.append(token)
+        return token
+
+    def revoke(self, token: bytes) -> None:
+        """Ends the connections of those who came with ``token``. Without effect if done before."""
+        with self._lock:
+            if token in self._tokens:
+                self._tokens.remove(token)
+            for connection, shown in self._connections.items():
+                if shown == token:
+                    _wake(connection)
+
+    def close(self) -> None:
+        """Returns when all threads and connections have ended."""
+        with self._lock:
+            self._closing = True
+            for connection in self._connections:
+                _wake(connection)
+            threads = list(self._threads)
+        # shutdown() wakes accept(), close() alone would not.
+        _wake(self._listener)
+        self._acceptor.join()
+        self._listener.close()
+        for thread in threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                if self._closing:
+                    return
+                # Out of descriptors, most likely: peers try again, and so do we.
+                time.sleep(_ACCEPT_PAUSE_S)
+                continue
+            self._welcome(connection)
+
+    def _welcome(self, connection: socket.socket) -> None:
+        with self._lock:
+            strangers = sum(token is None for token in self._connections.values())
+            if self._closing or strangers >= _MAX_STRANGERS:
+                connection.close()
+                return
+            self._connections[connection] = None
+            thread = threading.Thread(
+                target=self._serve, args=(connection,), name="tcp-serve", daemon=True
+            )
+            self._threads.add(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            if self._admit(connection):
+                while True:
+                    wait_readable(connection)
+                    self._answer(connection)
+        except OSError as error:
+            _log.debug("a connection ended: %s", error)
+        finally:
+            with self._lock:
+                del self._connections[connection]
+                self._threads.discard(threading.current_thread())
+            connection.close()
+
+    def _admit(self, connection: socket.socket) -> bool:
+        """Whether the peer knows a token. It has heard nothing but random bytes before."""
+        prepare(connection)
+        deadline = time.monotonic() + _HANDSHAKE_LIMIT_S
+        challenge = wire.new_challenge()
+        send(connection, [memoryview(wire.pack_greeting(challenge))], deadline)
+        proof = receive(connection, wire.PROOF_BYTES, deadline)
+        with self._lock:
+            found = wire.Challenges.read_proof(challenge, proof, self._tokens)
+            if found is None or self._closing:
+                return False
+            challenges, token = found
+            self._connections[connection] = token
+        send(connection, [memoryview(challenges.probe(token))], deadline)
+        return True
+
+    def _answer(self, connection: socket.socket) -> None:
+        """One request. Raises ``OSError`` at the end of the connection, whatever ended it."""
+        deadline = time.monotonic() + _ANSWER_LIMIT_S
+        header = receive(connection, wire.HEADER_BYTES, deadline)
+        count, number = wire.read_request_header(header)
+        pieces = wire.read_pieces(receive(connection, count * wire.PIECE_BYTES, deadline))
+        present = wire.find_present(pieces, self._generations)
+        head = memoryview(wire.pack_answer(number, present))
+        blocks = wire.block_views(self._pool, pieces["block_id"][present])
+        send(connection, [head, *blocks], deadline)
+
+
+def _wake(connection: socket.socket) -> None:
+    """Whoever waits in a call on this socket gets an error or the end of the stream."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,93 @@
+"""The bytes of the TCP transport, without sockets."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.handoff import Piece
+from core.lease_events import PieceCopy
+from kv_transfer import tcp_wire as wire
+
+TOKEN = b"t" * wire.TOKEN_BYTES
+BLOCK_IDS = st.lists(st.integers(0, 30), max_size=40)
+
+
+@given(BLOCK_IDS)
+def test_runs_of_neighbours_are_the_same_ids_in_the_same_order(ids: list[int]) -> None:
+    runs = wire.consecutive_runs(np.array(ids, np.int64))
+    assert [first + i for first, count in runs for i in range(count)] == ids
+    for (first, count), (following, _) in itertools.pairwise(runs):
+        assert first + count != following, "two runs that could be one"
+
+
+@given(BLOCK_IDS)
+def test_views_of_blocks_hold_their_bytes_in_order(ids: list[int]) -> None:
+    pool = np.arange(31 * 6, dtype=np.uint8).reshape(31, 6)
+    views = wire.block_views(pool, np.array(ids, np.int64))
+    assert b"".join(views) == pool[ids].tobytes()
+
+
+@given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), min_size=1))
+def test_a_request_says_on_the_other_side_what_it_said_on_this(
+    asked: list[tuple[int, int]],
+) -> None:
+    copies = [PieceCopy(0, Piece(block, generation, 0), 0) for block, generation in asked]
+    data = wire.pack_request(7, copies)
+    header, rest = data[: wire.HEADER_BYTES], data[wire.HEADER_BYTES :]
+    assert wire.read_request_header(header) == (len(asked), 7)
+    assert len(rest) == len(asked) * wire.PIECE_BYTES
+    assert [tuple(piece) for piece in wire.read_pieces(rest).tolist()] == asked
+
+
+def test_only_blocks_of_the_pool_in_the_asked_generation_are_present() -> None:
+    asked = [(0, 5), (1, 5), (2, 7), (3, 0), (2**32 - 1, 7)]
+    copies = [PieceCopy(0, Piece(block, generation, 0), 0) for block, generation in asked]
+    pieces = wire.read_pieces(wire.pack_request(1, copies)[wire.HEADER_BYTES :])
+    present = wire.find_present(pieces, np.array([5, 6, 7], np.uint64))
+    assert present.tolist() == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("count", [0, wire.MAX_PIECES + 1, 2**32 - 1])
+def test_a_request_for_too_many_pieces_or_none_is_refused(count: int) -> None:
+    with pytest.raises(ConnectionError, match=f"{count} pieces"):
+        wire.read_request_header(count.to_bytes(4, "little") + bytes(8))
+
+
+def test_an_answer_must_fit_its_request() -> None:
+    answer = wire.pack_answer(3, np.array([True, False]))
+    assert wire.read_answer(answer, 3, 2).tolist() == [True, False]
+    for damaged, number in [(answer, 4), (answer[:-1] + b"\x02", 3), (b"\x03" + answer[1:], 3)]:
+        with pytest.raises(ConnectionError, match="does not fit"):
+            wire.read_answer(damaged, number, 2)
+
+
+def test_only_who_knows_a_token_can_prove_it() -> None:
+    ours = wire.Challenges(wire.new_challenge(), wire.new_challenge())
+    proof = ours.pack_proof(TOKEN)
+    others = [b"o" * wire.TOKEN_BYTES]
+    assert wire.Challenges.read_proof(ours.prefill, proof, [*others, TOKEN]) == (ours, TOKEN)
+    assert wire.Challenges.read_proof(ours.prefill, proof, others) is None
+    assert wire.Challenges.read_proof(ours.prefill, proof, []) is None
+
+
+def test_what_was_proved_on_one_connection_proves_nothing_on_another() -> None:
+    heard = wire.Challenges(wire.new_challenge(), wire.new_challenge())
+    proof = heard.pack_proof(TOKEN)
+    assert wire.Challenges.read_proof(wire.new_challenge(), proof, [TOKEN]) is None
+    again = wire.Challenges(heard.prefill, wire.new_challenge())
+    assert again.probe(TOKEN) != heard.probe(TOKEN)
+
+
+def test_a_greeting_of_somebody_else_is_named() -> None:
+    challenge = wire.new_challenge()
+    greeting = wire.pack_greeting(challenge)
+    assert wire.read_greeting(greeting) == challenge
+    with pytest.raises(ConnectionError, match="not a prefill worker"):
+        wire.read_greeting(b"HTTP/1.1" + greeting[8:])
+    with pytest.raises(ConnectionError, match="version 9"):
+        wire.read_greeting(greeting[:8] + b"\x09\x00" + greeting[10:])
