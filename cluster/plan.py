@@ -160,6 +160,7 @@ def worker_settings(
         cores=cores if spec.engine.affinity == "auto" else (),
         max_num_seqs=pool.max_num_seqs,
         max_num_batched_tokens=plan_step_tokens(spec, slot),
+        transport=spec.kv.transport,
     )
 
 

@@ -83,11 +83,15 @@ class PoolsSpec(_Section):
 
 
 class KVSpec(_Section):
-    """The KV pool of one worker: its size in bytes (``memory``) or in blocks, not both."""
+    """The KV pool of one worker: its size in bytes (``memory``) or in blocks, not both.
+
+    ``transport`` moves blocks between workers; "auto": on each edge the fastest that works there.
+    """
 
     block_size: int = Field(default=16, ge=1, le=1024)
     memory: ByteSize | None = Field(default=None, ge=1)
     num_blocks: int | None = Field(default=None, ge=1)
+    transport: Literal["auto", "shm", "tcp"] = "auto"
 
     @model_validator(mode="after")
     def _one_size(self) -> KVSpec:

@@ -13,7 +13,7 @@ class WorkerSettings:
 
     ``num_blocks`` is the size of its KV pool in blocks; ``max_num_batched_tokens`` the budget of
     one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound to
-    (empty: not bound); times are in seconds.
+    (empty: not bound); ``transport`` is ``kv.transport``; times are in seconds.
     """
 
     worker: str
@@ -28,5 +28,6 @@ class WorkerSettings:
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 256
     host: str = "127.0.0.1"
+    transport: str = "auto"
     lease_s: float = 30.0
     beat_s: float = 5.0

@@ -28,6 +28,7 @@ from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, Prefill
 from engine.runner import LoadedModel
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity
+from kv_transfer.transport import allowed_transports
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
 from worker.pool import new_block_pool, pool_bytes
@@ -57,7 +58,12 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         # A mixed worker gets no handoffs, so its pool may be in device memory.
         self._handoff: HandoffServer | None = None
         if settings.role is Role.DECODE:
-            self._handoff = HandoffServer(identity, pool_bytes(model.pool), self.submit)
+            self._handoff = HandoffServer(
+                identity,
+                pool_bytes(model.pool),
+                self.submit,
+                allowed_transports(settings.transport),
+            )
 
     def register(self, server: grpc.aio.Server) -> None:
         super().register(server)
@@ -111,6 +117,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
                 blocks=edge.blocks,
                 seconds=edge.seconds,
                 resent_blocks=edge.resent_blocks,
+                detail=edge.detail,
             )
             for edge in (self._handoff.edge_counters if self._handoff is not None else ())
         ]

@@ -1,23 +1,19 @@
 """D's end of the handoff streams: serves `Handoff.Session` to prefill workers.
 
-Covers: the handshake, choosing and testing the transport, one copy thread, telling the owner of
-messages, finished copies and lost peers. Does not cover: the rules (``core.lease``).
+Covers: the handshake, copies on demand, telling the owner of messages, finished copies and lost
+peers. Does not cover: the rules (``core.lease``), the transports (``kv_transfer.selection``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 
 from core.errors import CrossdockError, Incompatible
 from core.handoff import ToPrefill
-from core.kv_pool_layout import PoolLayout
 from core.lease_events import (
     Copied,
     CopyPieces,
@@ -26,51 +22,36 @@ from core.lease_events import (
 )
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
+from kv_transfer.edge import Edge, EdgeCounters
 from kv_transfer.handoff_wire import from_prefill_wire, to_prefill_wire
 from kv_transfer.handshake import WorkerIdentity, find_difference
-from kv_transfer.shm import SHM, SharedMemorySource
-from kv_transfer.transport import CopyResult, PieceSource, PoolBytes
+from kv_transfer.selection import Chosen, open_source
+from kv_transfer.transport import TRANSPORTS, CopyResult, PoolBytes
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True)
-class EdgeCounters:
-    """What came over one edge (from a prefill worker, all its lives, to this worker)."""
-
-    peer: str
-    transport: str
-    bytes: int = 0
-    blocks: int = 0
-    seconds: float = 0.0
-    resent_blocks: int = 0
-
-
-@dataclass(slots=True)
-class Edge:
-    """One live stream from a prefill worker."""
-
-    outbox: asyncio.Queue[ToPrefill]
-    source: PieceSource
-    counters: EdgeCounters
-
-
 class HandoffServer(handoff_pb2_grpc.HandoffServicer):
-    """All handoff streams into one decode worker. ``on_event`` runs on the event loop."""
+    """All handoff streams into one decode worker. ``on_event`` runs on the event loop.
+
+    ``transports``: those that this worker accepts, the fastest first.
+    """
 
     def __init__(
         self,
         identity: WorkerIdentity,
         pool: PoolBytes,
         on_event: Callable[[FromPrefill | Copied | PeerLost], None],
+        transports: Sequence[str] = TRANSPORTS,
     ) -> None:
         self._identity = identity
         self._pool = pool
         self._on_event = on_event
+        self._transports = transports
         self._edges: dict[str, Edge] = {}
         self._counters: dict[tuple[str, str], EdgeCounters] = {}
-        self._copier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-copy")
         self._copies: set[asyncio.Task[None]] = set()
+        self._closing_edges: set[asyncio.Future[None]] = set()
 
     @property
     def edge_counters(self) -> list[EdgeCounters]:
@@ -90,9 +71,8 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
         task.add_done_callback(self._copies.discard)
 
     async def close(self) -> None:
-        """Waits for running copies. The streams end with the gRPC server."""
-        await asyncio.gather(*self._copies, return_exceptions=True)
-        await asyncio.get_running_loop().run_in_executor(None, self._copier.shutdown)
+        """Ends running copies and their threads. The streams have ended with the gRPC server."""
+        await asyncio.gather(*self._copies, *self._closing_edges, return_exceptions=True)
 
     async def Session(
         self,
@@ -102,30 +82,33 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
         hello = (await anext(request_iterator)).hello
         peer = f"{hello.worker}@{hello.epoch:x}/{id(context):x}"
         try:
-            source = await self._shake_hands(hello)
+            chosen = await self._shake_hands(hello)
         except Incompatible as error:
             _log.warning("refused prefill worker %s: %s", hello.worker, error.message)
             yield pb.DecodeMessage(hello=self._reply(refused=error.message))
             return
-        edge = Edge(asyncio.Queue(), source, self._counters_of(hello.worker, source.transport))
+        edge = self._new_edge(hello.worker, chosen)
         self._edges[peer] = edge
         reader = asyncio.create_task(self._read(peer, request_iterator))
         try:
-            yield pb.DecodeMessage(hello=self._reply(transport=source.transport))
-            while not reader.done():
-                message = await self._next_message(edge, reader)
-                if message is not None:
-                    yield to_prefill_wire(message)
+            yield pb.DecodeMessage(hello=self._reply(chosen=chosen))
+            while (message := await self._next_message(edge, reader)) is not None:
+                yield to_prefill_wire(message)
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             self._lose(peer, edge)
 
-    def _counters_of(self, worker: str, transport: str) -> EdgeCounters:
-        return self._counters.setdefault((worker, transport), EdgeCounters(worker, transport))
+    def _new_edge(self, worker: str, chosen: Chosen) -> Edge:
+        transport, detail = chosen.source.transport, chosen.detail
+        counters = self._counters.setdefault((worker, transport), EdgeCounters(worker, transport))
+        if detail and detail != counters.detail:
+            _log.warning("KV blocks of %s come over %s: %s", worker, transport, detail)
+        counters.detail = detail
+        return Edge(chosen.source, counters, self._identity.layout.block_bytes)
 
     async def _next_message(self, edge: Edge, reader: asyncio.Task[None]) -> ToPrefill | None:
-        """The next message for P, or None once P has closed its side."""
+        """The next message for P, or None once either side wants no more."""
         waiting = asyncio.ensure_future(edge.outbox.get())
         await asyncio.wait((waiting, reader), return_when=asyncio.FIRST_COMPLETED)
         if waiting.done():
@@ -142,54 +125,40 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
 
     def _lose(self, peer: str, edge: Edge) -> None:
         del self._edges[peer]
-        # Behind the copies that are queued already: the source must outlive them.
-        self._copier.submit(edge.source.close)
+        edge.abort()
+        closing = asyncio.get_running_loop().run_in_executor(None, edge.close)
+        self._closing_edges.add(closing)
+        closing.add_done_callback(self._closing_edges.discard)
         self._on_event(PeerLost(peer))
 
-    async def _shake_hands(self, hello: pb.Hello) -> PieceSource:
+    async def _shake_hands(self, hello: pb.Hello) -> Chosen:
         difference = find_difference(self._identity, hello)
         if difference:
             raise Incompatible(difference, reason="HANDSHAKE_REFUSED")
-        if SHM not in hello.transports:
-            raise Incompatible(
-                f"no common KV transport: {hello.worker} offers {list(hello.transports)}, "
-                f"{self._identity.worker} has ['{SHM}']",
-                reason="NO_COMMON_TRANSPORT",
-            )
-        loop = asyncio.get_running_loop()
-        layout = PoolLayout(hello.shm.num_blocks, self._identity.layout.block_bytes)
-        # Not on the copy thread: a peer that does not answer must not stop everybody's copies.
-        return await loop.run_in_executor(
-            None,
-            SharedMemorySource,
-            hello.shm.socket_path,
-            hello.shm.nonce,
-            layout,
-            self._pool,
+        opening = asyncio.get_running_loop().run_in_executor(
+            None, open_source, hello, self._transports, self._pool
         )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_unused)
+            raise
 
-    def _reply(self, *, transport: str = "", refused: str = "") -> pb.HelloReply:
-        return pb.HelloReply(transport=transport, refused=refused)
+    def _reply(self, *, chosen: Chosen | None = None, refused: str = "") -> pb.HelloReply:
+        if chosen is None:
+            return pb.HelloReply(refused=refused)
+        return pb.HelloReply(transport=chosen.source.transport, detail=chosen.detail)
 
     async def _copy(self, command: CopyPieces) -> None:
         edge = self._edges.get(command.peer)
         if edge is None:
             result = CopyResult((), tuple(c.index for c in command.copies))
         else:
-            result = await self._copy_over(edge, command)
+            result = await edge.copy(command.copies)
         self._on_event(Copied(command.lease_id, result.good, result.bad))
 
-    async def _copy_over(self, edge: Edge, command: CopyPieces) -> CopyResult:
-        loop = asyncio.get_running_loop()
-        started = time.monotonic()
-        try:
-            result = await loop.run_in_executor(self._copier, edge.source.copy, command.copies)
-        except Exception:
-            _log.exception("copy from %s failed", command.peer)
-            return CopyResult((), tuple(c.index for c in command.copies))
-        counters = edge.counters
-        counters.seconds += time.monotonic() - started
-        counters.blocks += len(result.good)
-        counters.bytes += len(result.good) * self._identity.layout.block_bytes
-        counters.resent_blocks += len(result.bad)
-        return result
+
+def _close_unused(opening: asyncio.Future[Chosen]) -> None:
+    """P went away while the transport was being chosen."""
+    if opening.exception() is None:
+        opening.result().source.close()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from core.kv_layout import PROTOCOL_VERSION, KVLayout
 from crossdock.v1 import handoff_pb2 as pb
+from kv_transfer.offers import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +19,7 @@ class WorkerIdentity:
     layout: KVLayout
 
 
-def hello(
-    identity: WorkerIdentity, decode_epoch: int, transports: list[str], shm: pb.ShmOffer | None
-) -> pb.Hello:
+def hello(identity: WorkerIdentity, decode_epoch: int, offer: Offer) -> pb.Hello:
     """P's first message on a stream."""
     return pb.Hello(
         protocol_version=PROTOCOL_VERSION,
@@ -31,8 +30,9 @@ def hello(
         layout_hash=identity.layout.layout_hash,
         dtype=identity.layout.dtype,
         block_size=identity.layout.block_size,
-        transports=transports,
-        shm=shm,
+        transports=offer.transports,
+        shm=offer.shm,
+        tcp=offer.tcp,
     )
 
 

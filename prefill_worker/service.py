@@ -14,13 +14,12 @@ from core.handoff import FailureCause, LeaseTimes, Piece, Reserve, ToDecode, ToP
 from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from core.worker_settings import WorkerSettings
-from crossdock.v1 import handoff_pb2
 from crossdock.v1 import worker_pb2 as pb
 from engine.runner import LoadedModel
 from kv_transfer.handshake import WorkerIdentity, hello
+from kv_transfer.offers import PoolOffers
 from kv_transfer.prefill_session import Announcement, PrefillSession
-from kv_transfer.shm import SHM, PoolExporter
-from kv_transfer.transport import describe_pieces
+from kv_transfer.transport import allowed_transports, describe_pieces
 from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
@@ -37,7 +36,7 @@ from prefill_worker.prefiller import Prefiller
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
-from worker.pool import new_block_pool, pool_bytes, pool_descriptor
+from worker.pool import host_pool, new_block_pool, pool_bytes
 from worker.service import WorkerService
 
 # How many bytes D is told of at once: large enough that messages cost nothing beside copies,
@@ -66,7 +65,9 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         super().__init__(settings, identity.epoch, model, tokenizer, prefiller)
         self._identity = identity
         self._block_bytes = identity.layout.block_bytes
-        self._exporter = PoolExporter(pool_descriptor(model.pool))
+        self._offers = PoolOffers(
+            host_pool(model.pool), allowed_transports(settings.transport), settings.host
+        )
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
         self._sessions: dict[str, PrefillSession] = {}
         # Where each life of a decode worker is, as the router said: (endpoint, epoch).
@@ -75,7 +76,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     async def stop(self) -> None:
         await asyncio.gather(*(session.close() for session in self._sessions.values()))
         await super().stop()
-        self._exporter.close()
+        self._offers.close()
         self._describer.shutdown()
 
     def tick_event(self) -> PrefillerInput:
@@ -134,13 +135,10 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
 
     def _connect(self, worker: str) -> PrefillSession:
         endpoint, decode_epoch = self._places[worker]
-        offer = handoff_pb2.ShmOffer(
-            socket_path=self._exporter.socket_path,
-            nonce=self.model.pool.nonce,
-            num_blocks=self.settings.num_blocks,
-        )
+        offer = self._offers.new_offer()
 
         def on_lost(cause: FailureCause, detail: str) -> None:
+            self._offers.withdraw(offer)
             if self._sessions.get(worker) is session:
                 del self._sessions[worker]
                 del self._places[worker]
@@ -148,7 +146,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
 
         session = PrefillSession(
             endpoint,
-            hello(self._identity, decode_epoch, [SHM], offer),
+            hello(self._identity, decode_epoch, offer),
             describe=self._describe,
             blocks_per_announcement=max(1, _ANNOUNCEMENT_BYTES // self._block_bytes),
             executor=self._describer,

@@ -6,7 +6,7 @@ from core.block_pool import BlockPool
 from core.errors import Incompatible
 from engine.kv_pool import KVPool
 from engine.runner import LoadedModel
-from kv_transfer.transport import PoolBytes
+from kv_transfer.transport import HostPool, PoolBytes
 
 
 def new_block_pool(model: LoadedModel) -> BlockPool:
@@ -22,16 +22,16 @@ def pool_bytes(pool: KVPool) -> PoolBytes:
     return pool.block_bytes_view
 
 
-def pool_descriptor(pool: KVPool) -> int:
-    """What another process maps the pool by. Raises `Incompatible` as `pool_bytes` does."""
+def host_pool(pool: KVPool) -> HostPool:
+    """What transports export. Raises `Incompatible` as `pool_bytes` does."""
     if pool.fd is None:
         raise _not_in_host_memory()
-    return pool.fd
+    return HostPool(pool.fd, pool.nonce, pool_bytes(pool), pool.generations)
 
 
 def _not_in_host_memory() -> Incompatible:
     return Incompatible(
         "this KV pool is in device memory; handing blocks over needs a transport for it, "
-        "and this version has only shared memory: use --prefill 0",
+        "and this version has only those for host memory: use --prefill 0",
         reason="NO_DEVICE_TRANSPORT",
     )

@@ -54,13 +54,20 @@ def _print(found: dict[str, Any]) -> None:
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
     edges = [
-        (edge["peer"], worker["worker"], edge["transport"], edge["blocks"], _size(edge["bytes"]))
+        (
+            edge["peer"],
+            worker["worker"],
+            edge["transport"],
+            edge["blocks"],
+            _size(edge["bytes"]),
+            edge["detail"],
+        )
         for worker in found["workers"]
         for edge in worker["stats"]["edges"]
     ]
     if edges:
         print()
-        print_table(["from", "to", "transport", "blocks", "KV bytes"], edges)
+        print_table(["from", "to", "transport", "blocks", "KV bytes", "why not faster"], edges)
 
 
 def _worker_row(worker: dict[str, Any]) -> list[object]:

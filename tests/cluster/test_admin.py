@@ -28,7 +28,9 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
             await asyncio.Event().wait()
         if request.validate and self.broken:
             await context.abort(grpc.StatusCode.INTERNAL, "free list is not unique")
-        edge = worker_pb2.EdgeStats(peer="prefill-0", transport="shm", bytes=2**40, blocks=3)
+        edge = worker_pb2.EdgeStats(
+            peer="prefill-0", transport="tcp", bytes=2**40, blocks=3, detail="shm: out of reach"
+        )
         return worker_pb2.WorkerStats(worker="decode-0", total_blocks=8, edges=[edge])
 
 
@@ -98,4 +100,4 @@ async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
         _print(await status(ready(endpoint), Member(P0, MemberState.STARTING, 0.0)))
     shown = capsys.readouterr().out
     assert "pools 1P:1D  restarts 4" in shown
-    assert "prefill-0  decode-0  shm        3       1099511.6 MB" in shown
+    assert "prefill-0  decode-0  tcp        3       1099511.6 MB  shm: out of reach" in shown

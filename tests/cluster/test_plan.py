@@ -142,6 +142,12 @@ def test_a_worker_is_told_what_the_spec_says_of_its_pool() -> None:
     assert worker_settings(spec, model(), prefill, (0,), 40).max_num_seqs == 32
 
 
+def test_workers_are_told_how_blocks_may_move() -> None:
+    spec = make_spec({"kv": {"transport": "tcp"}})
+    told = [worker_settings(spec, model(), slot, (0,), 40) for slot in list_slots(spec)]
+    assert [settings.transport for settings in told] == ["tcp", "tcp"]
+
+
 def test_threads_can_be_set_and_binding_turned_off() -> None:
     spec = make_spec({"engine": {"threads": 3, "affinity": "none"}})
     told = worker_settings(spec, model(), list_slots(spec)[0], (0,), 40)

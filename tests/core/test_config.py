@@ -31,12 +31,12 @@ def test_a_full_config_is_taken_as_written() -> None:
                 "prefill": {"replicas": 2, "resources": {"CPU": 0.5}, "max_num_seqs": 4},
                 "decode": {"replicas": 3, "max_num_batched_tokens": 256},
             },
-            "kv": {"block_size": 32, "memory": "1GiB"},
+            "kv": {"block_size": 32, "memory": "1GiB", "transport": "tcp"},
         }
     )
     assert spec.pools.prefill.resources == {"CPU": 0.5}
     assert spec.pools.decode.max_num_batched_tokens == 256
-    assert spec.kv.memory == 2**30
+    assert (spec.kv.memory, spec.kv.transport) == (2**30, "tcp")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,7 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
         ({"pools": {"prefill": {"resources": {}}}}, "pools.prefill.resources"),
         ({"kv": {"memory": "much"}}, "kv.memory = 'much': must be a size"),
         ({"kv": {"memory": "1GiB", "num_blocks": 4}}, "not both"),
+        ({"kv": {"transport": "rdma"}}, "kv.transport = 'rdma'"),
         ({"engine": {"dtype": "int3"}}, "engine.dtype = 'int3'"),
         ({"engine": {"device": "tpu"}}, "engine.device = 'tpu'"),
         ({"pools": {"decode": {"tensor_parallel_size": 2}}},

@@ -48,9 +48,9 @@ from core.step import SampledToken
 from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity, hello
+from kv_transfer.offers import Offer, PoolOffers
 from kv_transfer.prefill_session import Announcement, PrefillSession
-from kv_transfer.shm import PoolExporter
-from kv_transfer.transport import describe_pieces
+from kv_transfer.transport import TRANSPORTS, HostPool, describe_pieces
 
 pytestmark = pytest.mark.processes
 
@@ -99,16 +99,17 @@ class PrefillSide:
 
     blocks: np.ndarray
     generations: np.ndarray
-    exporter: PoolExporter
+    offers: PoolOffers
     executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     heard: asyncio.Queue[ToPrefill] = field(default_factory=asyncio.Queue)
     lost: asyncio.Queue[tuple[FailureCause, str]] = field(default_factory=asyncio.Queue)
 
-    def connect(self, endpoint: str, identity: WorkerIdentity = PREFILL) -> PrefillSession:
-        offer = handoff_pb2.ShmOffer(socket_path=self.exporter.socket_path, nonce=9, num_blocks=8)
+    def connect(
+        self, endpoint: str, identity: WorkerIdentity = PREFILL, offer: Offer | None = None
+    ) -> PrefillSession:
         return PrefillSession(
             endpoint,
-            hello(identity, DECODE.epoch, ["shm"], offer),
+            hello(identity, DECODE.epoch, offer or self.offers.new_offer()),
             describe=lambda item: describe_pieces(self.blocks, item.block_ids, item.generations),
             blocks_per_announcement=2,
             executor=self.executor,
@@ -129,8 +130,9 @@ async def decode() -> AsyncIterator[tuple[DecodeSide, str, grpc.aio.Server]]:
     await side.server.close()
 
 
-@pytest.fixture
-async def prefill() -> AsyncIterator[PrefillSide]:
+@pytest.fixture(params=TRANSPORTS)
+async def prefill(request: pytest.FixtureRequest) -> AsyncIterator[PrefillSide]:
+    """Offers one transport; each test runs with each."""
     fd = os.memfd_create("test-pool")
     os.ftruncate(fd, POOL.total_bytes)
     memory = mmap.mmap(fd, POOL.total_bytes)
@@ -138,9 +140,10 @@ async def prefill() -> AsyncIterator[PrefillSide]:
     blocks[:] = np.random.default_rng(1).integers(0, 256, blocks.shape, dtype=np.uint8)
     np.frombuffer(memory, np.uint64, 1, POOL.nonce_offset)[0] = 9
     generations = np.frombuffer(memory, np.uint64, 8, POOL.generations_offset)
-    side = PrefillSide(blocks, generations, PoolExporter(fd))
+    pool = HostPool(fd, 9, blocks, generations)
+    side = PrefillSide(blocks, generations, PoolOffers(pool, [request.param], "127.0.0.1"))
     yield side
-    side.exporter.close()
+    side.offers.close()
     side.executor.shutdown()
     os.close(fd)
 
@@ -154,7 +157,7 @@ async def test_a_prompt_is_reserved_pushed_and_committed(
     session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
     ticket = await prefill.heard.get()
     assert isinstance(ticket, Ticket)
-    assert session.transport == "shm"
+    assert [session.transport] == prefill.offers.new_offer().transports
     session.send(Announcement(KEY, ticket.lease_id, 0, (6, 2), (0, 0)))
     assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 2, ())
     session.send(Announcement(KEY, ticket.lease_id, 2, (4,), (0,)))
@@ -225,6 +228,18 @@ async def test_what_differs_is_refused_by_name(
     cause, detail = await prefill.lost.get()
     assert cause is FailureCause.INCOMPATIBLE
     assert named in detail
+    await session.close()
+
+
+async def test_a_way_that_does_not_work_is_refused_with_the_reason(
+    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+) -> None:
+    _, endpoint, _ = decode
+    nobody = handoff_pb2.ShmOffer(socket_path="@crossdock-nobody", nonce=9, num_blocks=8)
+    session = prefill.connect(endpoint, offer=Offer(shm=nobody))
+    cause, detail = await prefill.lost.get()
+    assert cause is FailureCause.INCOMPATIBLE
+    assert "shm: the memory can't be reached" in detail
     await session.close()
 
 

@@ -40,7 +40,7 @@ class DecodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[HelloReply, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., lost: _Optional[_Union[LeaseLost, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker", "epoch", "decode_epoch", "model_hash", "layout_hash", "dtype", "block_size", "transports", "shm")
+    __slots__ = ("protocol_version", "worker", "epoch", "decode_epoch", "model_hash", "layout_hash", "dtype", "block_size", "transports", "shm", "tcp")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -51,6 +51,7 @@ class Hello(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     SHM_FIELD_NUMBER: _ClassVar[int]
+    TCP_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker: str
     epoch: int
@@ -61,7 +62,8 @@ class Hello(_message.Message):
     block_size: int
     transports: _containers.RepeatedScalarFieldContainer[str]
     shm: ShmOffer
-    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., decode_epoch: _Optional[int] = ..., model_hash: _Optional[int] = ..., layout_hash: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., shm: _Optional[_Union[ShmOffer, _Mapping]] = ...) -> None: ...
+    tcp: TcpOffer
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., decode_epoch: _Optional[int] = ..., model_hash: _Optional[int] = ..., layout_hash: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., shm: _Optional[_Union[ShmOffer, _Mapping]] = ..., tcp: _Optional[_Union[TcpOffer, _Mapping]] = ...) -> None: ...
 
 class ShmOffer(_message.Message):
     __slots__ = ("socket_path", "nonce", "num_blocks")
@@ -73,13 +75,25 @@ class ShmOffer(_message.Message):
     num_blocks: int
     def __init__(self, socket_path: _Optional[str] = ..., nonce: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
 
+class TcpOffer(_message.Message):
+    __slots__ = ("host", "port", "token")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    token: bytes
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
+
 class HelloReply(_message.Message):
-    __slots__ = ("transport", "refused")
+    __slots__ = ("transport", "refused", "detail")
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     transport: str
     refused: str
-    def __init__(self, transport: _Optional[str] = ..., refused: _Optional[str] = ...) -> None: ...
+    detail: str
+    def __init__(self, transport: _Optional[str] = ..., refused: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("key", "token_ids", "salt", "sampling")

@@ -299,20 +299,22 @@ class WorkerStats(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class EdgeStats(_message.Message):
-    __slots__ = ("peer", "transport", "bytes", "blocks", "seconds", "resent_blocks")
+    __slots__ = ("peer", "transport", "bytes", "blocks", "seconds", "resent_blocks", "detail")
     PEER_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     RESENT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
     peer: str
     transport: str
     bytes: int
     blocks: int
     seconds: float
     resent_blocks: int
-    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., seconds: _Optional[float] = ..., resent_blocks: _Optional[int] = ...) -> None: ...
+    detail: str
+    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., seconds: _Optional[float] = ..., resent_blocks: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class LoggedEvent(_message.Message):
     __slots__ = ("at_s", "name", "attempt", "detail")
