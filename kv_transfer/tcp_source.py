@@ -29,8 +29,9 @@ _log = logging.getLogger(__name__)
 _CONNECT_LIMIT_S = 5.0
 # A copy ends long before a lease does (20 s without a sign of life on P, by default).
 COPY_LIMIT_S = 10.0
-# Blocks are verified in groups of this size: while they are in the cache, and while P sends on.
-_GROUP_BYTES = 2 << 20
+# Blocks are verified in groups of at most this size, while P sends the next. Smaller ones were
+# slower: the sender stops and starts more often (docs/PERFORMANCE.md).
+_GROUP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
