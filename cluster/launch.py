@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc
 import uvloop
 
+from cluster.addresses import LOOPBACK, exposure_warning, worker_hosts
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
 from cluster.demo_model import ensure_demo_model
@@ -181,17 +182,20 @@ class ServingCluster:
         own_cpus = self._ray.total_cpus if self._ray.is_local else None
         needs = {slot: resources_of(spec, slot, own_cpus) for slot in slots}
         nodes = await self._ray.place(needs)
-        _require_one_node(nodes)
+        hosts = worker_hosts(nodes, self._ray.own_node, self._ray.node_addresses)
+        if warning := exposure_warning(hosts):
+            self._progress.note(warning)
         cores = {node: await self._ray.node_cores(node) for node in set(nodes.values())}
         return {
-            slot: worker_settings(spec, model, slot, share, num_blocks)
+            slot: replace(worker_settings(spec, model, slot, share, num_blocks), host=hosts[slot])
             for slot, share in sorted(assign_by_node(nodes, cores).items())
         }
 
     async def _serve_registry(self) -> int:
         server = _new_server()
         registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, server)
-        return await self._listen(server, "127.0.0.1", 0)
+        # Only the router asks it, and that lives with us.
+        return await self._listen(server, LOOPBACK, 0)
 
     async def _serve_admin(self) -> None:
         server = _new_server()
@@ -210,7 +214,7 @@ class ServingCluster:
         options = self._options
         self._router = await RouterProcess.start(
             RouterOptions(
-                registry=f"127.0.0.1:{registry_port}",
+                registry=f"{LOOPBACK}:{registry_port}",
                 model_folder=str(model.path),
                 served_model_name=self._model_name,
                 host=options.host,
@@ -234,17 +238,6 @@ class ServingCluster:
             prefill_wanted=self._spec.pools.prefill.replicas,
             decode_wanted=self._spec.pools.decode.replicas,
             restarts=controller.restarts if controller else 0,
-        )
-
-
-def _require_one_node(nodes: dict[Slot, str]) -> None:
-    """Blocks move through shared memory, and workers listen on loopback only, so far."""
-    if len(set(nodes.values())) > 1:
-        raise Unavailable(
-            f"Ray placed the workers on {len(set(nodes.values()))} nodes, and this version hands "
-            "KV blocks over within one host only: start it with fewer replicas or smaller "
-            "pools.*.resources, so that all fit on one node",
-            reason="SEVERAL_NODES",
         )
 
 

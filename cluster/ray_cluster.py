@@ -106,6 +106,18 @@ class RayCluster:
     def total_cpus(self) -> float:
         return sum(node.get("CPU", 0.0) for node in self._nodes().values())
 
+    @property
+    def own_node(self) -> str:
+        """Id of the node that this process is on."""
+        node: str = _ray().get_runtime_context().get_node_id()
+        return node
+
+    @property
+    def node_addresses(self) -> dict[str, str]:
+        """IP address of each node, by its id."""
+        nodes = _ray().nodes()
+        return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["Alive"]}
+
     def start(self) -> None:
         """Blocks for some seconds. Raises ``Unavailable`` if Ray does not come up."""
         with self._lock:
@@ -151,7 +163,7 @@ class RayCluster:
     async def node_cores(self, node_id: str) -> list[int]:
         """CPU cores that a worker on this node may use."""
         ray = _ray()
-        if node_id == ray.get_runtime_context().get_node_id():
+        if node_id == self.own_node:
             return sorted(os.sched_getaffinity(0))
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

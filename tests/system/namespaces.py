@@ -21,6 +21,12 @@ class Namespace:
         """The same program in this namespace."""
         return [_ip(), "netns", "exec", self.name, *arguments]
 
+    def has_processes(self) -> bool:
+        listed = subprocess.run(
+            [_ip(), "netns", "pids", self.name], capture_output=True, check=True
+        )
+        return bool(listed.stdout)
+
 
 def why_not() -> str:
     """What is missing to make namespaces here; "" if they can be made."""
@@ -46,9 +52,11 @@ def two_hosts() -> Iterator[tuple[Namespace, Namespace]]:
             *("-n", first.name, "link", "add", "cable", "type", "veth"),
             *("peer", "name", "cable", "netns", second.name),
         )
-        for namespace in (first, second):
+        for namespace, other in ((first, second), (second, first)):
             _run("-n", namespace.name, "address", "add", f"{namespace.address}/24", "dev", "cable")
             _run("-n", namespace.name, "link", "set", "cable", "up")
+            # Ray finds out its own address by asking for a route to somewhere.
+            _run("-n", namespace.name, "route", "add", "default", "via", other.address)
         yield first, second
 
 

@@ -1,0 +1,37 @@
+"""Where workers listen."""
+
+from __future__ import annotations
+
+from cluster.addresses import exposure_warning, worker_hosts
+from cluster.plan import list_slots
+from core.config import make_spec
+
+PREFILL, DECODE = list_slots(make_spec({}))
+ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
+
+
+def test_on_the_node_of_who_serves_workers_listen_on_loopback() -> None:
+    hosts = worker_hosts({PREFILL: "a", DECODE: "a"}, "a", ADDRESSES)
+    assert set(hosts.values()) == {"127.0.0.1"}
+    assert exposure_warning(hosts) == ""
+
+
+def test_on_several_nodes_each_listens_on_the_address_of_its_own() -> None:
+    hosts = worker_hosts({PREFILL: "a", DECODE: "b"}, "a", ADDRESSES)
+    assert hosts == {PREFILL: "10.0.0.1", DECODE: "10.0.0.2"}
+
+
+def test_on_one_node_that_is_not_ours_loopback_would_be_out_of_reach() -> None:
+    hosts = worker_hosts({PREFILL: "b", DECODE: "b"}, "a", ADDRESSES)
+    assert hosts == {PREFILL: "10.0.0.2", DECODE: "10.0.0.2"}
+
+
+def test_listening_on_a_network_is_said_with_names_and_addresses() -> None:
+    warning = exposure_warning({PREFILL: "10.0.0.1", DECODE: "10.0.0.2"})
+    assert "decode-0 on 10.0.0.2, prefill-0 on 10.0.0.1" in warning
+    assert "authenticate" in warning
+
+
+def test_nodes_of_one_machine_that_share_loopback_expose_nothing() -> None:
+    hosts = worker_hosts({PREFILL: "a", DECODE: "b"}, "a", dict.fromkeys("ab", "127.0.0.1"))
+    assert exposure_warning(hosts) == ""
