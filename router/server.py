@@ -21,7 +21,8 @@ from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.directory import Directory
 from router.dispatcher import Dispatcher
-from router.http_bodies import MAX_BODY_BYTES
+from router.grpc_decoding import RefuseUnreadable
+from router.grpc_limits import SERVER_OPTIONS
 from router.http_errors import answer_errors
 from router.metrics import Metrics
 from router.model_info import ModelInfo
@@ -40,16 +41,6 @@ from text.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
-_SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_BODY_BYTES),
-    ("grpc.max_send_message_length", MAX_BODY_BYTES),
-    # With SO_REUSEPORT a second router would start on a taken port and steal half the calls.
-    ("grpc.so_reuseport", 0),
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +120,9 @@ class RouterServer:
 
     async def _start_grpc(self) -> str:
         settings = self._settings
-        self._grpc = grpc.aio.server(options=_SERVER_OPTIONS)
+        self._grpc = grpc.aio.server(
+            interceptors=(RefuseUnreadable(_SERVICE),), options=SERVER_OPTIONS
+        )
         service = InferenceService(self._intake, settings.block_size)
         add_InferenceServicer_to_server(service, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
