@@ -15,7 +15,7 @@ import tokenizers
 from fake_worker import FakeRegistry, FakeWorker
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from crossdock.client import AsyncClient
+from crossdock.client import AsyncClient, RetryPolicy
 from router.server import RouterServer, RouterSettings
 
 MAX_MODEL_LEN = 128
@@ -95,7 +95,8 @@ async def start_cluster(model_folder: Path) -> AsyncIterator[Any]:
         router = RouterServer(RouterSettings(registry.address, **options))
         grpc_address, http_address = await router.start()
         named = {worker.name: worker for worker in workers}
-        client = AsyncClient(grpc_address)
+        # A refusal is what a test wants to see.
+        client = AsyncClient(grpc_address, retries=RetryPolicy(max_tries=1))
         url = f"http://{http_address}"
         cluster = RunningCluster(registry, router, named, client, grpc_address, url)
         running.append(cluster)

@@ -1,7 +1,37 @@
-"""A light client: needs gRPC and nothing else of Crossdock but the wire format."""
+"""A light client: needs gRPC and nothing else of Crossdock but the wire format.
+
+Ships with ``crossdock.v1`` as a distribution of its own, ``crossdock-client``.
+"""
 
 from crossdock.client.aio import AsyncClient
-from crossdock.client.errors import ServerError
+from crossdock.client.answers import Answer, Output
+from crossdock.client.errors import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    DeadlineExceeded,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+    ServerError,
+    Unavailable,
+)
+from crossdock.client.retries import RetryPolicy
 from crossdock.client.sync import Client
 
-__all__ = ["AsyncClient", "Client", "ServerError"]
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "Answer",
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "DeadlineExceeded",
+    "InvalidArgument",
+    "NotFound",
+    "Output",
+    "Overloaded",
+    "RetryPolicy",
+    "ServerError",
+    "Unavailable",
+]

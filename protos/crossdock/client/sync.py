@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from random import Random
 from types import TracebackType
 from typing import Any
 
 import grpc
 
-from crossdock.client.errors import decode
-from crossdock.client.requests import CHANNEL_OPTIONS, generate_request
+from crossdock.client import health
+from crossdock.client.answers import Answer, AnswerBuilder
+from crossdock.client.connection import CHANNEL_OPTIONS
+from crossdock.client.errors import Unavailable, decode
+from crossdock.client.requests import generate_request, retry_id
+from crossdock.client.retries import RetryPolicy, Tries
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
 
 
 class Client:
-    """Talks to a router at ``address`` (host:port). All methods raise ``ServerError``."""
+    """Talks to a router at ``address`` (host:port). All methods raise ``ServerError``.
 
-    def __init__(self, address: str) -> None:
+    Threads may share it. ``close`` it, or use it as a context manager. ``timeout`` is in seconds
+    everywhere, for everything that a call does: its tries, the pauses between them, the last token.
+    """
+
+    def __init__(self, address: str, *, retries: RetryPolicy | None = None) -> None:
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = InferenceStub(self._channel)
+        self._policy = retries or RetryPolicy()
+        self._random = Random()
+        self._renamed: dict[str, str] = {}
 
     def generate(
         self,
@@ -27,32 +42,76 @@ class Client:
         *,
         token_ids: Sequence[int] | None = None,
         request_id: str = "",
+        priority: int | None = None,
         timeout: float | None = None,
         **sampling: Any,
-    ) -> Iterator[pb.GenerateResponse]:
-        """Stream an answer. ``sampling``: fields of SamplingParams; ``timeout`` in seconds.
+    ) -> Generator[pb.GenerateResponse]:
+        """Stream an answer; ``index`` of a response says which of the n sequences it is about.
 
-        Closing the iterator before its end cancels the request.
+        ``sampling``: fields of SamplingParams. The request is sent when the first response is
+        asked for; closing the iterator before its end cancels it, on all workers. It is tried
+        again only while nothing has been received; a retry runs under another id, since the server
+        keeps the first one taken.
         """
-        request = generate_request(text, token_ids, request_id, sampling)
-        call = self._stub.Generate(request, timeout=timeout)
-        return _responses(call)
+        request = generate_request(text, token_ids, request_id, priority, sampling)
+        return self._stream(request, timeout)
 
-    def abort(self, request_id: str) -> None:
+    def answer(
+        self,
+        text: str | None = None,
+        *,
+        token_ids: Sequence[int] | None = None,
+        request_id: str = "",
+        priority: int | None = None,
+        timeout: float | None = None,
+        **sampling: Any,
+    ) -> Answer:
+        """The whole answer; arguments as in ``generate``."""
+        request = generate_request(text, token_ids, request_id, priority, sampling)
+        builder = AnswerBuilder()
+        for response in self._stream(request, timeout):
+            builder.add(response)
+        return builder.build(request.request_id)
+
+    def abort(self, request_id: str, timeout: float | None = None) -> None:
+        """End a running request by its id; ``NotFound`` if there is none."""
+        request = pb.AbortRequest(request_id=self._renamed.get(request_id, request_id))
         try:
-            self._stub.Abort(pb.AbortRequest(request_id=request_id))
+            self._stub.Abort(request, timeout=timeout)
         except grpc.RpcError as error:
             raise decode(error) from error
 
     def model_info(self, timeout: float | None = None) -> pb.GetModelInfoResponse:
+        request = pb.GetModelInfoRequest()
+        tries = self._tries(self._policy, timeout)
+        while True:
+            left = tries.remaining(time.monotonic())
+            try:
+                info: pb.GetModelInfoResponse = self._stub.GetModelInfo(request, timeout=left)
+            except grpc.RpcError as error:
+                self._pause_or_raise(tries, error)
+            else:
+                return info
+
+    def is_ready(self, timeout: float | None = None) -> bool:
+        """Whether requests can be served now; False also if nobody answers at the address."""
         try:
-            request = pb.GetModelInfoRequest()
-            info: pb.GetModelInfoResponse = self._stub.GetModelInfo(request, timeout=timeout)
+            response = health.check(self._channel)(health.REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise decode(error) from error
-        return info
+            failure = decode(error)
+            if isinstance(failure, Unavailable):
+                return False
+            raise failure from error
+        return health.is_serving(response)
+
+    def wait_ready(self, timeout: float | None = None) -> None:
+        """Return when requests can be served; raises DeadlineExceeded after ``timeout``."""
+        tries = self._tries(replace(self._policy, max_tries=sys.maxsize), timeout)
+        while not self._watch(tries):
+            pass
 
     def close(self) -> None:
+        """Ends what still runs."""
         self._channel.close()
 
     def __enter__(self) -> Client:
@@ -66,11 +125,49 @@ class Client:
     ) -> None:
         self.close()
 
+    def _stream(
+        self, request: pb.GenerateRequest, timeout: float | None
+    ) -> Generator[pb.GenerateResponse]:
+        given = request.request_id
+        tries = self._tries(self._policy, timeout)
+        try:
+            while True:
+                call = self._stub.Generate(request, timeout=tries.remaining(time.monotonic()))
+                try:
+                    for response in call:
+                        tries.received()
+                        yield response
+                    return
+                except grpc.RpcError as error:
+                    self._pause_or_raise(tries, error)
+                finally:
+                    call.cancel()
+                request.request_id = self._renamed[given] = retry_id(given)
+        finally:
+            if self._renamed.get(given) == request.request_id:
+                del self._renamed[given]
 
-def _responses(call: Any) -> Iterator[pb.GenerateResponse]:
-    try:
-        yield from call
-    except grpc.RpcError as error:
-        raise decode(error) from error
-    finally:
-        call.cancel()
+    def _watch(self, tries: Tries) -> bool:
+        """One call; True if the server said that it serves, False if the call broke off."""
+        left = tries.remaining(time.monotonic())
+        call = health.watch(self._channel)(health.REQUEST, timeout=left, wait_for_ready=True)
+        try:
+            for response in call:
+                if health.is_serving(response):
+                    return True
+        except grpc.RpcError as error:
+            self._pause_or_raise(tries, error)
+        finally:
+            call.cancel()
+        return False
+
+    def _tries(self, policy: RetryPolicy, timeout: float | None) -> Tries:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        return Tries(policy, deadline, self._random)
+
+    def _pause_or_raise(self, tries: Tries, error: grpc.RpcError) -> None:
+        failure = decode(error)
+        pause = tries.pause_after(failure, time.monotonic())
+        if pause is None:
+            raise failure from error
+        time.sleep(pause)

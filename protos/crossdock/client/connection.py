@@ -1,0 +1,31 @@
+"""How a client's connection behaves, each limit set on purpose."""
+
+from __future__ import annotations
+
+# What the router takes in, too. An answer never comes near it.
+MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+MAX_METADATA_BYTES = 16 * 1024
+
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # One number for both limits: between them gRPC refuses at random.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    # A connection of its own per client: gRPC shares one between channels of a process, and with
+    # it the number of calls that the router lets one connection have open.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A router whose host vanished is noticed within 50 s while a call runs. The router allows a
+    # ping every 10 s.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # However long a request waits without a token, its pings go on.
+    ("grpc.http2.max_pings_without_data", 0),
+    # A router that comes back is found again before retries are used up: gRPC's own pauses start
+    # with a second and grow to two minutes, and calls fail at once in between.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
