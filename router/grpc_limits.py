@@ -5,7 +5,7 @@ Does not cover: what a request may ask for (``router.validation``), load (the di
 
 from __future__ import annotations
 
-from router.openai_door import MAX_BODY_BYTES
+from router.http_bodies import MAX_BODY_BYTES
 
 # Calls that one connection may have open. gRPC refuses further ones unprocessed (UNAVAILABLE),
 # so that a client can send them again; a program that wants more opens another connection.

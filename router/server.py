@@ -23,6 +23,7 @@ from router.directory import Directory
 from router.dispatcher import Dispatcher
 from router.grpc_decoding import RefuseUnreadable
 from router.grpc_limits import SERVER_OPTIONS
+from router.http_bodies import MAX_BODY_BYTES
 from router.http_errors import answer_errors
 from router.metrics import Metrics
 from router.model_info import ModelInfo
