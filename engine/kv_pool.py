@@ -12,6 +12,7 @@ import fcntl
 import mmap
 import os
 import secrets
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,7 @@ import torch
 from core.errors import InvalidField
 from core.kv_layout import KVLayout
 from core.kv_pool_layout import PoolLayout
+from core.step import BlockCopy
 from engine.dtypes import torch_dtype
 from engine.memory import available_memory
 
@@ -86,6 +88,11 @@ class KVPool:
             parts.total_bytes,
             blocks.reshape(num_blocks, layout.block_bytes),
         )
+
+    def copy_blocks(self, copies: Iterable[BlockCopy]) -> None:
+        """Whole blocks, each in one piece. No destination may be the source of another copy."""
+        for copy in copies:
+            self.tensor[copy.destination].copy_(self.tensor[copy.source])
 
     def close(self) -> None:
         """Closes the descriptor and lets go of the memory; may be called twice.

@@ -15,6 +15,7 @@ from core.block_pool import BlockPool
 from core.errors import InvalidField
 from core.kv_layout import KVLayout
 from core.kv_pool_layout import PoolLayout
+from core.step import BlockCopy
 from engine.kv_pool import KVPool
 from engine.memory import available_memory
 
@@ -31,6 +32,17 @@ def test_tensor_and_bytes_are_the_same_memory() -> None:
     assert pool.block_bytes_view[3].view(np.uint16).tolist() == [0x3F80] * (LAYOUT.block_bytes // 2)
     pool.block_bytes_view[3] = 0
     assert not bool(pool.tensor.any())
+    pool.close()
+
+
+def test_whole_blocks_are_copied_and_a_source_may_serve_several() -> None:
+    pool = KVPool.create(LAYOUT, 5, "cpu")
+    assert pool.block_bytes_view is not None
+    blocks = pool.block_bytes_view
+    blocks[:] = np.random.default_rng(1).integers(0, 256, blocks.shape, np.uint8)
+    before = blocks.copy()
+    pool.copy_blocks([BlockCopy(1, 0), BlockCopy(1, 4), BlockCopy(3, 2)])
+    assert np.array_equal(blocks, before[[1, 1, 3, 3, 1]])
     pool.close()
 
 
