@@ -64,7 +64,7 @@ class Slice:
 
     ``block_table`` (int32) holds the ids of all blocks that cover positions 0 to start + n - 1.
     ``samples``: one draw for each answer that goes on from here: none while more of the prompt
-    follows in a later step, n at the end of a prompt.
+    follows in a later step, n at the end of a prompt, which differ in ``sequence_index`` only.
     """
 
     sequence_id: int

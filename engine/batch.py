@@ -54,7 +54,7 @@ def build_batch(
     ]
     flat_positions = np.concatenate(positions)
     ends = np.cumsum([len(part.tokens) for part in ordered])
-    wanted = [i for i, part in enumerate(ordered) if part.sample is not None]
+    wanted = [i for i, part in enumerate(ordered) if part.samples]
     return Batch(
         token_ids=_to_device(np.concatenate([part.tokens for part in ordered]), device),
         positions=_to_device(flat_positions, device),

@@ -32,13 +32,14 @@ class ModelRunner:
         self._shape = PoolShape.of(pool.tensor)
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Computes the KV of all slices and samples for those that ask for it."""
+        """Copies blocks, computes the KV of all slices and samples for those that ask for it.
+
+        A slice whose logits are not finite fails alone.
+        """
+        self.pool.copy_blocks(plan.copies)
         batch = build_batch(plan, self._shape, self.model.device, self.model.config.windows)
         logits = self.model.forward(batch, self.pool.tensor)
-        specs = [part.sample for part in batch.sampled_slices if part.sample is not None]
-        tokens = sample(logits, specs)
-        ids = [part.sequence_id for part in batch.sampled_slices]
-        return StepResult(dict(zip(ids, tokens, strict=True)))
+        return sample(logits, batch.sampled_slices)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import numpy as np
 import pytest
 
-from core.step import Slice, StepPlan, StepResult
+from core.step import SampledToken, Slice, StepPlan, StepResult
 from engine.loop import EngineLoop
 
 WAIT_S = 10.0
@@ -17,7 +17,7 @@ WAIT_S = 10.0
 
 def plan(sequence_id: int) -> StepPlan:
     one = np.zeros(1, np.int32)
-    return StepPlan((Slice(sequence_id, 0, one, one, None),))
+    return StepPlan((Slice(sequence_id, 0, one, one),))
 
 
 class Scripted:
@@ -37,7 +37,7 @@ class Scripted:
 
     def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[int]:
         self.events.append("complete")
-        return list(result.sampled.values())
+        return [drawn.token for row in result.sampled.values() for drawn in row]
 
 
 class World:
@@ -59,7 +59,8 @@ class World:
 
     def answer(self, plan: StepPlan) -> StepResult:
         self.scheduler.events.append("execute")
-        return StepResult({part.sequence_id: 100 + part.sequence_id for part in plan.slices})
+        ids = [part.sequence_id for part in plan.slices]
+        return StepResult({i: (SampledToken(100 + i),) for i in ids})
 
     def add(self, *sequence_ids: int) -> None:
         with self.loop.lock:

@@ -1,6 +1,12 @@
-"""Greedy and seeded sampling: the filters, the distribution, and that draws can be repeated."""
+"""Greedy and seeded sampling: the filters, the distribution, and that draws can be repeated.
+
+Does not cover: penalties and bias (test_logits), log-probabilities (test_logprobs).
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +17,11 @@ from hypothesis import strategies as st
 
 from core.random import uniform
 from core.request import SamplingParams
-from core.step import SampleSpec
-from engine.sampler import sample, sample_row
+from core.step import SampledToken, SampleSpec, Slice, StepResult
+from engine.sampler import NOT_FINITE, greedy_on_device, sample, sample_row
 
 GREEDY = SamplingParams(max_tokens=1)
+VOCABULARY = 30
 
 
 def hot(**changes: float) -> SamplingParams:
@@ -26,7 +33,19 @@ def logits_of(*probabilities: float) -> npt.NDArray[np.float32]:
 
 
 def drawn(logits: npt.NDArray[np.float32], params: SamplingParams, draws: int) -> list[int]:
-    return [sample_row(logits, SampleSpec(params, position)) for position in range(draws)]
+    return [choose(logits, SampleSpec(params, position)) for position in range(draws)]
+
+
+def choose(logits: npt.NDArray[np.float32], spec: SampleSpec) -> int:
+    (drawn,) = sample_row(logits, (spec,))
+    return drawn.token
+
+
+def sample_all(logits: npt.NDArray[np.float32], specs: Sequence[SampleSpec]) -> StepResult:
+    """One slice for each row; sequence ids 0, 1, ..."""
+    one = np.zeros(1, np.int32)
+    slices = [Slice(i, 0, one, one, (spec,)) for i, spec in enumerate(specs)]
+    return sample(torch.from_numpy(logits), slices)
 
 
 def plain_draw(logits: npt.NDArray[np.float32], params: SamplingParams, draw: float) -> int:
@@ -49,17 +68,9 @@ def plain_draw(logits: npt.NDArray[np.float32], params: SamplingParams, draw: fl
 
 
 def test_greedy_takes_the_likeliest_and_the_lowest_id_of_equals() -> None:
-    logits = torch.tensor([[0.0, 3.0, 3.0, 1.0], [2.0, 0.0, 0.0, 2.0]])
-    assert sample(logits, [SampleSpec(GREEDY, 0)] * 2) == [1, 0]
-
-
-def test_banned_ids_are_never_chosen_and_the_logits_stay_as_they_are() -> None:
-    logits = logits_of(0.6, 0.3, 0.1)
-    before = logits.copy()
-    assert sample_row(logits, SampleSpec(GREEDY, 0, banned_token_ids=(0,))) == 1
-    spec = [SampleSpec(hot(), i, banned_token_ids=(0, 2)) for i in range(20)]
-    assert {sample_row(logits, one) for one in spec} == {1}
-    assert np.array_equal(logits, before)
+    logits = np.array([[0.0, 3.0, 3.0, 1.0], [2.0, 0.0, 0.0, 2.0]], np.float32)
+    result = sample_all(logits, [SampleSpec(GREEDY, 0)] * 2)
+    assert result == StepResult({0: (SampledToken(1),), 1: (SampledToken(0),)})
 
 
 @given(
@@ -76,7 +87,7 @@ def test_every_draw_is_the_one_of_the_definition(
     logits = np.random.default_rng(seed).normal(0, 2, vocab).round(1).astype(np.float32)
     params = hot(temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed)
     spec = SampleSpec(params, position=3, sequence_index=2)
-    assert sample_row(logits, spec) == plain_draw(logits, params, uniform(seed, 2, 3))
+    assert choose(logits, spec) == plain_draw(logits, params, uniform(seed, 2, 3))
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.97])
@@ -88,7 +99,7 @@ def test_a_flat_distribution_over_a_large_vocabulary_reaches_its_tail(
     params = hot(top_p=top_p)
     for position in range(30):
         expected = plain_draw_sorted(logits, params, uniform(params.seed, 0, position))
-        assert sample_row(logits, SampleSpec(params, position)) == expected
+        assert choose(logits, SampleSpec(params, position)) == expected
 
 
 def plain_draw_sorted(logits: npt.NDArray[np.float32], params: SamplingParams, draw: float) -> int:
@@ -123,12 +134,105 @@ def test_filters_leave_the_likeliest(params: SamplingParams, possible: set[int])
 def test_draws_depend_on_seed_sequence_and_position_and_nothing_else() -> None:
     logits = np.zeros(1000, dtype=np.float32)
     specs = [
-        SampleSpec(hot(seed=seed), position, sequence)
+        SampleSpec(hot(seed=seed), position, sequence_index=sequence)
         for seed in (1, 2)
         for position in (0, 1)
         for sequence in (0, 1)
     ]
-    alone = [sample_row(logits, spec) for spec in specs]
+    alone = [choose(logits, spec) for spec in specs]
     assert len(set(alone)) == len(alone)
-    together = sample(torch.zeros(len(specs), 1000), list(reversed(specs)))
-    assert together == list(reversed(alone))
+
+
+@st.composite
+def any_params(draw: st.DrawFn) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=50,
+        temperature=draw(st.sampled_from([0.0, 0.4, 1.0, 2.0])),
+        top_p=draw(st.sampled_from([1.0, 0.8])),
+        top_k=draw(st.sampled_from([0, 5])),
+        min_p=draw(st.sampled_from([0.0, 0.1])),
+        seed=draw(st.integers(0, 3)),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.3])),
+        presence_penalty=draw(st.sampled_from([0.0, 0.7])),
+        frequency_penalty=draw(st.sampled_from([0.0, -0.5])),
+        logit_bias=draw(st.sampled_from([(), ((3, 2.0), (9, -100.0))])),
+        logprobs=draw(st.sampled_from([None, 0, 3])),
+    )
+
+
+@st.composite
+def any_spec(draw: st.DrawFn) -> SampleSpec:
+    ids = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=12)
+    prompt, answer = draw(ids), draw(ids)
+    tokens = np.array(prompt + answer, np.int32)
+    banned = draw(st.sampled_from([(), (0, 7)]))
+    index = draw(st.integers(0, 2))
+    return SampleSpec(draw(any_params()), len(tokens), tokens, len(prompt), index, banned)
+
+
+@given(st.lists(any_spec(), min_size=2, max_size=16), st.integers(0, 99), st.data())
+def test_a_request_alone_and_in_any_batch_gets_the_same_token(
+    specs: list[SampleSpec], seed: int, data: st.DataObject
+) -> None:
+    shape = (len(specs), VOCABULARY)
+    logits = np.random.default_rng(seed).normal(0, 3, shape).astype(np.float32)
+    alone = [sample_row(row, (spec,)) for row, spec in zip(logits, specs, strict=True)]
+    order = data.draw(st.permutations(range(len(specs))))
+    together = sample_all(logits[order], [specs[i] for i in order])
+    assert [together.sampled[place] for place in range(len(specs))] == [alone[i] for i in order]
+
+
+@given(any_spec(), st.integers(1, 9), st.integers(0, 99))
+def test_n_draws_from_one_row_are_n_separate_draws(spec: SampleSpec, n: int, seed: int) -> None:
+    logits = np.random.default_rng(seed).normal(0, 3, VOCABULARY).astype(np.float32)
+    specs = tuple(replace(spec, sequence_index=i) for i in range(n))
+    separate = [sample_row(logits, (one,))[0] for one in specs]
+    assert list(sample_row(logits, specs)) == separate
+
+
+def test_the_n_answers_of_a_flat_large_row_differ() -> None:
+    logits = np.linspace(0, -0.5, 20000, dtype=np.float32)
+    specs = tuple(SampleSpec(hot(n=8), 4, sequence_index=i) for i in range(8))
+    drawn_tokens = [drawn.token for drawn in sample_row(logits, specs)]
+    assert drawn_tokens == [choose(logits, spec) for spec in specs]
+    assert len(set(drawn_tokens)) == 8
+
+
+@pytest.mark.parametrize("params", [GREEDY, hot(), hot(top_k=3), SamplingParams(1, logprobs=2)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_row_that_is_not_finite_fails_alone(params: SamplingParams, bad: float) -> None:
+    logits = np.random.default_rng(0).normal(0, 2, (5, VOCABULARY)).astype(np.float32)
+    healthy = sample_all(logits, [SampleSpec(params, 3)] * 5)
+    logits[1, 4] = bad
+    logits[3, :] = -np.inf
+    result = sample_all(logits, [SampleSpec(params, 3)] * 5)
+    assert result.failed == {1: NOT_FINITE, 3: NOT_FINITE}
+    assert result.sampled == {i: healthy.sampled[i] for i in (0, 2, 4)}
+
+
+def test_a_ban_hides_no_nan_and_may_leave_no_token() -> None:
+    logits = logits_of(0.6, 0.3, 0.1)
+    assert sample_row(logits, (SampleSpec(GREEDY, 0, banned_token_ids=(0, 1, 2)),)) == ()
+    logits[2] = np.nan
+    assert sample_row(logits, (SampleSpec(GREEDY, 0, banned_token_ids=(2,)),)) == ()
+
+
+def test_some_impossible_tokens_are_no_failure_and_are_never_drawn() -> None:
+    logits = logits_of(0.5, 0.5, 1.0)
+    logits[2] = -np.inf
+    assert set(drawn(logits, hot(temperature=2.0), 50)) == {0, 1}
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-300, 1e-30])
+def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
+    assert set(drawn(logits_of(0.2, 0.5, 0.3), hot(temperature=temperature), 20)) == {1}
+
+
+def test_greedy_on_a_device_is_greedy_on_the_cpu() -> None:
+    logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(2))
+    logits[1, 7] = torch.nan
+    logits[2, 8] = torch.inf
+    rows = greedy_on_device(logits, [1, 1, 1, 3])
+    specs = [(SampleSpec(GREEDY, 0),) * count for count in (1, 1, 1, 3)]
+    assert rows == [sample_row(row, spec) for row, spec in zip(logits.numpy(), specs, strict=True)]
+    assert [len(row) for row in rows] == [1, 0, 0, 3]
