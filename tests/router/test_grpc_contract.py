@@ -22,7 +22,7 @@ from core.errors import CrossdockError, InvalidField
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
 from router.grpc_errors import to_rpc_status
-from router.openai_door import MAX_BODY_BYTES
+from router.http_bodies import MAX_BODY_BYTES
 
 SCRIPT = ((10, "hello"), (11, " world"))
 GENERATE = "/crossdock.v1.Inference/Generate"
