@@ -58,6 +58,7 @@ class WorkerHost:
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
+        self._ending = asyncio.Lock()
 
     async def start(self) -> WorkerPlace:
         """Returns when the worker accepts work."""
@@ -82,9 +83,17 @@ class WorkerHost:
         await asyncio.shield(self._service.closed)
 
     async def stop(self, drain_s: float) -> None:
-        """Lets running attempts end for up to ``drain_s`` seconds, then frees everything."""
+        """Takes nothing new, lets running attempts end for up to ``drain_s`` seconds, cuts what
+        is left, frees everything. A second call with less time hurries the first."""
+        self._service.refuse_new()
         if not await self._service.wait_idle(drain_s):
             _log.warning("%s: not drained after %g s", self._settings.worker, drain_s)
+            self._service.cut(f"the drain limit of {drain_s:g} s was over")
+        async with self._ending:
+            if not self._service.closed.done():
+                await self._end()
+
+    async def _end(self) -> None:
         await self._server.stop(_STREAM_GRACE_S)
         await self._service.stop()
         self._model.pool.close()

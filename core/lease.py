@@ -77,6 +77,11 @@ class LeaseTable:
         """Answers for which leases hold blocks."""
         return sum(x.reserve.params.n for x in self._leases.values() if x.holds_blocks)
 
+    @property
+    def num_open(self) -> int:
+        """Attempts that a router has opened and no prefill worker has committed."""
+        return len(self._open)
+
     def held_references(self) -> list[BlockIds]:
         """Block ids on which leases hold references, for invariant checks."""
         return [lease.block_ids for lease in self._leases.values() if lease.holds_blocks]

@@ -52,6 +52,10 @@ class Role(Enum):
         return self is Role.PREFILL
 
     @property
+    def takes_handoffs(self) -> bool:
+        return self is Role.DECODE
+
+    @property
     def decodes(self) -> bool:
         return self is not Role.PREFILL
 

@@ -171,10 +171,10 @@ class Decoder:
 
     @property
     def idle(self) -> bool:
-        """No sequence, lease or copy is left."""
-        load = self.load
-        busy = load.running + load.waiting + self.leases.num_leases + self.leases.num_draining
-        return busy == 0
+        """No sequence, lease, copy, or attempt that waits for its prompt is left."""
+        load, leases = self.load, self.leases
+        promised = leases.num_leases + leases.num_open + leases.num_draining
+        return load.running + load.waiting + promised == 0
 
     def validate(self) -> None:
         """Raises `InternalError` if any invariant of pool, leases or sequences is broken."""

@@ -148,6 +148,8 @@ class Dispatcher:
             case "failed":
                 failed = message.failed
                 self._settle(worker, key_from_wire(failed.key))
+                if failed.cause == pb.AttemptFailed.DRAINING:
+                    self.pool.refused(worker)
                 self._tell(failed.key, failure_from_wire(worker, failed))
             case "cache":
                 self.pool.cache_changed(worker, message.cache)
@@ -210,7 +212,7 @@ class Dispatcher:
                 self._random,
             )
         except CrossdockError as error:
-            self._handle(running, Unroutable(error))
+            self._handle(running, Unroutable(error, hopeful=self.pool.expecting))
         else:
             self._handle(running, Routed(placement))
 

@@ -57,6 +57,7 @@ class RetryLimits:
 
     max_attempts: int = 5
     room_patience_s: float = 120.0
+    attach_patience_s: float = 2.0
     first_pause_s: float = 0.05
     longest_pause_s: float = 0.5
     retry_after_s: float = 2.0
@@ -93,6 +94,7 @@ class Flow:
     _source: WorkerId | None = field(default=None, init=False)
     _answers: list[_Answer] = field(init=False)
     _no_room_since: float | None = field(default=None, init=False)
+    _unroutable_since: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.lifecycle = Lifecycle(self.key)
@@ -143,6 +145,7 @@ class Flow:
             return []
         self.lifecycle.move(Event.DISPATCHED)
         self.placement = placement
+        self._unroutable_since = None
         if self._dispatched_at is None:
             self._dispatched_at = now
         attempt, left = self.lifecycle.attempt, self._deadline_left(now)
@@ -155,6 +158,10 @@ class Flow:
     def _unroutable(self, event: Unroutable, now: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
             return []
+        since = now if self._unroutable_since is None else self._unroutable_since
+        if event.hopeful and now - since < self.limits.attach_patience_s:
+            self._unroutable_since = since
+            return self._route(self.limits.first_pause_s)
         self.lifecycle.move(Event.GAVE_UP)
         return [Fail(event.error)]
 
@@ -228,6 +235,8 @@ class Flow:
             return []
         if event.cause is FailureCause.DEADLINE and self.deadline is not None:
             return self._expire(now)
+        if event.cause is FailureCause.DRAINING:
+            return self._drained(event, now)
         blamed = _blamed(event, placement)
         if event.cause is FailureCause.NO_ROOM:
             return self._no_room(event, blamed, now)
@@ -246,12 +255,23 @@ class Flow:
         aborts = self._end_attempt(event.worker, blamed, now)
         if self.ended:
             return [*aborts, Fail(cut(self._tally(), FailureCause.NO_ROOM.name))]
+        return [*aborts, *self._wait_for_room(self.limits.first_pause_s, now)]
+
+    def _drained(self, event: AttemptFailed, now: float) -> list[Command]:
+        """The worker leaves in good order: nobody failed, and others take over at once."""
+        pause = self.limits.first_pause_s if event.worker in self._avoid else 0.0
+        aborts = self._end_attempt(event.worker, event.worker, now)
+        if self.ended:
+            return [*aborts, Fail(cut(self._tally(), f"{event.cause.name} {event.detail}"))]
+        return [*aborts, *self._wait_for_room(pause, now)]
+
+    def _wait_for_room(self, pause_s: float, now: float) -> list[Command]:
         self._no_room_since = now if self._no_room_since is None else self._no_room_since
         waited = now - self._no_room_since
         if waited <= self.limits.room_patience_s:
-            return [*aborts, *self._route(self.limits.first_pause_s)]
+            return self._route(pause_s)
         self.lifecycle.move(Event.GAVE_UP)
-        return [*aborts, Fail(no_room(self._tally(), waited, self.limits.retry_after_s))]
+        return [Fail(no_room(self._tally(), waited, self.limits.retry_after_s))]
 
     def _next_attempt(
         self, silent: WorkerId, blamed: WorkerId, why: str, now: float

@@ -24,7 +24,10 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Unroutable:
+    """``hopeful``: a worker is listed that this router is about to reach."""
+
     error: CrossdockError
+    hopeful: bool = False
 
 
 @dataclass(frozen=True, slots=True)

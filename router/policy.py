@@ -54,6 +54,7 @@ def choose(
     """
     roomy = [view for view in workers if view.num_blocks >= prompt.num_blocks]
     decoders = _prefer_others([view for view in roomy if view.role.decodes], avoid)
+    receivers = _prefer_others([view for view in roomy if view.role.takes_handoffs], avoid)
     prefillers = [view for view in roomy if view.role.prefills_for_others]
     if disaggregation is Disaggregation.ALWAYS:
         prefillers = _prefer_others(prefillers, avoid)
@@ -61,12 +62,12 @@ def choose(
         prefillers = [view for view in prefillers if view.worker not in avoid]
     if not decoders:
         raise _no_worker("decode")
-    if prefillers:
+    if prefillers and receivers:
         prefill = _cheapest(prefillers, lambda v: prefill_cost(v, prompt, overlap), random)
-        decode = _cheapest(decoders, lambda v: decode_cost(v, prompt, overlap), random)
+        decode = _cheapest(receivers, lambda v: decode_cost(v, prompt, overlap), random)
         return Placement(decode, prefill)
     if disaggregation is Disaggregation.ALWAYS:
-        raise _no_worker("prefill")
+        raise _no_worker("decode" if prefillers else "prefill")
     return Placement(_cheapest(decoders, lambda v: local_cost(v, prompt, overlap), random))
 
 

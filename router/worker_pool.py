@@ -22,6 +22,8 @@ from wire.attempts import hashes_from_wire
 
 log = logging.getLogger(__name__)
 
+NOT_ATTACHED = "not attached"
+
 LinkFactory = Callable[[WorkerId, str, LinkListener], WorkerLink]
 
 
@@ -33,7 +35,7 @@ class PooledWorker:
     role: Role
     link: WorkerLink
     listed: bool = True
-    excluded: str = "not attached"
+    excluded: str = NOT_ATTACHED
     num_blocks: int = 0
     max_num_seqs: int = 0
     load: LoadLedger | None = None
@@ -88,10 +90,22 @@ class WorkerPool:
     def lost(self, worker: WorkerId) -> None:
         """The stream broke: its blocks and load are unknown until it attaches again."""
         pooled = self._workers[worker]
-        pooled.excluded, pooled.load = "not attached", None
+        pooled.excluded, pooled.load = NOT_ATTACHED, None
         self.prefixes.remove_worker(worker)
         if not pooled.listed:
             self._forget(pooled)
+
+    def refused(self, worker: WorkerId) -> None:
+        """It is being drained and takes nothing new; the registry's list will say so, too."""
+        self._draining.add(worker)
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a listed worker is not attached yet: there may be room in a moment."""
+        return any(
+            pooled.listed and pooled.excluded == NOT_ATTACHED and worker not in self._draining
+            for worker, pooled in self._workers.items()
+        )
 
     def cache_changed(self, worker: WorkerId, events: worker_pb2.CacheEvents) -> None:
         if events.reset:

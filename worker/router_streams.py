@@ -48,6 +48,15 @@ class RouterStreams:
         self._streams: set[RouterStream] = set()
         self._owners: dict[AttemptKey, RouterStream] = {}
 
+    @property
+    def num_routers(self) -> int:
+        return len({stream.router_id for stream in self._streams})
+
+    @property
+    def attempts(self) -> tuple[AttemptKey, ...]:
+        """All that routers still wait for."""
+        return tuple(self._owners)
+
     async def attach(
         self, requests: AsyncIterator[pb.RouterMessage]
     ) -> AsyncIterator[pb.WorkerMessage]:

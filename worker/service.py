@@ -82,6 +82,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         )
         self._ticker: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
+        self._draining = False
 
     # Life
 
@@ -102,6 +103,20 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         for timer in self._timers.values():
             timer.cancel()
 
+    def refuse_new(self) -> None:
+        """From now on new attempts are sent back to the router, which takes them elsewhere."""
+        self._draining = True
+
+    def cut(self, reason: str) -> None:
+        """Ends every attempt that is left. The router retries those that have no token yet."""
+        for key in self.streams.attempts:
+            self._refuse(key, reason)
+
+    def _refuse(self, key: AttemptKey, reason: str) -> None:
+        self.fail(key, FailureCause.DRAINING, reason)
+        # What a prefill worker has sent for it, or will send, must find its end.
+        self.submit(self.abort_event(key))
+
     async def wait_idle(self, limit_s: float) -> bool:
         """Waits until no attempt is left, at most ``limit_s``. Tells whether it came to that."""
         self._note_idleness()
@@ -113,7 +128,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def _note_idleness(self) -> None:
         with self._engine.lock:
-            idle = self.brain.idle
+            idle = self.brain.idle and not self._decided
         (self._idle.set if idle else self._idle.clear)()
 
     def submit(self, event: Event) -> None:
@@ -252,6 +267,9 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             self._abort(key_from_wire(message.abort.key))
             return
         assignment = message.prefill if kind == "prefill" else message.open
+        if self._draining:
+            self._refuse(key_from_wire(assignment.key), f"{self.settings.worker} is being drained")
+            return
         try:
             params = sampling_from_wire(assignment.sampling)
         except InvalidField as error:
@@ -309,6 +327,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             with self._engine.lock:
                 if request.validate:
                     self.brain.validate()
-                return make_stats(self.settings, self.epoch, self.brain, self.edge_stats())
+                edges, routers = self.edge_stats(), self.streams.num_routers
+                return make_stats(self.settings, self.epoch, self.brain, edges, routers)
         except CrossdockError as error:
             await context.abort(grpc.StatusCode.INTERNAL, error.message)

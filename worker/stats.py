@@ -13,7 +13,11 @@ from worker.brain import Brain
 
 
 def make_stats(
-    settings: WorkerSettings, epoch: int, brain: Brain[Any, Any], edges: Sequence[pb.EdgeStats]
+    settings: WorkerSettings,
+    epoch: int,
+    brain: Brain[Any, Any],
+    edges: Sequence[pb.EdgeStats],
+    routers: int,
 ) -> pb.WorkerStats:
     """A snapshot; the caller holds the lock that guards ``brain``."""
     counters, pool = brain.counters, brain.pool
@@ -42,4 +46,5 @@ def make_stats(
         threads=settings.threads,
         pid=os.getpid(),
         steps=counters.steps,
+        routers=routers,
     )

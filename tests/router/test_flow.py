@@ -279,6 +279,45 @@ def test_waiting_for_room_is_limited_by_time_instead() -> None:
     assert error.retry_after is not None
 
 
+def test_a_worker_that_drains_is_left_at_once_and_no_failure_counts() -> None:
+    flow = dispatched()
+    for attempt in range(1, 20):
+        *_, route = flow.handle(failed(FailureCause.DRAINING, D0, attempt), 1.0)
+        assert D0 in route.avoid
+        assert route.delay_s == (0.0 if attempt == 1 else RetryLimits().first_pause_s)
+        flow.handle(Routed(PAIR), 1.0)
+    *_, route = flow.handle(failed(FailureCause.INTERNAL, attempt=20), 1.0)
+    assert route.delay_s == 0.0, "the first failure"
+
+
+def test_draining_that_never_ends_ends_the_request() -> None:
+    flow = dispatched()
+    flow.handle(failed(FailureCause.DRAINING, D0), 0.0)
+    flow.handle(Routed(PAIR), 0.0)
+    late = RetryLimits().room_patience_s + 1
+    error = the_error(flow.handle(failed(FailureCause.DRAINING, D0, 2), late))
+    assert isinstance(error, Overloaded)
+
+
+def test_an_answer_cut_at_the_drain_limit_says_so() -> None:
+    flow = streaming(tokens=3)
+    cut = AttemptFailed(D0, 1, FailureCause.DRAINING, "the drain limit of 30 s was over")
+    error = the_error(flow.handle(cut, 1.0))
+    assert isinstance(error, RequestAborted)
+    assert "after 3 tokens (DRAINING the drain limit of 30 s was over)" in error.message
+
+
+def test_while_a_worker_is_about_to_be_reached_a_request_waits_a_little() -> None:
+    flow = new_flow()
+    flow.handle(RouteDue(), 0.0)
+    error = Unavailable("none", reason="NO_WORKER")
+    [route] = flow.handle(Unroutable(error, hopeful=True), 0.0)
+    assert isinstance(route, Route)
+    assert route.delay_s > 0
+    late = RetryLimits().attach_patience_s
+    assert flow.handle(Unroutable(error, hopeful=True), late) == [Fail(error)]
+
+
 def test_no_worker_fails_the_request_with_the_policys_error() -> None:
     flow = new_flow()
     flow.handle(RouteDue(), 0.0)
@@ -337,7 +376,7 @@ events: st.SearchStrategy[FlowEvent] = st.one_of(
     outputs,
     st.builds(failed, st.sampled_from(FailureCause), workers, attempts),
     st.builds(WorkerLost, workers),
-    st.builds(Unroutable, st.just(Unavailable("none", reason="NO_WORKER"))),
+    st.builds(Unroutable, st.just(Unavailable("none", reason="NO_WORKER")), st.booleans()),
     st.builds(ClientGone),
     st.builds(DeadlinePassed),
 )

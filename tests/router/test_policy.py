@@ -55,6 +55,14 @@ def test_without_prefill_workers_the_decode_worker_does_it_all() -> None:
     assert place(view(M0, Role.MIXED)) == Placement(M0)
 
 
+def test_only_decode_workers_take_handoffs() -> None:
+    mixed = view(M0, Role.MIXED)
+    assert place(prefill(P0), mixed) == Placement(M0)
+    assert place(prefill(P0), mixed, decode(D0, running=9)) == Placement(D0, P0)
+    with pytest.raises(Unavailable, match="no decode worker"):
+        place(prefill(P0), mixed, mode=ALWAYS)
+
+
 def test_always_means_no_local_prefill() -> None:
     with pytest.raises(Unavailable, match="no prefill worker"):
         place(decode(D0), mode=ALWAYS)

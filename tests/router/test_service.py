@@ -438,6 +438,47 @@ async def test_a_draining_worker_gets_no_new_requests(start_cluster: Any) -> Non
     assert d0.received == []
 
 
+async def test_a_draining_worker_keeps_its_streams(start_cluster: Any) -> None:
+    cluster = await start_cluster(d0 := decode("d0"))
+    answer = asyncio.create_task(collect(cluster.client, "hello"))
+    opened = await d0.got("open")
+    d1 = await decode("d1", script=SCRIPT).start()
+    cluster.workers["d1"] = d1
+    await cluster.registry.list(d0.record(draining=True), d1.record())
+    await cluster.until(lambda c: c.usable() == {"d1"})
+    d0.output(opened.key, [9], "done", "stop")
+    assert (await answer)[0] == "done"
+
+
+async def test_what_crossed_the_news_of_draining_on_the_wire_goes_elsewhere(
+    start_cluster: Any,
+) -> None:
+    d0, d1 = decode("d0"), decode("d1")
+    cluster = await start_cluster(prefill(), d0, d1)
+    answer = asyncio.create_task(collect(cluster.client, "hello"))
+    sent = await cluster["p0"].got("prefill")
+    first, other = (d0, d1) if sent.decode_worker == "d0" else (d1, d0)
+    first.fail(sent.key, "DRAINING")
+    assert (await cluster["p0"].got("abort")).key == sent.key
+    again = await other.got("open")
+    assert cluster.usable() == {"p0", other.name}
+    other.output(again.key, [9], "done", "stop")
+    assert (await answer)[0] == "done"
+
+
+async def test_a_request_waits_for_a_new_worker_that_is_about_to_be_reached(
+    start_cluster: Any,
+) -> None:
+    """Where a replacement is listed in the same moment as the old worker drains."""
+    cluster = await start_cluster(d0 := decode("d0"))
+    d1 = await decode("d1", script=SCRIPT).start()
+    cluster.workers["d1"] = d1
+    await cluster.registry.list(d0.record(draining=True), d1.record())
+    await cluster.until(lambda c: "d0" not in c.usable())
+    assert (await collect(cluster.client, "hello"))[0] == "hello world"
+    assert d0.received == []
+
+
 async def test_a_dead_registry_leaves_the_workers_in_use(start_cluster: Any) -> None:
     cluster = await start_cluster(decode(script=SCRIPT))
     await cluster.registry.stop()

@@ -253,7 +253,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps")
+    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -275,6 +275,7 @@ class WorkerStats(_message.Message):
     THREADS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    ROUTERS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
@@ -296,7 +297,8 @@ class WorkerStats(_message.Message):
     threads: int
     pid: int
     steps: int
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
+    routers: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ...) -> None: ...
 
 class EdgeStats(_message.Message):
     __slots__ = ("peer", "transport", "bytes", "blocks", "seconds", "resent_blocks", "detail")
