@@ -1,19 +1,46 @@
-"""The operators' door: what the cluster looks like now (``crossdock.v1.ClusterAdmin``)."""
+"""The operators' door (``crossdock.v1.ClusterAdmin``): what the cluster looks like, and changes.
+
+Does not cover: whether a change is possible (``cluster.pool_state``, ``cluster.places``).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import grpc
 
-from cluster.pool_state import Member, MemberState
-from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
+from cluster.controller import Wish
+from cluster.pool_messages import (
+    DRAIN_LIMIT_S,
+    DrainWorker,
+    FlipWorker,
+    Member,
+    MemberState,
+    ScaleTo,
+)
+from cluster.wanted import Wanted, refusal
+from cluster.worker_stats import ask_worker
+from core.errors import InvalidField
+from crossdock.v1 import admin_pb2, admin_pb2_grpc
+from router.grpc_errors import abort, as_crossdock_error
 
 STATS_TIMEOUT_S = 2.0
 # Checking every invariant takes longer on a large pool.
 VALIDATE_TIMEOUT_S = 10.0
+MAX_DRAIN_LIMIT_S = 24 * 3600.0
+
+_NAMES = {
+    MemberState.WAITING: "waiting",
+    MemberState.STARTING: "starting",
+    MemberState.LOST: "starting",
+    MemberState.READY: "ready",
+    MemberState.DRAINING: "draining",
+}
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +51,35 @@ class ClusterView:
     grpc_address: str
     http_address: str
     members: tuple[Member, ...]
-    prefill_wanted: int
-    decode_wanted: int
+    wanted: Wanted
     restarts: int
+    settled: bool
+
+
+class Operations(Protocol):
+    """What operators' wishes are passed to: ``cluster.controller.Controller``."""
+
+    @property
+    def wanted(self) -> Wanted: ...
+    async def change(self, wish: Wish) -> None: ...
 
 
 class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
-    """``view`` is called for each request."""
+    """``view`` and ``operations`` are called for each request; the latter gives None while the
+    cluster starts."""
 
-    def __init__(self, view: Callable[[], ClusterView], timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        view: Callable[[], ClusterView],
+        operations: Callable[[], Operations | None],
+        timeout_s: float | None = None,
+    ) -> None:
         self._view = view
+        self._operations = operations
         self._timeout_s = timeout_s
 
     async def GetStatus(
-        self,
-        request: admin_pb2.GetStatusRequest,
-        context: grpc.aio.ServicerContext[admin_pb2.GetStatusRequest, admin_pb2.ClusterStatus],
+        self, request: admin_pb2.GetStatusRequest, context: Context
     ) -> admin_pb2.ClusterStatus:
         view = self._view()
         timeout = self._timeout_s or (VALIDATE_TIMEOUT_S if request.validate else STATS_TIMEOUT_S)
@@ -48,29 +88,68 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
             model=view.model,
             grpc_address=view.grpc_address,
             http_address=view.http_address,
-            prefill_wanted=view.prefill_wanted,
-            decode_wanted=view.decode_wanted,
+            prefill_wanted=view.wanted.prefill,
+            decode_wanted=view.wanted.decode,
             workers=await asyncio.gather(*asked),
             restarts=view.restarts,
+            settled=view.settled,
+        )
+
+    async def Scale(
+        self, request: admin_pb2.ScaleRequest, context: Context
+    ) -> admin_pb2.WantedWorkers:
+        return await self._change(lambda: _scale(request), context)
+
+    async def Drain(
+        self, request: admin_pb2.DrainRequest, context: Context
+    ) -> admin_pb2.WantedWorkers:
+        return await self._change(lambda: _drain(request), context)
+
+    async def Flip(
+        self, request: admin_pb2.FlipRequest, context: Context
+    ) -> admin_pb2.WantedWorkers:
+        return await self._change(lambda: FlipWorker(request.worker), context)
+
+    async def _change(self, wish: Callable[[], Wish], context: Context) -> admin_pb2.WantedWorkers:
+        try:
+            operations = self._operations()
+            if operations is None:
+                raise refusal("the cluster is still starting; try again when it is ready")
+            await operations.change(wish())
+        except Exception as error:
+            await abort(context, as_crossdock_error(error))
+        return admin_pb2.WantedWorkers(
+            prefill=operations.wanted.prefill, decode=operations.wanted.decode
         )
 
 
+def _scale(request: admin_pb2.ScaleRequest) -> ScaleTo:
+    return ScaleTo(
+        prefill=request.prefill if request.HasField("prefill") else None,
+        decode=request.decode if request.HasField("decode") else None,
+    )
+
+
+def _drain(request: admin_pb2.DrainRequest) -> DrainWorker:
+    limit = request.limit_s if request.HasField("limit_s") else DRAIN_LIMIT_S
+    if math.isnan(limit) or not 0 <= limit <= MAX_DRAIN_LIMIT_S:
+        fix = f"must be between 0 and {MAX_DRAIN_LIMIT_S:g} seconds"
+        raise InvalidField("limit_s", limit, fix)
+    return DrainWorker(request.worker, replace=not request.no_replace, limit_s=limit)
+
+
 async def _worker_status(member: Member, validate: bool, timeout: float) -> admin_pb2.WorkerStatus:
-    status = admin_pb2.WorkerStatus(worker=member.slot.name, endpoint=member.endpoint)
-    if member.state is not MemberState.READY:
-        status.state, status.detail = "starting", member.detail
+    status = admin_pb2.WorkerStatus(
+        worker=member.slot.name,
+        endpoint=member.endpoint,
+        state=_NAMES[member.state],
+        detail=member.detail,
+    )
+    if member.state not in (MemberState.READY, MemberState.DRAINING):
         return status
     try:
-        status.stats.CopyFrom(await _ask(member.endpoint, validate, timeout))
-        status.state = "ready"
+        status.stats.CopyFrom(await ask_worker(member.endpoint, timeout, validate=validate))
     except grpc.aio.AioRpcError as error:
-        status.state, status.detail = "unreachable", f"{error.code().name}: {error.details()}"
+        if member.state is MemberState.READY:
+            status.state, status.detail = "unreachable", f"{error.code().name}: {error.details()}"
     return status
-
-
-async def _ask(endpoint: str, validate: bool, timeout: float) -> worker_pb2.WorkerStats:
-    async with grpc.aio.insecure_channel(endpoint) as channel:
-        stub = worker_pb2_grpc.WorkerStub(channel)
-        request = worker_pb2.GetStatsRequest(validate=validate)
-        stats: worker_pb2.WorkerStats = await stub.GetStats(request, timeout=timeout)
-        return stats

@@ -1,35 +1,56 @@
 """Keeps every worker of the pools alive: carries out what ``PoolState`` decides.
 
-One task per slot watches its actor. Does not cover: Ray (``cluster.ray_cluster``), or telling
-routers (``cluster.registry``).
+Each worker has tasks that start it, watch it, and ask it how it is. Does not cover: Ray
+(``cluster.ray_cluster``), room (``cluster.places``), telling routers (``cluster.registry``).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import contextlib
+import copy
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cluster.plan import Slot
-from cluster.pool_state import (
+from cluster.pool_messages import (
+    Answered,
+    BeginDrain,
     Command,
+    Drained,
+    DrainWorker,
+    EndWorker,
     Event,
+    FlipWorker,
     GiveUp,
+    KillWorker,
     Lost,
     Member,
-    PoolState,
+    MemberState,
+    NotAnswered,
     PublishWorkers,
     RestartDue,
     RestartLater,
+    ScaleTo,
     Started,
     StartWorker,
 )
+from cluster.pool_state import ATTACH_PATIENCE_S, PoolState
+from cluster.wanted import Wanted
 from core.errors import CrossdockError, InternalError
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import worker_pb2
 
 START_TIMEOUT_S = 600.0
 # Beyond its drain time a worker gets this long to close files and threads.
 STOP_GRACE_S = 10.0
+ASK_TIMEOUT_S = 5.0
+ASK_PAUSE_S = 5.0
+# Until every router is attached to a new worker, others may have to wait with draining.
+ASK_NEW_PAUSE_S = 0.1
+
+Wish = ScaleTo | DrainWorker | FlipWorker
 
 
 class Worker(Protocol):
@@ -43,29 +64,80 @@ class WorkerFactory(Protocol):
     def create_worker(self, slot: Slot, settings: WorkerSettings) -> Worker: ...
 
 
+class WorkerPlaces(Protocol):
+    def check_room(self, slots: Sequence[Slot]) -> None: ...
+    async def settings(self, slot: Slot, beside: Slot | None = None) -> WorkerSettings: ...
+    def pass_on(self, slot: Slot, heir: Slot) -> None: ...
+    def give_back(self, slot: Slot) -> None: ...
+
+
+class Routers(Protocol):
+    """``cluster.registry.Registry``: who is told of the workers."""
+
+    @property
+    def num_watchers(self) -> int: ...
+    def publish(self, workers: Sequence[Member]) -> None: ...
+
+
+@dataclass(slots=True)
+class _Life:
+    """What runs for one slot."""
+
+    worker: Worker | None = None
+    draining: bool = False
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def cancel(self) -> None:
+        """Ends its tasks; the one that asks for this ends by itself."""
+        for task in self.tasks - {asyncio.current_task()}:
+            task.cancel()
+
+    def kill(self) -> None:
+        self.cancel()
+        if self.worker is not None:
+            self.worker.kill()
+
+
 class Controller:
-    """``publish`` gets the ready workers on every change; ``note`` tells of deaths and starts."""
+    """``ask`` asks the worker at an endpoint, ``note`` tells of deaths and starts."""
 
     def __init__(
         self,
         factory: WorkerFactory,
-        settings: Mapping[Slot, WorkerSettings],
-        publish: Callable[[tuple[Member, ...]], None],
+        places: WorkerPlaces,
+        routers: Routers,
+        slots: Sequence[Slot],
+        *,
+        ask: Callable[[str, float], Awaitable[worker_pb2.WorkerStats]],
         note: Callable[[str], None],
+        prefill_required: bool = False,
     ) -> None:
         self._factory = factory
-        self._settings = settings
-        self._publish = publish
+        self._places = places
+        self._routers = routers
+        self._ask = ask
         self._note = note
-        self._workers: dict[Slot, Worker] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._lives: dict[Slot, _Life] = {}
         self._all_ready = asyncio.get_running_loop().create_future()
         self._stopping = False
-        self._state = PoolState(list(settings), self._now())
+        self._state = PoolState(slots, self._now(), prefill_required=prefill_required)
 
     @property
     def members(self) -> tuple[Member, ...]:
         return self._state.members
+
+    @property
+    def wanted(self) -> Wanted:
+        return self._state.wanted
+
+    @property
+    def settled(self) -> bool:
+        return self._state.settled
 
     @property
     def restarts(self) -> int:
@@ -76,28 +148,39 @@ class Controller:
         self._carry_out(self._state.begin())
         await self._all_ready
 
+    async def change(self, wish: Wish) -> None:
+        """Takes on what an operator wants. Raises ``CrossdockError``; then nothing has changed."""
+        # Which worker can be spared best depends on what they have to do now.
+        ready = [m for m in self.members if m.state is MemberState.READY]
+        await asyncio.gather(*(self._ask_once(m.slot, m.endpoint, m.epoch) for m in ready))
+        trial = copy.deepcopy(self._state).handle(wish, self._now())
+        heirs = {command.heir for command in trial if isinstance(command, EndWorker)}
+        new = [c.slot for c in trial if isinstance(c, StartWorker) and c.slot not in heirs]
+        self._places.check_room(new)
+        self._handle(wish)
+
     async def stop(self, drain_s: float) -> None:
         """Let workers finish for ``drain_s`` seconds, then end them. No restarts from here on."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*(self._stop_worker(w, drain_s) for w in self._workers.values()))
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        lives = list(self._lives.values())
+        tasks = [task for life in lives for task in life.tasks]
+        for life in lives:
+            life.cancel()
+        workers = [life.worker for life in lives if life.worker is not None]
+        await asyncio.gather(*(self._stop_worker(worker, drain_s) for worker in workers))
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def kill(self) -> None:
         """End everything at once."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        for worker in self._workers.values():
-            worker.kill()
+        for life in self._lives.values():
+            life.kill()
 
     @staticmethod
     async def _stop_worker(worker: Worker, drain_s: float) -> None:
         try:
-            await asyncio.wait_for(worker.stop(drain_s), drain_s + STOP_GRACE_S)
-        except TimeoutError:
-            pass
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(worker.stop(drain_s), drain_s + STOP_GRACE_S)
         finally:
             worker.kill()
 
@@ -114,29 +197,48 @@ class Controller:
     def _carry_out(self, commands: list[Command]) -> None:
         for command in commands:
             match command:
-                case StartWorker(slot):
-                    self._spawn(self._live(slot))
-                case RestartLater(slot, delay_s):
-                    self._note(f"worker {slot.name} was lost, starting another in {delay_s:g} s")
-                    self._spawn(self._restart_after(slot, delay_s))
-                case PublishWorkers(ready):
-                    self._publish(ready)
+                case PublishWorkers(workers):
+                    self._routers.publish(workers)
                 case GiveUp(slot, reason):
                     self._give_up(slot, reason)
+                case _:
+                    self._carry_out_for_worker(command)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _carry_out_for_worker(
+        self, command: StartWorker | RestartLater | BeginDrain | KillWorker | EndWorker
+    ) -> None:
+        match command:
+            case StartWorker(slot, beside):
+                self._new_life(slot, lambda life: self._live(slot, life, beside))
+            case RestartLater(slot, delay_s):
+                self._note(f"worker {slot.name} was lost, starting another in {delay_s:g} s")
+                self._new_life(slot, lambda _: self._restart_after(slot, delay_s))
+            case BeginDrain(slot, limit_s):
+                self._note(f"worker {slot.name} drains, for at most {limit_s:g} s")
+                life = self._lives[slot]
+                life.draining = True
+                life.spawn(self._drain(slot, life, limit_s))
+            case KillWorker(slot, reason):
+                self._note(f"worker {slot.name} is killed: {reason}")
+                self._lives[slot].kill()
+            case EndWorker(slot, heir):
+                self._end(slot, heir)
 
-    async def _live(self, slot: Slot) -> None:
+    def _new_life(self, slot: Slot, work: Callable[[_Life], Coroutine[Any, Any, None]]) -> None:
+        former = self._lives.get(slot)
+        if former is not None:
+            former.cancel()
+        life = self._lives[slot] = _Life()
+        life.spawn(work(life))
+
+    async def _live(self, slot: Slot, life: _Life, beside: Slot | None) -> None:
         """One worker from its start to its death."""
         try:
-            worker = self._factory.create_worker(slot, self._settings[slot])
+            settings = await self._places.settings(slot, beside)
+            life.worker = worker = self._factory.create_worker(slot, settings)
         except Exception as error:
             self._handle(Lost(slot, f"it can't be created: {error}"))
             return
-        self._workers[slot] = worker
         try:
             started = await asyncio.wait_for(worker.start(), START_TIMEOUT_S)
         except Exception as error:
@@ -144,14 +246,49 @@ class Controller:
             self._handle(Lost(slot, _why_not_started(error)))
             return
         self._handle(started)
+        life.spawn(self._keep_asking(started))
         reason = await worker.wait_closed()
         worker.kill()  # Its engine may have crashed in a process that still lives.
-        self._note(f"worker {slot.name} (pid {started.pid}): {reason}")
+        while_draining = " while it drained" if life.draining else ""
+        self._note(f"worker {slot.name} (pid {started.pid}){while_draining}: {reason}")
         self._handle(Lost(slot, reason))
+
+    async def _keep_asking(self, started: Started) -> None:
+        is_new = self._now() + ATTACH_PATIENCE_S
+        while True:
+            attached = await self._ask_once(started.slot, started.endpoint, started.epoch)
+            waiting = not attached and self._now() < is_new
+            await asyncio.sleep(ASK_NEW_PAUSE_S if waiting else ASK_PAUSE_S)
+
+    async def _ask_once(self, slot: Slot, endpoint: str, epoch: int) -> bool:
+        """Tells whether it answered and all routers are attached to it."""
+        try:
+            stats = await self._ask(endpoint, ASK_TIMEOUT_S)
+        except Exception:
+            self._handle(NotAnswered(slot, epoch))
+            return False
+        attached = stats.routers >= self._routers.num_watchers
+        self._handle(Answered(slot, epoch, stats.load.running + stats.load.waiting, attached))
+        return attached
 
     async def _restart_after(self, slot: Slot, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         self._handle(RestartDue(slot))
+
+    async def _drain(self, slot: Slot, life: _Life, limit_s: float) -> None:
+        assert life.worker is not None
+        await self._stop_worker(life.worker, limit_s)
+        self._handle(Drained(slot))
+
+    def _end(self, slot: Slot, heir: Slot | None) -> None:
+        life = self._lives.pop(slot, None)
+        if life is not None:
+            life.kill()
+            self._note(f"worker {slot.name} has ended")
+        if heir is None:
+            self._places.give_back(slot)
+        else:
+            self._places.pass_on(slot, heir)
 
     def _give_up(self, slot: Slot, reason: str) -> None:
         if not self._all_ready.done():

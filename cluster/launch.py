@@ -8,25 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import grpc
 import uvloop
 
-from cluster.addresses import LOOPBACK, exposure_warning, worker_hosts
+from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
+from cluster.places import Places
 from cluster.plan import (
     Slot,
-    assign_by_node,
     list_slots,
     plan_max_model_len,
     plan_num_blocks,
-    resources_of,
-    worker_settings,
 )
 from cluster.ports import check_ports
 from cluster.progress import Progress
@@ -34,9 +32,10 @@ from cluster.ray_cluster import RayCluster
 from cluster.registry import Registry
 from cluster.router_process import RouterOptions, RouterProcess
 from cluster.stop_signal import StopSignal, first_of
+from cluster.wanted import Wanted
+from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
-from core.worker_settings import WorkerSettings
 from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
 from engine.memory import available_memory
 
@@ -110,6 +109,8 @@ class ServingCluster:
                 "--admin-port": options.admin_port,
             },
         )
+        always = self._spec.router.disaggregation == "always"
+        self._first_wanted().check_servable(always, "set pools.prefill.replicas to at least 1")
         model = await asyncio.to_thread(self._find_model)
         self._model_name = self._spec.served_model_name or model.name
         # Says what does not fit before Ray is started.
@@ -118,13 +119,15 @@ class ServingCluster:
         self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
         await asyncio.to_thread(self._ray.start)
         self._after_ray()
-        settings = await self._plan_workers(model, num_blocks)
+        slots = list_slots(self._spec)
+        places = Places(self._ray, self._spec, model, num_blocks)
+        await places.place_first(slots)
+        if warning := places.exposure_warning:
+            self._progress.note(warning)
         registry_port = await self._serve_registry()
         await self._serve_admin()
-        self._progress.step(f"starting {len(settings)} workers: {_names(settings)}")
-        self._controller = Controller(
-            self._ray, settings, self._registry.publish, self._progress.note
-        )
+        self._progress.step(f"starting {len(slots)} workers: {_names(slots)}")
+        self._controller = self._new_controller(places, slots)
         await self._controller.start()
         await self._start_router(model, registry_port, max_model_len)
 
@@ -175,21 +178,16 @@ class ServingCluster:
         folder = find_model(wanted) if wanted else ensure_demo_model(self._progress)
         return read_model_folder(folder)
 
-    async def _plan_workers(
-        self, model: ModelFolder, num_blocks: int
-    ) -> dict[Slot, WorkerSettings]:
-        spec, slots = self._spec, list_slots(self._spec)
-        own_cpus = self._ray.total_cpus if self._ray.is_local else None
-        needs = {slot: resources_of(spec, slot, own_cpus) for slot in slots}
-        nodes = await self._ray.place(needs)
-        hosts = worker_hosts(nodes, self._ray.own_node, self._ray.node_addresses)
-        if warning := exposure_warning(hosts):
-            self._progress.note(warning)
-        cores = {node: await self._ray.node_cores(node) for node in set(nodes.values())}
-        return {
-            slot: replace(worker_settings(spec, model, slot, share, num_blocks), host=hosts[slot])
-            for slot, share in sorted(assign_by_node(nodes, cores).items())
-        }
+    def _new_controller(self, places: Places, slots: Sequence[Slot]) -> Controller:
+        return Controller(
+            self._ray,
+            places,
+            self._registry,
+            slots,
+            ask=ask_worker,
+            note=self._progress.note,
+            prefill_required=self._spec.router.disaggregation == "always",
+        )
 
     async def _serve_registry(self) -> int:
         server = _new_server()
@@ -199,7 +197,8 @@ class ServingCluster:
 
     async def _serve_admin(self) -> None:
         server = _new_server()
-        admin_pb2_grpc.add_ClusterAdminServicer_to_server(ClusterAdmin(self._view), server)
+        admin = ClusterAdmin(self._view, lambda: self._controller)
+        admin_pb2_grpc.add_ClusterAdminServicer_to_server(admin, server)
         port = await self._listen(server, self._options.host, self._options.admin_port)
         self._progress.note(f"admin={self._options.host}:{port}")
 
@@ -228,6 +227,10 @@ class ServingCluster:
         )
         await self._router.wait_ready()
 
+    def _first_wanted(self) -> Wanted:
+        pools = self._spec.pools
+        return Wanted(pools.prefill.replicas, pools.decode.replicas)
+
     def _view(self) -> ClusterView:
         controller = self._controller
         return ClusterView(
@@ -235,9 +238,9 @@ class ServingCluster:
             grpc_address=self.grpc_address,
             http_address=self.http_address,
             members=controller.members if controller else (),
-            prefill_wanted=self._spec.pools.prefill.replicas,
-            decode_wanted=self._spec.pools.decode.replicas,
+            wanted=controller.wanted if controller else self._first_wanted(),
             restarts=controller.restarts if controller else 0,
+            settled=controller.settled if controller else False,
         )
 
 
@@ -246,8 +249,8 @@ def _new_server() -> grpc.aio.Server:
     return grpc.aio.server(options=[("grpc.so_reuseport", 0)])
 
 
-def _names(settings: dict[Slot, WorkerSettings]) -> str:
-    return ", ".join(slot.name for slot in settings)
+def _names(slots: Sequence[Slot]) -> str:
+    return ", ".join(slot.name for slot in slots)
 
 
 def run_serve(options: ServeOptions, progress: Progress) -> None:

@@ -27,6 +27,26 @@ def check_fit(nodes: Sequence[Resources], wanted: Mapping[str, Sequence[Resource
     _check_totals(nodes, [need for replicas in wanted.values() for need in replicas])
 
 
+def check_free(needs: Sequence[Resources], free: Resources) -> None:
+    """``free``: resources of the whole cluster that nobody has at present. Raises
+    ``Unavailable``."""
+    for name in sorted({name for need in needs for name in need}):
+        total = sum(need.get(name, 0.0) for need in needs)
+        if total > free.get(name, 0.0) + _EPSILON:
+            raise _unavailable(
+                f"{len(needs)} more replicas need {name} {total:g}, and only "
+                f"{free.get(name, 0.0):g} of this Ray cluster is free: add nodes, or scale "
+                "another pool down first"
+            )
+
+
+def choose_node(nodes: Mapping[str, Resources], needs: Sequence[Resources], own: str) -> str:
+    """A node (by id) that is large enough for all, rather our ``own`` one."""
+    total = {name: sum(n.get(name, 0.0) for n in needs) for need in needs for name in need}
+    large = [node for node, has in nodes.items() if _fits(total, has)]
+    return own if own in large or not large else large[0]
+
+
 def show(resources: Resources) -> str:
     """E.g. "CPU 0.5, GPU 1"."""
     return ", ".join(f"{name} {amount:g}" for name, amount in resources.items()) or "nothing"

@@ -7,7 +7,6 @@ Does not cover: where a worker ends up (``cluster.ray_cluster``) and its life
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +14,18 @@ from cluster.model_folder import ModelFolder
 from core.affinity import assign_cores
 from core.config import ClusterSpec, PoolSpec
 from core.errors import InvalidField
+from core.kv_layout import DTYPE_BYTES
 from core.request import Role
 from core.worker_settings import WorkerSettings
 
 DEFAULT_KV_BYTES = 512 * 2**20
 # What KV pools may take together of the free memory if nobody says otherwise.
 KV_SHARE_OF_FREE_MEMORY = 0.5
+
+# Of Ray's CPUs, on a Ray of our own. It counts in ten-thousandths and takes no zero.
+OWN_CPU_SHARE = 0.001
+# Python, torch and Ray in a worker's process, in bytes, beside weights and KV.
+PROCESS_BYTES = 400 * 2**20
 
 # A CPU core computes chunks of 128 to 1,024 tokens at the same rate (docs/PERFORMANCE.md), and
 # with smaller ones less is left to ship after the last. A GPU needs more rows to be busy.
@@ -59,19 +64,17 @@ def pool_of(spec: ClusterSpec, slot: Slot) -> PoolSpec:
     return spec.pools.prefill if slot.pool == "prefill" else spec.pools.decode
 
 
-def resources_of(spec: ClusterSpec, slot: Slot, own_cpus: float | None) -> dict[str, float]:
+def resources_of(spec: ClusterSpec, slot: Slot, own_ray: bool) -> dict[str, float]:
     """Ray resources of one replica.
 
-    ``own_cpus``: CPUs of a Ray that we started for ourselves, shared out evenly by default;
-    None for a cluster that others use too, where a replica takes a whole CPU.
+    On a Ray that we started for ourselves (``own_ray``) cores are shared out by affinity, and a
+    replica takes next to none of Ray's CPUs, so that there is always room for one more. On a
+    cluster that others use too it takes a whole CPU.
     """
     configured = pool_of(spec, slot).resources
     if configured is not None:
         return dict(configured)
-    share = 1.0
-    if own_cpus is not None:
-        share = min(1.0, math.floor(100 * own_cpus / len(list_slots(spec))) / 100)
-    resources = {"CPU": max(share, 0.01)}
+    resources = {"CPU": OWN_CPU_SHARE if own_ray else 1.0}
     return resources | {"GPU": 1.0} if spec.engine.device == "cuda" else resources
 
 
@@ -105,6 +108,17 @@ def _default_kv_bytes(free_memory: int | None, workers: int) -> int:
     if free_memory is None:
         return DEFAULT_KV_BYTES
     return min(DEFAULT_KV_BYTES, int(free_memory * KV_SHARE_OF_FREE_MEMORY) // workers)
+
+
+def worker_memory(spec: ClusterSpec, model: ModelFolder, num_blocks: int) -> int:
+    """Bytes of host memory that one worker takes, roughly."""
+    dtype = resolve_dtype(spec, model)
+    kv_bytes = num_blocks * model.kv_layout(spec.kv.block_size, dtype).block_bytes
+    if spec.engine.device != "cpu":
+        return PROCESS_BYTES
+    stored = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
+    weights = stored * DTYPE_BYTES[dtype] // DTYPE_BYTES[model.dtype]
+    return PROCESS_BYTES + weights + kv_bytes
 
 
 def plan_max_model_len(spec: ClusterSpec, model: ModelFolder, num_blocks: int) -> int:

@@ -17,18 +17,18 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.placement_fit import Resources, check_fit, show
+from cluster.placement_fit import Resources, check_fit, check_free, choose_node, show
 from cluster.plan import Slot, thread_environment
-from cluster.pool_state import Started
+from cluster.pool_messages import Started
 from cluster.shadowing import our_root
 from core.errors import CrossdockError, InternalError, Unavailable
 from core.worker_settings import WorkerSettings
 
-PLACEMENT_TIMEOUT_S = 60.0
+_WAIT_SLICE_S = 1.0
 _JOIN_TIMEOUT_S = 5.0
 _FOLDER_PREFIX = "crossdock-"
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -92,7 +92,7 @@ class RayCluster:
     ) -> None:
         self._address = address
         self._actor_class = actor_class
-        self._groups: dict[str, Any] = {}
+        self._groups: dict[Slot, Any] = {}
         self._resources: dict[Slot, Resources] = {}
         self._folder: Path | None = None
         # Start may still be under way in its thread when a signal wants a shutdown.
@@ -101,10 +101,6 @@ class RayCluster:
     @property
     def is_local(self) -> bool:
         return self._address is None
-
-    @property
-    def total_cpus(self) -> float:
-        return sum(node.get("CPU", 0.0) for node in self._nodes().values())
 
     @property
     def own_node(self) -> str:
@@ -141,24 +137,41 @@ class RayCluster:
                 _require_loopback()
 
     async def place(
-        self, needs: Mapping[Slot, Resources], timeout_s: float = PLACEMENT_TIMEOUT_S
+        self, needs: Mapping[Slot, Resources], timeout_s: float, near: str | None = None
     ) -> dict[Slot, str]:
-        """One placement group per pool, one bundle per replica. Returns each slot's node id.
+        """One placement group per replica, so that each can go by itself; all of them or none.
+        Returns each slot's node id: that of the node ``near`` if there is room.
 
         Raises ``Unavailable`` if the cluster can never hold them, or does not within the timeout.
         """
-        pools: dict[str, list[Slot]] = {}
-        for slot in sorted(needs):
-            pools.setdefault(slot.pool, []).append(slot)
-        check_fit(
-            list(self._nodes().values()),
-            {pool: [needs[slot] for slot in slots] for pool, slots in pools.items()},
-        )
+        self._check_fit(needs)
+        nodes = self._nodes()
+        own = _ray().get_runtime_context().get_node_id()
+        target = near or choose_node(nodes, list(needs.values()), own)
+        groups = {slot: _new_group(need, target) for slot, need in needs.items()}
+        try:
+            await _wait_for_room(groups, needs, timeout_s)
+        except BaseException:
+            _remove_groups(groups.values())
+            raise
+        self._groups.update(groups)
         self._resources.update(needs)
-        nodes: dict[Slot, str] = {}
-        for pool, slots in pools.items():
-            nodes.update(await self._place_pool(pool, slots, timeout_s))
-        return nodes
+        return {slot: _node_of(group) for slot, group in groups.items()}
+
+    def check_room(self, needs: Mapping[Slot, Resources]) -> None:
+        """Raises ``Unavailable`` if there is no room for these beside all that run now."""
+        self._check_fit(needs)
+        check_free(list(needs.values()), _ray().available_resources())
+
+    def pass_on(self, slot: Slot, heir: Slot) -> None:
+        """``heir`` gets the room of ``slot``, whose worker has ended."""
+        self._groups[heir] = self._groups.pop(slot)
+        self._resources[heir] = self._resources.pop(slot)
+
+    def give_back(self, slot: Slot) -> None:
+        """Ends what still runs there."""
+        self._resources.pop(slot)
+        _remove_groups([self._groups.pop(slot)])
 
     async def node_cores(self, node_id: str) -> list[int]:
         """CPU cores that a worker on this node may use."""
@@ -186,7 +199,7 @@ class RayCluster:
                 # Restarts are ours: a replacement needs a new epoch and fresh settings.
                 max_restarts=0,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._groups[slot.pool], placement_group_bundle_index=slot.index
+                    self._groups[slot], placement_group_bundle_index=0
                 ),
                 runtime_env={"env_vars": thread_environment(settings.threads)},
             )
@@ -216,39 +229,20 @@ class RayCluster:
         if self._folder is None:
             return  # Never started; importing Ray now would take its environment from it.
         if _ray().is_initialized():
-            self._remove_groups()
+            _remove_groups(self._groups.values())
+            self._groups.clear()
             _ray().shutdown()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
-    def _remove_groups(self) -> None:
-        from ray.util.placement_group import remove_placement_group
-
-        for group in self._groups.values():
-            with contextlib.suppress(_ray_error()):
-                remove_placement_group(group)
-        self._groups.clear()
+    def _check_fit(self, needs: Mapping[Slot, Resources]) -> None:
+        pools: dict[str, list[Resources]] = {}
+        for slot, need in (self._resources | dict(needs)).items():
+            pools.setdefault(slot.pool, []).append(need)
+        check_fit(list(self._nodes().values()), pools)
 
     def _nodes(self) -> dict[str, Resources]:
         return {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
-
-    async def _place_pool(
-        self, pool: str, slots: Sequence[Slot], timeout_s: float
-    ) -> dict[Slot, str]:
-        from ray.util.placement_group import placement_group, placement_group_table
-
-        bundles = [dict(self._resources[slot]) for slot in slots]
-        group = placement_group(bundles, strategy="PACK")
-        self._groups[pool] = group
-        if not await asyncio.to_thread(group.wait, timeout_s):
-            free = {k: v for k, v in _ray().available_resources().items() if k in bundles[0]}
-            raise Unavailable(
-                f"no room for the {pool} pool after {timeout_s:g} s: it needs "
-                f"{len(bundles)} × ({show(bundles[0])}) and only {show(free)} is free now",
-                reason="NOT_ENOUGH_RESOURCES",
-            )
-        node_of = placement_group_table(group)["bundles_to_node_id"]
-        return {slot: node_of[i] for i, slot in enumerate(slots)}
 
     def _init_options(self, folder: Path) -> dict[str, Any]:
         quiet = {"log_to_driver": False, "configure_logging": False}
@@ -273,6 +267,45 @@ class RayCluster:
         os.environ.pop("RAY_AUTH_TOKEN", None)
         # A variable of the user's shell must not make us join somebody's cluster.
         os.environ.pop("RAY_ADDRESS", None)
+
+
+def _new_group(need: Resources, node_id: str) -> Any:
+    """Room for one replica, on this node if there is some."""
+    from ray.util.placement_group import placement_group
+
+    return placement_group([dict(need)], strategy="STRICT_PACK", _soft_target_node_id=node_id)
+
+
+async def _wait_for_room(
+    groups: Mapping[Slot, Any], needs: Mapping[Slot, Resources], timeout_s: float
+) -> None:
+    deadline = asyncio.get_running_loop().time() + timeout_s
+    for slot, group in groups.items():
+        # In slices: a thread can't be cancelled.
+        while not await asyncio.to_thread(group.wait, min(timeout_s, _WAIT_SLICE_S)):
+            if asyncio.get_running_loop().time() < deadline:
+                continue
+            free = {k: v for k, v in _ray().available_resources().items() if k in needs[slot]}
+            raise Unavailable(
+                f"no room for {slot.name} after {timeout_s:g} s: {len(needs)} × "
+                f"({show(needs[slot])}) are needed and only {show(free)} is free now",
+                reason="NOT_ENOUGH_RESOURCES",
+            )
+
+
+def _node_of(group: Any) -> str:
+    from ray.util.placement_group import placement_group_table
+
+    node: str = placement_group_table(group)["bundles_to_node_id"][0]
+    return node
+
+
+def _remove_groups(groups: Iterable[Any]) -> None:
+    from ray.util.placement_group import remove_placement_group
+
+    for group in groups:
+        with contextlib.suppress(_ray_error()):
+            remove_placement_group(group)
 
 
 def _sweep_folders(parent: Path) -> None:

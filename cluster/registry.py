@@ -1,4 +1,4 @@
-"""Tells routers over gRPC who is ready and where (``crossdock.v1.Registry``)."""
+"""Tells routers over gRPC who is ready or drains, and where (``crossdock.v1.Registry``)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 
-from cluster.pool_state import Member
+from cluster.pool_messages import Member, MemberState
 from crossdock.v1 import registry_pb2, registry_pb2_grpc
 
 
@@ -19,10 +19,11 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         self._version = 0
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
+        self.num_watchers = 0
 
-    def publish(self, ready: Sequence[Member]) -> None:
-        """``ready`` is the full list. A watcher that is behind skips to the newest."""
-        self._current = registry_pb2.WorkerList(workers=[_record(member) for member in ready])
+    def publish(self, workers: Sequence[Member]) -> None:
+        """``workers`` is the full list. A watcher that is behind skips to the newest."""
+        self._current = registry_pb2.WorkerList(workers=[_record(member) for member in workers])
         self._version += 1
         task = asyncio.create_task(self._wake())
         self._tasks.add(task)
@@ -37,12 +38,16 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         request: registry_pb2.WatchRequest,
         context: grpc.aio.ServicerContext[registry_pb2.WatchRequest, registry_pb2.WorkerList],
     ) -> AsyncIterator[registry_pb2.WorkerList]:
-        while True:
-            seen = self._version
-            yield self._current
-            async with self._changed:
-                while self._version == seen:
-                    await self._changed.wait()
+        self.num_watchers += 1
+        try:
+            while True:
+                seen = self._version
+                yield self._current
+                async with self._changed:
+                    while self._version == seen:
+                        await self._changed.wait()
+        finally:
+            self.num_watchers -= 1
 
 
 def _record(member: Member) -> registry_pb2.WorkerRecord:
@@ -51,4 +56,5 @@ def _record(member: Member) -> registry_pb2.WorkerRecord:
         endpoint=member.endpoint,
         epoch=member.epoch,
         role=member.slot.role_name,
+        draining=member.state is MemberState.DRAINING,
     )

@@ -11,6 +11,14 @@ from collections.abc import Sequence
 from core.errors import InvalidField
 
 
+def share_cores(available: Sequence[int], taken: Sequence[Sequence[int]]) -> tuple[int, ...]:
+    """Cores for one more worker beside those whose cores are ``taken``: as many as a fair share
+    of all would be (at least one), the least crowded ones."""
+    count = max(1, len(available) // (len(taken) + 1))
+    crowd = {core: sum(core in cores for cores in taken) for core in available}
+    return tuple(sorted(sorted(available, key=lambda core: (crowd[core], core))[:count]))
+
+
 def assign_cores(available: Sequence[int], workers: int) -> list[tuple[int, ...]]:
     """Cores of each of ``workers`` workers, from the ids of the ``available`` ones.
 

@@ -18,6 +18,9 @@ from core.errors import InvalidField
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
+# Of one pool.
+MAX_REPLICAS = 1024
+
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -61,7 +64,7 @@ class PoolSpec(_Section):
     the device.
     """
 
-    replicas: int = Field(default=1, ge=0, le=1024)
+    replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS)
     resources: dict[str, Amount] | None = Field(default=None, min_length=1)
     max_num_seqs: int = Field(default=32, ge=1)
     max_num_batched_tokens: int | None = Field(default=None, ge=1)

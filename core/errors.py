@@ -137,6 +137,12 @@ class Incompatible(CrossdockError):
     status = Status.FAILED_PRECONDITION
 
 
+class PreconditionFailed(CrossdockError):
+    """What was asked for can't be done as things are; says what has to change first."""
+
+    status = Status.FAILED_PRECONDITION
+
+
 class InternalError(CrossdockError):
     """A defect of ours. The request fails; nobody else is hurt."""
 

@@ -7,11 +7,16 @@ import contextlib
 from collections.abc import AsyncIterator
 
 import grpc
+import pytest
 
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.cli.output import plain
+from cluster.controller import Wish
 from cluster.plan import Slot
-from cluster.pool_state import Member, MemberState
+from cluster.pool_messages import DrainWorker, FlipWorker, Member, MemberState, ScaleTo
+from cluster.wanted import Wanted
+from core.errors import InvalidField, NotFound, Overloaded
+from crossdock.client.errors import ServerError, decode
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
 P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
@@ -45,14 +50,43 @@ async def serving(add, servicer) -> AsyncIterator[str]:
 
 
 async def status(*members: Member, validate: bool = False) -> dict:
-    view = ClusterView("tiny", "127.0.0.1:1", "127.0.0.1:2", members, 1, 1, restarts=4)
-    admin = ClusterAdmin(lambda: view, timeout_s=0.5)
+    async with admin_stub(FakeOperations(), *members) as stub:
+        return plain(await stub.GetStatus(admin_pb2.GetStatusRequest(validate=validate)))
+
+
+class FakeOperations:
+    """Notes what is wished for; answers with ``error`` if there is one."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.wishes: list[Wish] = []
+        self.wanted = Wanted(1, 2)
+
+    async def change(self, wish: Wish) -> None:
+        self.wishes.append(wish)
+        if self.error:
+            raise self.error
+
+
+@contextlib.asynccontextmanager
+async def admin_stub(
+    operations: FakeOperations | None, *members: Member
+) -> AsyncIterator[admin_pb2_grpc.ClusterAdminStub]:
+    view = ClusterView(
+        "tiny", "127.0.0.1:1", "127.0.0.1:2", members, Wanted(1, 1), restarts=4, settled=True
+    )
+    admin = ClusterAdmin(lambda: view, lambda: operations, timeout_s=0.5)
     async with (
         serving(admin_pb2_grpc.add_ClusterAdminServicer_to_server, admin) as address,
         grpc.aio.insecure_channel(address) as channel,
     ):
-        stub = admin_pb2_grpc.ClusterAdminStub(channel)
-        return plain(await stub.GetStatus(admin_pb2.GetStatusRequest(validate=validate)))
+        yield admin_pb2_grpc.ClusterAdminStub(channel)
+
+
+async def error_of(call) -> ServerError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return decode(caught.value)
 
 
 def ready(endpoint: str) -> Member:
@@ -101,3 +135,59 @@ async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
     shown = capsys.readouterr().out
     assert "pools 1P:1D  restarts 4" in shown
     assert "prefill-0  decode-0  tcp        3       1099511.6 MB  shm: out of reach" in shown
+
+
+async def test_a_draining_worker_shows_what_it_still_has() -> None:
+    async with serve_worker() as endpoint:
+        draining = Member(D0, MemberState.DRAINING, 0.0, endpoint, detail="finishes what it has")
+        [worker] = (await status(draining))["workers"]
+    assert (worker["state"], worker["detail"]) == ("draining", "finishes what it has")
+    assert worker["stats"]["total_blocks"] == 8
+
+
+async def test_wishes_arrive_as_they_were_meant() -> None:
+    operations = FakeOperations()
+    async with admin_stub(operations) as stub:
+        wanted = await stub.Scale(admin_pb2.ScaleRequest(decode=2))
+        await stub.Scale(admin_pb2.ScaleRequest(prefill=0))
+        await stub.Drain(admin_pb2.DrainRequest(worker="decode-0"))
+        await stub.Drain(admin_pb2.DrainRequest(worker="decode-0", no_replace=True, limit_s=5))
+        await stub.Flip(admin_pb2.FlipRequest(worker="prefill-0"))
+    assert (wanted.prefill, wanted.decode) == (1, 2)
+    assert operations.wishes == [
+        ScaleTo(None, 2),
+        ScaleTo(0, None),
+        DrainWorker("decode-0"),
+        DrainWorker("decode-0", replace=False, limit_s=5.0),
+        FlipWorker("prefill-0"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (InvalidField("decode", -1, "more"), "INVALID_ARGUMENT", "INVALID_FIELD"),
+        (NotFound("no such", reason="WORKER_NOT_FOUND"), "NOT_FOUND", "WORKER_NOT_FOUND"),
+        (Overloaded("no memory", reason="NOT_ENOUGH_MEMORY"), "RESOURCE_EXHAUSTED", None),
+        (RuntimeError("a defect"), "INTERNAL", "INTERNAL"),
+    ],
+)
+async def test_every_error_is_typed(error: Exception, code: str, reason: str | None) -> None:
+    async with admin_stub(FakeOperations(error)) as stub:
+        told = await error_of(stub.Scale(admin_pb2.ScaleRequest(decode=-1)))
+    assert told.code is grpc.StatusCode[code]
+    assert told.reason == (reason or error.reason)
+    assert "a defect" not in told.message
+
+
+@pytest.mark.parametrize("limit", [-1.0, float("nan"), 1e9])
+async def test_an_impossible_drain_limit_is_named(limit: float) -> None:
+    async with admin_stub(FakeOperations()) as stub:
+        told = await error_of(stub.Drain(admin_pb2.DrainRequest(worker="d", limit_s=limit)))
+    assert told.metadata["field"] == "limit_s"
+
+
+async def test_while_the_cluster_starts_nothing_can_be_changed() -> None:
+    async with admin_stub(None) as stub:
+        told = await error_of(stub.Flip(admin_pb2.FlipRequest(worker="d")))
+    assert told.code is grpc.StatusCode.FAILED_PRECONDITION

@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
 from cluster.controller import Controller
 from cluster.plan import Slot
-from cluster.pool_state import Member, MemberState, Started
-from core.errors import CrossdockError, Incompatible
+from cluster.pool_messages import (
+    DrainWorker,
+    FlipWorker,
+    Member,
+    MemberState,
+    ScaleTo,
+    Started,
+)
+from cluster.wanted import Wanted
+from core.errors import CrossdockError, Incompatible, NotFound, Unavailable
 from core.request import Role
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import worker_pb2
 
 P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
+D1 = Slot("decode", 1, "decode")
 
 
 class FakeWorker:
@@ -22,6 +32,8 @@ class FakeWorker:
         self.slot, self.epoch, self.refusal = slot, epoch, refusal
         self.died: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.drained: float | None = None
+        self.idle = asyncio.Event()
+        self.idle.set()
         self.killed = False
 
     async def start(self) -> Started:
@@ -34,6 +46,9 @@ class FakeWorker:
 
     async def stop(self, drain_s: float) -> None:
         self.drained = drain_s
+        await self.idle.wait()
+        if not self.died.done():
+            self.died.set_result("it ended by itself")
 
     def kill(self) -> None:
         self.killed = True
@@ -42,8 +57,34 @@ class FakeWorker:
         self.died.set_result("killed by a test")
 
 
+class FakePlaces:
+    """Has room until it is ``full``."""
+
+    def __init__(self) -> None:
+        self.taken: set[Slot] = set()
+        self.full = False
+
+    def check_room(self, slots: Sequence[Slot]) -> None:
+        if self.full and slots:
+            raise Unavailable(f"no room for {slots[0].name}", reason="NOT_ENOUGH_RESOURCES")
+
+    async def settings(self, slot: Slot, beside: Slot | None = None) -> WorkerSettings:
+        self.taken.add(slot)
+        return WorkerSettings(slot.name, Role(slot.role_name), "/models/tiny", 8)
+
+    def pass_on(self, slot: Slot, heir: Slot) -> None:
+        self.taken.remove(slot)
+        self.taken.add(heir)
+
+    def give_back(self, slot: Slot) -> None:
+        self.taken.remove(slot)
+
+
 class Scene:
-    """A controller, the workers it made, and what it published, with a way to wait for that."""
+    """A controller, the workers it made, and what it published, with a way to wait for that.
+
+    It is the controller's routers as well: one, attached to every worker at once.
+    """
 
     def __init__(self) -> None:
         self.made: list[FakeWorker] = []
@@ -52,11 +93,17 @@ class Scene:
         self.published: tuple[Member, ...] = ()
         self.notes: list[str] = []
         self._changed = asyncio.Event()
-        settings = {
-            slot: WorkerSettings(slot.name, Role(slot.role_name), "/models/tiny", 8)
-            for slot in (P0, D0)
-        }
-        self.controller = Controller(self, settings, self.publish, self.notes.append)
+        self.num_watchers = 1
+        self.hanging: set[str] = set()
+        self.places = FakePlaces()
+        self.controller = Controller(
+            self, self.places, self, [P0, D0], ask=self.ask, note=self.notes.append
+        )
+
+    async def ask(self, endpoint: str, timeout_s: float) -> worker_pb2.WorkerStats:
+        if endpoint in self.hanging:
+            raise TimeoutError
+        return worker_pb2.WorkerStats(routers=1)
 
     def create_worker(self, slot: Slot, settings: WorkerSettings) -> FakeWorker:
         assert settings.worker == slot.name
@@ -65,9 +112,14 @@ class Scene:
         self.made.append(FakeWorker(slot, len(self.made) + 1, self.refusals.get(slot)))
         return self.made[-1]
 
-    def publish(self, ready: tuple[Member, ...]) -> None:
-        self.published = ready
+    def publish(self, workers: tuple[Member, ...]) -> None:
+        self.published = workers
         self._changed.set()
+
+    async def until_settled(self) -> None:
+        async with asyncio.timeout(10):
+            while not self.controller.settled:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0)
 
     def epochs(self) -> dict[Slot, int]:
         return {member.slot: member.epoch for member in self.published}
@@ -131,3 +183,88 @@ async def test_kill_waits_for_nobody(scene: Scene) -> None:
 
 async def test_members_tell_who_is_starting(scene: Scene) -> None:
     assert [member.state for member in scene.controller.members] == [MemberState.STARTING] * 2
+
+
+async def test_scaling_out_and_in_starts_and_drains_workers(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(ScaleTo(decode=2))
+    await scene.until_settled()
+    assert scene.epochs() == {P0: 1, D0: 2, D1: 3}
+    scene.made[2].idle.clear()
+    await scene.controller.change(ScaleTo(decode=1))
+    await scene.until(lambda: scene.published[-1].state is MemberState.DRAINING)
+    assert not scene.made[2].killed, "it has something to finish"
+    scene.made[2].idle.set()
+    await scene.until_settled()
+    assert scene.epochs() == {P0: 1, D0: 2}
+    assert scene.made[2].killed
+    assert scene.places.taken == {P0, D0}
+    assert scene.controller.restarts == 0
+
+
+async def test_draining_starts_a_replacement_and_keeps_the_drain_limit(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(DrainWorker("decode-0", limit_s=7.0))
+    await scene.until_settled()
+    assert scene.epochs() == {P0: 1, D1: 3}
+    assert scene.made[1].drained == 7.0
+    assert scene.places.taken == {P0, D1}
+
+
+async def test_a_worker_that_crashes_while_it_drains_is_gone(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(ScaleTo(decode=2))
+    await scene.until_settled()
+    scene.made[2].idle.clear()
+    await scene.controller.change(ScaleTo(decode=1))
+    scene.made[2].die()
+    await scene.until_settled()
+    assert scene.epochs() == {P0: 1, D0: 2}
+    assert "worker decode-1 (pid 1) while it drained: killed by a test" in scene.notes
+
+
+async def test_a_flipped_worker_passes_its_place_on(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(FlipWorker("prefill-0"))
+    await scene.until_settled()
+    assert scene.epochs() == {D0: 2, D1: 3}
+    assert scene.places.taken == {D0, D1}
+    assert scene.controller.wanted == Wanted(0, 2)
+
+
+async def test_what_has_no_room_is_refused_and_nothing_changes(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.until_settled()
+    scene.places.full = True
+    for wish in (ScaleTo(decode=2), DrainWorker("decode-0")):
+        with pytest.raises(Unavailable, match="no room for decode-1"):
+            await scene.controller.change(wish)
+    with pytest.raises(NotFound):
+        await scene.controller.change(FlipWorker("decode-9"))
+    assert scene.controller.wanted == Wanted(1, 1)
+    assert scene.controller.settled
+
+
+async def test_a_worker_that_hangs_is_killed_and_replaced(scene: Scene, monkeypatch) -> None:
+    monkeypatch.setattr("cluster.pool_state.HANG_LIMIT_S", 0.0)
+    monkeypatch.setattr("cluster.controller.ASK_PAUSE_S", 0.0)
+    scene = Scene()
+    await scene.controller.start()
+    scene.hanging.add("prefill-0:1")
+    await scene.until(lambda: scene.epochs() == {P0: 3, D0: 2})
+    assert scene.made[0].killed
+    assert any("prefill-0 is killed: it has answered nothing" in note for note in scene.notes)
+    await scene.controller.stop(0.0)
+
+
+async def test_stop_ends_a_worker_that_drains(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(ScaleTo(decode=2))
+    await scene.until_settled()
+    scene.made[2].idle.clear()
+    await scene.controller.change(ScaleTo(decode=1))
+    stopping = asyncio.create_task(scene.controller.stop(0.0))
+    await asyncio.sleep(0)
+    scene.made[2].idle.set()
+    await stopping
+    assert all(worker.killed for worker in scene.made)

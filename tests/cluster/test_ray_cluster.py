@@ -6,7 +6,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,20 @@ import pytest
 
 from cluster.controller import Controller
 from cluster.model_folder import ModelFolder
-from cluster.plan import Slot, list_slots, resources_of, worker_settings
-from cluster.pool_state import Member
+from cluster.places import Places
+from cluster.plan import Slot, list_slots, worker_settings
+from cluster.pool_messages import FlipWorker, Member, ScaleTo
 from cluster.ray_cluster import RayCluster
 from core.config import make_spec
 from core.errors import CrossdockError, Unavailable
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import worker_pb2
 
 pytestmark = pytest.mark.processes
 
 SPEC = make_spec({"pools": {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}})
 SLOTS = list_slots(SPEC)
+MODEL = ModelFolder(Path("/models/tiny"), 1, 1, 16, "float32", 100)
 
 
 def standing_actor() -> Any:
@@ -59,8 +63,7 @@ def standing_actor() -> Any:
 
 
 def settings(slot: Slot, model: str = "/models/tiny") -> WorkerSettings:
-    folder = ModelFolder(Path(model), 1, 1, 16, "float32", 100)
-    return worker_settings(SPEC, folder, slot, (0,), num_blocks=8)
+    return worker_settings(SPEC, replace(MODEL, path=Path(model)), slot, (0,), num_blocks=8)
 
 
 @pytest.fixture
@@ -81,15 +84,33 @@ class Watcher:
         self.ready: dict[Slot, Member] = {}
         self._changed = asyncio.Event()
 
-    def publish(self, ready: tuple[Member, ...]) -> None:
-        self.ready = {member.slot: member for member in ready}
+    num_watchers = 0
+
+    def publish(self, workers: tuple[Member, ...]) -> None:
+        self.ready = {member.slot: member for member in workers}
         self._changed.set()
 
-    async def until_replaced(self, slot: Slot, epoch: int) -> None:
+    async def ask(self, endpoint: str, timeout_s: float) -> worker_pb2.WorkerStats:
+        return worker_pb2.WorkerStats()
+
+    async def until(self, reached: Callable[[], bool]) -> None:
         async with asyncio.timeout(60):
-            while slot not in self.ready or self.ready[slot].epoch == epoch:
+            while not reached():
                 self._changed.clear()
                 await self._changed.wait()
+
+    async def until_replaced(self, slot: Slot, epoch: int) -> None:
+        await self.until(lambda: slot in self.ready and self.ready[slot].epoch != epoch)
+
+    async def until_groups(self, count: int) -> None:
+        """Until Ray has no more room taken than that of so many workers."""
+        from ray.util.placement_group import placement_group_table
+
+        def created() -> int:
+            return sum(group["state"] == "CREATED" for group in placement_group_table().values())
+
+        while created() != count:  # noqa: ASYNC110 - Ray has no event for it
+            await asyncio.sleep(0)
 
 
 def own_processes() -> list[psutil.Process]:
@@ -99,14 +120,13 @@ def own_processes() -> list[psutil.Process]:
 async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when_killed(
     ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    needs = {slot: resources_of(SPEC, slot, ray_cluster.total_cpus) for slot in SLOTS}
-    nodes = await ray_cluster.place(needs)
-    assert len(set(nodes.values())) == 1
-    assert await ray_cluster.node_cores(nodes[SLOTS[0]]) == sorted(os.sched_getaffinity(0))
+    places = Places(ray_cluster, SPEC, MODEL, num_blocks=8)
+    await places.place_first(SLOTS)
 
     watcher = Watcher()
-    told = {slot: settings(slot) for slot in SLOTS}
-    controller = Controller(ray_cluster, told, watcher.publish, note=lambda text: None)
+    controller = Controller(
+        ray_cluster, places, watcher, SLOTS, ask=watcher.ask, note=lambda text: None
+    )
     await controller.start()
     assert watcher.ready.keys() == set(SLOTS)
     assert len({member.pid for member in watcher.ready.values()}) == 4
@@ -118,6 +138,14 @@ async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when
     await watcher.until_replaced(SLOTS[2], victim.epoch)
     assert watcher.ready.keys() == set(SLOTS)
     assert controller.restarts == 1
+
+    await controller.change(ScaleTo(decode=3))
+    await watcher.until(lambda: len(watcher.ready) == 5)
+    await controller.change(FlipWorker("prefill-1"))
+    await watcher.until(lambda: Slot("decode", 3, "decode") in watcher.ready)
+    await controller.change(ScaleTo(decode=1))
+    await watcher.until(lambda: len(watcher.ready) == 2)
+    await watcher.until_groups(2)
 
     await controller.stop(0.0)
     ray_cluster.shutdown()
@@ -144,19 +172,30 @@ def _assert_loopback_only() -> None:
 
 async def test_what_can_never_be_placed_is_refused_at_once(ray_cluster: RayCluster) -> None:
     with pytest.raises(Unavailable, match=r"a decode replica needs CPU 0.1, unicorn 1"):
-        await ray_cluster.place({SLOTS[2]: {"CPU": 0.1, "unicorn": 1.0}})
+        await ray_cluster.place({SLOTS[2]: {"CPU": 0.1, "unicorn": 1.0}}, 60.0)
 
 
 async def test_what_finds_no_room_in_time_is_refused_with_what_is_free(ray_cluster) -> None:
-    total = ray_cluster.total_cpus
-    await ray_cluster.place({SLOTS[0]: {"CPU": total}})
-    with pytest.raises(Unavailable, match=r"no room for the decode pool after 0.5 s"):
-        await ray_cluster.place({SLOTS[2]: {"CPU": total}}, timeout_s=0.5)
+    import ray
+
+    whole = {"CPU": ray.cluster_resources()["CPU"]}
+    squatter = ray.util.placement_group([whole])
+    assert squatter.wait(60)
+    with pytest.raises(Unavailable, match=r"no room for decode-0 after 0.5 s"):
+        await ray_cluster.place({SLOTS[2]: whole}, timeout_s=0.5)
+    with pytest.raises(Unavailable, match=r"1 more replicas need CPU .* and only 0"):
+        ray_cluster.check_room({SLOTS[2]: whole})
+    ray.util.remove_placement_group(squatter)
+    await ray_cluster.place({SLOTS[2]: whole}, timeout_s=60.0)
+    with pytest.raises(Unavailable, match=r"2 replicas need CPU .* together"):
+        ray_cluster.check_room({SLOTS[3]: whole})
+    ray_cluster.give_back(SLOTS[2])
+    await ray_cluster.place({SLOTS[3]: whole}, timeout_s=60.0)
 
 
 async def test_a_worker_that_can_not_start_says_why(ray_cluster: RayCluster) -> None:
     slot = SLOTS[0]
-    await ray_cluster.place({slot: {"CPU": 0.1}})
+    await ray_cluster.place({slot: {"CPU": 0.1}}, 60.0)
     worker = ray_cluster.create_worker(slot, settings(slot, model="/refused"))
     with pytest.raises(CrossdockError, match="no such model"):
         await worker.start()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
 import pytest
 
 from cluster.plan import Slot
-from cluster.pool_state import Member, MemberState
+from cluster.pool_messages import Member, MemberState
 from cluster.registry import Registry
 from crossdock.v1 import registry_pb2, registry_pb2_grpc
 
@@ -47,6 +48,25 @@ async def test_a_record_says_who_where_and_which_life(registry: Registry, stub) 
     [record] = (await stub.Watch(registry_pb2.WatchRequest()).read()).workers
     assert (record.worker, record.role) == ("prefill-0", "prefill")
     assert (record.endpoint, record.epoch, record.draining) == ("127.0.0.1:7", 7, False)
+
+
+async def test_a_draining_worker_stays_listed_and_is_marked(registry: Registry, stub) -> None:
+    draining = Member(Slot("decode", 0, "decode"), MemberState.DRAINING, 0.0)
+    registry.publish([member("prefill", 7), draining])
+    listed = (await stub.Watch(registry_pb2.WatchRequest()).read()).workers
+    assert [(record.worker, record.draining) for record in listed] == [
+        ("prefill-0", False),
+        ("decode-0", True),
+    ]
+
+
+async def test_watchers_are_counted_while_they_watch(registry: Registry, stub) -> None:
+    watch = stub.Watch(registry_pb2.WatchRequest())
+    await watch.read()
+    assert registry.num_watchers == 1
+    watch.cancel()
+    while registry.num_watchers:  # noqa: ASYNC110 - nobody waits for it but this test
+        await asyncio.sleep(0)
 
 
 async def test_every_watcher_hears_of_every_change(registry: Registry, stub) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.affinity import assign_cores
+from core.affinity import assign_cores, share_cores
 from core.errors import InvalidField
 
 cores_of_a_node = st.sets(st.integers(0, 255), min_size=1, max_size=64).map(sorted)
@@ -36,6 +36,13 @@ def test_shares_are_fair_and_disjoint_when_there_are_enough_cores(cores, workers
         loads = [sum(core in share for share in shares) for core in cores]
         assert sizes == [1] * workers
         assert max(loads) - min(loads) <= 1
+
+
+def test_one_more_worker_shares_the_least_crowded_cores() -> None:
+    assert share_cores([0, 1], []) == (0, 1)
+    assert share_cores([0, 1], [(0,), (1,)]) == (0,)
+    assert share_cores([0, 1], [(0,), (1,), (0,)]) == (1,)
+    assert share_cores([0, 1, 2, 3, 4, 5, 6, 7], [(0, 1, 2, 3), (4, 5)]) == (6, 7)
 
 
 def test_a_node_without_cores_is_refused() -> None:

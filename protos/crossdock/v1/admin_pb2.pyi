@@ -14,7 +14,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts")
+    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts", "settled")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,7 @@ class ClusterStatus(_message.Message):
     DECODE_WANTED_FIELD_NUMBER: _ClassVar[int]
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     model: str
     grpc_address: str
     http_address: str
@@ -29,7 +30,8 @@ class ClusterStatus(_message.Message):
     decode_wanted: int
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     restarts: int
-    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ...) -> None: ...
+    settled: bool
+    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ..., settled: bool = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "endpoint", "state", "detail", "stats")
@@ -44,3 +46,35 @@ class WorkerStatus(_message.Message):
     detail: str
     stats: _worker_pb2.WorkerStats
     def __init__(self, worker: _Optional[str] = ..., endpoint: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., stats: _Optional[_Union[_worker_pb2.WorkerStats, _Mapping]] = ...) -> None: ...
+
+class ScaleRequest(_message.Message):
+    __slots__ = ("prefill", "decode")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    prefill: int
+    decode: int
+    def __init__(self, prefill: _Optional[int] = ..., decode: _Optional[int] = ...) -> None: ...
+
+class DrainRequest(_message.Message):
+    __slots__ = ("worker", "no_replace", "limit_s")
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    NO_REPLACE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_S_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    no_replace: bool
+    limit_s: float
+    def __init__(self, worker: _Optional[str] = ..., no_replace: bool = ..., limit_s: _Optional[float] = ...) -> None: ...
+
+class FlipRequest(_message.Message):
+    __slots__ = ("worker",)
+    WORKER_FIELD_NUMBER: _ClassVar[int]
+    worker: str
+    def __init__(self, worker: _Optional[str] = ...) -> None: ...
+
+class WantedWorkers(_message.Message):
+    __slots__ = ("prefill", "decode")
+    PREFILL_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FIELD_NUMBER: _ClassVar[int]
+    prefill: int
+    decode: int
+    def __init__(self, prefill: _Optional[int] = ..., decode: _Optional[int] = ...) -> None: ...

@@ -39,6 +39,21 @@ class ClusterAdminStub(object):
                 request_serializer=crossdock_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=crossdock_dot_v1_dot_admin__pb2.ClusterStatus.FromString,
                 _registered_method=True)
+        self.Scale = channel.unary_unary(
+                '/crossdock.v1.ClusterAdmin/Scale',
+                request_serializer=crossdock_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/crossdock.v1.ClusterAdmin/Drain',
+                request_serializer=crossdock_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
+                _registered_method=True)
+        self.Flip = channel.unary_unary(
+                '/crossdock.v1.ClusterAdmin/Flip',
+                request_serializer=crossdock_dot_v1_dot_admin__pb2.FlipRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
+                _registered_method=True)
 
 
 class ClusterAdminServicer(object):
@@ -50,6 +65,34 @@ class ClusterAdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Scale(self, request, context):
+        """Changes how many workers there are. Scaling in drains the least useful ones: those that are
+        not ready, then the least loaded, then the youngest. With prefill 0, decode workers prefill.
+        Scaling prefill up from 0 replaces mixed workers one by one by decode workers, because mixed
+        ones take no handoffs. FAILED_PRECONDITION: prefill 0 with router.disaggregation "always".
+        UNAVAILABLE or RESOURCE_EXHAUSTED: no room for so many.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Retires a worker for good. A replacement is started first, unless `no_replace` lowers the
+        wanted number by one. Repeating it has no effect. FAILED_PRECONDITION: without a replacement
+        nobody would be left to decode (or to prefill, with router.disaggregation "always").
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Flip(self, request, context):
+        """Drains a worker and starts one of the other role in its place; the wanted numbers follow.
+        FAILED_PRECONDITION: as for Drain without a replacement, or the worker is a mixed one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -57,6 +100,21 @@ def add_ClusterAdminServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=crossdock_dot_v1_dot_admin__pb2.GetStatusRequest.FromString,
                     response_serializer=crossdock_dot_v1_dot_admin__pb2.ClusterStatus.SerializeToString,
+            ),
+            'Scale': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scale,
+                    request_deserializer=crossdock_dot_v1_dot_admin__pb2.ScaleRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=crossdock_dot_v1_dot_admin__pb2.DrainRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.SerializeToString,
+            ),
+            'Flip': grpc.unary_unary_rpc_method_handler(
+                    servicer.Flip,
+                    request_deserializer=crossdock_dot_v1_dot_admin__pb2.FlipRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +144,87 @@ class ClusterAdmin(object):
             '/crossdock.v1.ClusterAdmin/GetStatus',
             crossdock_dot_v1_dot_admin__pb2.GetStatusRequest.SerializeToString,
             crossdock_dot_v1_dot_admin__pb2.ClusterStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scale(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.ClusterAdmin/Scale',
+            crossdock_dot_v1_dot_admin__pb2.ScaleRequest.SerializeToString,
+            crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.ClusterAdmin/Drain',
+            crossdock_dot_v1_dot_admin__pb2.DrainRequest.SerializeToString,
+            crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Flip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.ClusterAdmin/Flip',
+            crossdock_dot_v1_dot_admin__pb2.FlipRequest.SerializeToString,
+            crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
             options,
             channel_credentials,
             insecure,
