@@ -38,14 +38,14 @@ from cluster.pool_messages import (
 )
 from cluster.pool_state import ATTACH_PATIENCE_S, PoolState
 from cluster.wanted import Wanted
-from core.errors import CrossdockError, InternalError
+from core.errors import CrossdockError, InternalError, Unavailable
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2
 
 START_TIMEOUT_S = 600.0
 # Beyond its drain time a worker gets this long to close files and threads.
 STOP_GRACE_S = 10.0
-ASK_TIMEOUT_S = 5.0
+ASK_TIMEOUT_S = 10.0
 ASK_PAUSE_S = 5.0
 # Until every router is attached to a new worker, others may have to wait with draining.
 ASK_NEW_PAUSE_S = 0.1
@@ -156,7 +156,12 @@ class Controller:
         trial = copy.deepcopy(self._state).handle(wish, self._now())
         heirs = {command.heir for command in trial if isinstance(command, EndWorker)}
         new = [c.slot for c in trial if isinstance(c, StartWorker) and c.slot not in heirs]
-        self._places.check_room(new)
+        try:
+            self._places.check_room(new)
+        except Unavailable as error:
+            if isinstance(wish, DrainWorker):
+                raise _no_replacement(error) from None
+            raise
         self._handle(wish)
 
     async def stop(self, drain_s: float) -> None:
@@ -294,6 +299,14 @@ class Controller:
         if not self._all_ready.done():
             message = f"worker {slot.name} can't start: {reason}"
             self._all_ready.set_exception(InternalError(message, reason="WORKER_FAILED"))
+
+
+def _no_replacement(error: Unavailable) -> Unavailable:
+    return Unavailable(
+        f"there is no room for a replacement beside it ({error.message}); drain it without one "
+        "(`--no-replace`), then scale up again",
+        reason=error.reason,
+    )
 
 
 def _why_not_started(error: Exception) -> str:

@@ -56,7 +56,13 @@ class ServeOptions:
     drain_s: float = 30.0
 
 
-async def serve(options: ServeOptions, progress: Progress) -> None:
+# Is told the gRPC, HTTP and admin addresses (host:port).
+TellReady = Callable[[str, str, str], None]
+
+
+async def serve(
+    options: ServeOptions, progress: Progress, tell_ready: TellReady | None = None
+) -> None:
     """Runs until a signal. Prints the ready line on stdout. Raises ``CrossdockError``."""
     stop = StopSignal()
     stop.install()
@@ -64,6 +70,8 @@ async def serve(options: ServeOptions, progress: Progress) -> None:
     try:
         if not await first_of(asyncio.create_task(cluster.start()), stop.drain):
             return
+        if tell_ready is not None:
+            tell_ready(cluster.grpc_address, cluster.http_address, cluster.admin_address)
         print(f"ready grpc={cluster.grpc_address} http={cluster.http_address}", flush=True)
         await first_of(asyncio.create_task(cluster.watch()), stop.drain)
     finally:
@@ -89,6 +97,7 @@ class ServingCluster:
         self._router: RouterProcess | None = None
         self._servers: list[grpc.aio.Server] = []
         self._model_name = ""
+        self.admin_address = ""
 
     @property
     def grpc_address(self) -> str:
@@ -200,7 +209,8 @@ class ServingCluster:
         admin = ClusterAdmin(self._view, lambda: self._controller)
         admin_pb2_grpc.add_ClusterAdminServicer_to_server(admin, server)
         port = await self._listen(server, self._options.host, self._options.admin_port)
-        self._progress.note(f"admin={self._options.host}:{port}")
+        self.admin_address = f"{self._options.host}:{port}"
+        self._progress.note(f"admin={self.admin_address}")
 
     async def _listen(self, server: grpc.aio.Server, host: str, port: int) -> int:
         bound = server.add_insecure_port(f"{host}:{port}")
@@ -253,6 +263,8 @@ def _names(slots: Sequence[Slot]) -> str:
     return ", ".join(slot.name for slot in slots)
 
 
-def run_serve(options: ServeOptions, progress: Progress) -> None:
+def run_serve(
+    options: ServeOptions, progress: Progress, tell_ready: TellReady | None = None
+) -> None:
     """``serve`` on an event loop of its own; blocks."""
-    uvloop.run(serve(options, progress))
+    uvloop.run(serve(options, progress, tell_ready))

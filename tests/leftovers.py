@@ -30,8 +30,15 @@ def _processes() -> set[str]:
     return {
         f"process {child.pid}"
         for child in children
-        if any(program in child.cmdline() for program in _OUR_PROGRAMS)
+        if any(program in _command(child) for program in _OUR_PROGRAMS)
     }
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []  # It ended while we looked.
 
 
 def _shared_memory() -> set[str]:

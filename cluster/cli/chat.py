@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import typer
 
+from cluster.cli.options import DEFAULT_HOST, DEFAULT_HTTP_PORT, ClusterNameOption
+from cluster.running import find_address
 from core.errors import InvalidField, Unavailable
 
 Messages = list[dict[str, str]]
@@ -21,13 +23,19 @@ _TIMEOUT_S = 600.0
 
 def chat(
     message: Annotated[str | None, typer.Argument(help="Without it: a conversation.")] = None,
-    url: Annotated[str, typer.Option(help="Where `serve` answers.")] = "http://127.0.0.1:8000",
+    url: Annotated[
+        str | None,
+        typer.Option(help="Else: the cluster that `up` started, or the default port of `serve`."),
+    ] = None,
+    name: ClusterNameOption = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> None:
     """Stream the answer to MESSAGE, or chat line by line until Ctrl-D."""
+    if url is None:
+        url = f"http://{find_address('http', name, f'{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}')}"
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     if seed is not None:
         sampling["seed"] = seed

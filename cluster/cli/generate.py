@@ -6,6 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from cluster.cli.options import (
+    DEFAULT_GRPC_PORT,
+    DEFAULT_HOST,
+    AddressOption,
+    ClusterNameOption,
+)
 from cluster.cli.output import Output, OutputOption, plain
 from core.errors import Unavailable
 
@@ -14,7 +20,8 @@ _TIMEOUT_S = 600.0
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="Continue this text.")],
-    address: Annotated[str, typer.Option(help="gRPC address of `serve`.")] = "127.0.0.1:50051",
+    address: AddressOption = None,
+    name: ClusterNameOption = None,
     max_tokens: Annotated[int, typer.Option(min=1)] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.0,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
@@ -25,6 +32,8 @@ def generate(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Stream the continuation of PROMPT, or print it with its timings as one JSON document."""
+    from cluster.running import find_address
+
     sampling = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -34,7 +43,8 @@ def generate(
         "stop": stop or [],
     }
     given = {name: value for name, value in sampling.items() if value is not None}
-    text, token_ids, complete = _stream(address, prompt, given, timeout, output is Output.TABLE)
+    target = address or find_address("grpc", name, f"{DEFAULT_HOST}:{DEFAULT_GRPC_PORT}")
+    text, token_ids, complete = _stream(target, prompt, given, timeout, output is Output.TABLE)
     if output is Output.JSON:
         import json
 

@@ -13,7 +13,7 @@ from cluster.shadowing import find_shadowed
 
 
 def new_app() -> typer.Typer:
-    from cluster.cli import chat, doctor, generate, model, serve, status
+    from cluster.cli import background, chat, doctor, generate, model, operate, serve, status
 
     app = typer.Typer(
         name="crossdock",
@@ -23,9 +23,14 @@ def new_app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.command("serve")(serve.serve)
+    app.command("up")(background.up)
+    app.command("down")(background.down)
     app.command("generate")(generate.generate)
     app.command("chat")(chat.chat)
     app.command("status")(status.status)
+    app.command("scale")(operate.scale)
+    app.command("drain")(operate.drain)
+    app.command("flip")(operate.flip)
     app.command("doctor")(doctor.doctor)
     app.add_typer(model.app, name="model")
     return app

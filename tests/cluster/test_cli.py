@@ -16,7 +16,10 @@ import pytest
 from model_folders import make_model_folder
 
 from cluster.cli.main import main
-from crossdock.v1 import inference_pb2, inference_pb2_grpc
+from cluster.running import claim_name
+from core.errors import NotFound
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from router.grpc_errors import to_rpc_status
 
 
 def run(monkeypatch, *arguments: str) -> int:
@@ -81,6 +84,90 @@ def test_nobody_there_is_said_in_plain_words(monkeypatch, capsys) -> None:
     assert run(monkeypatch, "chat", "x", "--url", "http://127.0.0.1:1") == 1
     assert run(monkeypatch, "status", "--address", "127.0.0.1:1") == 1
     assert capsys.readouterr().err.count("is `crossdock serve` running?") == 3
+
+
+class Admin(admin_pb2_grpc.ClusterAdminServicer):
+    """Takes every change on; is settled at the third question, unless it never is."""
+
+    def __init__(self) -> None:
+        self.wishes: list = []
+        self.asked = 0
+        self.never = False
+
+    def GetStatus(self, request, context) -> admin_pb2.ClusterStatus:
+        self.asked += 1
+        settled = self.asked >= 3 and not self.never
+        worker = admin_pb2.WorkerStatus(worker="decode-1", state="starting", detail="no room")
+        return admin_pb2.ClusterStatus(settled=settled, workers=[] if settled else [worker])
+
+    def Scale(self, request, context) -> admin_pb2.WantedWorkers:
+        self.wishes.append(request)
+        return admin_pb2.WantedWorkers(prefill=1, decode=2)
+
+    Drain = Scale
+
+    def Flip(self, request, context) -> admin_pb2.WantedWorkers:
+        status = to_rpc_status(NotFound("there is no worker 'x'", reason="WORKER_NOT_FOUND"))
+        details = (("grpc-status-details-bin", status.SerializeToString()),)
+        context.set_trailing_metadata(details)
+        context.abort(grpc.StatusCode.NOT_FOUND, status.message)
+
+
+@pytest.fixture
+def admin() -> Iterator[tuple[Admin, str]]:
+    server = grpc.server(ThreadPoolExecutor(1))
+    servicer = Admin()
+    admin_pb2_grpc.add_ClusterAdminServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield servicer, f"127.0.0.1:{port}"
+    server.stop(0).wait()
+
+
+def test_scale_returns_when_it_is_done(admin, monkeypatch, capsys) -> None:
+    servicer, address = admin
+    assert run(monkeypatch, "scale", "--decode", "2", "--address", address) == 0
+    assert capsys.readouterr().out == "now 1P:2D\n"
+    assert servicer.wishes == [admin_pb2.ScaleRequest(decode=2)]
+    assert servicer.asked == 3
+
+
+def test_drain_returns_at_once_if_that_is_wanted(admin, monkeypatch, capsys) -> None:
+    servicer, address = admin
+    options = ("--no-replace", "--limit", "5", "--no-wait", "--output", "json")
+    assert run(monkeypatch, "drain", "decode-0", *options, "--address", address) == 0
+    wanted = {"prefill": 1, "decode": 2, "settled": False}
+    assert json.loads(capsys.readouterr().out) == wanted
+    assert servicer.wishes == [
+        admin_pb2.DrainRequest(worker="decode-0", no_replace=True, limit_s=5.0)
+    ]
+
+
+def test_what_takes_too_long_is_told_with_what_is_missing(admin, monkeypatch, capsys) -> None:
+    servicer, address = admin
+    servicer.never = True
+    arguments = ("scale", "--prefill", "0", "--timeout", "0", "--address", address)
+    assert run(monkeypatch, *arguments) == 1
+    assert "not complete after 0 s: decode-1 starting (no room)" in capsys.readouterr().err
+
+
+def test_a_refused_change_fails_with_the_servers_words(admin, monkeypatch, capsys) -> None:
+    assert run(monkeypatch, "flip", "x", "--address", admin[1]) == 1
+    assert capsys.readouterr().err == "error: there is no worker 'x' (NOT_FOUND)\n"
+
+
+def test_commands_find_the_cluster_that_runs_in_the_background(
+    admin, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    claim = claim_name("mine", drain_s=1.0)
+    assert run(monkeypatch, "scale", "--decode", "2", "--name", "mine") == 1
+    assert "still starting" in capsys.readouterr().err
+    claim.tell_ready("127.0.0.1:1", "127.0.0.1:2", admin[1])
+    assert run(monkeypatch, "scale", "--decode", "2", "--name", "mine") == 0
+    claim.release()
+    assert run(monkeypatch, "scale", "--decode", "2", "--name", "mine") == 1
+    assert "no cluster named 'mine' runs" in capsys.readouterr().err
 
 
 class OpenAIDoor(BaseHTTPRequestHandler):
@@ -156,6 +243,15 @@ def test_a_refused_chat_fails_with_the_servers_words(door, monkeypatch, capsys) 
         ("generate",),
         ("chat", "x", "--url", "nonsense"),
         ("status", "--output", "xml"),
+        ("scale",),
+        ("scale", "--decode", "0"),
+        ("scale", "--prefill", "-1"),
+        ("scale", "--prefill", "100000"),
+        ("drain",),
+        ("drain", "decode-0", "--limit", "-1"),
+        ("flip",),
+        ("up", "--name", "a/b"),
+        ("down", "--name", ".."),
         ("model", "import"),
     ],
 )

@@ -118,7 +118,7 @@ class Scene:
 
     async def until_settled(self) -> None:
         async with asyncio.timeout(10):
-            while not self.controller.settled:  # noqa: ASYNC110 - as above
+            while not self.controller.settled:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(0)
 
     def epochs(self) -> dict[Slot, int]:

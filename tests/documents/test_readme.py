@@ -39,6 +39,8 @@ def address_option(command: str, cluster: ServedCluster) -> list[str]:
         "chat": ["--url", cluster.http_url],
         "generate": ["--address", cluster.grpc_address],
         "status": ["--address", cluster.admin_address],
+        "scale": ["--address", cluster.admin_address],
+        "drain": ["--address", cluster.admin_address],
     }.get(command, [])
 
 

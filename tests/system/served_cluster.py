@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -76,6 +77,29 @@ class ServedCluster:
         assert all(w.state == "ready" for w in workers), [(w.worker, w.detail) for w in workers]
         return [w.stats for w in workers if w.stats.role == role]
 
+    def wait_settled(self) -> admin_pb2.ClusterStatus:
+        """Until as many workers serve as are wanted. The test's timeout bounds it."""
+        while not (status := self.status()).settled:
+            pass
+        return status
+
+    def scale(self, prefill: int | None = None, decode: int | None = None) -> None:
+        """Returns when it is done."""
+        self.admin.Scale(admin_pb2.ScaleRequest(prefill=prefill, decode=decode), timeout=30)
+        self.wait_settled()
+
+    def drain(self, worker: str, **options: Any) -> None:
+        """Returns when it has begun."""
+        self.admin.Drain(admin_pb2.DrainRequest(worker=worker, **options), timeout=30)
+
+    def flip(self, worker: str) -> None:
+        """Returns when it is done."""
+        self.admin.Flip(admin_pb2.FlipRequest(worker=worker), timeout=30)
+        self.wait_settled()
+
+    def worker_names(self) -> set[str]:
+        return {worker.worker for worker in self.status().workers}
+
     def assert_nothing_is_held(self) -> None:
         """Every invariant of every worker, and no block, lease or sequence left over.
 
@@ -115,9 +139,7 @@ def served(
         *("--grpc-port", "0", "--http-port", "0", "--admin-port", "0"),
         *options,
     ]
-    # Every process below inherits this variable, also one that a dead parent leaves to init.
-    mark = f"CROSSDOCK_TEST_RUN={secrets.token_hex(8)}"
-    name, _, value = mark.partition("=")
+    mark = new_mark()
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -125,7 +147,7 @@ def served(
         text=True,
         cwd=cwd,
         process_group=0,
-        env=os.environ | {name: value},
+        env=os.environ | mark,
     )
     notes: list[str] = []
     cluster: ServedCluster | None = None
@@ -139,20 +161,31 @@ def served(
             cluster.close()
         code = _stop(process)
     assert code == 0, f"serve ended with {code}: {notes[-20:]}"
-    _, alive = psutil.wait_procs(_marked(mark), timeout=40)
-    assert not alive, f"left running: {[p.cmdline() for p in alive if p.is_running()]}"
+    assert_none_runs(mark)
     assert not list(Path(tempfile.gettempdir()).glob(f"crossdock-{process.pid}-*"))
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def new_mark() -> dict[str, str]:
+    """A variable that every process below inherits, also one that a dead parent leaves to init."""
+    return {"CROSSDOCK_TEST_RUN": secrets.token_hex(8)}
+
+
+def assert_none_runs(mark: dict[str, str]) -> None:
+    """No process with this variable is left, after a while to end in."""
+    _, alive = psutil.wait_procs(_marked(mark), timeout=40)
+    assert not alive, f"left running: {[p.cmdline() for p in alive if p.is_running()]}"
+
+
+def _marked(mark: dict[str, str]) -> list[psutil.Process]:
     """All processes of this machine that were started with ``mark`` in their environment."""
+    [wanted] = [f"{name}={value}".encode() for name, value in mark.items()]
     found = []
     for process in psutil.process_iter():
         try:
             environment = Path(f"/proc/{process.pid}/environ").read_bytes()
         except OSError:
             continue
-        if mark.encode() in environment.split(b"\0"):
+        if wanted in environment.split(b"\0"):
             found.append(process)
     return found
 

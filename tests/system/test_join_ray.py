@@ -11,8 +11,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
-from served_cluster import served
+from served_cluster import ServedCluster, served
+
+from crossdock.v1 import admin_pb2
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -68,3 +71,13 @@ def test_a_cluster_is_placed_on_a_ray_that_runs_already(ray_head: str, tiny_mode
             assert len(cluster.answer(list(range(1, 60)), 8)) == 8
             (edge,) = cluster.stats("decode")[0].edges
             assert edge.transport == "shm"
+            _assert_what_has_no_room_is_refused(cluster)
+
+
+def _assert_what_has_no_room_is_refused(cluster: ServedCluster) -> None:
+    with pytest.raises(grpc.RpcError, match=r"3 replicas need CPU 3 together"):
+        cluster.admin.Scale(admin_pb2.ScaleRequest(decode=2), timeout=30)
+    with pytest.raises(grpc.RpcError, match=r"no room for a replacement.*--no-replace"):
+        cluster.admin.Drain(admin_pb2.DrainRequest(worker="decode-0"), timeout=30)
+    status = cluster.status()
+    assert (status.prefill_wanted, status.decode_wanted, status.settled) == (1, 1, True)

@@ -1,0 +1,79 @@
+"""Calls to the operators' door, and waiting until what was wished for is so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from cluster.progress import Progress
+from core.errors import CrossdockError, Unavailable
+
+# Before a change every worker is asked how busy it is; one that hangs takes 10 s.
+_TIMEOUT_S = 30.0
+_POLL_S = 0.5
+
+
+def call_admin(address: str, method: str, request: Any) -> Any:
+    """The answer of ``ClusterAdmin.<method>`` at ``address``. Raises ``Unavailable``."""
+    import grpc
+
+    from crossdock.client.errors import decode
+    from crossdock.v1 import admin_pb2_grpc
+
+    with grpc.insecure_channel(address) as channel:
+        stub = admin_pb2_grpc.ClusterAdminStub(channel)
+        try:
+            return getattr(stub, method)(request, timeout=_TIMEOUT_S)
+        except grpc.RpcError as error:
+            told = decode(error)
+    if told.reason:
+        raise Unavailable(f"{told.message} ({told.code.name})", reason=told.reason)
+    raise Unavailable(
+        f"no answer from {address} ({told.code.name}): is `crossdock serve` running?",
+        reason="NO_ANSWER",
+    )
+
+
+def fetch_status(address: str, validate: bool = False) -> Any:
+    """The ``ClusterStatus`` of the cluster at ``address``. Raises ``Unavailable``."""
+    from crossdock.v1 import admin_pb2
+
+    return call_admin(address, "GetStatus", admin_pb2.GetStatusRequest(validate=validate))
+
+
+def wait_settled(
+    address: str,
+    timeout_s: float,
+    progress: Progress,
+    now: Callable[[], float] = time.monotonic,
+) -> Any:
+    """The status once as many workers serve as are wanted. Raises ``Unavailable``, saying what is
+    missing, if that takes longer than ``timeout_s``."""
+    end, shown = now() + timeout_s, ""
+    while not (status := fetch_status(address)).settled:
+        pending = describe_pending(status)
+        if now() >= end:
+            raise _too_late(timeout_s, pending)
+        if pending != shown:
+            progress.step(pending)
+            shown = pending
+        time.sleep(_POLL_S)
+    return status
+
+
+def describe_pending(status: Any) -> str:
+    """E.g. "decode-1 starting, decode-0 draining (finishes what it has)"."""
+    pending = [
+        f"{worker.worker} {worker.state}" + (f" ({worker.detail})" if worker.detail else "")
+        for worker in status.workers
+        if worker.state != "ready" or worker.detail
+    ]
+    return ", ".join(pending) or "routers connect to new workers"
+
+
+def _too_late(timeout_s: float, pending: str) -> CrossdockError:
+    return Unavailable(
+        f"the change goes on, but is not complete after {timeout_s:g} s: {pending}",
+        reason="NOT_SETTLED",
+    )

@@ -1,0 +1,49 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigOption = Annotated[Path | None, typer.Option(help="YAML file; flags win over it.")]
+ModelOption = Annotated[
+    str | None, typer.Option(help="Model folder, or name of an imported one; else the demo model.")
+]
+ServedModelNameOption = Annotated[str | None, typer.Option(help="Name that clients use.")]
+DTypeOption = Annotated[str | None, typer.Option(help="auto, bfloat16, float16 or float32.")]
+MaxModelLenOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens.")]
+PrefillOption = Annotated[
+    int | None, typer.Option(help="Prefill workers; 0: decode workers prefill too.")
+]
+DecodeOption = Annotated[int | None, typer.Option(help="Decode workers.")]
+HostOption = Annotated[str, typer.Option(help="Address to serve on.")]
+PortOption = Annotated[int, typer.Option(help="0: any free one.")]
+RayAddressOption = Annotated[
+    str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
+]
+DrainOption = Annotated[
+    float, typer.Option(min=0.0, help="Seconds that running requests get at the end.")
+]
+
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_GRPC_PORT = 50051
+DEFAULT_HTTP_PORT = 8000
+DEFAULT_ADMIN_PORT = 50052
+DEFAULT_DRAIN_S = 30.0
+
+ClusterNameOption = Annotated[
+    str | None, typer.Option("--name", help="Which cluster, if `up` started several.")
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="Else: the cluster that `up` started, or the default port of `serve`."),
+]
+
+
+def admin_address(given: str | None, name: str | None) -> str:
+    """Where the operators' door is (host:port)."""
+    from cluster.running import find_address
+
+    return given or find_address("admin", name, f"{DEFAULT_HOST}:{DEFAULT_ADMIN_PORT}")
