@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -48,7 +49,8 @@ def standing_actor() -> Any:
             if self._settings.model_folder == "/refused":
                 raise ValueError("no such model")
             # The endpoint carries what this test wants to know of the process.
-            about = f"{os.environ['OMP_NUM_THREADS']}|{os.getcwd()}|{':'.join(sys.path)}"
+            threads = os.environ["OMP_NUM_THREADS"]
+            about = f"{os.getpid()}|{threads}|{os.getcwd()}|{':'.join(sys.path)}"
             return {"endpoint": about, "epoch": os.getpid(), "pid": os.getpid()}
 
         async def wait_closed(self) -> None:
@@ -91,6 +93,8 @@ class Watcher:
         self._changed.set()
 
     async def ask(self, endpoint: str, timeout_s: float) -> worker_pb2.WorkerStats:
+        if psutil.Process(int(endpoint.split("|")[0])).status() == psutil.STATUS_STOPPED:
+            raise TimeoutError
         return worker_pb2.WorkerStats()
 
     async def until(self, reached: Callable[[], bool]) -> None:
@@ -153,7 +157,7 @@ async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when
 
 
 def _assert_environment(member: Member, driver_directory: Path) -> None:
-    threads, directory, path = member.endpoint.split("|")
+    _, threads, directory, path = member.endpoint.split("|")
     assert threads == "1"
     assert directory != str(driver_directory)
     assert str(driver_directory) not in path.split(":")
@@ -168,6 +172,24 @@ def _assert_loopback_only() -> None:
     ]
     assert listening
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
+
+
+async def test_a_stopped_worker_is_killed_and_replaced(ray_cluster, monkeypatch) -> None:
+    monkeypatch.setattr("cluster.pool_state.HANG_LIMIT_S", 0.0)
+    monkeypatch.setattr("cluster.controller.ASK_PAUSE_S", 0.05)
+    places, watcher = Places(ray_cluster, SPEC, MODEL, num_blocks=8), Watcher()
+    slots = [SLOTS[0], SLOTS[2]]
+    await places.place_first(slots)
+    controller = Controller(
+        ray_cluster, places, watcher, slots, ask=watcher.ask, note=lambda text: None
+    )
+    await controller.start()
+    victim = watcher.ready[SLOTS[2]]
+    os.kill(victim.pid, signal.SIGSTOP)
+    await watcher.until_replaced(SLOTS[2], victim.epoch)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        assert psutil.Process(victim.pid).status() == psutil.STATUS_ZOMBIE
+    await controller.stop(0.0)
 
 
 async def test_what_can_never_be_placed_is_refused_at_once(ray_cluster: RayCluster) -> None:
