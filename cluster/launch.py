@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import grpc
 import uvloop
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
 
 from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
@@ -36,7 +38,7 @@ from cluster.wanted import Wanted
 from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
-from crossdock.v1 import admin_pb2_grpc, registry_pb2_grpc
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc
 from engine.memory import available_memory
 
 KILL_PATIENCE_S = 5.0
@@ -208,6 +210,7 @@ class ServingCluster:
         server = _new_server()
         admin = ClusterAdmin(self._view, lambda: self._controller)
         admin_pb2_grpc.add_ClusterAdminServicer_to_server(admin, server)
+        await _add_health_and_reflection(server)
         port = await self._listen(server, self._options.host, self._options.admin_port)
         self.admin_address = f"{self._options.host}:{port}"
         self._progress.note(f"admin={self.admin_address}")
@@ -257,6 +260,16 @@ class ServingCluster:
 def _new_server() -> grpc.aio.Server:
     # Two clusters must not share a port by accident.
     return grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+
+
+async def _add_health_and_reflection(server: grpc.aio.Server) -> None:
+    service = admin_pb2.DESCRIPTOR.services_by_name["ClusterAdmin"].full_name
+    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+    for name in ("", service):
+        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
+    reflection.enable_server_reflection(names, server)
 
 
 def _names(slots: Sequence[Slot]) -> str:

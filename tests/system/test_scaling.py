@@ -7,6 +7,8 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from served_cluster import ServedCluster, served
 from steady_load import SteadyLoad
 
@@ -98,6 +100,19 @@ def test_at_the_drain_limit_a_stream_is_cut_and_says_why(cluster: ServedCluster)
     assert caught.value.code() is grpc.StatusCode.ABORTED
     assert "the drain limit of 0 s was over" in caught.value.details()
     cluster.wait_settled()
+
+
+def test_the_operators_door_tells_its_health_and_what_it_offers(cluster: ServedCluster) -> None:
+    with grpc.insecure_channel(cluster.admin_address) as channel:
+        check = health_pb2.HealthCheckRequest(service="crossdock.v1.ClusterAdmin")
+        answer = health_pb2_grpc.HealthStub(channel).Check(check)
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        asked = reflection_pb2.ServerReflectionRequest(list_services="")
+        [listed] = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+            iter([asked])
+        )
+        names = {service.name for service in listed.list_services_response.service}
+        assert "crossdock.v1.ClusterAdmin" in names
 
 
 def test_the_last_decode_worker_stays(cluster: ServedCluster) -> None:
