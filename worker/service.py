@@ -258,6 +258,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
 
     def _expire(self, key: AttemptKey) -> None:
+        with self._engine.lock:
+            self.brain.events.add(time.monotonic(), "deadline passed", key)
         self.fail(key, FailureCause.DEADLINE, "the deadline of the request passed")
         self.submit(self.abort_event(key))
 
