@@ -21,6 +21,7 @@ TOP_LEVEL = (
     "prefill_worker",
     "decode_worker",
     "router",
+    "tuner",
     "cluster",
 )
 

@@ -1,0 +1,91 @@
+"""Traces: three formats, and lines that are none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from core.errors import InvalidField
+from tuner.load.traces import TraceEntry, read_trace
+
+MOONCAKE = """\
+{"timestamp": 2000, "input_length": 700, "output_length": 5, "hash_ids": [0, 4]}
+{"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [0, 1]}
+
+{"timestamp": 500, "input_length": 20, "output_length": 1}
+"""
+AZURE = """\
+TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:05.4799600,3180,8
+"""
+BURSTGPT = """\
+Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
+5,ChatGPT,472,18,490,Conversation log
+45,ChatGPT,1087,0,1087,Conversation log
+118.5,GPT-4,417,276,693,API log
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "trace"
+    path.write_text(text)
+    return path
+
+
+def test_mooncake_is_sorted_by_time(tmp_path: Path) -> None:
+    assert read_trace(written(tmp_path, MOONCAKE)) == [
+        TraceEntry(0.0, 600, 3, (0, 1)),
+        TraceEntry(0.5, 20, 1),
+        TraceEntry(2.0, 700, 5, (0, 4)),
+    ]
+
+
+def test_azure(tmp_path: Path) -> None:
+    first, second = read_trace(written(tmp_path, AZURE))
+    assert (first.prompt_tokens, first.output_tokens) == (4808, 10)
+    assert second.stamp_s - first.stamp_s == pytest.approx(1.5)
+
+
+def test_burstgpt_without_the_requests_that_failed(tmp_path: Path) -> None:
+    path = written(tmp_path, BURSTGPT.replace("\n", "\r\n"))
+    assert read_trace(path) == [TraceEntry(5.0, 472, 18), TraceEntry(118.5, 417, 276)]
+
+
+def test_only_the_first_requests(tmp_path: Path) -> None:
+    assert len(read_trace(written(tmp_path, MOONCAKE), limit=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (MOONCAKE + "{nonsense\n", "line 5"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": 3}\n', "line 5"),
+        (MOONCAKE + '{"timestamp": NaN, "input_length": 3, "output_length": 1}\n', "line 5"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": 3, "output_length": -1}\n', "line 5"),
+        (MOONCAKE + '{"timestamp": 1, "input_length": Infinity, "output_length": 1}', "line 5"),
+        (MOONCAKE + "[1, 2]\n", "line 5"),
+        ('{"timestamp": 1, "input_length": 3, "output_length": 1, "hash_ids": 7}', "line 1"),
+        (AZURE + "2023-11-16 18:17:06.1,many,8\n", "line 4"),
+        (AZURE + "yesterday,1,8\n", "line 4"),
+        (AZURE + "2023-11-16 18:17:06.1,1\n", "line 4"),
+        (BURSTGPT + "7,GPT-4,1.5,2,3,API log\n", "line 5"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path: Path, text: str, line: str) -> None:
+    with pytest.raises(InvalidField, match=f"trace {line}"):
+        read_trace(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", AZURE.splitlines()[0], "\x00"])
+def test_no_trace_at_all(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidField, match="--trace"):
+        read_trace(written(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
+    for name in ("missing", "binary"):
+        with pytest.raises(InvalidField, match="can't be read"):
+            read_trace(tmp_path / name)

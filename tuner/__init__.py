@@ -1,0 +1,1 @@
+"""Measures a cluster, and works out how it should be built."""

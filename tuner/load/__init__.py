@@ -1,0 +1,1 @@
+"""The load generator behind `crossdock bench`: plans requests, sends them, measures answers."""
