@@ -1,0 +1,105 @@
+"""Crossdock's own gRPC door: ``Inference.Generate`` of inference.proto."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+
+from core.errors import InvalidField, Unavailable
+from crossdock.client.errors import decode
+from crossdock.client.requests import CHANNEL_OPTIONS, generate_request
+from crossdock.v1 import inference_pb2 as pb
+from crossdock.v1.inference_pb2_grpc import InferenceStub
+from tuner.load.prompts import Prompt
+from tuner.load.records import CONNECT_FAILED, DISCONNECTED, Usage
+from tuner.load.target import AnswerLog, ServedModel
+
+# Beyond about a thousand calls in flight on one connection servers begin to turn calls away.
+CONNECTIONS = 8
+_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
+
+
+class GrpcTarget:
+    """Made inside a running event loop; must be closed. ``address``: host:port."""
+
+    def __init__(self, address: str, ignore_eos: bool = True) -> None:
+        self._address = address
+        self._ignore_eos = ignore_eos
+        self._channels = [
+            grpc.aio.insecure_channel(address, options=_OPTIONS) for _ in range(CONNECTIONS)
+        ]
+        self._stubs = cycle([InferenceStub(channel) for channel in self._channels])
+
+    async def describe(self) -> ServedModel:
+        try:
+            info = await next(self._stubs).GetModelInfo(pb.GetModelInfoRequest())
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+        return ServedModel(
+            info.model, info.max_model_len, info.vocab_size, tuple(info.eos_token_ids)
+        )
+
+    async def check(self, prompt: Prompt, output_tokens: int) -> AnswerLog:
+        answer = AnswerLog(lambda: 0.0)
+        await self.send(self.prepare(prompt, output_tokens), answer)
+        return answer
+
+    def prepare(self, prompt: Prompt, output_tokens: int) -> pb.GenerateRequest:
+        sampling: dict[str, object] = {"max_tokens": output_tokens, "temperature": 0.0}
+        if self._ignore_eos:
+            sampling |= {"ignore_eos": True, "min_tokens": output_tokens}
+        if isinstance(prompt, str):
+            return generate_request(prompt, None, "", sampling)
+        return generate_request(None, prompt.tolist(), "", sampling)
+
+    async def send(self, prepared: pb.GenerateRequest, answer: AnswerLog) -> None:
+        call = next(self._stubs).Generate(prepared)
+        try:
+            async for response in call:
+                _note(response, answer)
+        except grpc.RpcError as error:
+            raise self._failure(error) from None
+        finally:
+            call.cancel()
+        if answer.usage is None:
+            message = "the stream broke off before the answer had ended"
+            raise Unavailable(message, reason=DISCONNECTED)
+        answer.require_tokens()
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close(None)
+
+    def _failure(self, error: grpc.RpcError) -> Unavailable:
+        """By the server's reason; by the status where the transport itself failed."""
+        failure = decode(error)
+        if failure.reason:
+            return Unavailable(failure.message, reason=failure.reason)
+        if failure.code is grpc.StatusCode.UNAVAILABLE and "connect" in failure.message:
+            message = f"can't connect to {self._address}: {failure.message}"
+            return Unavailable(message, reason=CONNECT_FAILED)
+        return Unavailable(failure.message, reason=f"GRPC_{failure.code.name}")
+
+
+def grpc_address(option: str, url: str) -> str:
+    """host:port of `grpc://host:port`; raises ``InvalidField``."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not (host and port) or parts.path.strip("/"):
+        raise InvalidField(option, url, "must look like grpc://127.0.0.1:50051")
+    return parts.netloc
+
+
+def _note(response: pb.GenerateResponse, answer: AnswerLog) -> None:
+    if response.HasField("chunk"):
+        if response.chunk.token_ids:
+            answer.chunk(len(response.chunk.token_ids))
+        return
+    done = response.complete
+    answer.usage = Usage(done.prompt_tokens, done.completion_tokens, done.cached_tokens)

@@ -1,0 +1,94 @@
+"""Reads the stream of one OpenAI answer into an ``AnswerLog``. Pure: no socket.
+
+A piece counts as soon as it holds text, reasoning or a tool call. Servers may also say how many
+tokens it holds: by ``token_ids``, or by a ``usage`` that grows from chunk to chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from core.errors import Unavailable
+from tuner.load.records import DISCONNECTED, MALFORMED_STREAM, STREAM_ERROR, Usage
+from tuner.load.sse import EventParser
+from tuner.load.target import AnswerLog
+
+_DONE = b"[DONE]"
+_VISIBLE = ("content", "reasoning_content", "reasoning", "tool_calls")
+
+
+class OpenAIStream:
+    """``feed`` bytes while they come, then ``close``; both raise ``Unavailable``."""
+
+    def __init__(self, answer: AnswerLog) -> None:
+        self._answer = answer
+        self._events = EventParser()
+        self._finished = False
+
+    def feed(self, received: bytes) -> None:
+        for data in self._events.feed(received):
+            if data == _DONE:
+                self._finished = True
+            else:
+                self._event(_read_event(data))
+
+    def close(self) -> None:
+        """The server has closed the stream."""
+        if not self._finished:
+            message = "the stream broke off before the answer had ended"
+            raise Unavailable(message, reason=DISCONNECTED)
+        self._answer.require_tokens()
+
+    def _event(self, event: dict[str, Any]) -> None:
+        if event.get("error"):
+            raise Unavailable(error_message(event), reason=STREAM_ERROR)
+        try:
+            grown = self._read_usage(event.get("usage"))
+            for choice in event.get("choices") or ():
+                self._choice(choice, grown)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise _malformed(f"{error!r} in {event!r}") from None
+
+    def _choice(self, choice: dict[str, Any], grown: int | None) -> None:
+        delta = choice.get("delta") or {}
+        if choice.get("text") or any(delta.get(name) for name in _VISIBLE):
+            ids = choice.get("token_ids")
+            self._answer.chunk(len(ids) if ids else grown)
+        if choice.get("finish_reason"):
+            self._finished = True
+
+    def _read_usage(self, usage: dict[str, Any] | None) -> int | None:
+        """Keeps the latest usage; by how many tokens it grew, None if that is unknown."""
+        if not usage:
+            return None
+        before = self._answer.usage.completion_tokens if self._answer.usage else 0
+        details = usage.get("prompt_tokens_details") or {}
+        self._answer.usage = Usage(
+            prompt_tokens=int(usage["prompt_tokens"]),
+            completion_tokens=int(usage.get("completion_tokens") or 0),
+            cached_tokens=int(details.get("cached_tokens") or 0),
+        )
+        return self._answer.usage.completion_tokens - before or None
+
+
+def error_message(body: object) -> str:
+    """The words of an OpenAI error body, or of one that resembles it."""
+    error = body.get("error", body) if isinstance(body, dict) else body
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)[:500]
+
+
+def _read_event(data: bytes) -> dict[str, Any]:
+    try:
+        event = json.loads(data)
+    except ValueError:
+        raise _malformed(f"no JSON: {data[:100]!r}") from None
+    if not isinstance(event, dict):
+        raise _malformed(f"no JSON object: {data[:100]!r}")
+    return event
+
+
+def _malformed(what: str) -> Unavailable:
+    return Unavailable(f"unreadable event in the stream: {what[:300]}", reason=MALFORMED_STREAM)
