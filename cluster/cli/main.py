@@ -13,7 +13,17 @@ from cluster.shadowing import find_shadowed
 
 
 def new_app() -> typer.Typer:
-    from cluster.cli import background, chat, doctor, generate, model, operate, serve, status
+    from cluster.cli import (
+        background,
+        bench,
+        chat,
+        doctor,
+        generate,
+        model,
+        operate,
+        serve,
+        status,
+    )
 
     app = typer.Typer(
         name="crossdock",
@@ -32,6 +42,7 @@ def new_app() -> typer.Typer:
     app.command("drain")(operate.drain)
     app.command("flip")(operate.flip)
     app.command("doctor")(doctor.doctor)
+    app.add_typer(bench.app, name="bench")
     app.add_typer(model.app, name="model")
     return app
 

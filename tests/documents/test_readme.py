@@ -24,18 +24,19 @@ LINES = [
 ]
 
 
-def run(command: str, cluster: ServedCluster) -> subprocess.CompletedProcess[str]:
+def run(command: str, cluster: ServedCluster, cwd: Path) -> subprocess.CompletedProcess[str]:
     """As a person would, but with this interpreter and the ports of the test's cluster."""
     replaced = command.replace("http://127.0.0.1:8000", cluster.http_url)
     words = shlex.split(replaced)
     if words[0] == ".venv/bin/crossdock":
         words[0:1] = [sys.executable, "-P", "-m", "cluster.cli.main"]
         words += address_option(words[4], cluster)
-    return subprocess.run(words, capture_output=True, text=True, timeout=120)
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def address_option(command: str, cluster: ServedCluster) -> list[str]:
     return {
+        "bench": ["--target", cluster.http_url],
         "chat": ["--url", cluster.http_url],
         "generate": ["--address", cluster.grpc_address],
         "status": ["--address", cluster.admin_address],
@@ -59,7 +60,8 @@ def test_what_the_readme_shows_works(tmp_path: Path) -> None:
     model = make_tiny_model(tmp_path / "SmolLM2-135M-Instruct")
     with served(model, 1, 1) as cluster:
         for line in shown:
-            done = run(line, cluster)
+            # From here `bench` finds the tokenizer by the model's name.
+            done = run(line, cluster, tmp_path)
             assert done.returncode == 0, f"{line}: {done.stderr}"
             assert done.stdout.strip(), f"{line} printed nothing"
             assert '"error"' not in done.stdout, f"{line}: {done.stdout}"
