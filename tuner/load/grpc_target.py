@@ -9,8 +9,9 @@ import grpc
 import grpc.aio
 
 from core.errors import InvalidField, Unavailable
+from crossdock.client.connection import CHANNEL_OPTIONS
 from crossdock.client.errors import decode
-from crossdock.client.requests import CHANNEL_OPTIONS, generate_request
+from crossdock.client.requests import generate_request
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
 from tuner.load.prompts import Prompt
@@ -52,8 +53,8 @@ class GrpcTarget:
         if self._ignore_eos:
             sampling |= {"ignore_eos": True, "min_tokens": output_tokens}
         if isinstance(prompt, str):
-            return generate_request(prompt, None, "", sampling)
-        return generate_request(None, prompt.tolist(), "", sampling)
+            return generate_request(prompt, None, "", None, sampling)
+        return generate_request(None, prompt.tolist(), "", None, sampling)
 
     async def send(self, prepared: pb.GenerateRequest, answer: AnswerLog) -> None:
         call = next(self._stubs).Generate(prepared)
