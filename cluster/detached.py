@@ -57,7 +57,7 @@ def start_detached(name: str, serve_arguments: Sequence[str]) -> RunningCluster:
 def end_detached(name: str) -> RunningCluster:
     """Lets the cluster finish its requests, ends it, and returns when it is gone.
 
-    Raises ``NotFound`` if none runs under this name, ``Unavailable`` if it does not end.
+    Raises ``PreconditionFailed`` if none runs under this name, ``Unavailable`` if it does not end.
     """
     cluster = find_running(name)
     if cluster is None:

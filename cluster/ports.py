@@ -5,15 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 
-from core.errors import InvalidField, Unavailable
+from core.errors import InvalidField
 
 
 def check_ports(host: str, ports: Mapping[str, int]) -> None:
-    """Raise if one of ``ports`` (flag → port, 0: any) can't be bound on ``host``.
-
-    Raises ``Unavailable`` if a port is taken, ``InvalidField`` if it is out of range or wanted
-    twice.
-    """
+    """``ports``: flag → port, 0 for any. Raises ``InvalidField`` if one can't be bound."""
     fixed = {flag: port for flag, port in ports.items() if port != 0}
     for flag, port in fixed.items():
         if not 0 < port < 65536:
@@ -31,9 +27,5 @@ def _check_free(host: str, flag: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise Unavailable(
-                f"port {port} on {host} can't be used ({error.strerror}): stop what listens there "
-                f"or choose another with {flag}",
-                reason="PORT_TAKEN",
-                metadata={"flag": flag, "port": str(port)},
-            ) from None
+            fix = f"can't be used on {host} ({error.strerror}): stop what listens there, or choose"
+            raise InvalidField(flag, port, f"{fix} another port", reason="PORT_TAKEN") from None

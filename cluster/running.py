@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from core.errors import AlreadyExists, InvalidField, NotFound, PreconditionFailed
+from core.errors import AlreadyExists, InvalidField, PreconditionFailed
 
 DEFAULT_NAME = "default"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -89,7 +89,7 @@ def find_address(door: str, name: str | None, default: str) -> str:
     """Where ``door`` ("grpc", "http" or "admin") of the cluster called ``name`` answers. Without a
     name: that of the default one, or ``default`` if none runs under that name.
 
-    Raises ``NotFound``, or ``PreconditionFailed`` while it starts.
+    Raises ``PreconditionFailed`` if it does not run, or is still starting.
     """
     cluster = find_running(name or DEFAULT_NAME)
     if cluster is None:
@@ -105,8 +105,8 @@ def find_address(door: str, name: str | None, default: str) -> str:
     return address
 
 
-def not_running(name: str) -> NotFound:
-    return NotFound(
+def not_running(name: str) -> PreconditionFailed:
+    return PreconditionFailed(
         f"no cluster named {name!r} runs; `crossdock up --name {name}` starts one",
         reason="NOT_RUNNING",
         metadata={"name": name},

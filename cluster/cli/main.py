@@ -50,11 +50,12 @@ def new_app() -> typer.Typer:
 def main() -> None:
     """Entry point: turns every expected error into one plain line and an exit code."""
     _refuse_shadowed(sys.argv[1:])
-    from core.errors import CrossdockError, InvalidField
+    from core.errors import CrossdockError, Incompatible, InvalidField, NotFound
 
     try:
         new_app()()  # Ends the process itself, with exit code 2 for wrong usage.
-    except InvalidField as error:
+    except (InvalidField, Incompatible, NotFound) as error:
+        # What was given, be it a flag, a file or a model folder, is not what is needed.
         sys.exit(_say(error, 2))
     except CrossdockError as error:
         sys.exit(_say(error, 1))

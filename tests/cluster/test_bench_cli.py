@@ -160,7 +160,7 @@ def test_a_server_that_is_not_there(scheme, monkeypatch, capsys, unused_tcp_port
 def test_a_tokenizer_folder_without_a_tokenizer(door, monkeypatch, capsys, tmp_path) -> None:
     (tmp_path / "empty").mkdir()
     folder = str(tmp_path / "empty")
-    assert run(monkeypatch, *LOAD, "--target", door, "--tokenizer", folder) == 1
+    assert run(monkeypatch, *LOAD, "--target", door, "--tokenizer", folder) == 2
     assert "tokenizer.json" in capsys.readouterr().err
 
 

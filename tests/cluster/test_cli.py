@@ -300,7 +300,7 @@ def test_help_loads_neither_torch_nor_ray() -> None:
 def test_a_taken_port_is_found_before_anything_starts(monkeypatch, capsys) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), OpenAIDoor) as server:
         arguments = ["serve", "--http-port", str(server.server_port)]
-        assert run(monkeypatch, *arguments, "--grpc-port", "0", "--admin-port", "0") == 1
+        assert run(monkeypatch, *arguments, "--grpc-port", "0", "--admin-port", "0") == 2
     shown = capsys.readouterr()
-    assert f"port {server.server_port} on 127.0.0.1 can't be used" in shown.err
+    assert f"--http-port = {server.server_port}: can't be used on 127.0.0.1" in shown.err
     assert shown.out == ""

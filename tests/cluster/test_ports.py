@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from cluster.ports import check_ports
-from core.errors import InvalidField, Unavailable
+from core.errors import InvalidField
 
 HOST = "127.0.0.1"
 
@@ -17,10 +17,10 @@ def test_a_taken_port_is_named_with_its_flag() -> None:
         server.bind((HOST, 0))
         server.listen()
         port = server.getsockname()[1]
-        with pytest.raises(Unavailable) as caught:
+        with pytest.raises(InvalidField) as caught:
             check_ports(HOST, {"--http-port": port, "--grpc-port": 0})
-    assert f"port {port} on {HOST} can't be used" in caught.value.message
-    assert "--http-port" in caught.value.message
+    assert f"--http-port = {port}: can't be used on {HOST}" in caught.value.message
+    assert caught.value.reason == "PORT_TAKEN"
 
 
 def test_a_port_is_free_again_when_its_server_is_gone() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cluster.running import claim_name, find_address, find_running, state_folder
-from core.errors import AlreadyExists, InvalidField, NotFound, PreconditionFailed
+from core.errors import AlreadyExists, InvalidField, PreconditionFailed
 
 
 @pytest.fixture(autouse=True)
@@ -77,7 +77,7 @@ def test_a_name_that_is_no_file_name_is_refused(name: str) -> None:
 
 def test_addresses_are_found_by_name_or_are_the_default_ones() -> None:
     assert find_address("admin", None, "d:1") == "d:1"
-    with pytest.raises(NotFound, match="no cluster named 'mine' runs"):
+    with pytest.raises(PreconditionFailed, match="no cluster named 'mine' runs"):
         find_address("admin", "mine", "d:1")
     claim = claim_name("default", 1.0)
     with pytest.raises(PreconditionFailed, match="still starting"):
