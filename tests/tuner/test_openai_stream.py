@@ -71,6 +71,14 @@ def test_pieces_that_say_how_many_tokens_they_hold() -> None:
     assert read(sse(grown, more, with_ids, "[DONE]")).chunk_tokens == [3, 2, 4]
 
 
+def test_tokens_whose_text_was_held_back_count_with_the_piece_that_shows_them() -> None:
+    parts = [
+        text_event(text) | {"usage": {"prompt_tokens": 5, "completion_tokens": done}}
+        for text, done in [("a", 1), ("", 2), ("", 3), ("bcd", 4)]
+    ]
+    assert read(sse(*parts, "[DONE]")).chunk_tokens == [1, 3]
+
+
 def test_usage_with_cached_tokens_and_null_in_between() -> None:
     last = usage_event(9, 1)
     last["usage"]["prompt_tokens_details"] = {"cached_tokens": 4}

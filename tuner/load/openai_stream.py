@@ -25,6 +25,8 @@ class OpenAIStream:
         self._answer = answer
         self._events = EventParser()
         self._finished = False
+        # Tokens of the usage that some piece has been said to hold.
+        self._counted = 0
 
     def feed(self, received: bytes) -> None:
         for data in self._events.feed(received):
@@ -44,32 +46,36 @@ class OpenAIStream:
         if event.get("error"):
             raise Unavailable(error_message(event), reason=STREAM_ERROR)
         try:
-            grown = self._read_usage(event.get("usage"))
+            self._read_usage(event.get("usage"))
             for choice in event.get("choices") or ():
-                self._choice(choice, grown)
+                self._choice(choice)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise _malformed(f"{error!r} in {event!r}") from None
 
-    def _choice(self, choice: dict[str, Any], grown: int | None) -> None:
+    def _choice(self, choice: dict[str, Any]) -> None:
         delta = choice.get("delta") or {}
         if choice.get("text") or any(delta.get(name) for name in _VISIBLE):
             ids = choice.get("token_ids")
-            self._answer.chunk(len(ids) if ids else grown)
+            self._answer.chunk(len(ids) if ids else self._new_tokens())
         if choice.get("finish_reason"):
             self._finished = True
 
-    def _read_usage(self, usage: dict[str, Any] | None) -> int | None:
-        """Keeps the latest usage; by how many tokens it grew, None if that is unknown."""
-        if not usage:
+    def _new_tokens(self) -> int | None:
+        """Tokens since the piece before, with those whose text was held back; None if unknown."""
+        if self._answer.usage is None:
             return None
-        before = self._answer.usage.completion_tokens if self._answer.usage else 0
+        before, self._counted = self._counted, self._answer.usage.completion_tokens
+        return self._counted - before or None
+
+    def _read_usage(self, usage: dict[str, Any] | None) -> None:
+        if not usage:
+            return
         details = usage.get("prompt_tokens_details") or {}
         self._answer.usage = Usage(
             prompt_tokens=int(usage["prompt_tokens"]),
             completion_tokens=int(usage.get("completion_tokens") or 0),
             cached_tokens=int(details.get("cached_tokens") or 0),
         )
-        return self._answer.usage.completion_tokens - before or None
 
 
 def error_message(body: object) -> str:
