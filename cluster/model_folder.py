@@ -15,6 +15,7 @@ from core.kv_layout import DTYPE_BYTES, KVLayout
 from engine.config_fields import read_json
 from engine.model_config import read_model_config
 from engine.weight_files import check_weights
+from text.tokenizer import read_eos_token_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ def read_model_folder(path: Path) -> ModelFolder:
             )
     config = read_model_config(path)
     check_weights(path, config)
+    read_eos_token_ids(path)
     stated = read_json(path / "config.json")
     dtype = str(stated.get("dtype") or stated.get("torch_dtype") or "float32")
     return ModelFolder(

@@ -26,7 +26,6 @@ class Status(Enum):
     RESOURCE_EXHAUSTED = (8, 429, "rate_limit_error")
     FAILED_PRECONDITION = (9, 400, "invalid_request_error")
     ABORTED = (10, 503, "aborted_error")
-    UNIMPLEMENTED = (12, 501, "not_implemented_error")
     INTERNAL = (13, 500, "server_error")
     UNAVAILABLE = (14, 503, "service_unavailable_error")
 

@@ -73,9 +73,8 @@ class LeaseTable:
         return len(self._leases)
 
     @property
-    def num_promised(self) -> int:
-        """Answers for which leases hold blocks."""
-        return sum(x.reserve.params.n for x in self._leases.values() if x.holds_blocks)
+    def num_granted(self) -> int:
+        return sum(lease.holds_blocks for lease in self._leases.values())
 
     @property
     def num_open(self) -> int:

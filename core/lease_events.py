@@ -80,7 +80,7 @@ class SendToPrefill:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EnqueueReserve:
-    """Put this prompt into D's one FIFO of those who wait for blocks, with places for n answers."""
+    """Put this prompt, which has n answers, into D's one FIFO of those who wait for blocks."""
 
     key: AttemptKey
     tokens: TokenArray

@@ -30,14 +30,6 @@ class WaitingReserve:
     num_answers: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class AdmittedReserve:
-    """A handoff that got its blocks, and places for its answers."""
-
-    grant: Granted
-    num_answers: int
-
-
 class AdmissionQueue:
     """First come, first served: whoever does not fit holds up those behind."""
 
@@ -69,12 +61,12 @@ class AdmissionQueue:
             x for x in self._waiting if not (isinstance(x, WaitingReserve) and x.key == key)
         )
 
-    def admit_next(self, places: int, num_running: int) -> Sequence | AdmittedReserve | None:
-        """The head with its blocks, if they and one of ``places`` per answer are there."""
-        if not self._waiting or self._waiting[0].num_answers > places:
+    def admit_next(self, num_running: int) -> Sequence | Granted | None:
+        """The head with its blocks, if they are there."""
+        if not self._waiting:
             return None
         head = self._waiting[0]
-        admitted: Sequence | AdmittedReserve | None
+        admitted: Sequence | Granted | None
         if isinstance(head, Sequence):
             admitted = self._admit_sequence(head, num_running)
         else:
@@ -97,15 +89,14 @@ class AdmissionQueue:
             self._counters.prefix_tokens_hit += sequence.computed
         return sequence
 
-    def _admit_reserve(self, waiting: WaitingReserve, num_running: int) -> AdmittedReserve | None:
+    def _admit_reserve(self, waiting: WaitingReserve, num_running: int) -> Granted | None:
         growing = num_running + waiting.num_answers - 1
         found = self._find_blocks(waiting.tokens, waiting.salt, len(waiting.tokens), growing)
         if found is None:
             return None
         held, fresh, hashes = found
         self._counters.prefix_tokens_hit += len(held) * self._pool.block_size
-        grant = Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
-        return AdmittedReserve(grant, waiting.num_answers)
+        return Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
 
     def _find_blocks(
         self, tokens: TokenArray, salt: int, max_cached: int, growing: int

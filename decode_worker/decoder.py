@@ -122,7 +122,7 @@ class Decoder:
 
     def _admit(self, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
-        for grant in self.scheduler.admit(self.leases.num_promised):
+        for grant in self.scheduler.admit(self.leases.num_granted):
             commands += self._handle_lease(grant, now)
         return commands
 

@@ -57,6 +57,8 @@ class DecodeScheduler:
         self._queue = AdmissionQueue(pool, self.counters)
         self._in_flight: dict[int, Sequence] = {}
         self._forks = ForkCopies(pool)
+        # Leases with blocks: each becomes a running sequence sooner or later.
+        self._num_granted = 0
 
     # Arrivals and departures
 
@@ -100,6 +102,7 @@ class DecodeScheduler:
         sequence.cached_tokens = event.cached_tokens
         sequence.publish_full_blocks(self._pool)
         self._running.append(sequence)
+        self._num_granted -= 1
         return self._on_tokens(sequence, event.first_tokens)
 
     def end(self, key: AttemptKey) -> bool:
@@ -136,20 +139,25 @@ class DecodeScheduler:
 
     # Admission
 
-    def admit(self, num_promised: int) -> list[Granted]:
-        """Serves the FIFO while blocks and places last.
+    def admit(self, num_granted: int) -> list[Granted]:
+        """Serves the FIFO while blocks and places last. ``num_granted``: leases with blocks.
 
-        ``num_promised``: answers for which leases hold blocks.
+        A prompt with n answers needs one place: it may not hold up others until n are free at
+        once. Forks without a place wait in the FIFO.
         """
         grants: list[Granted] = []
-        places = self._max_num_seqs - num_promised - sum(s.num_answers for s in self._running)
-        while (admitted := self._queue.admit_next(places, len(self._running))) is not None:
-            places -= admitted.num_answers
+        self._num_granted = num_granted
+        while self._has_place and (admitted := self._queue.admit_next(len(self._running))):
             if isinstance(admitted, Sequence):
                 insort(self._running, admitted, key=lambda s: s.sequence_id)
             else:
-                grants.append(admitted.grant)
+                grants.append(admitted)
+                self._num_granted += 1
         return grants
+
+    @property
+    def _has_place(self) -> bool:
+        return len(self._running) + self._num_granted < self._max_num_seqs
 
     # Steps
 
@@ -255,7 +263,7 @@ class DecodeScheduler:
         shared = sequence.computed // size
         fork = sequence.fork(self._next_id, index, shared, size)
         self._by_key[fork.key].append(fork)
-        own = self._pool.allocate(len(sequence.block_ids) - shared)
+        own = self._pool.allocate(len(sequence.block_ids) - shared) if self._has_place else None
         if own is None:
             # It starts like a preempted sequence, with the prompt's full blocks in the cache.
             fork.forget_blocks()

@@ -43,7 +43,6 @@ class ModelConfig:
     mlp_bias: bool
     qk_norm: bool
     layer_windows: tuple[Window, ...]
-    eos_token_ids: tuple[int, ...]
 
     @property
     def windows(self) -> tuple[Window, ...]:
@@ -66,8 +65,6 @@ class ModelConfig:
 def read_model_config(folder: Path) -> ModelConfig:
     """Raises NotFound without a config.json, Incompatible or InvalidField for what can't be run."""
     stated = read_json(folder / "config.json")
-    generation_file = folder / "generation_config.json"
-    generation = read_json(generation_file) if generation_file.is_file() else {}
     family = find_family(stated)
     raw = {**family.defaults, **stated}
     num_layers, num_heads = size(raw, "num_hidden_layers"), size(raw, "num_attention_heads")
@@ -91,7 +88,6 @@ def read_model_config(folder: Path) -> ModelConfig:
         mlp_bias=flag(raw, "mlp_bias"),
         qk_norm=family.qk_norm,
         layer_windows=layer_windows(raw, family.model_type, num_layers),
-        eos_token_ids=_eos_token_ids(raw, generation),
     )
     _check_heads(config)
     return config
@@ -113,14 +109,3 @@ def _head_dim(raw: JsonObject) -> int:
     if raw.get("head_dim") is None and hidden % heads:
         raise InvalidField("hidden_size", hidden, f"must be a multiple of {heads} heads")
     return size(raw, "head_dim", hidden // heads)
-
-
-def _eos_token_ids(raw: JsonObject, generation: JsonObject) -> tuple[int, ...]:
-    ids: set[int] = set()
-    for source in (raw, generation):
-        value = source.get("eos_token_id")
-        listed = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token, int) for token in listed):
-            raise InvalidField("eos_token_id", value, "must be a token id or a list of them")
-        ids.update(listed)
-    return tuple(sorted(ids))

@@ -21,8 +21,16 @@ _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+# Reading so many takes a few hundredths of a second, in which no stream gets its tokens.
+MAX_OBJECTS = 100_000
+
+
 def read_object(raw: bytes) -> dict[str, Any]:
     """The fields of a JSON object; raises InvalidField for anything else."""
+    # Braces inside of texts count, too: a bound that costs nothing need not be exact.
+    objects = raw.count(b"{")
+    if objects > MAX_OBJECTS:
+        raise InvalidField("body", f"{objects} opening braces", f"at most {MAX_OBJECTS}")
     text = _decoded(raw)
     value = _parsed(text)
     if not isinstance(value, dict):

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 
-from core.errors import Incompatible
+from core.errors import Incompatible, InvalidField
 
 TokenArray = npt.NDArray[np.int32]
 
@@ -92,12 +92,26 @@ class Tokenizer:
 
 
 def read_eos_token_ids(folder: str | Path) -> tuple[int, ...]:
-    """End-of-sequence ids by ``generation_config.json``, else by ``config.json``; may be ()."""
-    for name in ("generation_config.json", "config.json"):
-        found = _read_json(Path(folder) / name).get("eos_token_id")
+    """End-of-sequence ids by ``generation_config.json``, else by ``config.json``; may be ().
+
+    Raises InvalidField for one that is not in the vocabulary: no model could ever draw it.
+    """
+    config = _read_json(Path(folder) / "config.json")
+    for stated in (_read_json(Path(folder) / "generation_config.json"), config):
+        found = stated.get("eos_token_id")
         if found is not None:
-            return tuple(found) if isinstance(found, list) else (int(found),)
+            ids = found if isinstance(found, list) else [found]
+            _check_eos_token_ids(ids, config.get("vocab_size"))
+            return tuple(ids)
     return ()
+
+
+def _check_eos_token_ids(ids: list[Any], vocab_size: object) -> None:
+    end = vocab_size if isinstance(vocab_size, int) else 2**31
+    for token_id in ids:
+        if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < end:
+            fix = f"must be a token id from 0 to {end - 1}, below vocab_size of config.json"
+            raise InvalidField("eos_token_id", token_id, fix)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

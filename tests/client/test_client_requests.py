@@ -104,7 +104,7 @@ def complete(index: int, reason: str, tokens: int) -> pb.GenerateResponse:
 
 
 def test_sequences_come_interleaved_and_leave_by_index() -> None:
-    builder = AnswerBuilder()
+    builder = AnswerBuilder(2)
     for response in (
         chunk(1, "b", 20),
         chunk(0, "a", 10, 11),
@@ -122,9 +122,13 @@ def test_sequences_come_interleaved_and_leave_by_index() -> None:
     assert (answer.prompt_tokens, answer.cached_tokens, answer.completion_tokens) == (5, 4, 4)
 
 
-@pytest.mark.parametrize("responses", [[], [chunk(0, "a", 1)]], ids=["nothing", "no end"])
+@pytest.mark.parametrize(
+    "responses",
+    [[], [chunk(0, "a", 1)], [complete(0, "stop", 1)]],
+    ids=["nothing", "no end", "one of two"],
+)
 def test_a_stream_that_ends_early_is_no_answer(responses: list[pb.GenerateResponse]) -> None:
-    builder = AnswerBuilder()
+    builder = AnswerBuilder(2)
     for response in responses:
         builder.add(response)
     with pytest.raises(ServerError, match="INCOMPLETE_ANSWER"):

@@ -215,13 +215,31 @@ def test_a_prompt_of_full_blocks_needs_no_copy(desk: Desk) -> None:
     assert len(plan.slices) == 2
 
 
-def test_answers_take_places_like_sequences() -> None:
+def test_answers_without_a_place_wait_behind_those_who_came_before() -> None:
     desk = Desk(max_num_seqs=3)
-    desk.local("two", 3, n=2)
-    desk.local("also two", 3, first=50, n=2)
-    assert (desk.scheduler.load.running, desk.scheduler.load.waiting) == (1, 1)
+    desk.local("two", 3, n=2, max_tokens=3)
+    desk.local("also two", 3, first=50, n=2, max_tokens=3)
+    assert desk.scheduler.load.running == 2, "a prompt takes one place"
+    assert len(desk.step()) == 4, "each answer has its first token"
+    assert (desk.scheduler.load.running, desk.scheduler.load.waiting) == (3, 1)
+    desk.validate()
+    ended: list[tuple[AttemptKey, int]] = []
+    while len(ended) < 4:
+        ended += [(output.key, output.index) for output in desk.step() if output.finish]
+        assert desk.scheduler.load.running <= 3
+        desk.validate()
+    assert ended[-1] == (key("also two"), 1)
+    assert desk.pool.num_leased == 0
     with pytest.raises(InvalidField, match=r"n = 4.*at most 3"):
         desk.local("four", 3, n=4)
+
+
+def test_many_answers_hold_nobody_up_until_there_are_places_for_all() -> None:
+    desk = Desk(max_num_seqs=4)
+    desk.local("runs", 3, max_tokens=8)
+    desk.local("wide", 3, first=50, n=4)
+    desk.local("narrow", 3, first=90)
+    assert desk.scheduler.load.running == 3
 
 
 def test_one_answer_may_end_before_the_others(desk: Desk) -> None:

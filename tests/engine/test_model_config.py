@@ -51,17 +51,6 @@ def test_rope_of_transformers_5(tmp_path: Path, tiny_llama: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("in_config", "in_generation", "expected"),
-    [(2, None, (2,)), ([3, 2], {}, (2, 3)), (2, {"eos_token_id": [2, 7]}, (2, 7)), (None, {}, ())],
-)
-def test_end_of_sequence_ids_come_from_both_files(
-    tmp_path: Path, in_config: object, in_generation: dict[str, Any] | None, expected: object
-) -> None:
-    folder = folder_with(tmp_path, in_generation, eos_token_id=in_config)
-    assert read_model_config(folder).eos_token_ids == expected
-
-
-@pytest.mark.parametrize(
     ("field", "value"),
     [
         ("architectures", ["LlamaForSequenceClassification"]),
@@ -212,7 +201,6 @@ def test_two_ropes_in_one_config_are_refused(tmp_path: Path) -> None:
         ("num_key_value_heads", 3),
         ("head_dim", 5),
         ("rope_theta", -1.0),
-        ("eos_token_id", "</s>"),
         ("model_type", None),
         ("tie_word_embeddings", "yes"),
         ("rms_norm_eps", True),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.errors import Incompatible
+from core.errors import Incompatible, InvalidField
 from text.tokenizer import Tokenizer, read_eos_token_ids
 
 
@@ -34,3 +34,13 @@ def test_eos_ids_prefer_the_generation_config(tmp_path: Path) -> None:
     assert read_eos_token_ids(tmp_path) == (2,)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7]}))
     assert read_eos_token_ids(tmp_path) == (2, 7)
+
+
+@pytest.mark.parametrize("stated", [300, -1, [2, 300], "2", [True], 2.0])
+def test_an_end_of_sequence_id_that_no_model_can_draw_is_refused(
+    tmp_path: Path, stated: object
+) -> None:
+    config = {"vocab_size": 300, "eos_token_id": stated}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InvalidField, match=r"eos_token_id = .* 0 to 299"):
+        read_eos_token_ids(tmp_path)

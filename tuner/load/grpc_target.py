@@ -18,9 +18,8 @@ from tuner.load.prompts import Prompt
 from tuner.load.records import CONNECT_FAILED, DISCONNECTED, Usage
 from tuner.load.target import AnswerLog, ServedModel
 
-# Beyond about a thousand calls in flight on one connection servers begin to turn calls away.
+# One connection's calls share its flow control and a limit on concurrent streams.
 CONNECTIONS = 8
-_OPTIONS = (*CHANNEL_OPTIONS, ("grpc.use_local_subchannel_pool", 1))
 
 
 class GrpcTarget:
@@ -30,7 +29,7 @@ class GrpcTarget:
         self._address = address
         self._ignore_eos = ignore_eos
         self._channels = [
-            grpc.aio.insecure_channel(address, options=_OPTIONS) for _ in range(CONNECTIONS)
+            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(CONNECTIONS)
         ]
         self._stubs = cycle([InferenceStub(channel) for channel in self._channels])
 

@@ -1,7 +1,7 @@
 """Server-sent events, as far as OpenAI's streams use them: bytes in, data out.
 
-Pure. Covers ``data`` lines, comments, any line ending and any cut of the bytes. Does not cover
-event names, ids and reconnecting, which those streams don't have.
+Pure. Covers ``data`` lines, comments, LF and CRLF, any cut of the bytes. Does not cover event
+names, ids and reconnecting, which those streams don't have.
 """
 
 from __future__ import annotations

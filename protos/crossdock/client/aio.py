@@ -74,7 +74,7 @@ class AsyncClient:
     ) -> Answer:
         """The whole answer; arguments as in ``generate``."""
         request = generate_request(text, token_ids, request_id, priority, sampling)
-        builder = AnswerBuilder()
+        builder = AnswerBuilder(sampling.get("n") or 1)
         async with aclosing(self._stream(request, timeout)) as responses:
             async for response in responses:
                 builder.add(response)

@@ -68,9 +68,10 @@ class _Parts:
 
 
 class AnswerBuilder:
-    """``add`` every response of a stream, then ``build``."""
+    """``add`` every response of a stream, then ``build``. ``n``: how many sequences were asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, n: int) -> None:
+        self._n = n
         self._parts: dict[int, _Parts] = {}
 
     def add(self, response: pb.GenerateResponse) -> None:
@@ -84,9 +85,10 @@ class AnswerBuilder:
 
     def build(self, request_id: str) -> Answer:
         """Raises ServerError if the stream ended before one of the sequences did."""
+        missing = set(range(self._n)) - self._parts.keys()
+        if missing:
+            raise _incomplete(f"sequence {min(missing)} never came")
         outputs = tuple(_output(index, parts) for index, parts in sorted(self._parts.items()))
-        if not outputs:
-            raise _incomplete("no sequence at all")
         return Answer(request_id, outputs)
 
 

@@ -68,7 +68,7 @@ class Client:
     ) -> Answer:
         """The whole answer; arguments as in ``generate``."""
         request = generate_request(text, token_ids, request_id, priority, sampling)
-        builder = AnswerBuilder()
+        builder = AnswerBuilder(sampling.get("n") or 1)
         for response in self._stream(request, timeout):
             builder.add(response)
         return builder.build(request.request_id)
