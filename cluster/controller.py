@@ -251,19 +251,22 @@ class Controller:
             self._handle(Lost(slot, _why_not_started(error)))
             return
         self._handle(started)
-        life.spawn(self._keep_asking(started))
+        life.spawn(self._keep_asking(life, started))
         reason = await worker.wait_closed()
         worker.kill()  # Its engine may have crashed in a process that still lives.
         while_draining = " while it drained" if life.draining else ""
         self._note(f"worker {slot.name} (pid {started.pid}){while_draining}: {reason}")
         self._handle(Lost(slot, reason))
 
-    async def _keep_asking(self, started: Started) -> None:
+    async def _keep_asking(self, life: _Life, started: Started) -> None:
         is_new = self._now() + ATTACH_PATIENCE_S
-        while True:
+        pause_s = 0.0
+        # A missing answer may end this very life, whose task then nobody else cancels.
+        while self._lives.get(started.slot) is life:
+            await asyncio.sleep(pause_s)
             attached = await self._ask_once(started.slot, started.endpoint, started.epoch)
             waiting = not attached and self._now() < is_new
-            await asyncio.sleep(ASK_NEW_PAUSE_S if waiting else ASK_PAUSE_S)
+            pause_s = ASK_NEW_PAUSE_S if waiting else ASK_PAUSE_S
 
     async def _ask_once(self, slot: Slot, endpoint: str, epoch: int) -> bool:
         """Tells whether it answered and all routers are attached to it."""

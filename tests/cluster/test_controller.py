@@ -95,12 +95,14 @@ class Scene:
         self._changed = asyncio.Event()
         self.num_watchers = 1
         self.hanging: set[str] = set()
+        self.asked: list[str] = []
         self.places = FakePlaces()
         self.controller = Controller(
             self, self.places, self, [P0, D0], ask=self.ask, note=self.notes.append
         )
 
     async def ask(self, endpoint: str, timeout_s: float) -> worker_pb2.WorkerStats:
+        self.asked.append(endpoint)
         if endpoint in self.hanging:
             raise TimeoutError
         return worker_pb2.WorkerStats(routers=1)
@@ -120,6 +122,14 @@ class Scene:
         async with asyncio.timeout(10):
             while not self.controller.settled:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(0)
+
+    async def asked_next(self, endpoint: str) -> set[str]:
+        """Who is asked from now on, until this one was asked several times."""
+        self.asked.clear()
+        async with asyncio.timeout(10):
+            while self.asked.count(endpoint) < 5:  # noqa: ASYNC110 - it has no event for that
+                await asyncio.sleep(0)
+        return set(self.asked)
 
     def epochs(self) -> dict[Slot, int]:
         return {member.slot: member.epoch for member in self.published}
@@ -245,16 +255,34 @@ async def test_what_has_no_room_is_refused_and_nothing_changes(scene: Scene) -> 
     assert scene.controller.settled
 
 
-async def test_a_worker_that_hangs_is_killed_and_replaced(scene: Scene, monkeypatch) -> None:
+@pytest.fixture
+def hang_at_once(monkeypatch) -> None:
+    """A worker hangs as soon as it has missed enough questions, and is asked all the time."""
     monkeypatch.setattr("cluster.pool_state.HANG_LIMIT_S", 0.0)
     monkeypatch.setattr("cluster.controller.ASK_PAUSE_S", 0.0)
-    scene = Scene()
+    monkeypatch.setattr("cluster.controller.ASK_NEW_PAUSE_S", 0.0)
+
+
+async def test_a_worker_that_hangs_is_killed_and_replaced(hang_at_once, scene: Scene) -> None:
     await scene.controller.start()
     scene.hanging.add("prefill-0:1")
     await scene.until(lambda: scene.epochs() == {P0: 3, D0: 2})
     assert scene.made[0].killed
     assert any("prefill-0 is killed: it has answered nothing" in note for note in scene.notes)
-    await scene.controller.stop(0.0)
+    assert await scene.asked_next("prefill-0:3") == {"prefill-0:3", "decode-0:2"}
+
+
+async def test_a_worker_that_hangs_while_it_drains_is_gone(hang_at_once, scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(ScaleTo(decode=2))
+    await scene.until_settled()
+    scene.made[2].idle.clear()
+    await scene.controller.change(ScaleTo(decode=1))
+    scene.hanging.add("decode-1:3")
+    await scene.until_settled()
+    assert scene.epochs() == {P0: 1, D0: 2}
+    assert scene.made[2].killed
+    assert await scene.asked_next("decode-0:2") == {"prefill-0:1", "decode-0:2"}
 
 
 async def test_stop_ends_a_worker_that_drains(scene: Scene) -> None:
