@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cluster.plan import Slot
+from core.errors import Unavailable
 
 LOOPBACK = "127.0.0.1"
 
@@ -19,10 +20,26 @@ def worker_hosts(
 
     ``nodes``: node id of each worker; ``own_node``: that of the router and of who serves;
     ``addresses``: node id → IP address. All on the own node: loopback, which nobody else reaches.
+    Raises ``Unavailable`` if a node is not there any more.
     """
     if set(nodes.values()) <= {own_node}:
         return dict.fromkeys(nodes, LOOPBACK)
-    return {slot: addresses[node] for slot, node in nodes.items()}
+    return {slot: address_of(node, addresses) for slot, node in nodes.items()}
+
+
+def address_of(node: str, addresses: Mapping[str, str]) -> str:
+    """``addresses``: node id → IP address of every living node. Raises ``Unavailable``."""
+    if node not in addresses:
+        raise node_lost(node)
+    return addresses[node]
+
+
+def node_lost(node: str) -> Unavailable:
+    """Of the time between Ray's choice of a node and the start of a worker there."""
+    return Unavailable(
+        f"node {node or '(unknown)'} died after Ray had found room there; try again",
+        reason="NODE_UNAVAILABLE",
+    )
 
 
 def exposure_warning(hosts: Mapping[Slot, str]) -> str:

@@ -8,11 +8,12 @@ Does not cover: Ray itself (``cluster.ray_cluster``), how many workers there sha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from cluster.addresses import LOOPBACK, exposure_warning, worker_hosts
+from cluster.addresses import LOOPBACK, address_of, exposure_warning, worker_hosts
 from cluster.model_folder import ModelFolder
 from cluster.placement_fit import Resources
 from cluster.plan import (
@@ -84,9 +85,11 @@ class Places:
     async def place_first(self, slots: Sequence[Slot]) -> None:
         """All or none. Raises ``Unavailable`` if there is no room for them."""
         nodes = await self._nodes.place(self._needs(slots), FIRST_TIMEOUT_S)
-        hosts = worker_hosts(nodes, self._nodes.own_node, self._nodes.node_addresses)
-        cores = {node: await self._cores_of(node) for node in set(nodes.values())}
-        for slot, share in assign_by_node(nodes, cores).items():
+        with self._given_back_on_failure(slots):
+            hosts = worker_hosts(nodes, self._nodes.own_node, self._nodes.node_addresses)
+            cores = {node: await self._cores_of(node) for node in set(nodes.values())}
+            shares = assign_by_node(nodes, cores)
+        for slot, share in shares.items():
             self._places[slot] = Place(nodes[slot], hosts[slot], share)
         self._on_loopback = set(hosts.values()) == {LOOPBACK}
 
@@ -134,22 +137,33 @@ class Places:
     async def _place(self, slot: Slot, beside: Slot | None) -> Place:
         near = next((place.node for place in self._places.values()), None)
         nodes = await self._nodes.place(self._needs([slot]), LATER_TIMEOUT_S, near)
-        node = nodes[slot]
-        try:
-            host = self._host_on(node)
-        except Unavailable:
-            self._nodes.give_back(slot)
-            raise
+        with self._given_back_on_failure([slot]):
+            return await self._place_on(nodes[slot], beside)
+
+    async def _place_on(self, node: str, beside: Slot | None) -> Place:
+        host = self._host_on(node)
+        # Nobody else may be given cores between the look at the taken ones and the choice.
+        cores = await self._cores_of(node)
         neighbour = self._places.get(beside) if beside is not None else None
         if neighbour is not None and neighbour.node == node:
             return Place(node, host, neighbour.cores)
         taken = [place.cores for place in self._places.values() if place.node == node]
-        return Place(node, host, share_cores(await self._cores_of(node), taken))
+        return Place(node, host, share_cores(cores, taken))
+
+    @contextlib.contextmanager
+    def _given_back_on_failure(self, slots: Iterable[Slot]) -> Iterator[None]:
+        """Room that was found is not kept for a worker that gets no place, also if cancelled."""
+        try:
+            yield
+        except BaseException:
+            for slot in slots:
+                self._nodes.give_back(slot)
+            raise
 
     def _host_on(self, node: str) -> str:
         """Workers that listen on loopback can't be joined by one elsewhere."""
         if not self._on_loopback:
-            return self._nodes.node_addresses[node]
+            return address_of(node, self._nodes.node_addresses)
         if node == self._nodes.own_node:
             return LOOPBACK
         raise Unavailable(

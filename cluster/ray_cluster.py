@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.addresses import node_lost
 from cluster.placement_fit import Resources, check_fit, check_free, choose_node, show
 from cluster.plan import Slot, thread_environment
 from cluster.pool_messages import Started
@@ -142,21 +143,23 @@ class RayCluster:
         """One placement group per replica, so that each can go by itself; all of them or none.
         Returns each slot's node id: that of the node ``near`` if there is room.
 
-        Raises ``Unavailable`` if the cluster can never hold them, or does not within the timeout.
+        Raises ``Unavailable`` if the cluster can never hold them, does not within the timeout, or
+        loses a node at that moment.
         """
         self._check_fit(needs)
-        nodes = self._nodes()
-        own = _ray().get_runtime_context().get_node_id()
-        target = near or choose_node(nodes, list(needs.values()), own)
-        groups = {slot: _new_group(need, target) for slot, need in needs.items()}
+        target = near or choose_node(self._nodes(), list(needs.values()), self.own_node)
+        groups: dict[Slot, Any] = {}
         try:
+            for slot, need in needs.items():
+                groups[slot] = _new_group(need, target)
             await _wait_for_room(groups, needs, timeout_s)
+            nodes = {slot: self._node_of(group) for slot, group in groups.items()}
         except BaseException:
             _remove_groups(groups.values())
             raise
         self._groups.update(groups)
         self._resources.update(needs)
-        return {slot: _node_of(group) for slot, group in groups.items()}
+        return nodes
 
     def check_room(self, needs: Mapping[Slot, Resources]) -> None:
         """Raises ``Unavailable`` if there is no room for these beside all that run now."""
@@ -170,11 +173,14 @@ class RayCluster:
 
     def give_back(self, slot: Slot) -> None:
         """Ends what still runs there."""
-        self._resources.pop(slot)
-        _remove_groups([self._groups.pop(slot)])
+        # After a shutdown nothing is left to give back.
+        if slot in self._groups:
+            self._resources.pop(slot)
+            _remove_groups([self._groups.pop(slot)])
 
     async def node_cores(self, node_id: str) -> list[int]:
-        """CPU cores that a worker on this node may use."""
+        """CPU cores that a worker on this node may use. Raises ``Unavailable`` if nobody there
+        answers, because the node died for example."""
         ray = _ray()
         if node_id == self.own_node:
             return sorted(os.sched_getaffinity(0))
@@ -182,7 +188,13 @@ class RayCluster:
 
         there = NodeAffinitySchedulingStrategy(node_id, soft=False)
         probe = ray.remote(num_cpus=0)(_allowed_cores).options(scheduling_strategy=there)
-        cores: list[int] = await probe.remote()
+        try:
+            cores: list[int] = await probe.remote()
+        except _ray_error() as error:
+            raise Unavailable(
+                f"node {node_id} did not tell its CPU cores: {_summary(error)}",
+                reason="NODE_UNAVAILABLE",
+            ) from None
         return cores
 
     def create_worker(self, slot: Slot, settings: WorkerSettings) -> WorkerHandle:
@@ -244,6 +256,14 @@ class RayCluster:
     def _nodes(self) -> dict[str, Resources]:
         return {node["NodeID"]: node["Resources"] for node in _ray().nodes() if node["Alive"]}
 
+    def _node_of(self, group: Any) -> str:
+        from ray.util.placement_group import placement_group_table
+
+        node: str = placement_group_table(group).get("bundles_to_node_id", {}).get(0, "")
+        if node not in self._nodes():
+            raise node_lost(node)
+        return node
+
     def _init_options(self, folder: Path) -> dict[str, Any]:
         quiet = {"log_to_driver": False, "configure_logging": False}
         if not self.is_local:
@@ -291,13 +311,6 @@ async def _wait_for_room(
                 f"({show(needs[slot])}) are needed and only {show(free)} is free now",
                 reason="NOT_ENOUGH_RESOURCES",
             )
-
-
-def _node_of(group: Any) -> str:
-    from ray.util.placement_group import placement_group_table
-
-    node: str = placement_group_table(group)["bundles_to_node_id"][0]
-    return node
 
 
 def _remove_groups(groups: Iterable[Any]) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from cluster.addresses import exposure_warning, worker_hosts
 from cluster.plan import list_slots
 from core.config import make_spec
+from core.errors import Unavailable
 
 PREFILL, DECODE = list_slots(make_spec({}))
 ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
@@ -24,6 +27,11 @@ def test_on_several_nodes_each_listens_on_the_address_of_its_own() -> None:
 def test_on_one_node_that_is_not_ours_loopback_would_be_out_of_reach() -> None:
     hosts = worker_hosts({PREFILL: "b", DECODE: "b"}, "a", ADDRESSES)
     assert hosts == {PREFILL: "10.0.0.2", DECODE: "10.0.0.2"}
+
+
+def test_a_node_that_died_meanwhile_is_said_by_its_name() -> None:
+    with pytest.raises(Unavailable, match="node c died"):
+        worker_hosts({PREFILL: "a", DECODE: "c"}, "a", ADDRESSES)
 
 
 def test_listening_on_a_network_is_said_with_names_and_addresses() -> None:

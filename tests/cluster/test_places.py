@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,10 @@ class FakeNodes:
         self.placed: dict[Slot, str] = {}
         self.next_node = "a"
         self.near: str | None = None
+        self.probed = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.answers.set()
+        self.failure: Exception | None = None
 
     async def place(
         self, needs: Mapping[Slot, Resources], timeout_s: float, near: str | None = None
@@ -38,6 +43,10 @@ class FakeNodes:
         return nodes
 
     async def node_cores(self, node_id: str) -> list[int]:
+        self.probed.set()
+        await self.answers.wait()
+        if self.failure is not None:
+            raise self.failure
         return [0, 1, 2, 3]
 
     def check_room(self, needs: Mapping[Slot, Resources]) -> None:
@@ -104,6 +113,64 @@ async def test_another_node_is_given_back_and_refused() -> None:
     with pytest.raises(Unavailable, match="another node only"):
         await places.settings(D1)
     assert nodes.placed.keys() == {P0, D0}
+
+
+async def spanning_places(nodes: FakeNodes) -> Places:
+    """Its workers are on node a, and it may grow to node b, whose cores nobody knows yet."""
+    nodes.own_node = "elsewhere"
+    places = await new_places(nodes)
+    nodes.next_node = "b"
+    nodes.probed.clear()
+    return places
+
+
+async def test_room_on_a_node_that_does_not_tell_its_cores_is_given_back() -> None:
+    places = await spanning_places(nodes := FakeNodes())
+    nodes.failure = Unavailable("node b did not tell its CPU cores", reason="NODE_UNAVAILABLE")
+    with pytest.raises(Unavailable, match="did not tell"):
+        await places.settings(D1)
+    assert nodes.placed.keys() == {P0, D0}
+    nodes.failure = None
+    await places.settings(D1)
+    assert nodes.placed.keys() == {P0, D0, D1}
+
+
+async def test_room_on_a_node_that_has_just_died_is_given_back() -> None:
+    places = await spanning_places(nodes := FakeNodes())
+    del nodes.node_addresses["b"]
+    with pytest.raises(Unavailable, match="node b died after Ray had found room there"):
+        await places.settings(D1)
+    assert nodes.placed.keys() == {P0, D0}
+
+
+async def test_room_for_a_worker_that_nobody_wants_any_more_is_given_back() -> None:
+    places = await spanning_places(nodes := FakeNodes())
+    nodes.answers.clear()
+    starting = asyncio.create_task(places.settings(D1))
+    await nodes.probed.wait()
+    assert D1 in nodes.placed
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert nodes.placed.keys() == {P0, D0}
+
+
+async def test_the_first_workers_get_room_together_or_none_of_them_keeps_any() -> None:
+    nodes = FakeNodes()
+    nodes.failure = Unavailable("node a did not tell its CPU cores", reason="NODE_UNAVAILABLE")
+    with pytest.raises(Unavailable, match="did not tell"):
+        await new_places(nodes)
+    assert nodes.placed == {}
+
+
+async def test_two_workers_that_start_at_once_on_a_new_node_know_of_each_other() -> None:
+    places = await spanning_places(nodes := FakeNodes())
+    nodes.answers.clear()
+    async with asyncio.TaskGroup() as starting:
+        both = [starting.create_task(cores(places, slot)) for slot in (D1, D2)]
+        await nodes.probed.wait()
+        nodes.answers.set()
+    assert [task.result() for task in both] == [(0, 1, 2, 3), (0, 1)]
 
 
 async def test_a_cluster_over_several_nodes_listens_on_their_addresses_and_says_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import os
 import signal
 import socket
@@ -213,6 +214,23 @@ async def test_what_finds_no_room_in_time_is_refused_with_what_is_free(ray_clust
         ray_cluster.check_room({SLOTS[3]: whole})
     ray_cluster.give_back(SLOTS[2])
     await ray_cluster.place({SLOTS[3]: whole}, timeout_s=60.0)
+
+
+async def test_room_on_a_node_that_dies_at_that_moment_is_given_back(
+    ray_cluster: RayCluster, monkeypatch
+) -> None:
+    with monkeypatch.context() as patch:
+        module = importlib.import_module("ray.util.placement_group")
+        table = {"bundles_to_node_id": {0: "gone"}}
+        patch.setattr(module, "placement_group_table", lambda group: table)
+        with pytest.raises(Unavailable, match="node gone died"):
+            await ray_cluster.place({SLOTS[2]: {"CPU": 0.1}}, 60.0)
+    await Watcher().until_groups(0)
+    with pytest.raises(Unavailable, match=r"node (ab)+ did not tell its CPU cores"):
+        await ray_cluster.node_cores("ab" * 28)
+    assert await ray_cluster.place({SLOTS[2]: {"CPU": 0.1}}, 60.0) == {
+        SLOTS[2]: ray_cluster.own_node
+    }
 
 
 async def test_a_worker_that_can_not_start_says_why(ray_cluster: RayCluster) -> None:
