@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import grpc
 
-from cluster.controller import Wish
 from cluster.pool_messages import (
     DRAIN_LIMIT_S,
     DrainWorker,
@@ -23,6 +22,7 @@ from cluster.pool_messages import (
     ScaleTo,
 )
 from cluster.wanted import Wanted, refusal
+from cluster.wishes import Wish
 from cluster.worker_stats import ask_worker
 from core.errors import InvalidField
 from crossdock.v1 import admin_pb2, admin_pb2_grpc

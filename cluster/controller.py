@@ -22,7 +22,6 @@ from cluster.pool_messages import (
     DrainWorker,
     EndWorker,
     Event,
-    FlipWorker,
     GiveUp,
     KillWorker,
     Lost,
@@ -32,12 +31,12 @@ from cluster.pool_messages import (
     PublishWorkers,
     RestartDue,
     RestartLater,
-    ScaleTo,
     Started,
     StartWorker,
 )
 from cluster.pool_state import ATTACH_PATIENCE_S, PoolState
 from cluster.wanted import Wanted
+from cluster.wishes import Wish
 from core.errors import CrossdockError, InternalError, Unavailable
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2
@@ -49,8 +48,6 @@ ASK_TIMEOUT_S = 10.0
 ASK_PAUSE_S = 5.0
 # Until every router is attached to a new worker, others may have to wait with draining.
 ASK_NEW_PAUSE_S = 0.1
-
-Wish = ScaleTo | DrainWorker | FlipWorker
 
 
 class Worker(Protocol):

@@ -4,7 +4,8 @@ Each pool has a wanted number of workers. After every event workers are started 
 as many are there or on their way. A worker that retires serves until enough others do, then
 drains: it finishes what it has and ends. A worker that dies is replaced for ever, with growing
 delays; one that can't start ends the start of the cluster, because trying again would not help.
-Does not cover: carrying it out (``cluster.controller``), room for workers (``cluster.places``).
+Does not cover: which changes an operator may want (``cluster.wishes``), carrying it all out
+(``cluster.controller``), room for workers (``cluster.places``).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from cluster.pool_messages import (
     StartWorker,
 )
 from cluster.wanted import Wanted, refusal
-from core.errors import NotFound
+from cluster.wishes import Wish, plan_change
 from core.request import Role
 
 FIRST_DELAY_S = 0.5
@@ -199,63 +200,24 @@ class PoolState:
 
     # What an operator wants
 
-    def _on_wish(self, event: ScaleTo | DrainWorker | FlipWorker, now: float) -> list[Command]:
+    def _on_wish(self, wish: Wish, now: float) -> list[Command]:
         if not self._complete:
             raise refusal("the cluster is still starting; try again when it is ready")
-        match event:
-            case ScaleTo():
-                self._scale(event)
-                return []
-            case DrainWorker():
-                return self._drain(event, now)
-            case FlipWorker():
-                return self._flip(event, now)
-
-    def _scale(self, event: ScaleTo) -> None:
-        prefill = self.wanted.prefill if event.prefill is None else event.prefill
-        decode = self.wanted.decode if event.decode is None else event.decode
-        wanted = Wanted(prefill, decode)
-        wanted.check_range()
-        self._want(wanted, "scale prefill to at least 1")
-
-    def _drain(self, event: DrainWorker, now: float) -> list[Command]:
-        member = self._find(event.name)
-        if not member.active:
-            return []
-        if not event.replace:
-            fix = f"drain {event.name} with a replacement, or scale the pool up first"
-            self._want(self.wanted.plus(member.slot.pool, -1), fix)
-        return self._retire(replace(member, drain_limit_s=event.limit_s), now)
-
-    def _flip(self, event: FlipWorker, now: float) -> list[Command]:
-        member = self._find(event.name)
-        if member.successor is not None:
-            return []
-        _require_flippable(member)
-        pool = member.slot.pool
-        other, role = ("decode", Role.DECODE) if pool == "prefill" else ("prefill", Role.PREFILL)
-        fewer = self.wanted.plus(pool, -1)
-        self._want(fewer.plus(other, +1), f"scale the {pool} pool up first")
-        successor = self._new_slot(other, role)
-        detail = f"waits for {event.name}, whose place it takes over"
-        self._put(Member(successor, MemberState.WAITING, now, detail=detail))
-        return self._retire(replace(member, successor=successor), now)
-
-    def _want(self, wanted: Wanted, fix: str) -> None:
-        wanted.check_servable(self._prefill_required, fix)
-        wanted.check_range()
-        self.wanted = wanted
-
-    def _find(self, name: str) -> Member:
-        for member in self._members.values():
-            if member.slot.name == name:
-                return member
-        names = ", ".join(sorted(slot.name for slot in self._members))
-        raise NotFound(
-            f"there is no worker {name!r}; there are {names}",
-            reason="WORKER_NOT_FOUND",
-            metadata={"worker": name, "workers": names},
+        change = plan_change(
+            wish, self.wanted, self.members, prefill_required=self._prefill_required
         )
+        self.wanted = change.wanted
+        if change.retire is None:
+            return []
+        if change.successor_role is None:
+            return self._retire(change.retire, now)
+        return self._retire(self._with_successor(change.retire, change.successor_role, now), now)
+
+    def _with_successor(self, member: Member, role: Role, now: float) -> Member:
+        successor = self._new_slot("prefill" if role is Role.PREFILL else "decode", role)
+        detail = f"waits for {member.slot.name}, whose place it takes over"
+        self._put(Member(successor, MemberState.WAITING, now, detail=detail))
+        return replace(member, successor=successor)
 
     # Towards what is wanted
 
@@ -355,16 +317,6 @@ def _usefulness(member: Member) -> tuple[int, bool, int, int]:
     """The least useful first: not ready, not reached by routers, idle, young."""
     order = _USEFULNESS.index(member.state)
     return order, member.attached, member.busy, -member.slot.index
-
-
-def _require_flippable(member: Member) -> None:
-    name = member.slot.name
-    if member.slot.role is Role.MIXED:
-        raise refusal(f"{name} prefills and decodes already; scale the prefill pool up instead")
-    if not member.active:
-        raise refusal(f"{name} is being drained; wait for its end")
-    if member.state is MemberState.WAITING:
-        raise refusal(f"{name} {member.detail}; wait for that")
 
 
 def _delay(deaths: int) -> float:

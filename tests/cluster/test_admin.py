@@ -11,10 +11,10 @@ import pytest
 
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.cli.output import plain
-from cluster.controller import Wish
 from cluster.plan import Slot
 from cluster.pool_messages import DrainWorker, FlipWorker, Member, MemberState, ScaleTo
 from cluster.wanted import Wanted
+from cluster.wishes import Wish
 from core.errors import InvalidField, NotFound, Overloaded
 from crossdock.client.errors import ServerError, decode
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
