@@ -53,11 +53,17 @@ _BLAMES_PREFILL = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class RetryLimits:
-    """Waiting for room is no failure: it is bounded by time, not by the number of attempts."""
+    """Waiting for room is no failure: it is bounded by time, not by the number of attempts.
+
+    A request that was taken and lost its workers waits longer for others (``replacement``) than a
+    new one does while none can be reached (``attach``).
+    """
 
     max_attempts: int = 5
     room_patience_s: float = 120.0
     attach_patience_s: float = 2.0
+    attach_pause_s: float = 0.1
+    replacement_patience_s: float = 60.0
     first_pause_s: float = 0.05
     longest_pause_s: float = 0.5
     retry_after_s: float = 2.0
@@ -159,9 +165,13 @@ class Flow:
         if self.lifecycle.state is not State.QUEUED:
             return []
         since = now if self._unroutable_since is None else self._unroutable_since
-        if event.hopeful and now - since < self.limits.attach_patience_s:
+        patience = self.limits.attach_patience_s if event.hopeful else 0.0
+        if self.lifecycle.attempt:
+            # It was taken, and its workers were lost: others are being started in their place.
+            patience = self.limits.replacement_patience_s
+        if now - since < patience:
             self._unroutable_since = since
-            return self._route(self.limits.first_pause_s)
+            return self._route(self.limits.attach_pause_s)
         self.lifecycle.move(Event.GAVE_UP)
         return [Fail(event.error)]
 

@@ -318,6 +318,21 @@ def test_while_a_worker_is_about_to_be_reached_a_request_waits_a_little() -> Non
     assert flow.handle(Unroutable(error, hopeful=True), late) == [Fail(error)]
 
 
+def test_a_request_that_lost_its_workers_waits_for_their_replacement() -> None:
+    flow = dispatched()
+    error = Unavailable("nobody", reason="NO_WORKER")
+    flow.handle(WorkerLost(D0), 1.0)
+    for now in (1.0, 20.0, 60.0):
+        commands = flow.handle(Unroutable(error), now)
+        assert [type(command) for command in commands] == [Route]
+    flow.handle(Routed(Placement(D1, P0)), 60.5)
+    assert flow.placement == Placement(D1, P0)
+    flow.handle(WorkerLost(D1), 61.0)
+    assert isinstance(flow.handle(Unroutable(error), 70.0)[0], Route)
+    assert flow.handle(Unroutable(error), 131.0) == [Fail(error)]
+
+
+
 def test_no_worker_fails_the_request_with_the_policys_error() -> None:
     flow = new_flow()
     flow.handle(RouteDue(), 0.0)
