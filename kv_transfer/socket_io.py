@@ -1,4 +1,4 @@
-"""Whole messages over a blocking TCP socket, in few system calls and in bounded time.
+"""Connecting and whole messages over TCP, in few system calls and in bounded time.
 
 Each return from the kernel has to get the interpreter lock back from the engine's thread, so one
 call moves as many bytes as there are: many buffers at once, and the kernel waits until all are
@@ -7,17 +7,48 @@ full. Does not cover: what the bytes mean (``kv_transfer.tcp_wire``).
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import select
 import socket
 import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Any
 
 # IOV_MAX of Linux.
 _MAX_BUFFERS = 1024
 _TIMEVAL = struct.Struct("@ll")
+
+# An address as sockets of its family take it.
+SocketPlace = tuple[Any, ...]
+
+
+def resolve(host: str, port: int) -> list[tuple[int, SocketPlace]]:
+    """Families and addresses that ``host`` stands for, never none. Raises ``OSError``."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [(family, place) for family, _, _, _, place in found]
+
+
+def start_connecting(connection: socket.socket, place: SocketPlace) -> None:
+    """Returns at once; `wait_connected` tells how it went. Raises ``OSError`` if it failed."""
+    connection.setblocking(False)
+    code = connection.connect_ex(place)
+    if code not in (0, errno.EINPROGRESS):
+        raise OSError(code, os.strerror(code))
+
+
+def wait_connected(connection: socket.socket, deadline: float) -> None:
+    """Ends early if another thread shuts the connection down. Raises as `receive_into`."""
+    waiting = select.poll()
+    waiting.register(connection, select.POLLOUT)
+    if not waiting.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        raise TimeoutError("nobody answered in time")
+    code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def prepare(connection: socket.socket) -> None:

@@ -100,7 +100,14 @@ class TcpServer:
                 target=self._serve, args=(connection,), name="tcp-serve", daemon=True
             )
             self._threads.add(thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # Out of threads: only this peer is turned away, later ones may find room.
+                _log.warning("a connection can't be served: %s", error)
+                self._threads.discard(thread)
+                del self._connections[connection]
+                connection.close()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
@@ -117,7 +124,7 @@ class TcpServer:
             connection.close()
 
     def _admit(self, connection: socket.socket) -> bool:
-        """Whether the peer knows a token. It has heard nothing but random bytes before."""
+        """Whether the peer knows a token. It has heard nothing but the greeting before."""
         prepare(connection)
         deadline = time.monotonic() + _HANDSHAKE_LIMIT_S
         challenge = wire.new_challenge()

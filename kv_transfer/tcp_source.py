@@ -22,16 +22,23 @@ import numpy as np
 from core.errors import Incompatible
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
-from kv_transfer.socket_io import prepare, receive, receive_into, send
+from kv_transfer.socket_io import (
+    SocketPlace,
+    prepare,
+    receive,
+    receive_into,
+    resolve,
+    send,
+    start_connecting,
+    wait_connected,
+)
 from kv_transfer.transport import TCP, CopyResult, PoolBytes, checksum
 
 _log = logging.getLogger(__name__)
+# Connecting and the self-test together.
 _CONNECT_LIMIT_S = 5.0
 # A copy ends long before a lease does (20 s without a sign of life on P, by default).
 COPY_LIMIT_S = 10.0
-# Blocks are verified in groups of at most this size, while P sends the next. Smaller ones were
-# slower: the sender stops and starts more often (docs/PERFORMANCE.md).
-_GROUP_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +63,19 @@ class TcpSource:
     ) -> None:
         """Connects and tests the way. Raises `Incompatible` if it does not work.
 
-        ``limit_s``: how long one copy may take, in seconds.
+        ``limit_s``: how long one copy may take, in seconds, connecting again included.
         """
         self._address = address
         self._destination = destination
         self._limit_s = limit_s
-        self._group = max(1, _GROUP_BYTES // destination.shape[1])
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._aborted = False
         self._connection: socket.socket | None = None
-        self._connect()
+        # Resolved once: no deadline bounds that, and one life of P stays where it is.
+        with self._failing_as(f"{address} can't be reached", "TCP_UNREACHABLE"):
+            self._places = resolve(address.host, address.port)
+        self._connect(time.monotonic() + _CONNECT_LIMIT_S)
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
         """As in `PieceSource`. A broken connection costs the pieces that had not landed."""
@@ -93,52 +102,74 @@ class TcpSource:
         self._drop()
 
     def _fetch_all(self, copies: Sequence[PieceCopy]) -> Iterator[int]:
-        connection = self._connection or self._connect()
         deadline = time.monotonic() + self._limit_s
-        for request in _split(copies, wire.MAX_PIECES):
+        connection = self._connection or self._connect(deadline)
+        for first in range(0, len(copies), wire.MAX_PIECES):
+            request = copies[first : first + wire.MAX_PIECES]
             yield from self._fetch(connection, request, deadline)
 
     def _fetch(
         self, connection: socket.socket, copies: Sequence[PieceCopy], deadline: float
-    ) -> Iterator[int]:
-        """Prompt block indices of the pieces of one request, as they land and are verified."""
+    ) -> list[int]:
+        """Prompt block indices of the pieces of one request that landed and are intact."""
         number = next(self._numbers)
         send(connection, [memoryview(wire.pack_request(number, copies))], deadline)
         head = receive(connection, wire.HEADER_BYTES + len(copies), deadline)
         flags = wire.read_answer(head, number, len(copies))
         coming = [item for item, flag in zip(copies, flags, strict=True) if flag]
-        for group in _split(coming, self._group):
-            ids = np.array([item.destination for item in group])
-            receive_into(connection, wire.block_views(self._destination, ids), deadline)
-            yield from [item.index for item in group if self._is_intact(item)]
+        ids = np.array([item.destination for item in coming], np.int64)
+        receive_into(connection, wire.block_views(self._destination, ids), deadline)
+        return [item.index for item in coming if self._is_intact(item)]
 
     def _is_intact(self, item: PieceCopy) -> bool:
         return checksum(self._destination[item.destination]) == item.piece.checksum
 
-    def _connect(self) -> socket.socket:
-        """Raises `Incompatible` if P can't be reached or is not P, ``OSError`` once aborted."""
-        self._refuse_if_aborted()
-        where = (self._address.host, self._address.port)
-        try:
-            connection = socket.create_connection(where, timeout=_CONNECT_LIMIT_S)
-        except OSError as error:
-            raise Incompatible(
-                f"{self._address} can't be reached: {error}", reason="TCP_UNREACHABLE"
-            ) from error
-        self._hold(connection)
-        try:
+    def _connect(self, deadline: float) -> socket.socket:
+        """A connection that passed the self-test before ``deadline`` (monotonic seconds).
+
+        Raises `Incompatible` if P can't be reached or is not P, ``OSError`` once aborted.
+        """
+        deadline = min(deadline, time.monotonic() + _CONNECT_LIMIT_S)
+        with self._failing_as(f"{self._address} can't be reached", "TCP_UNREACHABLE"):
+            connection = self._reach(deadline)
+        with self._failing_as(f"self-test with {self._address} failed", "TCP_SELF_TEST_FAILED"):
             prepare(connection)
-            self._test(connection)
-        except OSError as error:
-            self._drop()
-            raise Incompatible(
-                f"self-test with {self._address} failed: {error}", reason="TCP_SELF_TEST_FAILED"
-            ) from error
+            self._test(connection, deadline)
         return connection
 
-    def _test(self, connection: socket.socket) -> None:
+    @contextlib.contextmanager
+    def _failing_as(self, what: str, reason: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._drop()
+            self._refuse_if_aborted()
+            raise Incompatible(f"{what}: {error}", reason=reason) from error
+
+    def _reach(self, deadline: float) -> socket.socket:
+        """Tries one address of P after the other. Raises what came of the last one."""
+        failures: list[OSError] = []
+        for family, place in self._places:
+            try:
+                connection = self._start(family, place)
+                wait_connected(connection, deadline)
+                return connection
+            except OSError as error:
+                failures.append(error)
+                self._drop()
+        raise failures[-1]
+
+    def _start(self, family: int, place: SocketPlace) -> socket.socket:
+        """Begins to connect. From here on `abort` reaches the connection."""
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        with self._lock:
+            self._connection = connection
+            self._refuse_if_aborted()
+            start_connecting(connection, place)
+        return connection
+
+    def _test(self, connection: socket.socket, deadline: float) -> None:
         """Both sides show that they know the token, and a probe as large as a block arrives."""
-        deadline = time.monotonic() + _CONNECT_LIMIT_S
         greeting = receive(connection, wire.GREETING_BYTES, deadline)
         challenges = wire.Challenges(wire.read_greeting(greeting), wire.new_challenge())
         proof = challenges.pack_proof(self._address.token)
@@ -146,16 +177,6 @@ class TcpSource:
         probe = receive(connection, wire.PROBE_BYTES, deadline)
         if not hmac.compare_digest(probe, challenges.probe(self._address.token)):
             raise ConnectionError("the probe differs: this is not the prefill worker")
-
-    def _hold(self, connection: socket.socket) -> None:
-        """From here on `abort` reaches the connection."""
-        with self._lock:
-            self._connection = connection
-        try:
-            self._refuse_if_aborted()
-        except OSError:
-            self._drop()
-            raise
 
     def _refuse_if_aborted(self) -> None:
         if self._aborted:
@@ -166,7 +187,3 @@ class TcpSource:
             if self._connection is not None:
                 self._connection.close()
             self._connection = None
-
-
-def _split(copies: Sequence[PieceCopy], size: int) -> Iterator[Sequence[PieceCopy]]:
-    return (copies[i : i + size] for i in range(0, len(copies), size))

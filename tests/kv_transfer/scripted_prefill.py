@@ -88,6 +88,17 @@ def answer_all(connection: socket.socket) -> None:
     connection.recv(1)
 
 
+def answer_one_request(connection: socket.socket) -> None:
+    introduce(connection)
+    number = read_request(connection)
+    connection.sendall(wire.pack_answer(number, np.array([True])) + ONES.tobytes())
+    read_request(connection)
+
+
+def say_nothing(connection: socket.socket) -> None:
+    connection.recv(1)
+
+
 def close_after_request(connection: socket.socket) -> None:
     introduce(connection)
     read_request(connection)

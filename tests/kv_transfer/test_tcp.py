@@ -20,18 +20,20 @@ from scripted_prefill import (
     ScriptedPrefill,
     answer_all,
     answer_and_stop,
+    answer_one_request,
     close_after_request,
     close_at_once,
     know_no_token,
     say_garbage,
+    say_nothing,
 )
 
 from core.errors import Incompatible
 from core.handoff import Piece
 from core.lease_events import PieceCopy
-from kv_transfer import tcp_server
+from kv_transfer import tcp_server, tcp_source
 from kv_transfer import tcp_wire as wire
-from kv_transfer.socket_io import receive
+from kv_transfer.socket_io import receive, wait_connected
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpAddress, TcpSource
 from kv_transfer.transport import describe_pieces
@@ -228,6 +230,21 @@ def test_strangers_who_say_nothing_are_few(
     strangers[1].close()
 
 
+def test_without_threads_a_peer_is_turned_away_and_later_ones_are_served(
+    prefill: Prefill, destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(Incompatible, match=r"closed|reset"):
+            TcpSource(prefill.address, destination)
+    source = TcpSource(prefill.address, destination)
+    assert source.copy([PieceCopy(0, prefill.piece(1), 0)]).good == (0,)
+    source.close()
+
+
 def test_a_stranger_who_says_nothing_is_not_waited_for_for_ever(
     prefill: Prefill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,20 +313,12 @@ def test_a_server_that_closed_is_named(prefill: Prefill, source: TcpSource) -> N
 # Peers that stop half-way, or are somebody else
 
 
-def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every block is verified as it lands."""
-    monkeypatch.setattr("kv_transfer.tcp_source._GROUP_BYTES", 1)
-
-
-def test_a_peer_that_stops_costs_its_blocks_and_bounded_time(
-    destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small_groups(monkeypatch)
+def test_a_peer_that_stops_costs_its_request_and_bounded_time(destination: np.ndarray) -> None:
     stopped = threading.Event()
     peer = ScriptedPrefill([lambda connection: answer_and_stop(connection, stopped), answer_all])
-    source = TcpSource(peer.address, destination, limit_s=0.2)
+    source = TcpSource(peer.address, destination, limit_s=1)
     result = source.copy(TWO_COPIES)
-    assert (result.good, result.bad) == ((4,), (5,))
+    assert (result.good, result.bad) == ((), (4, 5))
     stopped.set()
     # The next copy has a connection of its own: the rest of the first was sent before, in vain.
     elsewhere = [replace(item, destination=item.destination + 2) for item in TWO_COPIES]
@@ -319,10 +328,19 @@ def test_a_peer_that_stops_costs_its_blocks_and_bounded_time(
     peer.close()
 
 
-def test_a_copy_can_be_ended_from_outside(
+def test_requests_that_landed_before_a_peer_stops_are_kept(
     destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small_groups(monkeypatch)
+    monkeypatch.setattr(wire, "MAX_PIECES", 1)
+    peer = ScriptedPrefill([answer_one_request])
+    source = TcpSource(peer.address, destination)
+    result = source.copy(TWO_COPIES)
+    assert (result.good, result.bad) == ((4,), (5,))
+    source.close()
+    peer.close()
+
+
+def test_a_copy_can_be_ended_from_outside(destination: np.ndarray) -> None:
     stopped = threading.Event()
     peer = ScriptedPrefill([lambda connection: answer_and_stop(connection, stopped)])
     source = TcpSource(peer.address, destination, limit_s=3600)
@@ -333,7 +351,7 @@ def test_a_copy_can_be_ended_from_outside(
         pass
     source.abort()
     copier.join()
-    assert results[0].bad == (5,)
+    assert results[0].bad == (4, 5)
     assert source.copy(TWO_COPIES).bad == (4, 5)
     source.close()
     stopped.set()
@@ -347,6 +365,101 @@ def test_a_connection_that_breaks_is_opened_again(destination: np.ndarray) -> No
     assert source.copy(TWO_COPIES).good == (4, 5)
     source.close()
     peer.close()
+
+
+@dataclass
+class Hole:
+    """Where P was: connections to it are neither taken nor refused."""
+
+    listener: socket.socket
+    waiting: list[socket.socket]
+
+    def close(self) -> None:
+        for connection in (*self.waiting, self.listener):
+            connection.close()
+
+
+@pytest.fixture
+def hole(prefill: Prefill, source: TcpSource) -> Iterator[Hole]:
+    """In place of the server that ``source`` is connected to."""
+    prefill.server.close()
+    # Linux drops who knocks while the queue of those to be accepted is full.
+    listener = socket.create_server((HOST, prefill.server.port), backlog=0)
+    opened = Hole(listener, [socket.create_connection((HOST, prefill.server.port))])
+    assert source.copy([PieceCopy(0, prefill.piece(1), 0)]).bad == (0,)
+    yield opened
+    opened.close()
+
+
+@pytest.mark.usefixtures("hole")
+def test_connecting_again_counts_towards_the_time_of_a_copy(
+    prefill: Prefill, source: TcpSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
+    monkeypatch.setattr(source, "_limit_s", 0.1)
+    with pytest.raises(Incompatible, match="nobody answered in time") as caught:
+        source.copy([PieceCopy(0, prefill.piece(1), 0)])
+    assert caught.value.reason == "TCP_UNREACHABLE"
+
+
+def test_the_self_test_counts_towards_the_time_of_a_copy(
+    destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
+    peer = ScriptedPrefill([close_after_request, say_nothing])
+    source = TcpSource(peer.address, destination, limit_s=1)
+    assert source.copy(TWO_COPIES).bad == (4, 5)
+    with pytest.raises(Incompatible, match="did not end in time") as caught:
+        source.copy(TWO_COPIES)
+    assert caught.value.reason == "TCP_SELF_TEST_FAILED"
+    source.close()
+    peer.close()
+
+
+@pytest.mark.usefixtures("hole")
+def test_connecting_can_be_ended_from_outside(
+    prefill: Prefill, source: TcpSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = threading.Event()
+
+    def wait_and_tell(connection: socket.socket, deadline: float) -> None:
+        connecting.set()
+        wait_connected(connection, deadline)
+
+    monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
+    monkeypatch.setattr(tcp_source, "wait_connected", wait_and_tell)
+    monkeypatch.setattr(source, "_limit_s", 3600)
+    results = []
+    copies = [PieceCopy(0, prefill.piece(1), 0)]
+    copier = threading.Thread(target=lambda: results.append(source.copy(copies)))
+    copier.start()
+    connecting.wait()
+    source.abort()
+    copier.join()
+    assert results[0].bad == (0,)
+
+
+def test_a_host_name_stands_for_all_its_addresses(
+    prefill: Prefill, destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = socket.create_server((HOST, 0))
+    places = [(socket.AF_INET, nobody.getsockname()), (socket.AF_INET, (HOST, prefill.server.port))]
+    nobody.close()
+    monkeypatch.setattr(tcp_source, "resolve", lambda host, port: places)
+    source = TcpSource(prefill.address, destination)
+    assert source.copy([PieceCopy(0, prefill.piece(1), 0)]).good == (0,)
+    source.close()
+
+
+def test_a_host_name_that_nobody_knows_is_named(
+    destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find_nothing(host: str, port: int) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(tcp_source, "resolve", find_nothing)
+    with pytest.raises(Incompatible, match=r"p0:1 can't be reached: .*not known"):
+        TcpSource(TcpAddress("p0", 1, b""), destination)
 
 
 @pytest.mark.parametrize(
