@@ -29,6 +29,8 @@ from kv_transfer.selection import Chosen, open_source
 from kv_transfer.transport import TRANSPORTS, CopyResult, PoolBytes
 
 _log = logging.getLogger(__name__)
+# Names of workers are never used again: without a limit, counters of those gone would pile up.
+_MAX_GONE = 64
 
 
 class HandoffServer(handoff_pb2_grpc.HandoffServicer):
@@ -55,7 +57,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
 
     @property
     def edge_counters(self) -> list[EdgeCounters]:
-        """Counters of all edges since the start, lost ones included."""
+        """Counters of all edges that live, and of those that were lost last."""
         return list(self._counters.values())
 
     def send(self, peer: str, message: ToPrefill) -> None:
@@ -125,11 +127,21 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
 
     def _lose(self, peer: str, edge: Edge) -> None:
         del self._edges[peer]
+        self._keep_lost(edge.counters)
         edge.abort()
         closing = asyncio.get_running_loop().run_in_executor(None, edge.close)
         self._closing_edges.add(closing)
         closing.add_done_callback(self._closing_edges.discard)
         self._on_event(PeerLost(peer))
+
+    def _keep_lost(self, counters: EdgeCounters) -> None:
+        """Keeps the counters of the edges that were lost last, in the order of their loss."""
+        key = (counters.peer, counters.transport)
+        self._counters[key] = self._counters.pop(key)
+        live = {(edge.counters.peer, edge.counters.transport) for edge in self._edges.values()}
+        gone = [key for key in self._counters if key not in live]
+        for key in gone[:-_MAX_GONE]:
+            del self._counters[key]
 
     async def _shake_hands(self, hello: pb.Hello) -> Chosen:
         difference = find_difference(self._identity, hello)

@@ -39,7 +39,7 @@ class Edge:
         # None ends the stream.
         self.outbox: asyncio.Queue[ToPrefill | None] = asyncio.Queue()
         self._source = source
-        self._counters = counters
+        self.counters = counters
         self._block_bytes = block_bytes
         self._aborted = False
         self._copier = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-copy")
@@ -52,7 +52,7 @@ class Edge:
         try:
             result = await loop.run_in_executor(self._copier, self._source.copy, copies)
         except Exception:
-            _log.exception("the KV way from %s is lost", self._counters.peer)
+            _log.exception("the KV way from %s is lost", self.counters.peer)
             self.outbox.put_nowait(None)
             return CopyResult((), tuple(item.index for item in copies))
         self._count(result, time.monotonic() - started)
@@ -70,7 +70,7 @@ class Edge:
         self._copier.shutdown(wait=True)
 
     def _count(self, result: CopyResult, seconds: float) -> None:
-        counters = self._counters
+        counters = self.counters
         counters.seconds += seconds
         counters.blocks += len(result.good)
         counters.bytes += len(result.good) * self._block_bytes

@@ -129,6 +129,22 @@ async def test_why_no_faster_way_was_taken_is_told_to_both_sides(
     await stream.close()
 
 
+async def test_counters_are_kept_of_edges_that_live_and_of_the_last_that_were_lost(
+    decode: Decode, server: TcpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kv_transfer.decode_session._MAX_GONE", 2)
+    streams = {}
+    peers = {}
+    for worker in ("P0", "P1", "P2", "P3"):
+        streams[worker] = Stream(decode, invited(server), worker)
+        peers[worker] = await decode.peer()
+    for worker in ("P3", "P2", "P1"):
+        await streams[worker].close()
+        assert await decode.events.get() == PeerLost(peers[worker])
+    assert {edge.peer for edge in decode.handoff.edge_counters} == {"P0", "P1", "P2"}
+    await streams["P0"].close()
+
+
 async def test_a_way_that_is_lost_for_good_ends_the_stream(
     decode: Decode, server: TcpServer
 ) -> None:
