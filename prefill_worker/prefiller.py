@@ -301,6 +301,11 @@ class Prefiller:
         return len(self._attempts)
 
     @property
+    def decode_workers(self) -> set[str]:
+        """Those to which some prompt on P is to be handed over."""
+        return {attempt.submit.decode_worker for attempt in self._attempts.values()}
+
+    @property
     def idle(self) -> bool:
         return not self._attempts
 

@@ -63,6 +63,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             ends_by_text=self._ends_by_text,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, prefiller)
+        self._prefiller = prefiller
         self._identity = identity
         self._block_bytes = identity.layout.block_bytes
         self._offers = PoolOffers(
@@ -70,7 +71,8 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         )
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
         self._sessions: dict[str, PrefillSession] = {}
-        # Where each life of a decode worker is, as the router said: (endpoint, epoch).
+        # Where each life of a decode worker is, as the router said: (endpoint, epoch). Kept while
+        # there is a stream to it or an attempt for it.
         self._places: dict[str, tuple[str, int]] = {}
 
     async def stop(self) -> None:
@@ -117,8 +119,10 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
                 self._send(worker, Announcement(key, lease_id, first, block_ids, generations))
             case ReportFailure(key, cause, detail):
                 self.fail(key, cause, detail)
+                self._forget_places()
             case AttemptEnded(key):
                 self.finish(key)
+                self._forget_places()
 
     def edge_stats(self) -> list[pb.EdgeStats]:
         return []
@@ -132,6 +136,19 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
                 return
             session = self._connect(worker)
         session.send(message)
+
+    def _forget_places(self) -> None:
+        """Forgets decode workers that have no stream and that no attempt is for any more.
+
+        A reserve of an attempt that ended may still be on its way to `_send`: it is dropped there.
+        """
+        without_stream = self._places.keys() - self._sessions.keys()
+        if not without_stream:
+            return
+        with self._engine.lock:
+            needed = self._prefiller.decode_workers
+        for worker in without_stream - needed:
+            del self._places[worker]
 
     def _connect(self, worker: str) -> PrefillSession:
         endpoint, decode_epoch = self._places[worker]
