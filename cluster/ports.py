@@ -10,6 +10,7 @@ from core.errors import InvalidField
 
 def check_ports(host: str, ports: Mapping[str, int]) -> None:
     """``ports``: flag → port, 0 for any. Raises ``InvalidField`` if one can't be bound."""
+    _check_host(host)
     fixed = {flag: port for flag, port in ports.items() if port != 0}
     for flag, port in fixed.items():
         if not 0 < port < 65536:
@@ -20,8 +21,21 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
         _check_free(host, flag, port)
 
 
+def _check_host(host: str) -> None:
+    try:
+        with socket.socket(_family(host)) as probe:
+            probe.bind((host, 0))
+    except OSError as error:
+        fix = f"is no address of this machine ({error.strerror}); 127.0.0.1 is the safe one"
+        raise InvalidField("--host", host, fix) from None
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
 def _check_free(host: str, flag: str, port: int) -> None:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket(_family(host)) as probe:
         # As servers do: a port is not taken by connections that linger after their server's end.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 
 from cluster.model_import import import_model
-from leftovers import list_leftovers
+from leftovers import await_ending_threads, list_leftovers
 from oracle import Oracle
 
 # A busy machine is no failure: time is measured by benchmarks only.
@@ -37,4 +37,5 @@ def nothing_is_left_behind() -> Iterator[None]:
     """No test leaves a thread, process or shared memory of ours."""
     before = list_leftovers()
     yield
+    await_ending_threads(before)
     assert list_leftovers() <= before

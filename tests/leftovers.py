@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 _OUR_THREADS = ("engine-loop", "shm-export", "tcp-accept", "tcp-serve", "kv-copy", "kv-describe")
+_THREAD_PATIENCE_S = 20.0
 _OUR_PROGRAMS = ("router.main", "cluster.cli.main")
 
 
@@ -17,11 +18,20 @@ def list_leftovers() -> set[str]:
     return _threads() | _processes() | _shared_memory()
 
 
+def await_ending_threads(before: set[str]) -> None:
+    """A thread that was told to end may still be on its way out; one that was not runs on."""
+    for thread in threading.enumerate():
+        if thread.name.startswith(_OUR_THREADS) and _name_of(thread) not in before:
+            thread.join(_THREAD_PATIENCE_S)
+
+
+def _name_of(thread: threading.Thread) -> str:
+    return f"thread {thread.name} {thread.ident}"
+
+
 def _threads() -> set[str]:
     return {
-        f"thread {thread.name} {thread.ident}"
-        for thread in threading.enumerate()
-        if thread.name.startswith(_OUR_THREADS)
+        _name_of(thread) for thread in threading.enumerate() if thread.name.startswith(_OUR_THREADS)
     }
 
 

@@ -49,7 +49,7 @@ def new_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point: turns every expected error into one plain line and an exit code."""
-    _refuse_shadowed(sys.argv[1:])
+    _refuse_shadowed()
     from core.errors import CrossdockError, Incompatible, InvalidField, NotFound
 
     try:
@@ -66,13 +66,16 @@ def _say(error: Exception, exit_code: int) -> int:
     return exit_code
 
 
-def _refuse_shadowed(arguments: list[str]) -> None:
-    """`doctor` may run all the same: it explains what is wrong."""
+def _refuse_shadowed() -> None:
+    """Not even `doctor` can run: what it needs may be what is hidden."""
     shadowed = find_shadowed()
-    if shadowed and arguments[:1] != ["doctor"]:
+    if shadowed:
         for one in shadowed:
             print(f"error: {one}", file=sys.stderr)
-        print("`crossdock doctor` says more", file=sys.stderr)
+        print(
+            "take what hides them out of the import path: PYTHONPATH, or a package of that name",
+            file=sys.stderr,
+        )
         sys.exit(1)
 
 

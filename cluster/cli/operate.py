@@ -10,6 +10,7 @@ from cluster.cli.admin_call import call_admin, wait_settled
 from cluster.cli.options import AddressOption, ClusterNameOption, admin_address
 from cluster.cli.output import Output, OutputOption, emit
 from cluster.progress import StderrProgress
+from core.errors import PreconditionFailed
 
 _MAX_REPLICAS = 1024
 _MAX_DRAIN_S = 86_400.0
@@ -100,7 +101,18 @@ def _change(
 ) -> None:
     wanted = call_admin(address, method, request)
     if wait:
-        wait_settled(address, timeout_s, StderrProgress())
+        _check_still_wanted(wanted, wait_settled(address, timeout_s, StderrProgress()))
     result = {"prefill": wanted.prefill, "decode": wanted.decode, "settled": wait}
     said = "now" if wait else "wanted"
     emit(result, output, lambda: print(f"{said} {wanted.prefill}P:{wanted.decode}D"))
+
+
+def _check_still_wanted(wanted: Any, status: Any) -> None:
+    """Never tells of numbers that another change has overtaken."""
+    if (status.prefill_wanted, status.decode_wanted) == (wanted.prefill, wanted.decode):
+        return
+    raise PreconditionFailed(
+        f"another change came in between: {status.prefill_wanted}P:{status.decode_wanted}D serve "
+        f"now, and this one wanted {wanted.prefill}P:{wanted.decode}D",
+        reason="SUPERSEDED",
+    )

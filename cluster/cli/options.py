@@ -23,8 +23,19 @@ PortOption = Annotated[int, typer.Option(help="0: any free one.")]
 RayAddressOption = Annotated[
     str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
 ]
+# A limit that never comes is none: also keeps "inf" and "nan" out.
+MAX_DRAIN_S = 86_400.0
+
+
+def _check_drain(seconds: float) -> float:
+    if not 0.0 <= seconds <= MAX_DRAIN_S:
+        raise typer.BadParameter(f"must be between 0 and {MAX_DRAIN_S:g} seconds")
+    return seconds
+
+
 DrainOption = Annotated[
-    float, typer.Option(min=0.0, help="Seconds that running requests get at the end.")
+    float,
+    typer.Option(callback=_check_drain, help="Seconds that running requests get at the end."),
 ]
 
 DEFAULT_HOST = "127.0.0.1"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from model_folders import make_model_folder
 
 from cluster.cli.main import main
 from cluster.running import claim_name
+from cluster.shadowing import our_root
 from core.errors import NotFound
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
 from router.grpc_errors import to_rpc_status
@@ -93,12 +95,18 @@ class Admin(admin_pb2_grpc.ClusterAdminServicer):
         self.wishes: list = []
         self.asked = 0
         self.never = False
+        self.wanted = (1, 2)
 
     def GetStatus(self, request, context) -> admin_pb2.ClusterStatus:
         self.asked += 1
         settled = self.asked >= 3 and not self.never
         worker = admin_pb2.WorkerStatus(worker="decode-1", state="starting", detail="no room")
-        return admin_pb2.ClusterStatus(settled=settled, workers=[] if settled else [worker])
+        return admin_pb2.ClusterStatus(
+            settled=settled,
+            workers=[] if settled else [worker],
+            prefill_wanted=self.wanted[0],
+            decode_wanted=self.wanted[1],
+        )
 
     def Scale(self, request, context) -> admin_pb2.WantedWorkers:
         self.wishes.append(request)
@@ -130,6 +138,17 @@ def test_scale_returns_when_it_is_done(admin, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == "now 1P:2D\n"
     assert servicer.wishes == [admin_pb2.ScaleRequest(decode=2)]
     assert servicer.asked == 3
+
+
+def test_a_change_that_another_one_overtook_does_not_claim_to_be_there(
+    admin, monkeypatch, capsys
+) -> None:
+    servicer, address = admin
+    servicer.wanted = (1, 1)
+    assert run(monkeypatch, "scale", "--decode", "2", "--address", address) == 1
+    shown = capsys.readouterr()
+    assert "1P:1D serve now, and this one wanted 1P:2D" in shown.err
+    assert shown.out == ""
 
 
 def test_drain_returns_at_once_if_that_is_wanted(admin, monkeypatch, capsys) -> None:
@@ -273,16 +292,30 @@ def test_doctor_fails_for_a_broken_model(monkeypatch, capsys, tmp_path: Path) ->
     assert "failed" in capsys.readouterr().out
 
 
-def test_shadowed_modules_stop_every_command_but_doctor(monkeypatch, capsys) -> None:
+def test_shadowed_modules_stop_every_command(monkeypatch, capsys) -> None:
     from cluster.shadowing import Shadowed
 
     impostor = Shadowed("kernels", "/site-packages/kernels/__init__.py")
     monkeypatch.setattr("cluster.cli.main.find_shadowed", lambda: [impostor])
-    monkeypatch.setattr("cluster.doctor.find_shadowed", lambda: [impostor])
-    assert run(monkeypatch, "status") == 1
-    assert "`kernels` is shadowed by /site-packages/kernels" in capsys.readouterr().err
-    assert run(monkeypatch, "doctor") == 1
-    assert "shadowed" in capsys.readouterr().out
+    for command in ("status", "doctor"):
+        assert run(monkeypatch, command) == 1
+        shown = capsys.readouterr().err
+        assert "`kernels` is shadowed by /site-packages/kernels" in shown
+        assert "PYTHONPATH" in shown
+
+
+def test_doctor_where_our_modules_are_hidden_says_by_what(tmp_path: Path) -> None:
+    for name in ("core", "router"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("x = 1\n")
+    path = os.pathsep.join([str(tmp_path), str(our_root()), str(our_root() / "protos")])
+    command = [sys.executable, "-P", "-m", "cluster.cli.main", "doctor"]
+    ended = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    assert ended.returncode == 1
+    assert f"`core` is shadowed by {tmp_path / 'core'}" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_help_loads_neither_torch_nor_ray() -> None:

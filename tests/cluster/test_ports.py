@@ -49,3 +49,9 @@ def test_one_port_for_two_doors_is_refused() -> None:
 def test_what_is_no_port_is_refused(port: int) -> None:
     with pytest.raises(InvalidField, match="from 1 to 65535"):
         check_ports(HOST, {"--grpc-port": port})
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "nosuch.invalid", "1.2.3.4.5"])
+def test_a_host_that_is_not_ours_is_named(host: str) -> None:
+    with pytest.raises(InvalidField, match=r"--host = .* no address of this machine"):
+        check_ports(host, {"--http-port": 0})

@@ -332,7 +332,6 @@ def test_a_request_that_lost_its_workers_waits_for_their_replacement() -> None:
     assert flow.handle(Unroutable(error), 131.0) == [Fail(error)]
 
 
-
 def test_no_worker_fails_the_request_with_the_policys_error() -> None:
     flow = new_flow()
     flow.handle(RouteDue(), 0.0)

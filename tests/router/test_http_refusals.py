@@ -115,7 +115,7 @@ async def test_a_body_of_100_mb_is_refused_and_not_kept(
     error = answer["error"]
     assert (response.status, error["code"], error["param"]) == (413, "BODY_TOO_LARGE", "body")
     assert str(MAX_BODY_BYTES) in error["message"]
-    assert psutil.Process().memory_info().rss - before < 60 * MEGABYTE
+    assert psutil.Process().memory_info().rss - before < 90 * MEGABYTE, "it was kept"
 
 
 async def test_a_wrong_method_path_or_content_type(

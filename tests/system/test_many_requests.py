@@ -62,7 +62,7 @@ def leave_early(cluster: ServedCluster, count: int, generator: random.Random) ->
 
 
 def resident_bytes(cluster: ServedCluster) -> int:
-    """Of `serve`, the router and all workers."""
+    """Of `serve`, the router and all workers, each one's own."""
     workers = [worker.stats.pid for worker in cluster.status().workers]
     router = [
         child.pid
@@ -71,7 +71,9 @@ def resident_bytes(cluster: ServedCluster) -> int:
     ]
     assert len(router) == 1
     pids = {cluster.process.pid, *router, *workers}
-    return sum(psutil.Process(pid).memory_info().rss for pid in pids)
+    # Without what is shared: of the KV pools as much is there as was ever used.
+    memory = [psutil.Process(pid).memory_info() for pid in pids]
+    return sum(info.rss - info.shared for info in memory)
 
 
 def ask_and_leave(

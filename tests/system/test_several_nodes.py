@@ -103,7 +103,9 @@ def serving(tiny_model: Path, tmp_path: Path) -> Iterator[Serving]:
     token.write_text(secrets.token_hex(32))
     token.chmod(0o600)
     ray = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-    environment = dict(os.environ) | ray | {"RAY_USAGE_STATS_ENABLED": "0"}
+    # A test before may have started a Ray of its own, which is told to keep to one node.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = clean | ray | {"RAY_USAGE_STATS_ENABLED": "0"}
     with two_hosts() as (here, there):
         with ray_nodes(here, there, environment) as address:
             serve = [*CROSSDOCK, "serve", "--model", str(tiny_model), "--ray-address", address]
