@@ -59,9 +59,12 @@ def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(smollm2: Path, prompt
         assert cluster.answer(prompt, 8) == expected
 
 
-def test_a_decode_worker_killed_before_the_first_token(smollm2: Path, prompts: Prompts) -> None:
+@pytest.mark.parametrize("decode_workers", [2, 1], ids=["another answers", "its replacement does"])
+def test_a_decode_worker_killed_before_the_first_token(
+    smollm2: Path, prompts: Prompts, decode_workers: int
+) -> None:
     prompt = prompts.one_by_one[-2]
-    with served(smollm2, 1, 2, "--dtype", "float32") as cluster:
+    with served(smollm2, 1, decode_workers, "--dtype", "float32") as cluster:
         call = cluster.stream(prompt, 8)
         wait_for_event(cluster, "decode", "granted")
         holder = next(
