@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from core.request import AttemptKey
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handoff_wire import from_decode_wire, to_decode_wire
+from wire.grpc_streams import read, written_by
 
 _log = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ class PrefillSession:
         except grpc.aio.AioRpcError as error:
             cause, detail = FailureCause.DECODE_LOST, f"{error.code().name}: {error.details()}"
         except (Exception, asyncio.CancelledError) as error:
-            # gRPC cancels its own call when the sending side raises: not only `close` gets here.
+            # A call that gRPC cancels by itself ends in a cancellation, too: not only `close`.
             if self._closing:
                 return
             _log.exception("handoff stream to %s failed", self._endpoint)
@@ -120,25 +121,26 @@ class PrefillSession:
         self._on_lost(cause, detail)
 
     async def _converse(self, channel: grpc.aio.Channel) -> None:
-        stub = handoff_pb2_grpc.HandoffStub(channel)
-        call = stub.Session(self._outgoing())
-        replies = call.__aiter__()
-        first = await anext(replies)
-        if first.hello.refused:
-            raise Incompatible(first.hello.refused, reason="HANDSHAKE_REFUSED")
-        self.transport = first.hello.transport
-        async for reply in replies:
-            self._on_message(from_decode_wire(reply))
+        call = handoff_pb2_grpc.HandoffStub(channel).Session()
+        async with written_by(call, lambda: self._write(call)):
+            first = await read(call)
+            if first is None:
+                return
+            if first.hello.refused:
+                raise Incompatible(first.hello.refused, reason="HANDSHAKE_REFUSED")
+            self.transport = first.hello.transport
+            while (reply := await read(call)) is not None:
+                self._on_message(from_decode_wire(reply))
 
-    async def _outgoing(self) -> AsyncIterator[pb.PrefillMessage]:
-        yield pb.PrefillMessage(hello=self._hello)
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
+        await call.write(pb.PrefillMessage(hello=self._hello))
         while True:
             message = await self._outbox.get()
             if not isinstance(message, Announcement):
-                yield to_decode_wire(message)
+                await call.write(to_decode_wire(message))
                 continue
             for part in message.parts(self._blocks_per_announcement):
-                yield to_decode_wire(await self._with_pieces(part))
+                await call.write(to_decode_wire(await self._with_pieces(part)))
 
     async def _with_pieces(self, item: Announcement) -> Announce:
         loop = asyncio.get_running_loop()

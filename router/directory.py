@@ -11,6 +11,7 @@ import grpc.aio
 from crossdock.v1 import registry_pb2 as pb
 from crossdock.v1.registry_pb2_grpc import RegistryStub
 from router.backoff import Backoff
+from wire.grpc_streams import read
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,6 @@ class Directory:
         async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
             stub = RegistryStub(channel)
             call = stub.Watch(pb.WatchRequest(router_id=self._router_id))
-            async for listed in call:
+            while (listed := await read(call)) is not None:
                 backoff.reset()
                 self._listener(listed.workers)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
 from typing import Protocol
 
 import grpc.aio
@@ -19,6 +18,7 @@ from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.worker_pb2_grpc import WorkerStub
 from router.backoff import Backoff
 from router.placement import WorkerId
+from wire.grpc_streams import read, written_by
 
 log = logging.getLogger(__name__)
 
@@ -98,17 +98,14 @@ class WorkerLink:
     async def _session(self, backoff: Backoff) -> None:
         self._outbox = asyncio.Queue()
         async with grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS) as channel:
-            stub = WorkerStub(channel)
-            call = stub.Attach(self._outgoing(self._outbox))
-            try:
-                async for message in call:
+            call = WorkerStub(channel).Attach()
+            async with written_by(call, lambda: self._write(call)):
+                while (message := await read(call)) is not None:
                     if self._attached:
                         self._listener.on_message(self.worker, message)
                     else:
                         self._welcome(message.welcome)
                         backoff.reset()
-            finally:
-                call.cancel()
 
     def _welcome(self, welcome: pb.Welcome) -> None:
         if (welcome.worker, welcome.epoch) != (self.worker.name, self.worker.epoch):
@@ -120,12 +117,10 @@ class WorkerLink:
         self._attached = True
         self._listener.on_attached(self.worker, welcome)
 
-    async def _outgoing(
-        self, outbox: asyncio.Queue[pb.RouterMessage]
-    ) -> AsyncIterator[pb.RouterMessage]:
-        yield pb.RouterMessage(attach=pb.Attach(router_id=self._router_id))
+    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
+        await call.write(pb.RouterMessage(attach=pb.Attach(router_id=self._router_id)))
         while True:
-            yield await outbox.get()
+            await call.write(await self._outbox.get())
 
     def _lost(self) -> None:
         if self._attached:

@@ -1,1 +1,1 @@
-"""The nouns of core on the wire of worker.proto, for every process that speaks it."""
+"""What all processes that speak our protocols share: core's nouns on the wire, gRPC streams."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import itertools
 import mmap
 import os
@@ -255,3 +256,23 @@ async def test_blocks_that_moved_on_before_they_were_described_are_refused(
     session.send(Announcement(KEY, ticket.lease_id, 0, (6,), (0,)))
     assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 0, resend=(0,))
     await session.close()
+
+
+async def test_blocks_that_can_not_be_described_end_the_stream_with_their_error(
+    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+) -> None:
+    seen: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(dict(context)))
+    _, endpoint, _ = decode
+    session = prefill.connect(endpoint)
+    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
+    ticket = await prefill.heard.get()
+    assert isinstance(ticket, Ticket)
+    session.send(Announcement(KEY, ticket.lease_id, 0, (99,), (0,)))
+    cause, detail = await prefill.lost.get()
+    assert cause is FailureCause.INTERNAL
+    assert "99" in detail
+    await session.close()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert seen == []

@@ -74,6 +74,7 @@ class FakeWorker(WorkerServicer):
         self.cached = cached
         self.script = script
         self.endpoint = ""
+        self.attached = 0
         self.received: list[worker_pb2.RouterMessage] = []
         self._news = asyncio.Condition()
         self._outbox: asyncio.Queue[worker_pb2.WorkerMessage] = asyncio.Queue()
@@ -101,6 +102,7 @@ class FakeWorker(WorkerServicer):
     ) -> AsyncIterator[worker_pb2.WorkerMessage]:
         first = await anext(aiter(requests))
         assert first.attach.router_id
+        self.attached += 1
         self._outbox = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests))
         welcome = worker_pb2.Welcome(
@@ -161,13 +163,15 @@ class FakeWorker(WorkerServicer):
 
     def step(self, outputs: Iterable[worker_pb2.SequenceOutput]) -> None:
         load = worker_pb2.Load(running=1, free_blocks=self.num_blocks)
-        step = worker_pb2.Step(outputs=outputs, load=load)
-        self._outbox.put_nowait(worker_pb2.WorkerMessage(step=step))
+        self.say(worker_pb2.WorkerMessage(step=worker_pb2.Step(outputs=outputs, load=load)))
 
     def fail(self, key: worker_pb2.AttemptKey, cause: str, detail: str = "") -> None:
         number = worker_pb2.AttemptFailed.Cause.Value(cause)
         failed = worker_pb2.AttemptFailed(key=key, cause=number, detail=detail)
-        self._outbox.put_nowait(worker_pb2.WorkerMessage(failed=failed))
+        self.say(worker_pb2.WorkerMessage(failed=failed))
+
+    def say(self, message: worker_pb2.WorkerMessage) -> None:
+        self._outbox.put_nowait(message)
 
 
 class FakeRegistry(RegistryServicer):

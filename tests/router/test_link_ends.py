@@ -1,0 +1,74 @@
+"""Streams to workers that end while messages go both ways leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import Any
+
+import pytest
+from fake_worker import FakeWorker
+
+from crossdock.client import AsyncClient
+from crossdock.v1 import worker_pb2
+
+
+async def end_by_kill(cluster: Any, worker: FakeWorker) -> None:
+    await worker.kill()
+
+
+async def end_by_drain(cluster: Any, worker: FakeWorker) -> None:
+    """The registry drops it first, then it closes its streams."""
+    await cluster.registry.list()
+    await worker.kill()
+
+
+async def end_by_a_message_that_makes_no_sense(cluster: Any, worker: FakeWorker) -> None:
+    """This stream ends, and a new one comes up."""
+    worker.say(worker_pb2.WorkerMessage(cache=worker_pb2.CacheEvents(stored=b"odd")))
+    await cluster.until(lambda _: worker.attached == 2)
+
+
+async def end_by_stopping_the_router(cluster: Any, worker: FakeWorker) -> None:
+    cluster.router.dispatcher.cancel_all()
+    await cluster.router.dispatcher.pool.close()
+
+
+@pytest.mark.parametrize(
+    "end",
+    [end_by_kill, end_by_drain, end_by_a_message_that_makes_no_sense, end_by_stopping_the_router],
+)
+async def test_a_stream_that_ends_in_the_middle_of_traffic_leaves_nothing_behind(
+    start_cluster: Any, end: Any
+) -> None:
+    seen: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(context))
+    worker = FakeWorker("m0", "mixed")
+    cluster = await start_cluster(worker)
+    calls = [asyncio.create_task(collect(cluster.client)) for _ in range(8)]
+    for number in range(1, 9):
+        opened = await worker.got("open", number)
+        for _ in range(50):
+            worker.output(opened.key, [9], "a")
+    await end(cluster, worker)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    await cluster.until(lambda _: not link_tasks("link to m0") or end in STILL_LISTED)
+    gc.collect()
+    # What the collector finds is told by callbacks of the loop.
+    await asyncio.sleep(0)
+    assert seen == []
+    assert not link_tasks("_consume_request_iterator")
+
+
+STILL_LISTED = (end_by_kill, end_by_a_message_that_makes_no_sense)
+
+
+async def collect(client: AsyncClient) -> None:
+    async for _ in client.generate("hello", max_tokens=60):
+        pass
+
+
+def link_tasks(part: str) -> list[asyncio.Task[Any]]:
+    return [task for task in asyncio.all_tasks() if part in repr(task)]
