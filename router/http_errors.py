@@ -10,6 +10,7 @@ from aiohttp import web
 
 from core.errors import CrossdockError, InvalidField, NotFound
 from router.grpc_errors import as_crossdock_error
+from router.http_bodies import UnsupportedEncoding
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -22,6 +23,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         allowed = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
         return error_response(_of_http(request, error), error.status, allowed)
+    except UnsupportedEncoding as error:
+        return error_response(error, web.HTTPUnsupportedMediaType.status_code)
     except ConnectionError:
         raise
     except Exception as error:

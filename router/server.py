@@ -140,7 +140,12 @@ class RouterServer:
     async def _start_http(self) -> str:
         settings = self._settings
         self._http = web.AppRunner(
-            self._http_app(), handler_cancellation=True, access_log=None, shutdown_timeout=1.0
+            self._http_app(),
+            handler_cancellation=True,
+            access_log=None,
+            shutdown_timeout=1.0,
+            # A compressed body is refused by name, and none can grow on its way in.
+            auto_decompress=False,
         )
         await self._http.setup()
         site = web.TCPSite(self._http, settings.host, settings.http_port)

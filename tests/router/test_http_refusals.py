@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -132,6 +133,31 @@ async def test_a_wrong_method_path_or_content_type(
     status, answer = await post_raw(http, f"{cluster.url}/v1/completions", b"{}", form)
     assert (status, answer["error"]["param"]) == (415, "Content-Type")
     assert "application/json" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "x-none", "identity, gzip"])
+@pytest.mark.parametrize("path", ["v1/completions", "v1/chat/completions", "tokenize"])
+async def test_compressed_bodies_are_refused_by_name(
+    cluster: Any, http: aiohttp.ClientSession, path: str, encoding: str
+) -> None:
+    """Whether they are what the header says or not."""
+    headers = {"Content-Type": "application/json", "Content-Encoding": encoding}
+    for body in (b'{"prompt": "hi"}', gzip.compress(b'{"prompt": "hi"}')):
+        async with http.post(f"{cluster.url}/{path}", data=body, headers=headers) as response:
+            error = (await response.json())["error"]
+        assert (response.status, error["type"]) == (415, "invalid_request_error")
+        assert (error["param"], error["code"]) == ("Content-Encoding", "UNSUPPORTED_ENCODING")
+        assert encoding in error["message"]
+        assert "uncompressed" in error["message"]
+
+
+async def test_a_body_may_say_that_it_is_not_compressed(
+    cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": "Identity"}
+    url = f"{cluster.url}/tokenize"
+    async with http.post(url, data=b'{"prompt": "hi"}', headers=headers) as response:
+        assert response.status == 200
 
 
 async def test_no_worker_is_503_with_retry_after(
