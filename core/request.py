@@ -100,9 +100,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         _check_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
         _check_range("temperature", self.temperature, 0.0, 2.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0)
-        if self.top_p == 0.0:
-            raise InvalidField("top_p", self.top_p, "must be above 0 and at most 1")
+        _check_above_zero("top_p", self.top_p, 1)
         _check_range("top_k", self.top_k, 0, 2**31 - 1)
         _check_range("min_p", self.min_p, 0.0, 1.0)
         _check_range("min_tokens", self.min_tokens, 0, self.max_tokens)
@@ -114,9 +112,7 @@ class SamplingParams:
         self._check_stop()
 
     def _check_penalties(self) -> None:
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 2.0)
-        if self.repetition_penalty == 0.0:
-            raise InvalidField("repetition_penalty", 0.0, "must be above 0 and at most 2")
+        _check_above_zero("repetition_penalty", self.repetition_penalty, 2)
         _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if len(self.logit_bias) > MAX_LOGIT_BIASES:
@@ -148,3 +144,8 @@ class SamplingParams:
 def _check_range(field: str, value: float, low: float, high: float) -> None:
     if math.isnan(value) or not low <= value <= high:
         raise InvalidField(field, value, f"must be between {low} and {high}")
+
+
+def _check_above_zero(field: str, value: float, high: float) -> None:
+    if not 0.0 < value <= high:
+        raise InvalidField(field, value, f"must be above 0 and at most {high}")

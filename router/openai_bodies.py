@@ -158,18 +158,22 @@ class CompletionBody(_GenerateBody):
         asked = self.asked(self.max_tokens, self.logprobs)
         return replace(asked, default_max_tokens=DEFAULT_COMPLETION_TOKENS)
 
-    def prompts(self) -> list[str | list[int]]:
-        """Text, token ids, or a list of either; raises InvalidField for anything else."""
+    def prompts(self) -> dict[str, str | list[int]]:
+        """Each prompt by its place in the body: text, token ids, or a list of either.
+
+        Raises InvalidField for anything else.
+        """
         prompt = self.prompt
         if isinstance(prompt, str):
-            return [prompt]
+            return {"prompt": prompt}
         if not isinstance(prompt, list):
             raise _no_prompt("prompt", prompt)
         if not prompt or isinstance(prompt[0], int):
-            return [_token_ids("prompt", prompt)]
+            return {"prompt": _token_ids("prompt", prompt)}
         if len(prompt) > MAX_PROMPTS:
             raise InvalidField("prompt", f"{len(prompt)} prompts", f"at most {MAX_PROMPTS}")
-        return [_one_prompt(f"prompt.{number}", one) for number, one in enumerate(prompt)]
+        places = {f"prompt.{number}": one for number, one in enumerate(prompt)}
+        return {field: _one_prompt(field, one) for field, one in places.items()}
 
 
 class TextPart(BaseModel):

@@ -48,7 +48,9 @@ class OpenAIDoor:
         body = parse(CompletionBody, await read_body(request))
         body.check()
         sampling = body.sampling()
-        calls = [Call(prompt, sampling) for prompt in body.prompts()]
+        calls = [
+            Call(prompt, sampling, prompt_field=field) for field, prompt in body.prompts().items()
+        ]
         return await self._generate(request, body, calls, CompletionShape())
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:

@@ -45,20 +45,24 @@ class PromptReader:
         self._chat_template = chat_template
 
     async def tokens(
-        self, prompt: PromptInput, *, add_special_tokens: bool | None = None
+        self,
+        prompt: PromptInput,
+        *,
+        add_special_tokens: bool | None = None,
+        field: str = "prompt",
     ) -> TokenArray:
-        """int32 [n], n > 0; raises InvalidField.
+        """int32 [n], n > 0; raises InvalidField for ``field``.
 
         Special tokens are added to text, but not to chats: templates write them themselves.
         """
         if isinstance(prompt, ChatPrompt):
             text = await self._render(prompt)
-            encoded = await self._encode(text, bool(add_special_tokens))
+            encoded = await self._encode(text, bool(add_special_tokens), field)
         elif isinstance(prompt, str):
-            encoded = await self._encode(prompt, add_special_tokens is not False)
+            encoded = await self._encode(prompt, add_special_tokens is not False, field)
         else:
-            return checked_tokens(prompt, self._model.vocab_size)
-        return checked_tokens(encoded, self._model.vocab_size)
+            return checked_tokens(prompt, self._model.vocab_size, field)
+        return checked_tokens(encoded, self._model.vocab_size, field)
 
     async def text(self, tokens: Sequence[int]) -> str:
         """Token ids to text, special tokens included; raises InvalidField."""
@@ -90,12 +94,12 @@ class PromptReader:
                 raise
         return await asyncio.to_thread(render)
 
-    async def _encode(self, text: str, add_special_tokens: bool) -> TokenArray:
+    async def _encode(self, text: str, add_special_tokens: bool, field: str) -> TokenArray:
         # Not even the longest tokens could bring it into the context: don't tokenize megabytes.
         limit = self._model.max_model_len * self._tokenizer.longest_token
         if len(text) > limit:
             fix = f"can't fit into {self._model.max_model_len} tokens; send a shorter prompt"
-            raise InvalidField("prompt", f"{len(text)} characters", fix)
+            raise InvalidField(field, f"{len(text)} characters", fix)
         if len(text) < ENCODE_IN_THREAD_FROM:
             return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
         return await asyncio.to_thread(

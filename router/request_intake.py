@@ -37,6 +37,7 @@ TENANT = "default"
 class Call:
     """One call of a client. ``prompt`` is text, token ids or a chat; "" makes a request id.
 
+    ``prompt_field``: what the client calls the prompt, for refusals.
     ``deadline_s``: seconds from now, None for no deadline.
     """
 
@@ -44,6 +45,7 @@ class Call:
     sampling: AskedSampling
     request_id: str = ""
     deadline_s: float | None = None
+    prompt_field: str = "prompt"
 
 
 class RequestIntake:
@@ -94,7 +96,7 @@ class RequestIntake:
             )
         check_request_id(call.request_id)
         check_supported(call.sampling)
-        tokens = await self._prompts.tokens(call.prompt)
+        tokens = await self._prompts.tokens(call.prompt, field=call.prompt_field)
         block_size = self._dispatcher.block_size
         pool = self._dispatcher.pool
         room = room_for_answer(
@@ -103,6 +105,7 @@ class RequestIntake:
             self.model,
             pool.largest_decode_pool(),
             block_size,
+            call.prompt_field,
         )
         sampling = resolve_sampling(
             call.sampling, room, secrets.randbelow(MAX_SEED), self.model.vocab_size

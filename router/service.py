@@ -95,7 +95,7 @@ def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None) -> Cal
         priority=request.priority if request.HasField("priority") else None,
     )
     prompt = request.text if kind == "text" else request.token_ids.ids
-    return Call(prompt, asked, request.request_id, deadline_s)
+    return Call(prompt, asked, request.request_id, deadline_s, prompt_field=kind)
 
 
 def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateResponse:

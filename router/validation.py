@@ -101,12 +101,10 @@ def check_answers(n: int, most: int | None) -> None:
         raise InvalidField("n", n, fix)
 
 
-def checked_tokens(
-    ids: Sequence[int] | TokenArray, vocab_size: int, field: str = "token_ids"
-) -> TokenArray:
+def checked_tokens(ids: Sequence[int] | TokenArray, vocab_size: int, field: str) -> TokenArray:
     """int32 [n] of at least one id, all of them in the vocabulary; raises InvalidField."""
     if not len(ids):
-        raise InvalidField("prompt", "", "must have at least one token")
+        raise InvalidField(field, "", "must have at least one token")
     try:
         tokens = np.asarray(ids, dtype=np.int64)
     except OverflowError:
@@ -122,6 +120,7 @@ def room_for_answer(
     model: ModelInfo,
     decode_blocks: int | None,
     block_size: int,
+    prompt_field: str = "prompt",
 ) -> int:
     """Tokens that the answer may have; raises InvalidField if prompt or answer don't fit.
 
@@ -133,7 +132,7 @@ def room_for_answer(
     limit, name = min(limits)
     if prompt_tokens >= limit:
         fix = f"must leave room for an answer within {limit} ({name}); send a shorter prompt"
-        raise InvalidField("prompt", f"{prompt_tokens} tokens", fix)
+        raise InvalidField(prompt_field, f"{prompt_tokens} tokens", fix)
     room = limit - prompt_tokens
     if asked.max_tokens is not None and not 1 <= asked.max_tokens <= room:
         fix = (

@@ -204,11 +204,12 @@ def test_a_missing_field_is_not_shown_as_the_whole_body() -> None:
 
 
 def test_prompts_in_all_four_forms() -> None:
-    assert completion(prompt="a").prompts() == ["a"]
-    assert completion(prompt=[5, 6]).prompts() == [[5, 6]]
-    assert completion(prompt=["a", "b"]).prompts() == ["a", "b"]
-    assert completion(prompt=[[5], [6, 7], "mixed"]).prompts() == [[5], [6, 7], "mixed"]
-    assert completion(prompt=[]).prompts() == [[]]
+    assert completion(prompt="a").prompts() == {"prompt": "a"}
+    assert completion(prompt=[5, 6]).prompts() == {"prompt": [5, 6]}
+    assert completion(prompt=["a", "b"]).prompts() == {"prompt.0": "a", "prompt.1": "b"}
+    mixed = completion(prompt=[[5], [6, 7], "c"]).prompts()
+    assert mixed == {"prompt.0": [5], "prompt.1": [6, 7], "prompt.2": "c"}
+    assert completion(prompt=[]).prompts() == {"prompt": []}
 
 
 def test_null_is_not_set_everywhere() -> None:

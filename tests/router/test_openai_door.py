@@ -137,7 +137,7 @@ async def test_one_bad_prompt_starts_none_of_them(
     cluster = await start_cluster(decode())
     body = {"prompt": [[5], [6], [5000]]}
     status, answer = await post(http, f"{cluster.url}/v1/completions", body)
-    assert (status, answer["error"]["param"]) == (400, "token_ids")
+    assert (status, answer["error"]["param"]) == (400, "prompt.2")
     assert cluster["d0"].received == []
 
 

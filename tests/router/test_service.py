@@ -323,12 +323,12 @@ async def test_a_request_id_is_taken_while_it_runs_and_after(start_cluster: Any)
 @pytest.mark.parametrize(
     ("call", "field"),
     [
-        ({"text": ""}, "prompt"),
-        ({"token_ids": []}, "prompt"),
+        ({"text": ""}, "text"),
+        ({"token_ids": []}, "token_ids"),
         ({"token_ids": [300]}, "token_ids"),
         ({"token_ids": [2**32 - 1]}, "token_ids"),
-        ({"token_ids": [5] * 128}, "prompt"),
-        ({"text": "x" * 100_000}, "prompt"),
+        ({"token_ids": [5] * 128}, "token_ids"),
+        ({"text": "x" * 100_000}, "text"),
         ({"token_ids": [5], "max_tokens": 128}, "max_tokens"),
         ({"token_ids": [5], "max_tokens": 0}, "max_tokens"),
         ({"token_ids": [5], "temperature": -1.0}, "temperature"),

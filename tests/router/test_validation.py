@@ -55,6 +55,8 @@ def test_zero_is_a_value_and_not_a_default() -> None:
         ("stop_token_ids", tuple(range(65))),
         ("repetition_penalty", 0.0),
         ("repetition_penalty", 2.1),
+        ("repetition_penalty", -1.0),
+        ("repetition_penalty", float("nan")),
         ("presence_penalty", float("inf")),
         ("frequency_penalty", -2.1),
         ("n", 0),
@@ -74,6 +76,14 @@ def test_values_out_of_range_are_named(field: str, value: object) -> None:
         resolve(**{field: value})
     assert caught.value.field == field
     assert caught.value.fix
+
+
+@pytest.mark.parametrize(("field", "high"), [("top_p", 1), ("repetition_penalty", 2)])
+@pytest.mark.parametrize("value", [-1.0, 0.0, 2.5, float("nan")])
+def test_limits_that_leave_zero_out_say_so(field: str, high: int, value: float) -> None:
+    with pytest.raises(InvalidField) as caught:
+        resolve(**{field: value})
+    assert caught.value.fix == f"must be above 0 and at most {high}"
 
 
 def test_all_sampling_fields_pass_through() -> None:
@@ -147,12 +157,12 @@ def test_tokens_outside_the_vocabulary_are_shown_as_they_came(
     tokens: list[int], shown: str
 ) -> None:
     with pytest.raises(InvalidField) as caught:
-        checked_tokens(tokens, 300)
+        checked_tokens(tokens, 300, "prompt")
     assert caught.value.metadata["value"] == shown
 
 
 def test_tokens_become_an_array() -> None:
-    tokens = checked_tokens([5, 299, 0], 300)
+    tokens = checked_tokens([5, 299, 0], 300, "prompt")
     assert (tokens.dtype, tokens.tolist()) == (np.int32, [5, 299, 0])
 
 
