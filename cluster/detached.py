@@ -46,9 +46,10 @@ def start_detached(name: str, serve_arguments: Sequence[str]) -> RunningCluster:
     if other is not None:
         raise runs_already(other)
     log = state_folder() / f"{name}.log"
+    said_before = log.stat().st_size if log.exists() else 0
     process = _spawn(name, serve_arguments, log)
     try:
-        return _wait_ready(process, name, log)
+        return _wait_ready(process, name, log, said_before)
     except BaseException:
         _end_child(process)
         raise
@@ -90,7 +91,8 @@ def _end(handle: int, patience_s: float) -> bool:
 def _spawn(name: str, serve_arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     # -P: a file in the current directory must not hide our modules.
     command = [sys.executable, "-P", "-m", "cluster.cli.main", "serve", *serve_arguments]
-    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as output:
+    # Appended to: another `up` of the same name may be writing there at this moment.
+    with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as output:
         return subprocess.Popen(
             [*command, "--name", name, "--log", str(log)],
             stdin=subprocess.DEVNULL,
@@ -101,20 +103,23 @@ def _spawn(name: str, serve_arguments: Sequence[str], log: Path) -> subprocess.P
         )
 
 
-def _wait_ready(process: subprocess.Popen[bytes], name: str, log: Path) -> RunningCluster:
+def _wait_ready(
+    process: subprocess.Popen[bytes], name: str, log: Path, said_before: int
+) -> RunningCluster:
     while True:
         code = process.poll()
         if code is not None:
-            raise StartFailed(_reason(log), code if code > 0 else 1)
+            raise StartFailed(_reason(log, said_before), code if code > 0 else 1)
         cluster = find_running(name)
         if cluster is not None and cluster.ready and cluster.pid == process.pid:
             return cluster
         time.sleep(_POLL_S)
 
 
-def _reason(log: Path) -> str:
+def _reason(log: Path, said_before: int) -> str:
     """What `serve` said of its end, else the last that it said."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    text = log.read_bytes()[said_before:].decode(errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
     reason = "\n".join(said) or "\n".join(lines[-5:]) or "it said nothing"
     return f"{reason}\n(the cluster did not start; its log is {log})"

@@ -79,7 +79,7 @@ def test_a_cluster_in_the_background(shell: Shell, tiny_model: Path) -> None:
 
 def test_a_cluster_that_can_not_start_says_why(shell: Shell, tmp_path: Path) -> None:
     code, out, err = shell.run("up", "--model", str(tmp_path), *PORTS)
-    assert (code, out) == (1, "")
+    assert (code, out) == (2, "")
     assert "is no model folder: it has no config.json" in err
     assert "default.log" in err
 
