@@ -114,16 +114,17 @@ class DecodeScheduler:
 
     def end_answer(self, key: AttemptKey, index: int) -> None:
         """Ends one answer from outside (stop string)."""
-        for sequence in self._by_key.get(key, []):
+        for sequence in list(self._by_key.get(key, [])):
             if sequence.index == index:
-                self._remove(sequence)
-                self._leave(sequence)
+                self._finish(sequence)
 
-    def _remove(self, sequence: Sequence) -> None:
+    def _finish(self, sequence: Sequence) -> None:
+        """One answer is over; with the last one its attempt is."""
         sequences = self._by_key[sequence.key]
         sequences.remove(sequence)
         if not sequences:
             del self._by_key[sequence.key]
+        self._leave(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
         if sequence in self._running:
@@ -244,8 +245,7 @@ class DecodeScheduler:
         sequence.append(drawn.token)
         finish = sequence.finish_reason(drawn.token, self._eos)
         if finish is not None:
-            self._remove(sequence)
-            self._leave(sequence)
+            self._finish(sequence)
         return TokenOutput(
             sequence.key,
             drawn.token,
