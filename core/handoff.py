@@ -16,11 +16,15 @@ from core.step import SampledToken
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One finished block in P's pool: where it is, which use of that place, what it holds."""
+    """One finished block in P's pool: where it is on every rank, which use of that place, what it
+    holds.
+
+    ``checksums``: of each edge's part of the block, in the order of ``core.transfer_plan``.
+    """
 
     block_id: int
     generation: int
-    checksum: int
+    checksums: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

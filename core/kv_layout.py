@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import xxhash
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)

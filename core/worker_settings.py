@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from core.request import Role
+from core.shards import ONE_RANK, ParallelShape
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """Settings of one replica.
+    """Settings of one replica; ``host``, ``threads`` and ``cores`` are those of rank 0, which
+    leads it.
 
-    ``num_blocks`` is the size of its KV pool in blocks; ``max_num_batched_tokens`` the budget of
-    one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound to
-    (empty: not bound); ``transport`` is ``kv.transport``; times are in seconds.
+    ``num_blocks`` is the size of each rank's KV pool in blocks; ``max_num_batched_tokens`` the
+    budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
+    to (empty: not bound); ``transport`` is ``kv.transport``; times are in seconds.
     """
 
     worker: str
@@ -31,3 +33,25 @@ class WorkerSettings:
     transport: str = "auto"
     lease_s: float = 30.0
     beat_s: float = 5.0
+    shape: ParallelShape = ONE_RANK
+
+
+@dataclass(frozen=True, slots=True)
+class LeaderAddress:
+    """Where the leading rank of a replica waits for the others, and the random token (16 bytes)
+    that lets them in."""
+
+    host: str
+    port: int
+    token: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RankSettings:
+    """What a rank other than the leading one is told. ``worker``: its replica's settings."""
+
+    worker: WorkerSettings
+    rank: int
+    host: str = "127.0.0.1"
+    threads: int = 1
+    cores: tuple[int, ...] = ()

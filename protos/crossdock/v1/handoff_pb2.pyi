@@ -40,7 +40,7 @@ class DecodeMessage(_message.Message):
     def __init__(self, hello: _Optional[_Union[HelloReply, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., lost: _Optional[_Union[LeaseLost, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "worker", "epoch", "decode_epoch", "model_hash", "layout_hash", "dtype", "block_size", "transports", "shm", "tcp")
+    __slots__ = ("protocol_version", "worker", "epoch", "decode_epoch", "model_hash", "layout_hash", "dtype", "block_size", "tensor_parallel_size", "pipeline_parallel_size", "ranks")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -49,9 +49,9 @@ class Hello(_message.Message):
     LAYOUT_HASH_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
-    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
-    SHM_FIELD_NUMBER: _ClassVar[int]
-    TCP_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     worker: str
     epoch: int
@@ -60,10 +60,20 @@ class Hello(_message.Message):
     layout_hash: int
     dtype: str
     block_size: int
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    ranks: _containers.RepeatedCompositeFieldContainer[RankOffer]
+    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., decode_epoch: _Optional[int] = ..., model_hash: _Optional[int] = ..., layout_hash: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankOffer, _Mapping]]] = ...) -> None: ...
+
+class RankOffer(_message.Message):
+    __slots__ = ("transports", "shm", "tcp")
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
+    SHM_FIELD_NUMBER: _ClassVar[int]
+    TCP_FIELD_NUMBER: _ClassVar[int]
     transports: _containers.RepeatedScalarFieldContainer[str]
     shm: ShmOffer
     tcp: TcpOffer
-    def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., decode_epoch: _Optional[int] = ..., model_hash: _Optional[int] = ..., layout_hash: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ..., shm: _Optional[_Union[ShmOffer, _Mapping]] = ..., tcp: _Optional[_Union[TcpOffer, _Mapping]] = ...) -> None: ...
+    def __init__(self, transports: _Optional[_Iterable[str]] = ..., shm: _Optional[_Union[ShmOffer, _Mapping]] = ..., tcp: _Optional[_Union[TcpOffer, _Mapping]] = ...) -> None: ...
 
 class ShmOffer(_message.Message):
     __slots__ = ("socket_path", "nonce", "num_blocks")
@@ -86,14 +96,16 @@ class TcpOffer(_message.Message):
     def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
 
 class HelloReply(_message.Message):
-    __slots__ = ("transport", "refused", "detail")
-    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("refused", "tensor_parallel_size", "pipeline_parallel_size", "transports")
     REFUSED_FIELD_NUMBER: _ClassVar[int]
-    DETAIL_FIELD_NUMBER: _ClassVar[int]
-    transport: str
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     refused: str
-    detail: str
-    def __init__(self, transport: _Optional[str] = ..., refused: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    transports: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, refused: _Optional[str] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ..., transports: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reserve(_message.Message):
     __slots__ = ("key", "token_ids", "salt", "sampling")
@@ -138,14 +150,14 @@ class Announce(_message.Message):
     def __init__(self, key: _Optional[_Union[_worker_pb2.AttemptKey, _Mapping]] = ..., lease_id: _Optional[int] = ..., first: _Optional[int] = ..., pieces: _Optional[_Iterable[_Union[Piece, _Mapping]]] = ...) -> None: ...
 
 class Piece(_message.Message):
-    __slots__ = ("block_id", "generation", "checksum")
+    __slots__ = ("block_id", "generation", "checksums")
     BLOCK_ID_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUMS_FIELD_NUMBER: _ClassVar[int]
     block_id: int
     generation: int
-    checksum: int
-    def __init__(self, block_id: _Optional[int] = ..., generation: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
+    checksums: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, block_id: _Optional[int] = ..., generation: _Optional[int] = ..., checksums: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Ack(_message.Message):
     __slots__ = ("key", "lease_id", "verified", "resend")

@@ -253,7 +253,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers")
+    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers", "ranks")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -276,6 +276,7 @@ class WorkerStats(_message.Message):
     PID_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
@@ -298,10 +299,37 @@ class WorkerStats(_message.Message):
     pid: int
     steps: int
     routers: int
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[RankStats]
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ...) -> None: ...
+
+class RankStats(_message.Message):
+    __slots__ = ("rank", "pid", "host", "cores", "threads", "intervals")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    THREADS_FIELD_NUMBER: _ClassVar[int]
+    INTERVALS_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    pid: int
+    host: str
+    cores: _containers.RepeatedScalarFieldContainer[int]
+    threads: int
+    intervals: _containers.RepeatedCompositeFieldContainer[StepInterval]
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., host: _Optional[str] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., intervals: _Optional[_Iterable[_Union[StepInterval, _Mapping]]] = ...) -> None: ...
+
+class StepInterval(_message.Message):
+    __slots__ = ("step", "start_s", "end_s")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    start_s: float
+    end_s: float
+    def __init__(self, step: _Optional[int] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ...) -> None: ...
 
 class EdgeStats(_message.Message):
-    __slots__ = ("peer", "transport", "bytes", "blocks", "seconds", "resent_blocks", "detail")
+    __slots__ = ("peer", "transport", "bytes", "blocks", "seconds", "resent_blocks", "detail", "source_rank", "destination_rank")
     PEER_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -309,6 +337,8 @@ class EdgeStats(_message.Message):
     SECONDS_FIELD_NUMBER: _ClassVar[int]
     RESENT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_RANK_FIELD_NUMBER: _ClassVar[int]
+    DESTINATION_RANK_FIELD_NUMBER: _ClassVar[int]
     peer: str
     transport: str
     bytes: int
@@ -316,7 +346,9 @@ class EdgeStats(_message.Message):
     seconds: float
     resent_blocks: int
     detail: str
-    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., seconds: _Optional[float] = ..., resent_blocks: _Optional[int] = ..., detail: _Optional[str] = ...) -> None: ...
+    source_rank: int
+    destination_rank: int
+    def __init__(self, peer: _Optional[str] = ..., transport: _Optional[str] = ..., bytes: _Optional[int] = ..., blocks: _Optional[int] = ..., seconds: _Optional[float] = ..., resent_blocks: _Optional[int] = ..., detail: _Optional[str] = ..., source_rank: _Optional[int] = ..., destination_rank: _Optional[int] = ...) -> None: ...
 
 class LoggedEvent(_message.Message):
     __slots__ = ("at_s", "name", "attempt", "detail")
