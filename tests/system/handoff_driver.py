@@ -70,6 +70,12 @@ class HandoffDriver:
         await self._calls[prefill].write(pb.RouterMessage(prefill=work))
         return await asyncio.wait_for(self._collect(key.request_id), ANSWER_TIMEOUT_S)
 
+    async def abort_all(self, worker: str) -> None:
+        """Gives up what this worker may still be asked for."""
+        for request_id in self._answers:
+            key = pb.AttemptKey(tenant="", request_id=request_id, attempt=1)
+            await self._calls[worker].write(pb.RouterMessage(abort=pb.Abort(key=key)))
+
     async def stats(self, worker: str) -> pb.WorkerStats:
         """Checked by the worker's own invariants."""
         stub = worker_pb2_grpc.WorkerStub(self._channels[worker])

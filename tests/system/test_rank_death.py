@@ -1,0 +1,145 @@
+"""One rank of a replica killed or stopped at any phase: the whole replica ends, nobody else hangs.
+
+The other side frees every block, and its next handoff, to a fresh replica, gives the same tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from forked_replicas import ForkedReplica, forked_replicas
+from handoff_driver import HandoffDriver, HandoffFailed, attached
+
+from core.request import Role
+from core.shards import ParallelShape
+from core.worker_settings import WorkerSettings
+from crossdock.v1 import worker_pb2 as pb
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+
+PROMPT = [(7 * i) % 250 for i in range(1500)]
+TOKENS = 400
+PEERS_LEAVE_S = 5.0
+STOPPED_LEAVE_S = 20.0
+
+Phase = Callable[[HandoffDriver], Awaitable[None]]
+
+
+def settings(model: Path, role: Role, shape: ParallelShape, name: str = "") -> WorkerSettings:
+    return WorkerSettings(
+        worker=name or role.value,
+        role=role,
+        model_folder=str(model),
+        num_blocks=256,
+        max_num_batched_tokens=64,
+        shape=shape,
+        lease_s=8.0,
+        beat_s=1.0,
+    )
+
+
+async def until(
+    driver: HandoffDriver, worker: str, holds: Callable[[pb.WorkerStats], bool]
+) -> None:
+    """Asks again and again; the test's timeout bounds it."""
+    while not holds(await driver.stats(worker)):
+        pass
+
+
+async def idle(driver: HandoffDriver) -> None:
+    del driver
+
+
+async def prefilling(driver: HandoffDriver) -> None:
+    await until(driver, "prefill", lambda stats: 0 < stats.prefill_tokens_computed < len(PROMPT))
+
+
+async def pushing(driver: HandoffDriver) -> None:
+    await until(driver, "decode", lambda stats: any(edge.blocks for edge in stats.edges))
+
+
+async def decoding(driver: HandoffDriver) -> None:
+    await until(driver, "decode", lambda stats: stats.decode_tokens > 3)
+
+
+def wait_ended(replica: ForkedReplica, limit_s: float) -> float:
+    """Seconds until no rank of the replica lives any more."""
+    started = time.monotonic()
+    alive = [psutil.Process(p.pid) for p in replica.processes if p.pid is not None and p.is_alive()]
+    _, left = psutil.wait_procs([p for p in alive if p.status() != "stopped"], timeout=limit_s)
+    assert not left, f"{replica.settings.worker}: {left} are left after {limit_s} s"
+    return time.monotonic() - started
+
+
+@pytest.mark.parametrize("phase", [idle, prefilling, pushing, decoding], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+@pytest.mark.parametrize("rank", [0, 1], ids=["leader", "follower"])
+def test_a_killed_rank_ends_its_replica_and_frees_the_other_side(
+    tiny_model: Path, side: str, rank: int, phase: Phase
+) -> None:
+    with forked_replicas(
+        settings(tiny_model, Role.PREFILL, ParallelShape(2, 1)),
+        settings(tiny_model, Role.DECODE, ParallelShape(1, 2)),
+    ) as replicas:
+        victim = replicas[0 if side == "prefill" else 1]
+        survivor = replicas[1 if side == "prefill" else 0]
+        asyncio.run(kill_at(phase, victim, survivor, rank, signal.SIGKILL, PEERS_LEAVE_S))
+        replicas.remove(victim)
+        victim.kill()
+
+
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+def test_a_stopped_rank_ends_its_replica(tiny_model: Path, side: str) -> None:
+    """No connection breaks: only its silence tells."""
+    with forked_replicas(
+        settings(tiny_model, Role.PREFILL, ParallelShape(2, 1)),
+        settings(tiny_model, Role.DECODE, ParallelShape(1, 2)),
+    ) as replicas:
+        victim = replicas[0 if side == "prefill" else 1]
+        survivor = replicas[1 if side == "prefill" else 0]
+        asyncio.run(kill_at(prefilling, victim, survivor, 1, signal.SIGSTOP, STOPPED_LEAVE_S))
+        replicas.remove(victim)
+        victim.kill()
+
+
+async def kill_at(
+    phase: Phase,
+    victim: ForkedReplica,
+    survivor: ForkedReplica,
+    rank: int,
+    sign: signal.Signals,
+    limit_s: float,
+) -> None:
+    places = [replica.place for replica in (victim, survivor) if replica.place is not None]
+    async with attached(places) as driver:
+        answer = asyncio.create_task(driver.answer("prefill", "decode", PROMPT, TOKENS))
+        if phase is not idle:
+            await phase(driver)
+        pid = victim.processes[rank].pid
+        assert pid is not None
+        os.kill(pid, sign)
+        await asyncio.to_thread(wait_ended, victim, limit_s)
+        name = survivor.settings.worker
+        if name == "decode" and phase is decoding:
+            assert len(await answer) == TOKENS  # P is not needed any more.
+        else:
+            answer.cancel()
+            with contextlib.suppress(HandoffFailed, asyncio.CancelledError):
+                await answer
+        await driver.abort_all(name)
+        await until(
+            driver,
+            name,
+            lambda stats: (
+                stats.leases == stats.leased_blocks == stats.quarantined_blocks == 0
+                and stats.free_blocks + stats.cached_blocks == stats.total_blocks
+            ),
+        )

@@ -1,0 +1,80 @@
+"""Replicas of several ranks on Ray: the tokens of the oracle, and one life for all ranks."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from oracle_prompts import Prompts
+from served_cluster import ServedCluster, served
+
+from oracle import Oracle, assert_same_tokens
+
+pytestmark = [pytest.mark.processes, pytest.mark.oracle, pytest.mark.timeout(600)]
+
+TOKENS = 8
+# (tp, pp) of P and D.
+PAIRS = [
+    ((3, 1), (1, 1)),
+    ((1, 1), (3, 1)),
+    ((1, 2), (3, 1)),
+    ((3, 2), (1, 2)),
+    ((1, 5), (3, 2)),
+]
+
+
+def options(prefill: tuple[int, int], decode: tuple[int, int]) -> list[str]:
+    shapes = {"--prefill-tp": prefill[0], "--prefill-pp": prefill[1]}
+    shapes |= {"--decode-tp": decode[0], "--decode-pp": decode[1]}
+    return ["--dtype", "float32", *(part for name, n in shapes.items() for part in (name, str(n)))]
+
+
+@pytest.mark.parametrize(("prefill", "decode"), PAIRS, ids=str)
+def test_tokens_of_the_oracle_at_any_split(
+    smollm2: Path,
+    oracle: Oracle,
+    prompts: Prompts,
+    prefill: tuple[int, int],
+    decode: tuple[int, int],
+) -> None:
+    asked = [prompts.at_once[0], prompts.at_once[-2][:300], prompts.one_by_one[-2][:200]]
+    with served(smollm2, 1, 1, *options(prefill, decode)) as cluster:
+        for prompt, tokens in zip(asked, cluster.answers(asked, TOKENS), strict=True):
+            assert_same_tokens(tokens, oracle.greedy(prompt, TOKENS))
+        (stats,) = cluster.stats("decode")
+        assert stats.prefill_tokens_computed == stats.recomputed_tokens == 0
+        assert len(stats.ranks) == decode[0] * decode[1]
+        assert {edge.transport for edge in stats.edges} == {"shm"}
+        cluster.assert_nothing_is_held()
+
+
+def test_a_dead_rank_takes_its_replica_with_it_and_all_come_back(tiny_model: Path) -> None:
+    prompt = list(range(100))
+    with served(tiny_model, 1, 1, *options((2, 1), (1, 2))) as cluster:
+        expected = cluster.answer(prompt, 20)
+        for restarts, role in enumerate(["prefill", "decode"], start=1):
+            before = rank_pids(cluster, role)
+            os.kill(before[-1], signal.SIGKILL)
+            wait_until_replaced(cluster, restarts)
+            assert not set(before) & set(rank_pids(cluster, role))
+            assert cluster.answer(prompt, 20) == expected
+        cluster.assert_nothing_is_held()
+
+
+def rank_pids(cluster: ServedCluster, role: str) -> list[int]:
+    (stats,) = cluster.stats(role)
+    pids = [rank.pid for rank in stats.ranks]
+    assert len(set(pids)) == 2
+    return pids
+
+
+def wait_until_replaced(cluster: ServedCluster, restarts: int) -> None:
+    """The test's timeout bounds it."""
+    while True:
+        status = cluster.status()
+        if status.restarts >= restarts and all(w.state == "ready" for w in status.workers):
+            break
+    while not cluster.is_ready():
+        pass
