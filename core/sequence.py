@@ -2,6 +2,7 @@
 
 A sequence needs ``length - computed`` tokens computed before the next token can be drawn: many
 while it prefills (or recomputes after preemption), one in decode. There is no other distinction.
+Of these, the ones below ``planned`` belong to steps under way; the next slice starts there.
 Does not cover: which sequence runs when (the workers' schedulers).
 """
 
@@ -33,8 +34,10 @@ class Sequence:
         "computed_once",
         "index",
         "key",
+        "last_step",
         "length",
         "params",
+        "planned",
         "prompt_length",
         "published",
         "salt",
@@ -59,6 +62,9 @@ class Sequence:
         self.prompt_length = len(prompt)
         self.length = len(prompt)
         self.computed = 0
+        self.planned = 0
+        # Number of the step that last took it, or after which it came to wait for one.
+        self.last_step = 0
         # Positions below this were computed before, here or on P: computing them again is waste.
         self.computed_once = 0
         self.cached_tokens = 0
@@ -79,8 +85,13 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        """Tokens to compute before the next one can be drawn."""
+        """Tokens to compute before the next one can be drawn, those under way included."""
         return self.length - self.computed
+
+    @property
+    def unplanned(self) -> int:
+        """Tokens to compute that are in no step yet."""
+        return self.length - self.planned
 
     @property
     def generated(self) -> int:
@@ -99,13 +110,14 @@ class Sequence:
     def adopt_prefix(self, block_ids: BlockIds, hashes: npt.NDArray[np.uint64], size: int) -> None:
         """Starts with blocks that already hold the KV of the first ``len(block_ids)`` blocks."""
         self.add_blocks(block_ids)
-        self.computed = len(block_ids) * size
+        self.computed = self.planned = len(block_ids) * size
         self.published = len(block_ids)
         self._last_hash = int(hashes[len(block_ids) - 1]) if len(block_ids) else None
 
     def advance(self, end: int) -> None:
         """The KV of all positions below ``end`` is in place."""
         self.computed = end
+        self.planned = max(self.planned, end)
         self.computed_once = max(self.computed_once, end)
 
     def append(self, token: int) -> None:
@@ -113,21 +125,25 @@ class Sequence:
         self.length += 1
 
     def forget_blocks(self) -> BlockIds:
-        """Gives up all blocks (preemption); everything has to be computed again."""
+        """Gives up all blocks (preemption); everything has to be computed again.
+
+        Only for a sequence of which no step is under way.
+        """
         block_ids = self.block_ids.copy()
         self._num_blocks = 0
-        self.computed = 0
+        self.computed = self.planned = 0
         self.published = 0
         self._last_hash = None
         return block_ids
 
-    def next_slice(self, count: int, eos: frozenset[int]) -> Slice:
-        """The next ``count`` tokens to compute; draws a token if that completes the sequence."""
-        end = self.computed + count
+    def plan_slice(self, count: int, eos: frozenset[int]) -> Slice:
+        """Plans the next ``count`` tokens; draws a token if that completes the sequence."""
+        start, end = self.planned, self.planned + count
+        self.planned = end
         return Slice(
             sequence_id=self.sequence_id,
-            start=self.computed,
-            tokens=self._tokens[self.computed : end],
+            start=start,
+            tokens=self._tokens[start:end],
             block_table=self.block_ids,
             samples=self._sample_specs(eos) if end == self.length else (),
         )
@@ -160,7 +176,7 @@ class Sequence:
             block_size,
         )
         fork.index = index
-        fork.computed = self.computed
+        fork.computed = fork.planned = self.computed
         fork.computed_once = self.computed_once
         fork.cached_tokens = self.cached_tokens
         fork.published = self.published

@@ -58,7 +58,10 @@ DecoderCommand = SendToPrefill | CopyPieces | FailAttempt | TokenOutput
 
 
 class Decoder:
-    """The decisions of one decode worker. Not thread-safe: its owner holds a lock."""
+    """The decisions of one decode worker. Not thread-safe: its owner holds a lock.
+
+    ``depth``: how many steps its engine has under way at once.
+    """
 
     def __init__(
         self,
@@ -69,6 +72,7 @@ class Decoder:
         eos: frozenset[int],
         times: LeaseTimes,
         new_lease_id: Callable[[], int],
+        depth: int = 1,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -78,6 +82,7 @@ class Decoder:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             eos=eos,
+            depth=depth,
         )
 
     def handle(self, event: DecoderInput, now: float) -> list[DecoderCommand]:

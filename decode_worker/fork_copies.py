@@ -12,22 +12,22 @@ import numpy as np
 
 from core.block_pool import BlockIds, BlockPool
 from core.sequence import Sequence
-from core.step import BlockCopy
+from core.step import BlockCopy, StepPlan
 
 
 class ForkCopies:
-    """Copies to make, by fork, and those of the step under way."""
+    """Copies to make, by fork, and those of the steps under way."""
 
     def __init__(self, pool: BlockPool) -> None:
         self._pool = pool
         self._waiting: dict[int, BlockCopy] = {}
-        self._under_way: list[int] = []
+        self._under_way: list[BlockCopy] = []
 
     @property
     def sources(self) -> BlockIds:
         """Blocks that are held as sources, with one entry for each reference."""
-        waiting = [copy.source for copy in self._waiting.values()]
-        return np.array([*waiting, *self._under_way], dtype=np.int32)
+        copies = [*self._waiting.values(), *self._under_way]
+        return np.array([copy.source for copy in copies], dtype=np.int32)
 
     def plan(self, fork: Sequence, copy: BlockCopy) -> None:
         """``fork`` needs this copy before its first step."""
@@ -39,17 +39,20 @@ class ForkCopies:
         copy = self._waiting.pop(sequence.sequence_id, None)
         if copy is None:
             return []
-        self._under_way.append(copy.source)
+        self._under_way.append(copy)
         return [copy]
 
     def drop(self, sequence: Sequence) -> None:
         """The sequence gives its blocks up before the copy was made."""
         copy = self._waiting.pop(sequence.sequence_id, None)
         if copy is not None:
-            self._pool.release(np.array([copy.source], dtype=np.int32))
+            self._release_source(copy)
 
-    def done(self) -> None:
-        """The step under way is over."""
-        for source in self._under_way:
-            self._pool.release(np.array([source], dtype=np.int32))
-        self._under_way.clear()
+    def done(self, plan: StepPlan) -> None:
+        """The step that makes the copies of ``plan`` is over."""
+        for copy in plan.copies:
+            self._under_way.remove(copy)
+            self._release_source(copy)
+
+    def _release_source(self, copy: BlockCopy) -> None:
+        self._pool.release(np.array([copy.source], dtype=np.int32))

@@ -1,7 +1,7 @@
 """D's scheduler: which sequences compute which tokens in the next step (continuous batching).
 
-Covers: chunked prefill beside decoding, forking the n answers of a prompt, preemption of the
-youngest sequence when blocks run out. Pure: no clock, no I/O.
+Covers: chunked prefill beside decoding, several steps under way at once, forking the n answers
+of a prompt, preemption of the youngest sequence when blocks run out. Pure: no clock, no I/O.
 Does not cover: who gets blocks next (``decode_worker.admission``), leases (``core.lease``),
 computing (``engine``), text (``text``).
 """
@@ -9,12 +9,13 @@ computing (``engine``), text (``text``).
 from __future__ import annotations
 
 from bisect import insort
-from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from core.block_hash import TokenArray
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.handoff import FailureCause
+from core.in_flight import InFlight
 from core.lease_events import (
     FailAttempt,
     Granted,
@@ -28,8 +29,21 @@ from decode_worker.admission import AdmissionQueue, WaitingReserve
 from decode_worker.fork_copies import ForkCopies
 
 
+@dataclass(slots=True)
+class _Step:
+    """A step that is being planned. ``budget``: the tokens that it may still take."""
+
+    budget: int
+    slices: list[Slice] = field(default_factory=list)
+    copies: list[BlockCopy] = field(default_factory=list)
+
+
 class DecodeScheduler:
-    """Sequences that run, and the FIFO of those that wait. Its owner holds a lock."""
+    """Sequences that run, and the FIFO of those that wait. Its owner holds a lock.
+
+    ``depth``: how many steps may be under way at once (the stages of the pipeline). They are
+    completed in the order of their plans.
+    """
 
     def __init__(
         self,
@@ -38,6 +52,7 @@ class DecodeScheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         eos: frozenset[int],
+        depth: int = 1,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise InvalidField(
@@ -50,12 +65,14 @@ class DecodeScheduler:
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
         self._eos = eos
+        self._depth = depth
+        self._num_planned = 0
         self._next_id = 0
         self._by_key: dict[AttemptKey, list[Sequence]] = {}
         # Ordered by sequence id, that is by age.
         self._running: list[Sequence] = []
         self._queue = AdmissionQueue(pool, self.counters)
-        self._in_flight: dict[int, Sequence] = {}
+        self._in_flight = InFlight()
         self._forks = ForkCopies(pool)
         # Leases with blocks: each becomes a running sequence sooner or later.
         self._num_granted = 0
@@ -97,11 +114,11 @@ class DecodeScheduler:
         sequence = self._new_sequence(event.key, event.tokens, event.params, event.salt)
         sequence.adopt_prefix(event.block_ids[: event.held], event.hashes, self._pool.block_size)
         sequence.add_blocks(event.block_ids[event.held :])
-        sequence.computed = event.computed
+        sequence.advance(event.computed)
         sequence.computed_once = len(event.tokens)
         sequence.cached_tokens = event.cached_tokens
         sequence.publish_full_blocks(self._pool)
-        self._running.append(sequence)
+        self._run(sequence)
         self._num_granted -= 1
         return self._on_tokens(sequence, event.first_tokens)
 
@@ -131,7 +148,7 @@ class DecodeScheduler:
             self._running.remove(sequence)
         else:
             self._queue.remove(sequence)
-        if sequence.sequence_id not in self._in_flight:
+        if sequence not in self._in_flight:
             self._give_up_blocks(sequence)
 
     def _give_up_blocks(self, sequence: Sequence) -> None:
@@ -150,7 +167,7 @@ class DecodeScheduler:
         self._num_granted = num_granted
         while self._has_place and (admitted := self._queue.admit_next(len(self._running))):
             if isinstance(admitted, Sequence):
-                insort(self._running, admitted, key=lambda s: s.sequence_id)
+                self._run(admitted)
             else:
                 grants.append(admitted)
                 self._num_granted += 1
@@ -160,39 +177,62 @@ class DecodeScheduler:
     def _has_place(self) -> bool:
         return len(self._running) + self._num_granted < self._max_num_seqs
 
+    def _run(self, sequence: Sequence) -> None:
+        """From now on steps take it. It queues up behind those that wait for their turn."""
+        sequence.last_step = self._num_planned
+        insort(self._running, sequence, key=lambda s: s.sequence_id)
+
     # Steps
 
     def plan_step(self) -> StepPlan | None:
-        """The next step: one token of every decoding sequence, then prefill chunks."""
-        slices: list[Slice] = []
-        copies: list[BlockCopy] = []
-        budget = self._budget
-        for sequence in self._sequences_in_step_order():
-            count = min(sequence.remaining, budget)
-            if count == 0 or not self._ensure_blocks(sequence, sequence.computed + count):
-                continue
-            slices.append(sequence.next_slice(count, self._eos))
-            copies += self._forks.take(sequence)
-            self._in_flight[sequence.sequence_id] = sequence
-            budget -= count
-        return StepPlan(tuple(slices), tuple(copies)) if slices else None
+        """The next step: one token of every decoding sequence, then prefill chunks.
 
-    def _sequences_in_step_order(self) -> Iterator[Sequence]:
-        """Decoding ones first, each group oldest first; skips what is preempted on the way."""
+        With several steps under way each takes its share of the decoding sequences, so that every
+        stage of the pipeline has something to do.
+        """
         decoding = [s for s in self._running if s.remaining == 1]
         prefilling = [s for s in self._running if s.remaining > 1]
-        for sequence in decoding + prefilling:
-            if sequence in self._running:
-                yield sequence
+        share = -(-len(decoding) // self._depth)
+        # Those that waited longest have their turn; with one step at a time that is all of them.
+        turns = sorted(decoding, key=lambda s: s.last_step)
+        step = _Step(self._budget)
+        self._num_planned += 1
+        for sequence in turns:
+            if len(step.slices) < share:
+                self._plan(sequence, step)
+        for sequence in prefilling:
+            self._plan(sequence, step)
+        return StepPlan(tuple(step.slices), tuple(step.copies)) if step.slices else None
+
+    def _plan(self, sequence: Sequence, step: _Step) -> None:
+        """Adds what is to be computed of a sequence, unless it was preempted on the way."""
+        count = min(sequence.unplanned, step.budget)
+        if count == 0 or sequence not in self._running:
+            return
+        if not self._ensure_blocks(sequence, sequence.planned + count):
+            return
+        step.slices.append(sequence.plan_slice(count, self._eos))
+        step.copies += self._forks.take(sequence)
+        step.budget -= count
+        sequence.last_step = self._num_planned
+        self._in_flight.add(sequence)
 
     def _ensure_blocks(self, sequence: Sequence, end: int) -> bool:
+        """Blocks for positions below ``end``, if need be from younger sequences.
+
+        A sequence in a step under way keeps its blocks. If all younger ones are in one, this
+        sequence waits for the next completion. It comes to no circle of waiting: who waits has
+        its turn before those that were in a step meanwhile, and can take their blocks then.
+        """
         missing = -(-end // self._pool.block_size) - len(sequence.block_ids)
         while missing > 0:
             fresh = self._pool.allocate(missing)
             if fresh is not None:
                 sequence.add_blocks(fresh)
                 return True
-            victim = self._running[-1]
+            victim = next((s for s in reversed(self._running) if s not in self._in_flight), None)
+            if victim is None or (victim is sequence and sequence is not self._running[-1]):
+                return False
             self._preempt(victim)
             if victim is sequence:
                 return False
@@ -206,14 +246,15 @@ class DecodeScheduler:
         self.counters.preemptions += 1
 
     def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput | FailAttempt]:
-        """Books what a step computed. Returns the new tokens, and what went wrong."""
+        """Books what the oldest step under way computed: new tokens, and what went wrong."""
         self.counters.steps += 1
-        self._forks.done()
+        self._forks.done(plan)
         outputs: list[TokenOutput | FailAttempt] = []
         for piece in plan.slices:
-            sequence = self._in_flight.pop(piece.sequence_id)
+            sequence = self._in_flight.remove(piece.sequence_id)
             if sequence not in self._by_key.get(sequence.key, ()):
-                self._pool.release(sequence.forget_blocks())
+                if sequence not in self._in_flight:
+                    self._give_up_blocks(sequence)
             elif piece.sequence_id in result.failed:
                 self.end(sequence.key)
                 reason = result.failed[piece.sequence_id]
@@ -273,7 +314,7 @@ class DecodeScheduler:
         fork.add_blocks(own)
         if sequence.computed % size:
             self._forks.plan(fork, BlockCopy(int(sequence.block_ids[shared]), int(own[0])))
-        self._running.append(fork)
+        self._run(fork)
         return fork
 
     # What others may know
@@ -286,7 +327,7 @@ class DecodeScheduler:
 
     def held_references(self) -> list[BlockIds]:
         """Block ids on which sequences hold references, for invariant checks."""
-        alive = {s.sequence_id: s for s in self._running} | self._in_flight
+        alive = {s.sequence_id: s for s in [*self._running, *self._in_flight]}
         return [*(s.block_ids for s in alive.values()), self._forks.sources]
 
     def _new_sequence(

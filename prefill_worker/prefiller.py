@@ -7,6 +7,7 @@ Does not cover: the rules themselves (``core.push``, ``prefill_worker.scheduler`
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -65,6 +66,7 @@ class Prefiller:
     """The decisions of one prefill worker. Not thread-safe: its owner holds a lock.
 
     ``ends_by_text(params, token)`` tells whether the first token completes a stop string.
+    ``depth``: how many steps its engine has under way at once.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Prefiller:
         eos: frozenset[int],
         times: LeaseTimes,
         ends_by_text: Callable[[SamplingParams, int], bool],
+        depth: int = 1,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -84,13 +87,15 @@ class Prefiller:
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             eos=eos,
+            depth=depth,
         )
         self._eos = eos
         self._times = times
         self._ends_by_text = ends_by_text
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._next_beat = 0.0
-        self._step_started = 0.0
+        # When each step under way was planned, oldest first.
+        self._planned_at: deque[float] = deque()
         self._longest_step_s = 0.0
 
     def handle(self, event: PrefillerInput, now: float) -> list[PrefillerCommand]:
@@ -111,8 +116,10 @@ class Prefiller:
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if no prompt waits to be computed."""
         plan = self.scheduler.plan_step()
-        self._step_started = now
-        for piece in plan.slices if plan is not None else ():
+        if plan is None:
+            return None
+        self._planned_at.append(now)
+        for piece in plan.slices:
             key = self.scheduler.key_of(piece.sequence_id)
             self.events.add(now, "chunk started", key, f"tokens {piece.start} to {piece.end}")
         return plan
@@ -120,8 +127,10 @@ class Prefiller:
     def complete_step(
         self, plan: StepPlan, result: StepResult, now: float
     ) -> list[PrefillerCommand]:
-        """Books a step: announces finished blocks, commits finished prompts."""
-        self._longest_step_s = max(self._longest_step_s, now - self._step_started)
+        """Books the oldest step: announces finished blocks, commits finished prompts."""
+        # From plan to result, the wait for earlier steps included: so long may a prompt that is
+        # computed show no progress.
+        self._longest_step_s = max(self._longest_step_s, now - self._planned_at.popleft())
         commands: list[PrefillerCommand] = []
         for chunk in self.scheduler.complete_step(plan, result):
             commands += self._on_chunk(chunk, now)

@@ -1,8 +1,9 @@
 """P's scheduler: which prompts are computed, in which chunks. Pure: no clock, no I/O.
 
 Covers: first come, first served over prompts; own blocks before D's; the bound on prompts that
-hold blocks without a ticket; chunks within the token budget of a step; blocks held until the
-handoff is over. Does not cover: the handoff (``core.push``), computing (``engine``).
+hold blocks without a ticket; chunks within the token budget of a step, several of one prompt
+under way at once; blocks held until the handoff is over and no step under way touches them.
+Does not cover: the handoff (``core.push``), computing (``engine``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from core.block_hash import TokenArray, block_hashes
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
+from core.in_flight import InFlight
 from core.outputs import Load, StepCounters
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
@@ -39,7 +41,11 @@ class ChunkDone:
 
 
 class PrefillScheduler:
-    """Prompts that wait, that are computed, and that are held for D. Its owner holds a lock."""
+    """Prompts that wait, that are computed, and that are held for D. Its owner holds a lock.
+
+    ``depth``: how many steps may be under way at once (the stages of the pipeline). They are
+    completed in the order of their plans.
+    """
 
     def __init__(
         self,
@@ -48,18 +54,20 @@ class PrefillScheduler:
         max_num_seqs: int,
         max_num_batched_tokens: int,
         eos: frozenset[int],
+        depth: int = 1,
     ) -> None:
         self.counters = StepCounters()
         self._pool = pool
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
         self._eos = eos
+        self._depth = depth
         self._next_id = 0
         self._waiting: deque[Sequence] = deque()
         # Started prompts, oldest first: being computed, or complete and held for D.
         self._started: dict[AttemptKey, Sequence] = {}
         self._unticketed: set[AttemptKey] = set()
-        self._in_flight: dict[int, Sequence] = {}
+        self._in_flight = InFlight()
 
     def add(self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int) -> None:
         """Queues a prompt. Raises `InvalidField` if this pool can never hold it."""
@@ -89,7 +97,7 @@ class PrefillScheduler:
         return started
 
     def due(self) -> list[AttemptKey]:
-        """Prompts that the step under way or the next one computes: time to reserve on D.
+        """Prompts that the steps under way or the next one compute: time to reserve on D.
 
         Earlier would pin D's blocks, and start the clock of their leases, for prompts that only
         wait their turn here.
@@ -97,7 +105,7 @@ class PrefillScheduler:
         ahead = 0
         keys = []
         for key, sequence in self._started.items():
-            if ahead >= 2 * self._budget:
+            if ahead >= (self._depth + 1) * self._budget:
                 break
             keys.append(key)
             ahead += 0 if sequence.generated else sequence.remaining
@@ -113,11 +121,11 @@ class PrefillScheduler:
         sequence = self._started.pop(key, None)
         if sequence is None:
             self._waiting = deque(s for s in self._waiting if s.key != key)
-        elif sequence.sequence_id not in self._in_flight:
+        elif sequence not in self._in_flight:
             self._pool.release(sequence.forget_blocks())
 
     def key_of(self, sequence_id: int) -> AttemptKey:
-        """Whose slice of the step under way this is."""
+        """Whose slice of a step under way this is."""
         return self._in_flight[sequence_id].key
 
     def block_ids(self, key: AttemptKey) -> BlockIds:
@@ -154,24 +162,25 @@ class PrefillScheduler:
         slices: list[Slice] = []
         budget = self._budget
         for sequence in self._started.values():
-            count = min(sequence.remaining, budget)
+            count = min(sequence.unplanned, budget)
             if count == 0 or sequence.generated:
                 continue
-            slices.append(sequence.next_slice(count, self._eos))
-            self._in_flight[sequence.sequence_id] = sequence
+            slices.append(sequence.plan_slice(count, self._eos))
+            self._in_flight.add(sequence)
             budget -= count
             if budget == 0:
                 break
         return StepPlan(tuple(slices)) if slices else None
 
     def complete_step(self, plan: StepPlan, result: StepResult) -> list[ChunkDone]:
-        """Books what a step computed."""
+        """Books what a step computed, the oldest one under way."""
         self.counters.steps += 1
         done = []
         for piece in plan.slices:
-            sequence = self._in_flight.pop(piece.sequence_id)
+            sequence = self._in_flight.remove(piece.sequence_id)
             if self._started.get(sequence.key) is not sequence:
-                self._pool.release(sequence.forget_blocks())
+                if sequence not in self._in_flight:
+                    self._pool.release(sequence.forget_blocks())
                 continue
             self.counters.prefill_tokens_computed += len(piece.tokens)
             sequence.advance(piece.end)
@@ -192,5 +201,5 @@ class PrefillScheduler:
 
     def held_references(self) -> list[BlockIds]:
         """Block ids on which prompts hold references, for invariant checks."""
-        alive = {s.sequence_id: s for s in self._started.values()} | self._in_flight
+        alive = {s.sequence_id: s for s in [*self._started.values(), *self._in_flight]}
         return [s.block_ids for s in alive.values()]

@@ -348,7 +348,7 @@ class World:
     def _described(prefill: SimPrefill, item: AnnouncePieces) -> Announce:
         """Checksums are computed late: P may have given the blocks to somebody else by then."""
         pieces = tuple(
-            Piece(block_id, generation, block_checksum(prefill.engine.memory, block_id))
+            Piece(block_id, generation, (block_checksum(prefill.engine.memory, block_id),))
             for block_id, generation in zip(item.block_ids, item.generations, strict=True)
         )
         return Announce(item.key, item.lease_id, item.first, pieces)
@@ -389,7 +389,7 @@ class World:
         self.bytes_moved += target.nbytes
         if int(prefill.generations[piece.block_id]) != piece.generation:
             return False
-        return block_checksum(decode.engine.memory, item.destination) == piece.checksum
+        return block_checksum(decode.engine.memory, item.destination) == piece.checksums[0]
 
     def _step_prefill(self, prefill: SimPrefill) -> None:
         """Half a step: plan now, complete some events later, as the engine's thread does."""
