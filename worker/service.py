@@ -26,6 +26,7 @@ from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
+from engine.local_executor import LocalExecutor
 from engine.loop import EngineLoop
 from engine.runner import LoadedModel
 from text.tokenizer import Tokenizer
@@ -74,7 +75,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._answers = Answers(tokenizer)
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._engine: EngineLoop[None] = EngineLoop(
-            model.runner.execute,
+            LocalExecutor(model.runner.execute),
             self,
             deliver=self._deliver,
             crashed=self._crashed,

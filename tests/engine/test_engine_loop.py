@@ -1,16 +1,18 @@
-"""The step loop's thread: its order of calls, its sleep, its end, and its crashes."""
+"""The step loop's thread: its order of calls, steps under way, its sleep, its end, its crashes."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from queue import SimpleQueue
 
 import numpy as np
 import pytest
 
 from core.step import SampledToken, Slice, StepPlan, StepResult
-from engine.loop import EngineLoop
+from engine.local_executor import LocalExecutor
+from engine.loop import EngineLoop, StepExecutor
 
 WAIT_S = 10.0
 
@@ -40,17 +42,41 @@ class Scripted:
         return [drawn.token for row in result.sampled.values() for drawn in row]
 
 
+class Pipeline:
+    """An executor whose results come when the test says so."""
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self.submitted: SimpleQueue[tuple[int, Future[StepResult]]] = SimpleQueue()
+
+    @property
+    def depth(self) -> int:
+        return self._depth
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        future: Future[StepResult] = Future()
+        self.submitted.put((plan.slices[0].sequence_id, future))
+        return future
+
+    def next_submitted(self) -> tuple[int, Future[StepResult]]:
+        return self.submitted.get(timeout=WAIT_S)
+
+
+def result_of(sequence_id: int) -> StepResult:
+    return StepResult({sequence_id: (SampledToken(100 + sequence_id),)})
+
+
 class World:
     """A loop around a scripted scheduler, and what came out of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, executor: StepExecutor | None = None) -> None:
         self.scheduler = Scripted()
         self.outputs: SimpleQueue[list[int]] = SimpleQueue()
         self.crashes: SimpleQueue[BaseException] = SimpleQueue()
         self.execute: Callable[[StepPlan], StepResult] = self.answer
         self.deliver: Callable[[list[int]], None] = self.outputs.put
         self.loop: EngineLoop[list[int]] = EngineLoop(
-            lambda plan: self.execute(plan),
+            executor or LocalExecutor(lambda plan: self.execute(plan)),
             self.scheduler,
             lambda outputs: self.deliver(outputs),
             self.crashes.put,
@@ -172,3 +198,93 @@ def test_the_loop_may_be_stopped_before_it_starts_and_by_its_own_thread(world: W
     assert stopped.get(timeout=WAIT_S)
     assert world.loop.stop(WAIT_S)
     assert stopped.empty()
+
+
+# Several steps under way
+
+
+@pytest.fixture
+def pipeline() -> Pipeline:
+    return Pipeline(depth=2)
+
+
+@pytest.fixture
+def piped(pipeline: Pipeline) -> Iterator[World]:
+    world = World(pipeline)
+    world.loop.start()
+    yield world
+    assert world.loop.stop(WAIT_S)
+
+
+def test_as_many_steps_are_under_way_as_there_are_stages(piped: World, pipeline: Pipeline) -> None:
+    piped.add(1, 2, 3)
+    (one, first), (two, second) = pipeline.next_submitted(), pipeline.next_submitted()
+    assert (one, two) == (1, 2)
+    assert piped.scheduler.events == ["plan", "plan"]
+    first.set_result(result_of(1))
+    three, third = pipeline.next_submitted()
+    assert three == 3
+    assert piped.scheduler.events == ["plan", "plan", "complete", "plan"]
+    second.set_result(result_of(2))
+    third.set_result(result_of(3))
+    assert [piped.outputs.get(timeout=WAIT_S) for _ in range(3)] == [[101], [102], [103]]
+
+
+def test_steps_are_completed_in_the_order_of_their_plans(piped: World, pipeline: Pipeline) -> None:
+    piped.add(1, 2)
+    (_, first), (_, second) = pipeline.next_submitted(), pipeline.next_submitted()
+    second.set_result(result_of(2))
+    assert piped.outputs.empty()
+    first.set_result(result_of(1))
+    assert [piped.outputs.get(timeout=WAIT_S) for _ in range(2)] == [[101], [102]]
+
+
+def test_new_work_wakes_a_loop_that_waits_for_a_result(piped: World, pipeline: Pipeline) -> None:
+    piped.add(1)
+    _, first = pipeline.next_submitted()
+    piped.wait_until_idle()
+    piped.add(2)
+    two, second = pipeline.next_submitted()
+    assert two == 2
+    first.set_result(result_of(1))
+    second.set_result(result_of(2))
+    assert [piped.outputs.get(timeout=WAIT_S) for _ in range(2)] == [[101], [102]]
+
+
+def test_a_result_may_come_from_a_thread_that_holds_the_lock(
+    piped: World, pipeline: Pipeline
+) -> None:
+    piped.add(1)
+    _, first = pipeline.next_submitted()
+    with piped.loop.lock:
+        first.set_result(result_of(1))
+    assert piped.outputs.get(timeout=WAIT_S) == [101]
+
+
+def test_a_step_that_fails_crashes_the_loop_once_and_loses_the_others(
+    piped: World, pipeline: Pipeline
+) -> None:
+    piped.add(1, 2, 3)
+    (_, first), (_, second) = pipeline.next_submitted(), pipeline.next_submitted()
+    error = ConnectionError("a rank is gone")
+    first.set_exception(error)
+    second.set_exception(error)
+    assert piped.crashes.get(timeout=WAIT_S) is error
+    assert piped.loop.stop(WAIT_S)
+    assert piped.crashes.empty()
+    assert piped.outputs.empty()
+    assert pipeline.submitted.empty()
+
+
+def test_stopping_waits_for_all_steps_under_way(piped: World, pipeline: Pipeline) -> None:
+    piped.add(1, 2, 3)
+    (_, first), (_, second) = pipeline.next_submitted(), pipeline.next_submitted()
+    assert not piped.loop.stop(timeout=0)
+    first.set_result(result_of(1))
+    assert piped.outputs.get(timeout=WAIT_S) == [101]
+    assert not piped.loop.stop(timeout=0)
+    second.set_result(result_of(2))
+    assert piped.loop.stop(WAIT_S)
+    assert piped.outputs.get(timeout=WAIT_S) == [102]
+    assert pipeline.submitted.empty()
+    assert len(piped.scheduler.plans) == 1

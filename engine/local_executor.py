@@ -1,0 +1,28 @@
+"""Steps of a replica that is one process: each is computed before the next one is planned.
+
+Does not cover: replicas of several ranks (``worker.ranks``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from core.step import StepPlan, StepResult
+
+
+class LocalExecutor:
+    """A `StepExecutor` that computes on the thread that submits, one step at a time."""
+
+    def __init__(self, execute: Callable[[StepPlan], StepResult]) -> None:
+        self._execute = execute
+
+    @property
+    def depth(self) -> int:
+        return 1
+
+    def submit(self, plan: StepPlan) -> Future[StepResult]:
+        """Returns when the step is computed. Raises what ``execute`` raises."""
+        future: Future[StepResult] = Future()
+        future.set_result(self._execute(plan))
+        return future
