@@ -30,13 +30,16 @@ def tokens(count: int, first: int = 1) -> np.ndarray:
 class Desk:
     """A scheduler with its pool; steps draw the token 7 unless told otherwise."""
 
-    def __init__(self, num_blocks: int = 20, max_num_seqs: int = 4, budget: int = 8) -> None:
+    def __init__(
+        self, num_blocks: int = 20, max_num_seqs: int = 4, budget: int = 8, depth: int = 1
+    ) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
         self.scheduler = DecodeScheduler(
             self.pool,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=budget,
             eos=frozenset({EOS}),
+            depth=depth,
         )
 
     def local(self, name: str, length: int, first: int = 1, **params: object) -> None:
@@ -303,3 +306,133 @@ def test_more_answers_than_blocks_do_not_wait_for_ever() -> None:
         ended |= {output.index for output in desk.step() if output.finish}
         desk.validate()
     assert desk.pool.num_leased == 0
+
+
+# Several steps under way
+
+
+def starts(plan: StepPlan) -> dict[int, int]:
+    return {piece.sequence_id: piece.start for piece in plan.slices}
+
+
+def decoding(depth: int, count: int, **options: int) -> Desk:
+    """A desk with ``count`` sequences of 3 prompt tokens that have their first token."""
+    desk = Desk(depth=depth, **options)
+    for number in range(count):
+        desk.local(str(number), 3, first=10 * number + 1, max_tokens=30)
+    while desk.scheduler.load.pending_prefill_tokens:
+        desk.step()
+    return desk
+
+
+def test_a_sequence_whose_token_is_under_way_is_not_planned_again() -> None:
+    desk = decoding(depth=2, count=1)
+    plan = desk.plan()
+    assert desk.scheduler.plan_step() is None
+    assert len(desk.complete(plan)) == 1
+    assert desk.scheduler.plan_step() is not None
+
+
+@pytest.mark.parametrize(
+    ("depth", "count", "sizes"),
+    [(1, 5, [5]), (2, 4, [2, 2]), (2, 5, [3, 2]), (3, 5, [2, 2, 1]), (3, 1, [1])],
+)
+def test_every_stage_gets_its_share_of_the_decoding_sequences(
+    depth: int, count: int, sizes: list[int]
+) -> None:
+    desk = decoding(depth, count, max_num_seqs=8)
+    plans = [desk.plan() for _ in sizes]
+    assert [len(plan.slices) for plan in plans] == sizes
+    assert desk.scheduler.plan_step() is None
+    ids = [i for plan in plans for i in starts(plan)]
+    assert len(set(ids)) == count
+    desk.validate()
+
+
+def test_who_waited_longest_has_its_turn_even_if_new_ones_keep_coming() -> None:
+    desk = decoding(depth=2, count=2)
+    turns: dict[int, int] = {1: 0, 2: 0}
+    for number in range(8):
+        # Two answers of two tokens each start and end all the time.
+        while desk.scheduler.load.running < 4:
+            desk.local(f"{number}/{desk.scheduler.load.running}", 1, first=90, max_tokens=2)
+        plan = desk.plan()
+        for sequence_id in starts(plan).keys() & turns:
+            turns[sequence_id] += 1
+        desk.complete(plan)
+    assert turns == {1: 4, 2: 4}
+
+
+def test_the_next_chunk_of_a_prompt_is_planned_while_one_is_under_way() -> None:
+    desk = Desk(depth=3)
+    desk.local("a", 18)
+    plans = [desk.plan() for _ in range(3)]
+    assert [starts(plan) for plan in plans] == [{1: 0}, {1: 8}, {1: 16}]
+    assert desk.scheduler.plan_step() is None
+    assert [len(desk.complete(plan)) for plan in plans] == [0, 0, 1]
+    assert desk.scheduler.counters.prefill_tokens_computed == 18
+    desk.validate()
+
+
+def test_blocks_of_an_aborted_sequence_stay_until_its_last_step_has_ended() -> None:
+    desk = Desk(depth=2)
+    desk.local("a", 12)
+    first, second = desk.plan(), desk.plan()
+    desk.scheduler.end(key("a"))
+    assert desk.complete(first) == []
+    assert desk.pool.num_leased > 0
+    desk.validate()
+    assert desk.complete(second) == []
+    assert desk.pool.num_leased == 0
+    desk.validate()
+
+
+def test_a_failed_draw_frees_the_blocks_of_all_answers_once_their_steps_have_ended() -> None:
+    desk = Desk(depth=2)
+    desk.local("a", 6, n=2)
+    desk.step()
+    first, second = desk.plan(), desk.plan()
+    result = StepResult({}, {first.slices[0].sequence_id: "the logits hold NaN"})
+    (failure,) = desk.scheduler.complete_step(first, result)
+    assert isinstance(failure, FailAttempt)
+    assert desk.pool.num_leased > 0, "the other answer is in the second step"
+    desk.validate()
+    assert desk.complete(second) == []
+    assert desk.pool.num_leased == 0
+    desk.validate()
+
+
+def test_a_copy_belongs_to_the_step_that_makes_it() -> None:
+    desk = Desk(depth=2)
+    desk.local("a", 6, n=2)
+    desk.step()
+    first, second = desk.plan(), desk.plan()
+    assert first.copies == ()
+    (copy,) = second.copies
+    desk.scheduler.end(key("a"))
+    desk.complete(first)
+    assert desk.pool.references[copy.source] == 1
+    desk.validate()
+    desk.complete(second)
+    assert desk.pool.num_leased == 0
+    desk.validate()
+
+
+def test_a_sequence_under_way_is_never_preempted_and_the_older_one_waits_for_it() -> None:
+    desk = Desk(num_blocks=6, depth=2, budget=17)
+    desk.local("old", 6, max_tokens=9)
+    desk.local("young", 11, first=50, max_tokens=9)
+    desk.step()
+    desk.complete(desk.plan())
+    desk.complete(desk.plan())
+    full_block, young = desk.plan(), desk.plan()
+    assert (starts(full_block), starts(young)) == ({1: 7}, {2: 12})
+    assert desk.pool.num_available == 0, "the younger one took the last block"
+    desk.complete(full_block)
+    assert desk.scheduler.plan_step() is None, "the older one waits"
+    assert desk.scheduler.counters.preemptions == 0
+    desk.validate()
+    desk.complete(young)
+    assert starts(desk.plan()) == {1: 8}, "it has its turn with the blocks of the younger one"
+    assert desk.scheduler.counters.preemptions == 1
+    desk.validate()

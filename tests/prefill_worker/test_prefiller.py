@@ -7,6 +7,7 @@ import pytest
 
 from core.block_pool import BlockPool
 from core.handoff import (
+    Beat,
     Cancel,
     Commit,
     Committed,
@@ -29,6 +30,7 @@ from prefill_worker.messages import (
     PrefillerCommand,
     SendToDecode,
     Submit,
+    Tick,
 )
 from prefill_worker.prefiller import Prefiller, consecutive_runs
 
@@ -44,7 +46,7 @@ def key(name: str) -> AttemptKey:
 class Desk:
     """A prefiller with 40 blocks of 4 tokens and chunks of 8."""
 
-    def __init__(self, num_blocks: int = 40) -> None:
+    def __init__(self, num_blocks: int = 40, depth: int = 1) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
         self.prefiller = Prefiller(
             self.pool,
@@ -53,6 +55,7 @@ class Desk:
             eos=frozenset({EOS}),
             times=LeaseTimes(),
             ends_by_text=lambda params, token: token == STOP_TEXT_TOKEN,
+            depth=depth,
         )
 
     def submit(
@@ -66,9 +69,11 @@ class Desk:
         return self.prefiller.handle(FromDecode(Ticket(key(name), 5, held)), 0.0)
 
     def step(self, token: int = 7) -> list[PrefillerCommand]:
-        plan = self.plan()
+        return self.complete(self.plan(), token)
+
+    def complete(self, plan: StepPlan, token: int = 7, now: float = 0.0) -> list[PrefillerCommand]:
         drawn = {s.sequence_id: (SampledToken(token),) * len(s.samples) for s in plan.slices}
-        return self.prefiller.complete_step(plan, StepResult(drawn), 0.0)
+        return self.prefiller.complete_step(plan, StepResult(drawn), now)
 
     def draw(self, *tokens: int) -> list[PrefillerCommand]:
         """A step that draws these first tokens for the only prompt."""
@@ -78,8 +83,8 @@ class Desk:
         drawn = {piece.sequence_id: tuple(SampledToken(token) for token in tokens)}
         return self.prefiller.complete_step(plan, StepResult(drawn), 0.0)
 
-    def plan(self) -> StepPlan:
-        plan = self.prefiller.plan_step(0.0)
+    def plan(self, now: float = 0.0) -> StepPlan:
+        plan = self.prefiller.plan_step(now)
         assert plan is not None
         return plan
 
@@ -239,3 +244,59 @@ def test_a_prompt_that_never_fits_is_rejected_and_others_go_on(desk: Desk) -> No
 def test_runs_of_indices() -> None:
     assert consecutive_runs((3, 4, 5, 9, 11, 12)) == [(3, 6), (9, 10), (11, 13)]
     assert consecutive_runs(()) == []
+
+
+# Several steps under way
+
+
+def slices(plan: StepPlan) -> list[tuple[int, int, int]]:
+    """(sequence id, first token, end) of each slice."""
+    return [(piece.sequence_id, piece.start, piece.end) for piece in plan.slices]
+
+
+def test_chunks_of_one_prompt_and_of_the_next_follow_each_other_through_the_stages() -> None:
+    desk = Desk(depth=3)
+    desk.submit("a", 11)
+    desk.submit("b", 9, first=100)
+    desk.ticket("a")
+    plans = [desk.plan() for _ in range(3)]
+    assert [slices(plan) for plan in plans] == [[(1, 0, 8)], [(1, 8, 11), (2, 0, 5)], [(2, 5, 9)]]
+    assert desk.prefiller.plan_step(0.0) is None
+    (first,) = desk.complete(plans[0])
+    assert isinstance(first, AnnouncePieces)
+    assert (first.first, len(first.block_ids)) == (0, 2), "blocks of the first chunk, no others"
+    second, commit = desk.complete(plans[1])
+    assert isinstance(second, AnnouncePieces)
+    assert (second.first, len(second.block_ids)) == (2, 1)
+    assert isinstance(commit, SendToDecode)
+    assert isinstance(commit.message, Commit)
+
+
+def test_an_abort_frees_when_the_last_step_with_a_chunk_has_ended() -> None:
+    desk = Desk(depth=2)
+    desk.submit("a", 20)
+    first, second = desk.plan(), desk.plan()
+    desk.prefiller.handle(Abort(key("a")), 0.0)
+    assert desk.complete(first) == []
+    assert desk.pool.num_leased == 5
+    desk.prefiller.validate()
+    assert desk.complete(second) == []
+    assert desk.is_clean()
+
+
+def test_it_reserves_for_all_that_the_steps_under_way_and_the_next_one_compute() -> None:
+    desk = Desk(depth=2)
+    assert len(desk.submit("now", 20)) == 1
+    assert len(desk.submit("soon", 8, first=100)) == 1, "three steps take it in"
+    assert desk.submit("later", 8, first=200) == []
+
+
+def test_a_step_lasts_from_its_plan_to_its_result_whatever_else_is_under_way() -> None:
+    desk = Desk(depth=2)
+    desk.submit("a", 20)
+    desk.ticket("a")
+    first, second = desk.plan(now=1.0), desk.plan(now=2.0)
+    desk.complete(first, now=4.0)
+    desk.complete(second, now=7.0)
+    (beat,) = desk.prefiller.handle(Tick(), 8.0)
+    assert beat == SendToDecode("D0", Beat(((5, 16),), 5.0))

@@ -1,8 +1,10 @@
 """Prefill and decode workers in one deterministic world: a seeded order of events, a virtual clock.
 
 The production `Prefiller` and `Decoder` run here with a fake engine, a memory copy for a
-transport and a network that delays, doubles and damages. A tiny router retries like the real one:
-before the first token elsewhere, after it the request counts as aborted.
+transport and a network that delays, doubles and damages. Engines have any number of pipeline
+stages, each with a part of every block, so that several steps are under way. A tiny router
+retries like the real one: before the first token elsewhere, after it the request counts as
+aborted.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from fake_engine import FakeEngine, expected_answer
+from fake_engine import FakeEngine, Step, expected_answer
 
 from core.block_hash import TokenArray
 from core.block_pool import BlockPool
@@ -35,7 +37,7 @@ from core.lease_events import (
 from core.outputs import TokenOutput
 from core.push import ReportFailure
 from core.request import AttemptKey, RequestKey, SamplingParams
-from core.step import StepPlan
+from core.step import StepPlan, StepResult
 from decode_worker.decoder import Decoder, PrefillHere
 from prefill_worker.messages import (
     Abort,
@@ -55,8 +57,9 @@ BLOCK_SIZE = 4
 SALT = 7
 
 
-def block_checksum(memory: np.ndarray, block_id: int) -> int:
-    return hash(memory[block_id].tobytes()) & (2**63 - 1)
+def block_checksums(memory: np.ndarray, block_id: int) -> tuple[int, ...]:
+    """One for each stage."""
+    return tuple(hash(part.tobytes()) & (2**63 - 1) for part in memory[:, block_id])
 
 
 @dataclass
@@ -91,10 +94,12 @@ class Request:
 class SimPrefill:
     """One prefill worker."""
 
-    def __init__(self, name: str, num_blocks: int, times: LeaseTimes, chunk: int) -> None:
+    def __init__(
+        self, name: str, num_blocks: int, times: LeaseTimes, chunk: int, depth: int
+    ) -> None:
         self.name = name
         self.generations = np.zeros(num_blocks, dtype=np.uint64)
-        self.engine = FakeEngine(num_blocks, BLOCK_SIZE)
+        self.engine = FakeEngine(num_blocks, BLOCK_SIZE, depth)
         self.brain = Prefiller(
             BlockPool(num_blocks, BLOCK_SIZE, self.generations),
             max_num_seqs=8,
@@ -102,22 +107,18 @@ class SimPrefill:
             eos=frozenset(),
             times=times,
             ends_by_text=lambda params, token: False,
+            depth=depth,
         )
-        self.plan: StepPlan | None = None
-
-    def tokens_of(self, plan: StepPlan) -> dict[int, np.ndarray]:
-        flying = self.brain.scheduler._in_flight
-        return {s.sequence_id: flying[s.sequence_id].tokens for s in plan.slices}
 
 
 class SimDecode:
     """One decode worker."""
 
     def __init__(
-        self, name: str, num_blocks: int, times: LeaseTimes, new_id: Callable[[], int]
+        self, name: str, num_blocks: int, times: LeaseTimes, new_id: Callable[[], int], depth: int
     ) -> None:
         self.name = name
-        self.engine = FakeEngine(num_blocks, BLOCK_SIZE)
+        self.engine = FakeEngine(num_blocks, BLOCK_SIZE, depth)
         self.brain = Decoder(
             BlockPool(num_blocks, BLOCK_SIZE),
             max_num_seqs=6,
@@ -125,12 +126,8 @@ class SimDecode:
             eos=frozenset(),
             times=times,
             new_lease_id=new_id,
+            depth=depth,
         )
-        self.plan: StepPlan | None = None
-
-    def tokens_of(self, plan: StepPlan) -> dict[int, np.ndarray]:
-        flying = self.brain.scheduler._in_flight
-        return {s.sequence_id: flying[s.sequence_id].tokens for s in plan.slices}
 
 
 @dataclass
@@ -143,7 +140,10 @@ class Copying:
 
 
 class World:
-    """Everything, and a seeded choice of what happens next."""
+    """Everything, and a seeded choice of what happens next.
+
+    ``depths``: pipeline stages of each prefill and each decode worker.
+    """
 
     def __init__(
         self,
@@ -153,6 +153,7 @@ class World:
         decodes: int = 1,
         prefill_blocks: int = 40,
         decode_blocks: int = 40,
+        depths: tuple[int, int] = (1, 1),
         faults: Faults | None = None,
     ) -> None:
         self.random = random.Random(seed)
@@ -161,6 +162,7 @@ class World:
         self.times = LeaseTimes()
         self._lease_ids = iter(range(1, 10**9))
         self._sizes = (prefill_blocks, decode_blocks)
+        self._depths = depths
         self.prefills = {f"P{i}": self._new_prefill(f"P{i}") for i in range(prefills)}
         self.decodes = {f"D{i}": self._new_decode(f"D{i}") for i in range(decodes)}
         self.lives = dict.fromkeys([*self.prefills, *self.decodes], 0)
@@ -174,10 +176,11 @@ class World:
         self.log: list[str] = []
 
     def _new_prefill(self, name: str) -> SimPrefill:
-        return SimPrefill(name, self._sizes[0], self.times, chunk=12)
+        return SimPrefill(name, self._sizes[0], self.times, chunk=12, depth=self._depths[0])
 
     def _new_decode(self, name: str) -> SimDecode:
-        return SimDecode(name, self._sizes[1], self.times, lambda: next(self._lease_ids))
+        new_id = self._lease_ids.__next__
+        return SimDecode(name, self._sizes[1], self.times, new_id, self._depths[1])
 
     # The tiny router
 
@@ -348,7 +351,7 @@ class World:
     def _described(prefill: SimPrefill, item: AnnouncePieces) -> Announce:
         """Checksums are computed late: P may have given the blocks to somebody else by then."""
         pieces = tuple(
-            Piece(block_id, generation, (block_checksum(prefill.engine.memory, block_id),))
+            Piece(block_id, generation, block_checksums(prefill.engine.memory, block_id))
             for block_id, generation in zip(item.block_ids, item.generations, strict=True)
         )
         return Announce(item.key, item.lease_id, item.first, pieces)
@@ -381,32 +384,53 @@ class World:
         self._do_decode(decode, decode.brain.handle(event, self.now))
 
     def _copy(self, prefill: SimPrefill, decode: SimDecode, item: PieceCopy) -> bool:
+        """Every stage of D takes its part of the block from the stage of P that has it."""
         piece = item.piece
-        target = decode.engine.memory[item.destination]
-        target[:] = prefill.engine.memory[piece.block_id]
+        target = decode.engine.memory[:, item.destination]
+        source = np.arange(decode.engine.depth) % prefill.engine.depth
+        target[:] = prefill.engine.memory[source, piece.block_id]
         if self.random.random() < self.faults.damage:
-            target[self.random.randrange(BLOCK_SIZE)] ^= np.uint64(1)
+            stage = self.random.randrange(decode.engine.depth)
+            target[stage, self.random.randrange(BLOCK_SIZE)] ^= np.uint64(1)
         self.bytes_moved += target.nbytes
         if int(prefill.generations[piece.block_id]) != piece.generation:
             return False
-        return block_checksum(decode.engine.memory, item.destination) == piece.checksums[0]
+        expected = tuple(piece.checksums[stage] for stage in source)
+        return block_checksums(decode.engine.memory, item.destination) == expected
 
     def _step_prefill(self, prefill: SimPrefill) -> None:
-        """Half a step: plan now, complete some events later, as the engine's thread does."""
-        if prefill.plan is None:
-            prefill.plan = prefill.brain.plan_step(self.now)
-            return
-        plan, prefill.plan = prefill.plan, None
-        result = prefill.engine.execute(plan, prefill.tokens_of(plan))
-        self._do_prefill(prefill, prefill.brain.complete_step(plan, result, self.now))
+        finished = self._move_engine(prefill)
+        if finished is not None:
+            self._do_prefill(prefill, prefill.brain.complete_step(*finished, self.now))
 
     def _step_decode(self, decode: SimDecode) -> None:
-        if decode.plan is None:
-            decode.plan = decode.brain.plan_step(self.now)
-            return
-        plan, decode.plan = decode.plan, None
-        result = decode.engine.execute(plan, decode.tokens_of(plan))
-        self._do_decode(decode, decode.brain.complete_step(plan, result, self.now))
+        finished = self._move_engine(decode)
+        if finished is not None:
+            self._do_decode(decode, decode.brain.complete_step(*finished, self.now))
+
+    def _move_engine(self, worker: SimPrefill | SimDecode) -> tuple[StepPlan, StepResult] | None:
+        """A step is planned, or computed by one more stage, or comes to its end."""
+        engine = worker.engine
+        moves: list[Step | str] = [*engine.movable()]
+        if engine.has_room:
+            moves.append("plan")
+        if engine.has_finished:
+            moves.append("take")
+        move = self.random.choice(moves)
+        if move == "take":
+            return engine.take_finished()
+        if move == "plan":
+            self._plan(worker)
+        else:
+            engine.advance(move)
+        return None
+
+    def _plan(self, worker: SimPrefill | SimDecode) -> None:
+        plan = worker.brain.plan_step(self.now)
+        if plan is not None:
+            in_flight = worker.brain.scheduler._in_flight
+            ids = [piece.sequence_id for piece in plan.slices]
+            worker.engine.submit(plan, {i: in_flight[i].tokens for i in ids})
 
     def _abort_some_request(self) -> None:
         running = [(k, r) for k, r in self.requests.items() if not r.outcome]
@@ -449,8 +473,8 @@ class World:
             all(r.outcome for r in self.requests.values())
             and not self.copies
             and not self.aborts
-            and all(p.brain.idle and p.plan is None for p in self.prefills.values())
-            and all(d.brain.idle and d.plan is None for d in self.decodes.values())
+            and all(p.brain.idle and p.engine.is_idle for p in self.prefills.values())
+            and all(d.brain.idle and d.engine.is_idle for d in self.decodes.values())
         )
 
     def validate(self) -> None:

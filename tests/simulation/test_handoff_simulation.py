@@ -7,6 +7,8 @@ import random
 import pytest
 from handoff_world import BLOCK_SIZE, Faults, World
 
+SOME_DEPTHS = pytest.mark.parametrize("depth", [1, 2, 3])
+
 
 def ask_many(world: World, count: int, *, longest: int = 60, max_tokens: int = 12) -> None:
     """Prompts that share prefixes, so that both sides hold some of them already."""
@@ -27,6 +29,18 @@ def test_one_prompt_goes_through_prefill_handoff_and_decode() -> None:
     decode = world.decodes["D0"].brain
     assert decode.counters.prefill_tokens_computed == 0
     assert decode.counters.decode_tokens == 4
+
+
+@SOME_DEPTHS
+def test_every_stage_of_a_pipeline_gets_a_step_of_its_own(depth: int) -> None:
+    world = World(seed=1, depths=(depth, depth))
+    for number in range(4):
+        world.ask(f"long-{number}", [number * 60 + i for i in range(1, 51)], max_tokens=30)
+    world.run()
+    world.validate()
+    assert {r.outcome for r in world.requests.values()} == {"length"}
+    assert world.prefills["P0"].engine.most_under_way == depth
+    assert world.decodes["D0"].engine.most_under_way == depth
 
 
 def test_only_blocks_that_decode_lacks_are_shipped() -> None:
@@ -56,9 +70,10 @@ def test_a_prompt_whose_full_blocks_decode_holds_ships_nothing() -> None:
     assert request.outcome == "length"
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_long_answers_preempt_each_other_and_stay_right(seed: int) -> None:
-    world = World(seed, decode_blocks=24)
+@SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(10))
+def test_long_answers_preempt_each_other_and_stay_right(seed: int, depth: int) -> None:
+    world = World(seed, depths=(depth, depth), decode_blocks=24)
     for number in range(8):
         prompt = [number * 40 + i for i in range(1, 21)]
         world.ask(f"long-{number}", prompt, max_tokens=50)
@@ -68,36 +83,46 @@ def test_long_answers_preempt_each_other_and_stay_right(seed: int) -> None:
     assert world.decodes["D0"].brain.counters.preemptions > 0
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_colocated_workers_prefill_beside_decoding(seed: int) -> None:
-    world = World(seed, prefills=0, decodes=2, decode_blocks=30)
+@SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(6))
+def test_colocated_workers_prefill_beside_decoding(seed: int, depth: int) -> None:
+    world = World(seed, depths=(depth, depth), prefills=0, decodes=2, decode_blocks=30)
     ask_many(world, 12)
     world.run()
     world.validate()
     assert {r.outcome for r in world.requests.values()} == {"length"}
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_doubled_and_damaged_messages_change_nothing(seed: int) -> None:
-    world = World(seed, prefills=2, decodes=2, faults=Faults(double=0.3, damage=0.15))
+@SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(20))
+def test_doubled_and_damaged_messages_change_nothing(seed: int, depth: int) -> None:
+    world = World(
+        seed, depths=(depth, depth), prefills=2, decodes=2, faults=Faults(double=0.3, damage=0.15)
+    )
     ask_many(world, 12)
     world.run()
     world.validate()
     assert {r.outcome for r in world.requests.values()} == {"length"}
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_lost_messages_cost_time_and_nothing_else(seed: int) -> None:
-    world = World(seed, prefills=2, decodes=2, faults=Faults(lose=0.05, double=0.1))
+@SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(20))
+def test_lost_messages_cost_time_and_nothing_else(seed: int, depth: int) -> None:
+    world = World(
+        seed, depths=(depth, depth), prefills=2, decodes=2, faults=Faults(lose=0.05, double=0.1)
+    )
     ask_many(world, 12)
     world.run()
     world.validate()
     assert {r.outcome for r in world.requests.values()} == {"length"}
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_killed_workers_cost_no_request_that_had_no_token(seed: int) -> None:
-    world = World(seed, prefills=2, decodes=2, faults=Faults(kill=0.004, double=0.1))
+@SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_workers_cost_no_request_that_had_no_token(seed: int, depth: int) -> None:
+    world = World(
+        seed, depths=(depth, depth), prefills=2, decodes=2, faults=Faults(kill=0.004, double=0.1)
+    )
     ask_many(world, 12)
     world.run()
     world.faults = Faults()
@@ -107,7 +132,7 @@ def test_killed_workers_cost_no_request_that_had_no_token(seed: int) -> None:
         assert request.outcome == "length" or request.tokens
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(60))
 def test_everything_at_once_leaks_nothing(seed: int) -> None:
     faults = Faults(double=0.1, damage=0.05, kill=0.002, abort=0.004, pause=0.004)
     shape = random.Random(seed)
@@ -117,6 +142,7 @@ def test_everything_at_once_leaks_nothing(seed: int) -> None:
         decodes=shape.choice([1, 2, 3]),
         prefill_blocks=shape.choice([30, 80]),
         decode_blocks=shape.choice([30, 80]),
+        depths=(shape.choice([1, 2, 3]), shape.choice([1, 2, 3])),
         faults=faults,
     )
     ask_many(world, 16)
@@ -127,9 +153,12 @@ def test_everything_at_once_leaks_nothing(seed: int) -> None:
     assert all(r.outcome for r in world.requests.values())
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_cancelled_requests_never_touch_the_blocks_of_others(seed: int) -> None:
-    world = World(seed, decodes=1, decode_blocks=26, faults=Faults(abort=0.04))
+@SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(15))
+def test_cancelled_requests_never_touch_the_blocks_of_others(seed: int, depth: int) -> None:
+    world = World(
+        seed, depths=(depth, depth), decodes=1, decode_blocks=26, faults=Faults(abort=0.04)
+    )
     for burst in range(6):
         ask_many_named(world, f"burst-{burst}", 8)
         world.run()
