@@ -61,3 +61,6 @@ class Alone:
 
     def close(self) -> None:
         pass
+
+
+ALONE = Alone()

@@ -2,8 +2,10 @@
 
 Covers: grouped-query attention with rotary positions, biases, norms of Q and K and sliding windows
 where ``ModelConfig`` has them, and a gated MLP: Llama (Touvron et al., 2023) and what is built
-alike. Q, K, V and gate, up are one matrix each, joined once when the model is made.
-Does not cover: sharding, sampling (``engine.sampler``), reading files (``engine.weights``).
+alike. Q, K, V and gate, up are one matrix each, joined once when the model is made. A rank of a
+replica computes its layers and its heads, and exchanges hidden states with the other ranks.
+Does not cover: how a model is split (``engine.model_shard``), sampling (``engine.sampler``),
+reading files (``engine.weights``).
 """
 
 from __future__ import annotations
@@ -15,9 +17,13 @@ import torch
 
 from engine.attention_index import AttentionIndex
 from engine.batch import Batch
+from engine.communicator import ALONE, Communicator
 from engine.model_config import ModelConfig
+from engine.model_shard import ModelShard, model_shard
 from engine.rope_frequencies import attention_factor, inverse_frequencies
 from engine.sliding_window import Window
+from engine.vocabulary import Embedding, Head
+from engine.weight_shapes import EMBEDDING, FINAL_NORM, HEAD
 from kernels.linear import Linear
 from kernels.paged_attention import decode_attention, prefill_attention
 from kernels.rms_norm import rms_norm, rms_norm_heads
@@ -30,7 +36,10 @@ Angles = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """``qk_norm`` [heads + kv_heads, head_dim]: a row of weights for each head of Q, then K."""
+    """``qk_norm`` [heads + kv_heads, head_dim]: a row of weights for each head of Q, then K.
+
+    ``output`` and ``down`` give this rank's part of a sum over the tensor ranks.
+    """
 
     attention_norm: torch.Tensor
     qkv: Linear
@@ -43,48 +52,68 @@ class _Layer:
 
 
 class Decoder:
-    """All layers of a model; the weights decide dtype and device."""
+    """The layers of a model that one rank holds; the weights decide dtype and device."""
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
-        """``weights``: what ``engine.weights.load_weights`` gives for ``config``."""
+    def __init__(
+        self, config: ModelConfig, weights: Weights, communicator: Communicator = ALONE
+    ) -> None:
+        """``weights``: what ``engine.weights.load_weights`` gives for ``config`` and this rank."""
         self.config = config
-        self._embedding = weights["model.embed_tokens.weight"]
-        self._layers = [_layer(config, weights, i) for i in range(config.num_layers)]
-        self._norm = weights["model.norm.weight"]
-        head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        self._head = Linear(weights[head])
+        self.shard = shard = model_shard(config, communicator.shape, communicator.rank)
+        self._communicator = communicator
+        self._layers = [_layer(config, shard, weights, i) for i in shard.layers]
+        self.dtype = self._layers[0].attention_norm.dtype
+        self.device = self._layers[0].attention_norm.device
+        if shard.is_first_stage:
+            self._embed = Embedding(weights[EMBEDDING], shard.vocabulary, communicator)
+        if shard.is_last_stage:
+            self._norm = weights[FINAL_NORM]
+            head = weights[EMBEDDING if config.tie_word_embeddings else HEAD]
+            self._head = Head(head, config.vocab_size, communicator)
         precise = torch.promote_types(self.dtype, torch.float32)
         self._frequencies = inverse_frequencies(config.rope, config.head_dim, precise, self.device)
         self._attention_factor = attention_factor(config.rope)
 
     @property
-    def dtype(self) -> torch.dtype:
-        return self._embedding.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._embedding.device
+    def windows(self) -> tuple[Window, ...]:
+        """The different windows of the layers held here: what a batch is built for."""
+        return tuple(dict.fromkeys(layer.window for layer in self._layers))
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor:
+    def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor | None:
         """Writes the KV of all tokens to ``pool`` and gives float32 logits [R, vocab].
 
-        ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim] in the model's dtype; R is the
-        number of rows that the batch wants logits of, and may be 0. The batch must have been built
-        for the windows of ``config``.
+        ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim] in the model's dtype, of the
+        layers and KV heads held here; R is the number of rows that the batch wants logits of, and
+        may be 0. The batch must have been built for ``windows``. None on ranks that do not sample.
+        All ranks must compute the same batches in the same order; a rank that is lost raises
+        InternalError on others.
         """
-        config = self.config
         angles = rotary_angles(
             batch.positions, self._frequencies, self._attention_factor, self.dtype
         )
-        x = self._embedding[batch.token_ids]
+        x = self._first_hidden(batch)
         for i, layer in enumerate(self._layers):
             x = x + self._attention(i, layer, x, batch, pool, angles)
             x = x + self._mlp(layer, x)
+        if not self.shard.is_last_stage:
+            self._communicator.send_to_next_stage(x)
+            return None
+        return self._logits(x, batch)
+
+    def _first_hidden(self, batch: Batch) -> torch.Tensor:
+        """What goes into the first layer held here: [T, hidden], the same on all tensor ranks."""
+        if self.shard.is_first_stage:
+            return self._embed(batch.token_ids)
+        shape = (len(batch.token_ids), self.config.hidden_size)
+        x = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self._communicator.receive_from_previous_stage(x)
+        return x
+
+    def _logits(self, x: torch.Tensor, batch: Batch) -> torch.Tensor | None:
         if not batch.sampled_slices:
-            return torch.empty(0, config.vocab_size)
-        last = rms_norm(x[batch.sampled_rows], self._norm, config.rms_norm_eps)
-        return self._head(last).float()
+            return torch.empty(0, self.config.vocab_size) if self.shard.samples else None
+        return self._head(rms_norm(x[batch.sampled_rows], self._norm, self.config.rms_norm_eps))
 
     def _attention(
         self,
@@ -98,17 +127,17 @@ class Decoder:
         config = self.config
         qkv = layer.qkv(rms_norm(x, layer.attention_norm, config.rms_norm_eps))
         by_head = qkv.view(len(x), -1, config.head_dim)
-        split = config.num_heads + config.num_kv_heads
+        split = len(self.shard.heads) + len(self.shard.kv_heads)
         qk, values = by_head[:, :split], by_head[:, split:]
         if layer.qk_norm is not None:
             qk = rms_norm_heads(qk, layer.qk_norm, config.rms_norm_eps)
         q = rotate_and_store(qk, values, angles, pool[:, i], batch.block_ids, batch.offsets)
         attended = _attend(q, pool, i, batch.num_decodes, batch.attention[layer.window])
-        return layer.output(attended.reshape(len(x), -1))
+        return self._communicator.all_reduce(layer.output(attended.reshape(len(x), -1)))
 
     def _mlp(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
         normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
-        return layer.down(silu_mul(layer.gate_up(normed)))
+        return self._communicator.all_reduce(layer.down(silu_mul(layer.gate_up(normed))))
 
 
 def _attend(
@@ -127,7 +156,7 @@ def _join(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _layer(config: ModelConfig, weights: Weights, i: int) -> _Layer:
+def _layer(config: ModelConfig, shard: ModelShard, weights: Weights, i: int) -> _Layer:
     def get(name: str) -> torch.Tensor:
         return weights[f"model.layers.{i}.{name}"]
 
@@ -139,7 +168,7 @@ def _layer(config: ModelConfig, weights: Weights, i: int) -> _Layer:
 
     def qk_norm() -> torch.Tensor:
         q, k = get("self_attn.q_norm.weight"), get("self_attn.k_norm.weight")
-        return torch.stack([q] * config.num_heads + [k] * config.num_kv_heads)
+        return torch.stack([q] * len(shard.heads) + [k] * len(shard.kv_heads))
 
     return _Layer(
         attention_norm=get("input_layernorm.weight"),
@@ -148,8 +177,8 @@ def _layer(config: ModelConfig, weights: Weights, i: int) -> _Layer:
         ),
         qk_norm=qk_norm() if config.qk_norm else None,
         window=config.layer_windows[i],
-        output=joined("self_attn.o_proj", bias=config.output_bias),
+        output=joined("self_attn.o_proj", bias=config.output_bias and shard.leads_stage),
         mlp_norm=get("post_attention_layernorm.weight"),
         gate_up=joined("mlp.gate_proj", "mlp.up_proj", bias=config.mlp_bias),
-        down=joined("mlp.down_proj", bias=config.mlp_bias),
+        down=joined("mlp.down_proj", bias=config.mlp_bias and shard.leads_stage),
     )

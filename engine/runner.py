@@ -1,13 +1,17 @@
-"""Executes step plans on one model and one KV pool."""
+"""Executes step plans on one rank's part of a model and its KV pool."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from core.errors import Incompatible
+from core.shards import shard_layout
 from core.step import StepPlan, StepResult
 from engine.batch import build_batch
+from engine.communicator import ALONE, Communicator
 from engine.decoder import Decoder
 from engine.dtypes import torch_dtype
 from engine.kv_pool import KVPool
@@ -30,21 +34,30 @@ class ModelRunner:
         self.model = model
         self.pool = pool
         self._shape = PoolShape.of(pool.tensor)
+        self._windows = model.windows
 
-    def execute(self, plan: StepPlan) -> StepResult:
+    def execute(self, plan: StepPlan) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
 
-        A slice whose logits are not finite fails alone.
+        A slice whose logits are not finite fails alone. None on ranks that do not sample. Raises
+        InternalError, reason RANK_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
-        batch = build_batch(plan, self._shape, self.model.device, self.model.config.windows)
+        batch = build_batch(plan, self._shape, self.model.device, self._windows)
         logits = self.model.forward(batch, self.pool.tensor)
-        return sample(logits, batch.sampled_slices)
+        result = None if logits is None else sample(logits, batch.sampled_slices)
+        if self.model.device.type == "cuda":
+            # What follows a step (handing its blocks over) must find them written.
+            torch.cuda.synchronize(self.model.device)
+        return result
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to run, and what the rest of a worker needs to know of it."""
+    """A rank's part of a model, ready to run, and what the rest of a worker needs to know of it.
+
+    ``config`` is the whole model's; ``pool.layout`` that of this rank's blocks.
+    """
 
     runner: ModelRunner
     pool: KVPool
@@ -52,10 +65,22 @@ class LoadedModel:
 
 
 def load_runner(
-    folder: Path, *, dtype: str, device: str, num_blocks: int, block_size: int
+    folder: Path,
+    *,
+    dtype: str,
+    device: str,
+    num_blocks: int,
+    block_size: int,
+    communicator: Communicator = ALONE,
 ) -> LoadedModel:
-    """Reads the folder's weights as ``dtype`` onto ``device`` and makes a pool of that dtype."""
+    """Reads this rank's weights as ``dtype`` onto ``device`` and makes a pool of that dtype.
+
+    Raises InvalidField if the model can't be split into the communicator's shape.
+    """
     config = read_model_config(folder)
-    model = Decoder(config, load_weights(folder, config, torch_dtype(dtype), device))
-    pool = KVPool.create(config.kv_layout(block_size, dtype), num_blocks, device)
+    shape, rank = communicator.shape, communicator.rank
+    weights = load_weights(folder, config, torch_dtype(dtype), device, shape, rank)
+    model = Decoder(config, weights, communicator)
+    layout = shard_layout(config.kv_layout(block_size, dtype), model.shard.kv_region)
+    pool = KVPool.create(layout, num_blocks, device)
     return LoadedModel(ModelRunner(model, pool), pool, config)

@@ -17,11 +17,10 @@ from safetensors import SafetensorError, safe_open
 from core.errors import Incompatible, InvalidField, NotFound
 from engine.config_fields import read_json
 from engine.model_config import ModelConfig
-from engine.weight_shapes import Shape, expected_shapes
+from engine.weight_shapes import EMBEDDING, HEAD, Shape, expected_shapes
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 _FLOAT_DTYPES = ("F32", "BF16", "F16", "F64")
 

@@ -9,22 +9,26 @@ from engine.model_config import ModelConfig
 
 Shape = tuple[int, ...]
 
+EMBEDDING, FINAL_NORM = "model.embed_tokens.weight", "model.norm.weight"
+HEAD = "lm_head.weight"
+
 
 def expected_shapes(config: ModelConfig) -> dict[str, Shape]:
     """Shapes of all tensors of the model by their Hugging Face names."""
     shapes: dict[str, Shape] = {
-        "model.embed_tokens.weight": (config.vocab_size, config.hidden_size),
-        "model.norm.weight": (config.hidden_size,),
+        EMBEDDING: (config.vocab_size, config.hidden_size),
+        FINAL_NORM: (config.hidden_size,),
     }
     if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, config.hidden_size)
+        shapes[HEAD] = (config.vocab_size, config.hidden_size)
     for i in range(config.num_layers):
-        for name, shape in _layer_shapes(config).items():
+        for name, shape in layer_shapes(config).items():
             shapes[f"model.layers.{i}.{name}"] = shape
     return shapes
 
 
-def _layer_shapes(config: ModelConfig) -> dict[str, Shape]:
+def layer_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """Shapes of the tensors of one layer, all alike, by their names within it."""
     shapes: dict[str, Shape] = {
         "input_layernorm.weight": (config.hidden_size,),
         "post_attention_layernorm.weight": (config.hidden_size,),

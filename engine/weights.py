@@ -1,34 +1,59 @@
-"""Reads a model's weights from safetensors, after all of them were checked by name and shape.
+"""Reads a rank's part of a model's weights from safetensors, after all were checked by name and
+shape.
 
-Does not cover: the files and checks (``engine.weight_files``), how the weights are used
-(``engine.decoder``).
+Only the slices that the rank holds are read. Does not cover: the files and checks
+(``engine.weight_files``), which slices these are (``engine.weight_slices``), how the weights are
+used (``engine.decoder``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from core.shards import ONE_RANK, ParallelShape
 from engine.model_config import ModelConfig
-from engine.weight_files import EMBEDDING, HEAD, check_weights, incompatible, opened
+from engine.model_shard import model_shard
+from engine.weight_files import check_weights, incompatible, opened
+from engine.weight_shapes import EMBEDDING, HEAD
+from engine.weight_slices import Slices, held_slices
 
 
 def load_weights(
-    folder: Path, config: ModelConfig, dtype: torch.dtype, device: str
+    folder: Path,
+    config: ModelConfig,
+    dtype: torch.dtype,
+    device: str,
+    shape: ParallelShape = ONE_RANK,
+    rank: int = 0,
 ) -> dict[str, torch.Tensor]:
-    """Every tensor of ``expected_shapes``, by its Hugging Face name, in ``dtype`` on ``device``.
+    """Every tensor of ``held_slices``, by its Hugging Face name, in ``dtype`` on ``device``.
 
-    Raises what ``check_weights`` raises, and Incompatible if a tied model has a head of its own.
+    Raises what ``check_weights`` and ``model_shard`` raise, and Incompatible if a tied model has a
+    head of its own.
     """
+    held = held_slices(config, model_shard(config, shape, rank))
     files = check_weights(folder, config)
-    weights: dict[str, torch.Tensor] = {}
-    for path in sorted(set(files.values())):
-        with opened(path, "pt") as file:
-            for name in (name for name, holder in files.items() if holder == path):
-                weights[name] = file.get_tensor(name).to(device=device, dtype=dtype)
-    if config.tie_word_embeddings and HEAD in weights:
+    wanted = dict(held)
+    if config.tie_word_embeddings and HEAD in files and EMBEDDING in held:
+        wanted[HEAD] = held[EMBEDDING]
+    weights = _read(files, wanted, dtype, device)
+    if HEAD in wanted.keys() - held.keys():
         _check_tied(weights.pop(HEAD), weights[EMBEDDING])
+    return weights
+
+
+def _read(
+    files: Mapping[str, Path], wanted: Mapping[str, Slices], dtype: torch.dtype, device: str
+) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for path in sorted({files[name] for name in wanted}):
+        with opened(path, "pt") as file:
+            for name in (name for name in wanted if files[name] == path):
+                stored = file.get_slice(name)[wanted[name]]
+                weights[name] = stored.to(device=device, dtype=dtype)
     return weights
 
 
