@@ -1,0 +1,30 @@
+"""Keys and values that the ranks of a test share: in memory for threads, in files for processes."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from core.errors import InternalError
+
+
+class InMemory:
+    """For ranks that are threads of one process."""
+
+    def __init__(self, timeout_s: float = 60.0) -> None:
+        self._values: dict[str, bytes] = {}
+        self._changed = threading.Condition()
+        self._timeout_s = timeout_s
+
+    def set(self, key: str, value: bytes) -> None:
+        with self._changed:
+            self._values[key] = value
+            self._changed.notify_all()
+
+    def get(self, key: str) -> bytes:
+        with self._changed:
+            if not self._changed.wait_for(lambda: key in self._values, self._timeout_s):
+                raise TimeoutError(f"nobody has set {key}")
+            return self._values[key]
