@@ -78,6 +78,8 @@ class KVPool:
         blocks = raw[parts.blocks_offset :][: num_blocks * layout.block_bytes]
         generations = raw[parts.generations_offset :][: num_blocks * 8].view(np.uint64)
         raw[parts.nonce_offset :][:8].view(np.uint64)[0] = nonce
+        probe = np.frombuffer(parts.probe(nonce), np.uint8)
+        raw[parts.probe_offset :][: layout.block_bytes] = probe
         tensor = torch.from_numpy(blocks).view(torch_dtype(layout.dtype))
         return cls(
             layout,

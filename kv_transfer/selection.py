@@ -14,7 +14,7 @@ from core.kv_pool_layout import PoolLayout
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.shm import SharedMemorySource
 from kv_transfer.tcp_source import TcpAddress, TcpSource
-from kv_transfer.transport import SHM, TCP, PieceSource, PoolBytes
+from kv_transfer.transport import SHM, TCP, EdgeTarget, PieceSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,38 +25,41 @@ class Chosen:
     detail: str
 
 
-def open_source(hello: pb.Hello, allowed: Sequence[str], destination: PoolBytes) -> Chosen:
-    """Tries the ``allowed`` transports that P offers, in this order; takes seconds at worst.
+def open_source(
+    offer: pb.RankOffer, allowed: Sequence[str], target: EdgeTarget, peer: str
+) -> Chosen:
+    """Tries the ``allowed`` transports that a rank of P offers, in this order; takes seconds at
+    worst.
 
-    ``destination``: D's pool. Raises `Incompatible`, with the reason of each, if none works.
+    ``peer``: P's name, for messages. Raises `Incompatible`, with the reason of each, if none works.
     """
     failed: list[str] = []
     for name in allowed:
-        if name not in hello.transports:
-            failed.append(f"{name}: not offered by {hello.worker}")
+        if name not in offer.transports:
+            failed.append(f"{name}: not offered by {peer}")
             continue
         try:
-            return Chosen(_OPENERS[name](hello, destination), "; ".join(failed))
+            return Chosen(_OPENERS[name](offer, target), "; ".join(failed))
         except (Incompatible, OSError) as error:
             failed.append(f"{name}: {error.message if isinstance(error, Incompatible) else error}")
     raise Incompatible(
-        f"no KV transport from {hello.worker} works: {'; '.join(failed)} "
-        f"(offered: {', '.join(hello.transports)})",
+        f"no KV transport from {peer} works: {'; '.join(failed)} "
+        f"(offered: {', '.join(offer.transports)})",
         reason="NO_COMMON_TRANSPORT",
     )
 
 
-def _open_shm(hello: pb.Hello, destination: PoolBytes) -> PieceSource:
-    layout = PoolLayout(hello.shm.num_blocks, destination.shape[1])
-    return SharedMemorySource(hello.shm.socket_path, hello.shm.nonce, layout, destination)
+def _open_shm(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
+    layout = PoolLayout(offer.shm.num_blocks, target.plan.source_layout.block_bytes)
+    return SharedMemorySource(offer.shm.socket_path, offer.shm.nonce, layout, target)
 
 
-def _open_tcp(hello: pb.Hello, destination: PoolBytes) -> PieceSource:
-    address = TcpAddress(hello.tcp.host, hello.tcp.port, hello.tcp.token)
-    return TcpSource(address, destination)
+def _open_tcp(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
+    address = TcpAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
+    return TcpSource(address, target)
 
 
-_OPENERS: Mapping[str, Callable[[pb.Hello, PoolBytes], PieceSource]] = {
+_OPENERS: Mapping[str, Callable[[pb.RankOffer, EdgeTarget], PieceSource]] = {
     SHM: _open_shm,
     TCP: _open_tcp,
 }

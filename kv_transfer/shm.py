@@ -21,10 +21,9 @@ import numpy as np
 
 from core.errors import Incompatible
 from core.kv_pool_layout import PoolLayout
-from core.lease_events import (
-    PieceCopy,
-)
-from kv_transfer.transport import SHM, CopyResult, PoolBytes, checksum
+from core.lease_events import PieceCopy
+from kv_transfer.regions import PartCopier, PoolBytes, checksum_part
+from kv_transfer.transport import SHM, CopyResult, EdgeTarget
 
 _CONNECT_TIMEOUT_S = 5.0
 _ACCEPT_PAUSE_S = 0.1
@@ -82,63 +81,79 @@ class PoolExporter:
 
 
 class SharedMemorySource:
-    """D's side: one prefill worker's pool, mapped read-only."""
+    """D's side: the pool of one rank of P, mapped read-only."""
 
     transport = SHM
 
     def __init__(
-        self, socket_path: str, nonce: int, source: PoolLayout, destination: PoolBytes
+        self, socket_path: str, nonce: int, source: PoolLayout, target: EdgeTarget
     ) -> None:
-        """Maps the pool and tests the way. Raises `Incompatible` if it is not P's memory."""
-        self._destination = destination
+        """Maps the pool and tests the way. Raises `Incompatible` if it is not P's memory.
+
+        ``source``: how the pool of P's rank lies in its memory.
+        """
+        self._target = target
         self._aborted = False
         fd = _receive_descriptor(socket_path)
         try:
             self._map = _map_read_only(fd, source.total_bytes)
         finally:
             os.close(fd)
-        self._blocks = np.frombuffer(
-            self._map, np.uint8, source.num_blocks * source.block_bytes, source.blocks_offset
-        ).reshape(source.num_blocks, source.block_bytes)
-        self._generations = np.frombuffer(
-            self._map, np.uint64, source.num_blocks, source.generations_offset
-        )
-        seen = int(np.frombuffer(self._map, np.uint64, 1, source.nonce_offset)[0])
-        if seen != nonce:
-            self.close()
+        if not self._passes_test(nonce, source):
+            self._map.close()
             raise Incompatible(
                 "self-test failed: this memory is not the prefill worker's pool",
                 reason="SHM_SELF_TEST_FAILED",
             )
+        blocks = self._mapped_blocks(source.blocks_offset, source.num_blocks, source.block_bytes)
+        self._num_blocks = source.num_blocks
+        self._copier: PartCopier | None = PartCopier(blocks, target.blocks, target.plan)
+        self._generations = np.frombuffer(
+            self._map, np.uint64, source.num_blocks, source.generations_offset
+        )
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
         good: list[int] = []
         bad: list[int] = []
         for item in copies:
-            landed = not self._aborted and self._copy_one(item)
+            landed = self._copier is not None and self._copy_one(self._copier, item)
             (good if landed else bad).append(item.index)
         return CopyResult(tuple(good), tuple(bad))
 
     def abort(self) -> None:
         self._aborted = True
 
-    def _copy_one(self, item: PieceCopy) -> bool:
+    def close(self) -> None:
+        # The arrays keep the mapping alive; it is unmapped when the last of them is gone.
+        self._copier = None
+        self._generations = np.empty(0, np.uint64)
+        self._map.close()
+
+    def _copy_one(self, copier: PartCopier, item: PieceCopy) -> bool:
         piece = item.piece
-        if not 0 <= piece.block_id < len(self._blocks):
+        if self._aborted or not 0 <= piece.block_id < self._num_blocks:
             return False
-        target = self._destination[item.destination]
-        target[:] = self._blocks[piece.block_id]
+        copier.copy(piece.block_id, item.destination)
         # Read after the copy: a block that P gave to someone else in between has moved on.
         # Generations only grow, so this one check also covers the time before the copy.
         if int(self._generations[piece.block_id]) != piece.generation:
             return False
-        return checksum(target) == piece.checksum
+        return self._target.matches(piece, copier.checksum(item.destination))
 
-    def close(self) -> None:
-        # The arrays keep the mapping alive; it is unmapped when the last of them is gone.
-        self._blocks = np.empty((0, 0), np.uint8)
-        self._generations = np.empty(0, np.uint64)
-        self._map.close()
+    def _passes_test(self, nonce: int, source: PoolLayout) -> bool:
+        """The nonce is there, and a known block arrives over this edge as blocks will."""
+        seen = int(np.frombuffer(self._map, np.uint64, 1, source.nonce_offset)[0])
+        plan = self._target.plan
+        known = np.frombuffer(source.probe(nonce), np.uint8)
+        landed = np.zeros((1, plan.destination_layout.block_bytes), np.uint8)
+        probe = self._mapped_blocks(source.probe_offset, 1, source.block_bytes)
+        PartCopier(probe, landed, plan).copy(0, 0)
+        arrived = checksum_part(landed[0], plan.destination_runs)
+        return seen == nonce and arrived == checksum_part(known, plan.source_runs)
+
+    def _mapped_blocks(self, offset: int, count: int, block_bytes: int) -> PoolBytes:
+        data = np.frombuffer(self._map, np.uint8, count * block_bytes, offset)
+        return data.reshape(count, block_bytes)
 
 
 def _receive_descriptor(socket_path: str) -> int:

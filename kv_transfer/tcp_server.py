@@ -16,9 +16,11 @@ import socket
 import threading
 import time
 
+from core.transfer_plan import Runs
 from kv_transfer import tcp_wire as wire
+from kv_transfer.regions import PoolBytes
 from kv_transfer.socket_io import prepare, receive, send, wait_readable
-from kv_transfer.transport import Generations, PoolBytes
+from kv_transfer.transport import Generations
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_LIMIT_S = 5.0
@@ -111,10 +113,10 @@ class TcpServer:
 
     def _serve(self, connection: socket.socket) -> None:
         try:
-            if self._admit(connection):
-                while True:
-                    wait_readable(connection)
-                    self._answer(connection)
+            runs = self._admit(connection)
+            while runs is not None:
+                wait_readable(connection)
+                self._answer(connection, runs)
         except OSError as error:
             _log.debug("a connection ended: %s", error)
         finally:
@@ -123,8 +125,11 @@ class TcpServer:
                 self._threads.discard(threading.current_thread())
             connection.close()
 
-    def _admit(self, connection: socket.socket) -> bool:
-        """Whether the peer knows a token. It has heard nothing but the greeting before."""
+    def _admit(self, connection: socket.socket) -> Runs | None:
+        """The part of each block that the peer wants; None if it knows no token.
+
+        It has heard nothing but the greeting before it has proved that it knows one.
+        """
         prepare(connection)
         deadline = time.monotonic() + _HANDSHAKE_LIMIT_S
         challenge = wire.new_challenge()
@@ -133,13 +138,17 @@ class TcpServer:
         with self._lock:
             found = wire.Challenges.read_proof(challenge, proof, self._tokens)
             if found is None or self._closing:
-                return False
+                return None
             challenges, token = found
             self._connections[connection] = token
-        send(connection, [memoryview(challenges.probe(token))], deadline)
-        return True
+        count = wire.read_part_header(receive(connection, wire.PART_HEADER_BYTES, deadline))
+        part = receive(connection, count * wire.RUN_BYTES, deadline)
+        runs = wire.read_part(part, self._pool.shape[1])
+        probe = challenges.probe(token, int(runs[:, 1].sum()))
+        send(connection, [memoryview(probe)], deadline)
+        return runs
 
-    def _answer(self, connection: socket.socket) -> None:
+    def _answer(self, connection: socket.socket, runs: Runs) -> None:
         """One request. Raises ``OSError`` at the end of the connection, whatever ended it."""
         deadline = time.monotonic() + _ANSWER_LIMIT_S
         header = receive(connection, wire.HEADER_BYTES, deadline)
@@ -147,8 +156,8 @@ class TcpServer:
         pieces = wire.read_pieces(receive(connection, count * wire.PIECE_BYTES, deadline))
         present = wire.find_present(pieces, self._generations)
         head = memoryview(wire.pack_answer(number, present))
-        blocks = wire.block_views(self._pool, pieces["block_id"][present])
-        send(connection, [head, *blocks], deadline)
+        parts = wire.views_of(self._pool, pieces["block_id"][present], runs)
+        send(connection, [head, *parts], deadline)
 
 
 def _wake(connection: socket.socket) -> None:

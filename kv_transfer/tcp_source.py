@@ -22,6 +22,7 @@ import numpy as np
 from core.errors import Incompatible
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
+from kv_transfer.regions import checksum_part
 from kv_transfer.socket_io import (
     SocketPlace,
     prepare,
@@ -32,7 +33,7 @@ from kv_transfer.socket_io import (
     start_connecting,
     wait_connected,
 )
-from kv_transfer.transport import TCP, CopyResult, PoolBytes, checksum
+from kv_transfer.transport import TCP, CopyResult, EdgeTarget
 
 _log = logging.getLogger(__name__)
 # Connecting and the self-test together.
@@ -54,19 +55,21 @@ class TcpAddress:
 
 
 class TcpSource:
-    """One prefill worker's pool behind a TCP connection, opened again if it breaks."""
+    """The pool of one rank of P behind a TCP connection, opened again if it breaks."""
 
     transport = TCP
 
     def __init__(
-        self, address: TcpAddress, destination: PoolBytes, limit_s: float = COPY_LIMIT_S
+        self, address: TcpAddress, target: EdgeTarget, limit_s: float = COPY_LIMIT_S
     ) -> None:
         """Connects and tests the way. Raises `Incompatible` if it does not work.
 
         ``limit_s``: how long one copy may take, in seconds, connecting again included.
         """
         self._address = address
-        self._destination = destination
+        self._target = target
+        self._wanted = target.plan.source_runs
+        self._landing = target.plan.destination_runs
         self._limit_s = limit_s
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -118,11 +121,12 @@ class TcpSource:
         flags = wire.read_answer(head, number, len(copies))
         coming = [item for item, flag in zip(copies, flags, strict=True) if flag]
         ids = np.array([item.destination for item in coming], np.int64)
-        receive_into(connection, wire.block_views(self._destination, ids), deadline)
+        receive_into(connection, wire.views_of(self._target.blocks, ids, self._landing), deadline)
         return [item.index for item in coming if self._is_intact(item)]
 
     def _is_intact(self, item: PieceCopy) -> bool:
-        return checksum(self._destination[item.destination]) == item.piece.checksum
+        landed = checksum_part(self._target.blocks[item.destination], self._landing)
+        return self._target.matches(item.piece, landed)
 
     def _connect(self, deadline: float) -> socket.socket:
         """A connection that passed the self-test before ``deadline`` (monotonic seconds).
@@ -169,13 +173,14 @@ class TcpSource:
         return connection
 
     def _test(self, connection: socket.socket, deadline: float) -> None:
-        """Both sides show that they know the token, and a probe as large as a block arrives."""
+        """Both sides show that they know the token, and a probe as large as a part arrives."""
         greeting = receive(connection, wire.GREETING_BYTES, deadline)
         challenges = wire.Challenges(wire.read_greeting(greeting), wire.new_challenge())
         proof = challenges.pack_proof(self._address.token)
-        send(connection, [memoryview(proof)], deadline)
-        probe = receive(connection, wire.PROBE_BYTES, deadline)
-        if not hmac.compare_digest(probe, challenges.probe(self._address.token)):
+        send(connection, [memoryview(proof + wire.pack_part(self._wanted))], deadline)
+        size = self._target.plan.block_bytes
+        probe = receive(connection, size, deadline)
+        if not hmac.compare_digest(probe, challenges.probe(self._address.token, size)):
             raise ConnectionError("the probe differs: this is not the prefill worker")
 
     def _refuse_if_aborted(self) -> None:

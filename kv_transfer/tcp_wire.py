@@ -2,10 +2,12 @@
 
     P → D  Greeting   magic, version, P's challenge
     D → P  Proof      D's challenge, HMAC that shows that D knows the token
-    P → D  Probe      64 KiB that only a holder of the token can make: D's self-test, which also
-                      finds a path that lets only small packets through
+    D → P  Part       count, count × (offset, length): the part of each block that D wants, in bytes
+    P → D  Probe      as many bytes as the part has, which only a holder of the token can make: D's
+                      self-test, which also finds a path that lets only small packets through
     D → P  Request    count, number, count × (block id, generation)
-    P → D  Answer     count, number, count × flag, then the blocks whose flag is 1, in this order
+    P → D  Answer     count, number, count × flag, then the part of each block whose flag is 1, in
+                      this order
 
 Requests follow one another on the connection; each is answered before the next. Anything else is a
 `ConnectionError` and ends the connection. Does not cover: sockets (``kv_transfer.socket_io``).
@@ -24,23 +26,29 @@ import numpy as np
 import numpy.typing as npt
 
 from core.lease_events import PieceCopy
-from kv_transfer.transport import PoolBytes
+from core.transfer_plan import Runs
+from kv_transfer.regions import PoolBytes
 
 TOKEN_BYTES = 16
-PROBE_BYTES = 64 << 10
 # Of one request: what P is willing to read at once.
 MAX_PIECES = 4096
+# Of one part: two for each layer, where it holds only some heads.
+MAX_RUNS = 4096
 
 _MAGIC = b"XDOCK-KV"
-_VERSION = 1
+_VERSION = 2
 _CHALLENGE_BYTES = 16
 _GREETING = struct.Struct(f"<8sH6x{_CHALLENGE_BYTES}s")
 _PROOF = struct.Struct(f"<{_CHALLENGE_BYTES}s32s")
 _HEADER = struct.Struct("<IQ")
+_COUNT = struct.Struct("<I")
+_RUN = np.dtype("<i8")
 _PIECE = np.dtype([("block_id", "<u4"), ("generation", "<u8")])
 
 GREETING_BYTES = _GREETING.size
 PROOF_BYTES = _PROOF.size
+PART_HEADER_BYTES = _COUNT.size
+RUN_BYTES = 2 * _RUN.itemsize
 HEADER_BYTES = _HEADER.size
 PIECE_BYTES = _PIECE.itemsize
 
@@ -87,13 +95,41 @@ class Challenges:
         token = next(known, None)
         return None if token is None else (both, token)
 
-    def probe(self, token: bytes) -> bytes:
-        """Keyed SHAKE-128: a prefix key is safe with it."""
+    def probe(self, token: bytes, size: int) -> bytes:
+        """Keyed SHAKE-128, ``size`` bytes: a prefix key is safe with it."""
         message = b"probe" + token + self.prefill + self.decode
-        return hashlib.shake_128(message).digest(PROBE_BYTES)
+        return hashlib.shake_128(message).digest(size)
 
     def _sign(self, token: bytes) -> bytes:
         return hmac.digest(token, b"decode" + self.prefill + self.decode, "sha256")
+
+
+def pack_part(runs: Runs) -> bytes:
+    return _COUNT.pack(len(runs)) + runs.astype(_RUN).tobytes()
+
+
+def read_part_header(data: bytes | bytearray) -> int:
+    """How many runs follow."""
+    (count,) = _COUNT.unpack(data)
+    if not 1 <= count <= MAX_RUNS:
+        raise ConnectionError(f"a part of {count} runs; 1 to {MAX_RUNS} are allowed")
+    return int(count)
+
+
+def read_part(data: bytes | bytearray, block_bytes: int) -> Runs:
+    """The part of each block that D wants, of blocks of ``block_bytes``."""
+    runs = np.frombuffer(data, _RUN).reshape(-1, 2).astype(np.int64)
+    starts, lengths = runs[:, 0], runs[:, 1]
+    # Each is bounded before any sum is made, so that none overflows.
+    inside = (starts >= 0) & (starts < block_bytes) & (lengths >= 1) & (lengths <= block_bytes)
+    if not inside.all():
+        raise ConnectionError(f"a part that is not in a block of {block_bytes} bytes")
+    ends = starts + lengths
+    if ends[-1] > block_bytes or (ends[:-1] > starts[1:]).any():
+        raise ConnectionError(
+            f"a part whose runs overlap or leave the block of {block_bytes} bytes"
+        )
+    return runs
 
 
 def pack_request(number: int, copies: Sequence[PieceCopy]) -> bytes:
@@ -133,9 +169,16 @@ def read_answer(data: bytes | bytearray, number: int, count: int) -> Flags:
     return flags.astype(np.bool_)
 
 
-def block_views(pool: PoolBytes, ids: npt.NDArray[np.integer]) -> list[memoryview]:
-    """The bytes of these blocks in order. Neighbours in the pool are one view."""
-    return [pool[first : first + count].reshape(-1).data for first, count in consecutive_runs(ids)]
+def views_of(pool: PoolBytes, ids: npt.NDArray[np.integer], runs: Runs) -> list[memoryview]:
+    """The bytes of these runs of these blocks in order. What lies together is one view."""
+    block_bytes = pool.shape[1]
+    data = pool.reshape(-1).data
+    if runs[0, 1] == block_bytes:
+        stretches = consecutive_runs(ids)
+        return [data[i * block_bytes : (i + count) * block_bytes] for i, count in stretches]
+    starts = (ids.astype(np.int64)[:, None] * block_bytes + runs[:, 0]).reshape(-1)
+    ends = starts + np.tile(runs[:, 1], len(ids))
+    return [data[i:j] for i, j in zip(starts.tolist(), ends.tolist(), strict=True)]
 
 
 def consecutive_runs(ids: npt.NDArray[np.integer]) -> list[tuple[int, int]]:

@@ -8,15 +8,12 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from core.handoff import Piece
-from core.lease_events import (
-    PieceCopy,
-)
+from core.lease_events import PieceCopy
+from core.transfer_plan import EdgePlan
+from kv_transfer.regions import PoolBytes
 
-# uint8 [num_blocks, block_bytes]: a pool as bytes.
-PoolBytes = npt.NDArray[np.uint8]
 Generations = npt.NDArray[np.uint64]
 
 SHM = "shm"
@@ -40,6 +37,23 @@ class HostPool:
     generations: Generations
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EdgeTarget:
+    """D's end of one edge.
+
+    ``blocks``: uint8 [num_blocks, destination block bytes], the pool of D's rank. ``place``: which
+    of a piece's checksums is this edge's.
+    """
+
+    blocks: PoolBytes
+    plan: EdgePlan
+    place: int
+
+    def matches(self, piece: Piece, checksum: int) -> bool:
+        """Whether P announced this checksum for this edge's part."""
+        return self.place < len(piece.checksums) and piece.checksums[self.place] == checksum
+
+
 @dataclass(frozen=True, slots=True)
 class CopyResult:
     """Prompt block indices that landed and were verified, and those that did not match."""
@@ -49,16 +63,20 @@ class CopyResult:
 
 
 class PieceSource(Protocol):
-    """D's way to one prefill worker's blocks. Used by one thread at a time, but for `abort`."""
+    """D's way to the blocks of one rank of P: one edge.
+
+    Used by one thread at a time, but for `abort`.
+    """
 
     @property
     def transport(self) -> str:
         """Name as shown in `status`."""
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
-        """Copies into D's own pool and verifies what landed. Blocks the calling thread.
+        """Copies this edge's part of each piece into D's own pool and verifies what landed.
 
-        Writes only while it runs. Raises `Incompatible` once the way is lost for good.
+        Blocks the calling thread. Writes only while it runs. Raises `Incompatible` once the way is
+        lost for good.
         """
 
     def abort(self) -> None:
@@ -71,18 +89,3 @@ class PieceSource(Protocol):
 def allowed_transports(setting: str) -> tuple[str, ...]:
     """What ``kv.transport`` allows, the fastest first: "auto" is all of them."""
     return TRANSPORTS if setting == "auto" else (setting,)
-
-
-def checksum(block: npt.NDArray[np.uint8]) -> int:
-    """xxh3-64 over the bytes of one block."""
-    return xxhash.xxh3_64_intdigest(block.data)
-
-
-def describe_pieces(
-    pool: PoolBytes, block_ids: Sequence[int], generations: Sequence[int]
-) -> tuple[Piece, ...]:
-    """What P announces about blocks of its pool that were finished at these generations."""
-    return tuple(
-        Piece(block_id, generation, checksum(pool[block_id]))
-        for block_id, generation in zip(block_ids, generations, strict=True)
-    )

@@ -58,6 +58,8 @@ def test_a_reader_finds_all_parts_and_can_not_write() -> None:
         generations = np.frombuffer(memory[parts.generations_offset :][:56], np.uint64)
         assert generations.tolist() == list(range(7))
         assert int.from_bytes(memory[parts.nonce_offset :][:8], "little") == pool.nonce != 0
+        probe = memory[parts.probe_offset :][: LAYOUT.block_bytes]
+        assert bytes(probe) == parts.probe(pool.nonce)
     with pytest.raises(PermissionError):
         mmap.mmap(pool.fd, pool.size)
     with pytest.raises(PermissionError):

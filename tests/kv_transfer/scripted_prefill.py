@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+from equal_edge import announced
 
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import receive
 from kv_transfer.tcp_source import TcpAddress
-from kv_transfer.transport import describe_pieces
 
 HOST = "127.0.0.1"
 BLOCK_BYTES = 5000
@@ -55,7 +55,13 @@ def introduce(connection: socket.socket) -> None:
     proof = receive(connection, wire.PROOF_BYTES, time.monotonic() + 60)
     found = wire.Challenges.read_proof(challenge, proof, [b"t" * wire.TOKEN_BYTES])
     assert found is not None
-    connection.sendall(found[0].probe(found[1]))
+    challenges, token = found
+    header = receive(connection, wire.PART_HEADER_BYTES, time.monotonic() + 60)
+    part = receive(
+        connection, wire.read_part_header(header) * wire.RUN_BYTES, time.monotonic() + 60
+    )
+    runs = wire.read_part(part, BLOCK_BYTES)
+    connection.sendall(challenges.probe(token, int(runs[:, 1].sum())))
 
 
 def read_request(connection: socket.socket) -> int:
@@ -66,7 +72,7 @@ def read_request(connection: socket.socket) -> int:
 
 
 ONES = np.ones(BLOCK_BYTES, np.uint8)
-(ONES_PIECE,) = describe_pieces(ONES.reshape(1, -1), [0], [0])
+(ONES_PIECE,) = announced(ONES.reshape(1, -1), [0], [0])
 TWO_COPIES = [PieceCopy(4, ONES_PIECE, 0), PieceCopy(5, ONES_PIECE, 1)]
 
 
@@ -112,7 +118,7 @@ def say_garbage(connection: socket.socket) -> None:
 def know_no_token(connection: socket.socket) -> None:
     connection.sendall(wire.pack_greeting(wire.new_challenge()))
     receive(connection, wire.PROOF_BYTES, time.monotonic() + 60)
-    connection.sendall(bytes(wire.PROBE_BYTES))
+    connection.sendall(bytes(BLOCK_BYTES))
 
 
 def close_at_once(connection: socket.socket) -> None:

@@ -8,16 +8,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
+from equal_edge import announced, whole_target
 
 from core.errors import Incompatible
 from core.handoff import Piece
 from core.kv_pool_layout import PoolLayout
 from core.lease_events import PieceCopy
 from kv_transfer.shm import PoolExporter, SharedMemorySource
-from kv_transfer.transport import describe_pieces
 
 LAYOUT = PoolLayout(num_blocks=8, block_bytes=5000)
 NONCE = 0x1234_5678_9ABC_DEF0
@@ -32,10 +33,12 @@ class ExportedPool:
     exporter: PoolExporter
 
     def pieces(self, *block_ids: int) -> tuple[Piece, ...]:
-        return describe_pieces(self.blocks, block_ids, self.generations[list(block_ids)].tolist())
+        return announced(self.blocks, block_ids, self.generations[list(block_ids)].tolist())
 
     def source(self, destination: np.ndarray, nonce: int = NONCE) -> SharedMemorySource:
-        return SharedMemorySource(self.exporter.socket_path, nonce, LAYOUT, destination)
+        return SharedMemorySource(
+            self.exporter.socket_path, nonce, LAYOUT, whole_target(destination)
+        )
 
 
 @pytest.fixture
@@ -46,6 +49,7 @@ def exported() -> Iterator[ExportedPool]:
     blocks = np.frombuffer(memory, np.uint8, 8 * 5000).reshape(8, 5000)
     generations = np.frombuffer(memory, np.uint64, 8, LAYOUT.generations_offset)
     np.frombuffer(memory, np.uint64, 1, LAYOUT.nonce_offset)[0] = NONCE
+    memory[LAYOUT.probe_offset : LAYOUT.probe_offset + 5000] = LAYOUT.probe(NONCE)
     blocks[:] = np.random.default_rng(0).integers(0, 256, blocks.shape, dtype=np.uint8)
     exporter = PoolExporter(fd)
     yield ExportedPool(blocks, generations, exporter)
@@ -90,7 +94,7 @@ def test_a_block_id_outside_the_pool_is_refused(
     exported: ExportedPool, destination: np.ndarray
 ) -> None:
     source = exported.source(destination)
-    assert source.copy([PieceCopy(0, Piece(8, 0, 0), 0)]).bad == (0,)
+    assert source.copy([PieceCopy(0, Piece(8, 0, (0,)), 0)]).bad == (0,)
     source.close()
 
 
@@ -103,27 +107,31 @@ def test_memory_that_is_not_the_offered_one_fails_the_self_test(
 
 def test_a_pool_of_another_size_is_refused(exported: ExportedPool, destination: np.ndarray) -> None:
     with pytest.raises(Incompatible, match="bytes, expected"):
-        SharedMemorySource(exported.exporter.socket_path, NONCE, PoolLayout(9, 5000), destination)
+        SharedMemorySource(
+            exported.exporter.socket_path, NONCE, PoolLayout(9, 5000), whole_target(destination)
+        )
 
 
 def test_a_gone_exporter_is_named(destination: np.ndarray) -> None:
     with pytest.raises(Incompatible, match="can't be reached"):
-        SharedMemorySource("@crossdock-nobody", NONCE, LAYOUT, destination)
+        SharedMemorySource("@crossdock-nobody", NONCE, LAYOUT, whole_target(destination))
 
 
 READER = """
 import sys, numpy as np
+sys.path.append(sys.argv[4])
+from equal_edge import whole_target
 from core.handoff import Piece
 from core.kv_pool_layout import PoolLayout
 from core.lease_events import PieceCopy
 from kv_transfer.shm import SharedMemorySource
 path, nonce, checksum = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 destination = np.zeros((1, 5000), np.uint8)
-source = SharedMemorySource(path, nonce, PoolLayout(8, 5000), destination)
-print(source.copy([PieceCopy(0, Piece(6, 0, checksum), 0)]).good, int(destination.sum()))
+source = SharedMemorySource(path, nonce, PoolLayout(8, 5000), whole_target(destination))
+print(source.copy([PieceCopy(0, Piece(6, 0, (checksum,)), 0)]).good, int(destination.sum()))
 try:
-    source._blocks[0, 0] = 1
-except ValueError as error:
+    source._map[0] = 1
+except TypeError as error:
     print("read-only:", error)
 """
 
@@ -138,7 +146,8 @@ def test_another_process_reads_the_same_bytes_and_cannot_write(exported: Exporte
             READER,
             exported.exporter.socket_path,
             str(NONCE),
-            str(piece.checksum),
+            str(piece.checksums[0]),
+            str(Path(__file__).parent),
         ],
         capture_output=True,
         text=True,

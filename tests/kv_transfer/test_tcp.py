@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from equal_edge import announced, whole_blocks, whole_target
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scripted_prefill import (
@@ -36,7 +37,6 @@ from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import receive, wait_connected
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpAddress, TcpSource
-from kv_transfer.transport import describe_pieces
 
 NUM_BLOCKS = 24
 
@@ -55,7 +55,7 @@ class Prefill:
         return TcpAddress(HOST, self.server.port, self.token)
 
     def piece(self, block_id: int) -> Piece:
-        (piece,) = describe_pieces(self.blocks, [block_id], [int(self.generations[block_id])])
+        (piece,) = announced(self.blocks, [block_id], [int(self.generations[block_id])])
         return piece
 
     def connect(self) -> socket.socket:
@@ -69,8 +69,9 @@ class Prefill:
         connection = socket.create_connection((HOST, self.server.port))
         greeting = receive(connection, wire.GREETING_BYTES, time.monotonic() + 60)
         both = wire.Challenges(wire.read_greeting(greeting), wire.new_challenge())
-        connection.sendall(both.pack_proof(self.token))
-        receive(connection, wire.PROBE_BYTES, time.monotonic() + 60)
+        part = wire.pack_part(whole_blocks(BLOCK_BYTES).source_runs)
+        connection.sendall(both.pack_proof(self.token) + part)
+        receive(connection, BLOCK_BYTES, time.monotonic() + 60)
         return connection
 
 
@@ -91,7 +92,7 @@ def destination() -> np.ndarray:
 
 @pytest.fixture
 def source(prefill: Prefill, destination: np.ndarray) -> Iterator[TcpSource]:
-    opened = TcpSource(prefill.address, destination)
+    opened = TcpSource(prefill.address, whole_target(destination))
     yield opened
     opened.close()
 
@@ -142,9 +143,9 @@ def test_more_pieces_than_one_request_or_one_system_call_may_hold(
     destination = np.zeros((8000, 64), np.uint8)
     generations = np.zeros(4000, np.uint64)
     server = TcpServer(HOST, blocks, generations)
-    source = TcpSource(TcpAddress(HOST, server.port, server.invite()), destination)
+    source = TcpSource(TcpAddress(HOST, server.port, server.invite()), whole_target(destination))
     order = np.random.default_rng(2).permutation(4000).tolist()
-    pieces = describe_pieces(blocks, order, [0] * 4000)
+    pieces = announced(blocks, order, [0] * 4000)
     result = source.copy([PieceCopy(i, piece, 2 * i) for i, piece in enumerate(pieces)])
     assert result.good == tuple(range(4000))
     assert (destination[::2] == blocks[order]).all()
@@ -156,7 +157,7 @@ def test_more_pieces_than_one_request_or_one_system_call_may_hold(
 def test_many_decode_workers_are_served_side_by_side(prefill: Prefill) -> None:
     pools = [np.zeros((NUM_BLOCKS, BLOCK_BYTES), np.uint8) for _ in range(4)]
     addresses = [TcpAddress(HOST, prefill.server.port, prefill.server.invite()) for _ in pools]
-    sources = [TcpSource(a, pool) for a, pool in zip(addresses, pools, strict=True)]
+    sources = [TcpSource(a, whole_target(pool)) for a, pool in zip(addresses, pools, strict=True)]
     copies = [PieceCopy(i, prefill.piece(i), i) for i in range(NUM_BLOCKS)]
     threads = [threading.Thread(target=source.copy, args=(copies,)) for source in sources]
     for thread in threads:
@@ -191,7 +192,7 @@ def test_one_flipped_bit_is_found(prefill: Prefill, source: TcpSource) -> None:
 
 
 def test_a_block_id_outside_the_pool_is_bad(prefill: Prefill, source: TcpSource) -> None:
-    stray = Piece(NUM_BLOCKS, 0, 0)
+    stray = Piece(NUM_BLOCKS, 0, (0,))
     result = source.copy([PieceCopy(0, stray, 0), PieceCopy(1, prefill.piece(3), 1)])
     assert (result.good, result.bad) == ((1,), (0,))
 
@@ -202,7 +203,7 @@ def test_a_block_id_outside_the_pool_is_bad(prefill: Prefill, source: TcpSource)
 def test_a_wrong_token_is_refused(prefill: Prefill, destination: np.ndarray) -> None:
     wrong = TcpAddress(HOST, prefill.server.port, b"?" * wire.TOKEN_BYTES)
     with pytest.raises(Incompatible, match=r"self-test with .* failed"):
-        TcpSource(wrong, destination)
+        TcpSource(wrong, whole_target(destination))
 
 
 @pytest.mark.parametrize(
@@ -223,10 +224,10 @@ def test_strangers_who_say_nothing_are_few(
     monkeypatch.setattr(tcp_server, "_MAX_STRANGERS", 2)
     strangers = [prefill.connect(), prefill.connect()]
     with pytest.raises(Incompatible, match=r"closed|reset"):
-        TcpSource(prefill.address, destination)
+        TcpSource(prefill.address, whole_target(destination))
     strangers[0].shutdown(socket.SHUT_WR)
     assert rest_of(strangers[0]) == b""
-    TcpSource(prefill.address, destination).close()
+    TcpSource(prefill.address, whole_target(destination)).close()
     strangers[1].close()
 
 
@@ -239,8 +240,8 @@ def test_without_threads_a_peer_is_turned_away_and_later_ones_are_served(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", fail)
         with pytest.raises(Incompatible, match=r"closed|reset"):
-            TcpSource(prefill.address, destination)
-    source = TcpSource(prefill.address, destination)
+            TcpSource(prefill.address, whole_target(destination))
+    source = TcpSource(prefill.address, whole_target(destination))
     assert source.copy([PieceCopy(0, prefill.piece(1), 0)]).good == (0,)
     source.close()
 
@@ -291,7 +292,7 @@ def test_a_revoked_token_ends_its_connection_and_no_other(
     prefill: Prefill, source: TcpSource, destination: np.ndarray
 ) -> None:
     token = prefill.server.invite()
-    other = TcpSource(TcpAddress(HOST, prefill.server.port, token), destination)
+    other = TcpSource(TcpAddress(HOST, prefill.server.port, token), whole_target(destination))
     copies = [PieceCopy(0, prefill.piece(1), 0)]
     prefill.server.revoke(token)
     prefill.server.revoke(token)
@@ -316,7 +317,7 @@ def test_a_server_that_closed_is_named(prefill: Prefill, source: TcpSource) -> N
 def test_a_peer_that_stops_costs_its_request_and_bounded_time(destination: np.ndarray) -> None:
     stopped = threading.Event()
     peer = ScriptedPrefill([lambda connection: answer_and_stop(connection, stopped), answer_all])
-    source = TcpSource(peer.address, destination, limit_s=1)
+    source = TcpSource(peer.address, whole_target(destination), limit_s=1)
     result = source.copy(TWO_COPIES)
     assert (result.good, result.bad) == ((), (4, 5))
     stopped.set()
@@ -333,7 +334,7 @@ def test_requests_that_landed_before_a_peer_stops_are_kept(
 ) -> None:
     monkeypatch.setattr(wire, "MAX_PIECES", 1)
     peer = ScriptedPrefill([answer_one_request])
-    source = TcpSource(peer.address, destination)
+    source = TcpSource(peer.address, whole_target(destination))
     result = source.copy(TWO_COPIES)
     assert (result.good, result.bad) == ((4,), (5,))
     source.close()
@@ -343,7 +344,7 @@ def test_requests_that_landed_before_a_peer_stops_are_kept(
 def test_a_copy_can_be_ended_from_outside(destination: np.ndarray) -> None:
     stopped = threading.Event()
     peer = ScriptedPrefill([lambda connection: answer_and_stop(connection, stopped)])
-    source = TcpSource(peer.address, destination, limit_s=3600)
+    source = TcpSource(peer.address, whole_target(destination), limit_s=3600)
     results = []
     copier = threading.Thread(target=lambda: results.append(source.copy(TWO_COPIES)))
     copier.start()
@@ -360,7 +361,7 @@ def test_a_copy_can_be_ended_from_outside(destination: np.ndarray) -> None:
 
 def test_a_connection_that_breaks_is_opened_again(destination: np.ndarray) -> None:
     peer = ScriptedPrefill([close_after_request, answer_all])
-    source = TcpSource(peer.address, destination)
+    source = TcpSource(peer.address, whole_target(destination))
     assert source.copy(TWO_COPIES).bad == (4, 5)
     assert source.copy(TWO_COPIES).good == (4, 5)
     source.close()
@@ -407,7 +408,7 @@ def test_the_self_test_counts_towards_the_time_of_a_copy(
 ) -> None:
     monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
     peer = ScriptedPrefill([close_after_request, say_nothing])
-    source = TcpSource(peer.address, destination, limit_s=1)
+    source = TcpSource(peer.address, whole_target(destination), limit_s=1)
     assert source.copy(TWO_COPIES).bad == (4, 5)
     with pytest.raises(Incompatible, match="did not end in time") as caught:
         source.copy(TWO_COPIES)
@@ -446,7 +447,7 @@ def test_a_host_name_stands_for_all_its_addresses(
     places = [(socket.AF_INET, nobody.getsockname()), (socket.AF_INET, (HOST, prefill.server.port))]
     nobody.close()
     monkeypatch.setattr(tcp_source, "resolve", lambda host, port: places)
-    source = TcpSource(prefill.address, destination)
+    source = TcpSource(prefill.address, whole_target(destination))
     assert source.copy([PieceCopy(0, prefill.piece(1), 0)]).good == (0,)
     source.close()
 
@@ -459,7 +460,7 @@ def test_a_host_name_that_nobody_knows_is_named(
 
     monkeypatch.setattr(tcp_source, "resolve", find_nothing)
     with pytest.raises(Incompatible, match=r"p0:1 can't be reached: .*not known"):
-        TcpSource(TcpAddress("p0", 1, b""), destination)
+        TcpSource(TcpAddress("p0", 1, b""), whole_target(destination))
 
 
 @pytest.mark.parametrize(
@@ -476,7 +477,7 @@ def test_somebody_else_at_the_address_fails_the_self_test(
 ) -> None:
     peer = ScriptedPrefill([script])
     with pytest.raises(Incompatible, match=named) as caught:
-        TcpSource(peer.address, destination)
+        TcpSource(peer.address, whole_target(destination))
     assert caught.value.reason == "TCP_SELF_TEST_FAILED"
     peer.close()
 

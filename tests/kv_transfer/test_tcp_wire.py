@@ -26,17 +26,56 @@ def test_runs_of_neighbours_are_the_same_ids_in_the_same_order(ids: list[int]) -
 
 
 @given(BLOCK_IDS)
-def test_views_of_blocks_hold_their_bytes_in_order(ids: list[int]) -> None:
+def test_views_of_whole_blocks_hold_their_bytes_in_order(ids: list[int]) -> None:
     pool = np.arange(31 * 6, dtype=np.uint8).reshape(31, 6)
-    views = wire.block_views(pool, np.array(ids, np.int64))
+    views = wire.views_of(pool, np.array(ids, np.int64), np.array([[0, 6]]))
     assert b"".join(views) == pool[ids].tobytes()
+
+
+@given(BLOCK_IDS)
+def test_views_of_parts_hold_their_bytes_in_order(ids: list[int]) -> None:
+    pool = np.arange(31 * 6, dtype=np.uint8).reshape(31, 6)
+    views = wire.views_of(pool, np.array(ids, np.int64), np.array([[1, 1], [3, 2]]))
+    assert b"".join(views) == pool[ids][:, [1, 3, 4]].tobytes()
+
+
+@pytest.mark.parametrize("runs", [[[0, 8]], [[0, 2], [2, 3]], [[5, 1], [7, 1]]])
+def test_a_part_says_on_the_other_side_what_it_said_on_this(runs: list[list[int]]) -> None:
+    data = wire.pack_part(np.array(runs))
+    header, rest = data[: wire.PART_HEADER_BYTES], data[wire.PART_HEADER_BYTES :]
+    assert len(rest) == wire.read_part_header(header) * wire.RUN_BYTES
+    assert wire.read_part(rest, 8).tolist() == runs
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [[0, 9]],
+        [[8, 1]],
+        [[0, 0]],
+        [[-1, 2]],
+        [[0, 4], [3, 2]],
+        [[4, 2], [0, 2]],
+        [[0, 2], [2**63 - 1, 2]],
+        [[2**63 - 8, 2**63 - 8]],
+    ],
+)
+def test_a_part_that_is_not_in_a_block_is_refused(runs: list[list[int]]) -> None:
+    with pytest.raises(ConnectionError, match="a part"):
+        wire.read_part(np.array(runs, "<i8").tobytes(), 8)
+
+
+@pytest.mark.parametrize("count", [0, wire.MAX_RUNS + 1, 2**32 - 1])
+def test_a_part_of_too_many_runs_or_none_is_refused(count: int) -> None:
+    with pytest.raises(ConnectionError, match=f"{count} runs"):
+        wire.read_part_header(count.to_bytes(4, "little"))
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1)), min_size=1))
 def test_a_request_says_on_the_other_side_what_it_said_on_this(
     asked: list[tuple[int, int]],
 ) -> None:
-    copies = [PieceCopy(0, Piece(block, generation, 0), 0) for block, generation in asked]
+    copies = [PieceCopy(0, Piece(block, generation, ()), 0) for block, generation in asked]
     data = wire.pack_request(7, copies)
     header, rest = data[: wire.HEADER_BYTES], data[wire.HEADER_BYTES :]
     assert wire.read_request_header(header) == (len(asked), 7)
@@ -46,7 +85,7 @@ def test_a_request_says_on_the_other_side_what_it_said_on_this(
 
 def test_only_blocks_of_the_pool_in_the_asked_generation_are_present() -> None:
     asked = [(0, 5), (1, 5), (2, 7), (3, 0), (2**32 - 1, 7)]
-    copies = [PieceCopy(0, Piece(block, generation, 0), 0) for block, generation in asked]
+    copies = [PieceCopy(0, Piece(block, generation, ()), 0) for block, generation in asked]
     pieces = wire.read_pieces(wire.pack_request(1, copies)[wire.HEADER_BYTES :])
     present = wire.find_present(pieces, np.array([5, 6, 7], np.uint64))
     assert present.tolist() == [True, False, True, False, False]
@@ -80,7 +119,7 @@ def test_what_was_proved_on_one_connection_proves_nothing_on_another() -> None:
     proof = heard.pack_proof(TOKEN)
     assert wire.Challenges.read_proof(wire.new_challenge(), proof, [TOKEN]) is None
     again = wire.Challenges(heard.prefill, wire.new_challenge())
-    assert again.probe(TOKEN) != heard.probe(TOKEN)
+    assert again.probe(TOKEN, 64) != heard.probe(TOKEN, 64)
 
 
 def test_a_greeting_of_somebody_else_is_named() -> None:
