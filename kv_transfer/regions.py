@@ -18,8 +18,9 @@ from core.transfer_plan import EdgePlan, Runs
 # uint8 [num_blocks, block_bytes]: a pool as bytes, contiguous.
 PoolBytes = npt.NDArray[np.uint8]
 BlockBytes = npt.NDArray[np.uint8]
-# uint8 [num_blocks, runs, bytes of a run]: one part of every block of a pool.
-PartView = npt.NDArray[np.uint8]
+# [num_blocks, runs]: one part of every block of a pool. An element is a whole run: numpy moves such
+# elements two to three times as fast as it moves their bytes.
+PartView = npt.NDArray[np.void]
 
 
 def part_view(blocks: PoolBytes, runs: Runs) -> PartView:
@@ -35,11 +36,11 @@ def part_view(blocks: PoolBytes, runs: Runs) -> PartView:
     if starts[0] < 0 or starts[-1] + length > blocks.shape[1]:
         raise ValueError(f"runs leave the block of {blocks.shape[1]} bytes")
     return np.ndarray(
-        (len(blocks), len(runs), length),
-        np.uint8,
+        (len(blocks), len(runs)),
+        np.dtype((np.void, length)),
         buffer=blocks,
         offset=int(starts[0]),
-        strides=(blocks.shape[1], step, 1),
+        strides=(blocks.shape[1], step),
     )
 
 
@@ -63,21 +64,31 @@ class PartCopier:
     """Copies the part of an edge out of blocks of P's rank into blocks of D's rank."""
 
     def __init__(self, source: PoolBytes, destination: PoolBytes, plan: EdgePlan) -> None:
-        theirs = part_view(source, plan.source_runs)
-        ours = part_view(destination, plan.destination_runs)
+        theirs, ours = plan.source_runs, plan.destination_runs
         # One side may hold in one stretch what is many runs on the other.
-        runs = max(theirs.shape[1], ours.shape[1])
-        self._source = theirs.reshape(len(theirs), runs, -1)
-        self._destination = ours.reshape(len(ours), runs, -1)
+        count = max(len(theirs), len(ours))
+        self._source = part_view(source, _split(theirs, count))
+        self._destination = part_view(destination, _split(ours, count))
+        self._landed = part_view(destination, ours)
 
     def copy(self, source_id: int, destination_id: int) -> None:
         self._destination[destination_id] = self._source[source_id]
 
     def checksum(self, destination_id: int) -> int:
-        """Of what lies in D's block now."""
-        return _digest(self._destination[destination_id])
+        """Of what lies in D's block now; right after `copy` it is still in the cache."""
+        return _digest(self._landed[destination_id])
 
 
-def _digest(part: npt.NDArray[np.uint8]) -> int:
-    """Scattered bytes are gathered first: hashing run by run costs more than that copy."""
-    return xxhash.xxh3_64_intdigest(part.data if part.flags.c_contiguous else part.tobytes())
+def _split(runs: Runs, count: int) -> Runs:
+    """The same bytes in ``count`` runs, if they are in one."""
+    if len(runs) == count:
+        return runs
+    ((start, size),) = runs.tolist()
+    length = size // count
+    starts = start + length * np.arange(count, dtype=np.int64)
+    return np.stack([starts, np.full_like(starts, length)], axis=1)
+
+
+def _digest(part: npt.NDArray[np.void]) -> int:
+    """Scattered runs are gathered first: hashing one by one costs more than that copy."""
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(part).view(np.uint8).data)

@@ -13,7 +13,8 @@ from core.errors import Incompatible
 from core.kv_pool_layout import PoolLayout
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.shm import SharedMemorySource
-from kv_transfer.tcp_source import TcpAddress, TcpSource
+from kv_transfer.tcp_source import TcpSource
+from kv_transfer.tcp_stream import TcpAddress
 from kv_transfer.transport import SHM, TCP, EdgeTarget, PieceSource
 
 

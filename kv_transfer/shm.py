@@ -15,7 +15,9 @@ import socket
 import struct
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -27,6 +29,8 @@ from kv_transfer.transport import SHM, CopyResult, EdgeTarget
 
 _CONNECT_TIMEOUT_S = 5.0
 _ACCEPT_PAUSE_S = 0.1
+# A copy takes another thread only if each has this much to do: waking one costs 50 µs.
+_BYTES_PER_THREAD = 2 << 20
 _PEER_CREDENTIALS = struct.Struct("3i")
 
 
@@ -86,14 +90,21 @@ class SharedMemorySource:
     transport = SHM
 
     def __init__(
-        self, socket_path: str, nonce: int, source: PoolLayout, target: EdgeTarget
+        self,
+        socket_path: str,
+        nonce: int,
+        source: PoolLayout,
+        target: EdgeTarget,
+        threads: int | None = None,
     ) -> None:
         """Maps the pool and tests the way. Raises `Incompatible` if it is not P's memory.
 
-        ``source``: how the pool of P's rank lies in its memory.
+        ``source``: how the pool of P's rank lies in its memory. ``threads``: how many copy at once;
+        None: two where this process may use two cores.
         """
         self._target = target
         self._aborted = False
+        self._threads = threads or min(2, len(os.sched_getaffinity(0)))
         fd = _receive_descriptor(socket_path)
         try:
             self._map = _map_read_only(fd, source.total_bytes)
@@ -111,27 +122,53 @@ class SharedMemorySource:
         self._generations = np.frombuffer(
             self._map, np.uint64, source.num_blocks, source.generations_offset
         )
+        self._helpers = ThreadPoolExecutor(max(1, self._threads - 1), thread_name_prefix="kv-shm")
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
-        good: list[int] = []
-        bad: list[int] = []
-        for item in copies:
-            landed = self._copier is not None and self._copy_one(self._copier, item)
-            (good if landed else bad).append(item.index)
-        return CopyResult(tuple(good), tuple(bad))
+        # Each thread takes the next piece: taking from a deque is atomic.
+        waiting = deque(copies)
+        helping = [
+            self._helpers.submit(self._copy_next, waiting) for _ in range(self._helpers_for(copies))
+        ]
+        try:
+            landed = self._copy_next(waiting)
+        finally:
+            wait(helping)
+        landed.update(*(helper.result() for helper in helping))
+        good = tuple(item.index for item in copies if item.index in landed)
+        bad = tuple(item.index for item in copies if item.index not in landed)
+        return CopyResult(good, bad)
 
     def abort(self) -> None:
         self._aborted = True
 
     def close(self) -> None:
+        self._helpers.shutdown(wait=True)
         # The arrays keep the mapping alive; it is unmapped when the last of them is gone.
         self._copier = None
         self._generations = np.empty(0, np.uint64)
         self._map.close()
 
+    def _helpers_for(self, copies: Sequence[PieceCopy]) -> int:
+        size = len(copies) * self._target.plan.block_bytes
+        return max(0, min(self._threads, size // _BYTES_PER_THREAD) - 1)
+
+    def _copy_next(self, waiting: deque[PieceCopy]) -> set[int]:
+        """Until none waits; prompt block indices of those that landed and are intact."""
+        landed: set[int] = set()
+        copier = self._copier
+        while copier is not None and not self._aborted:
+            try:
+                item = waiting.popleft()
+            except IndexError:
+                break
+            if self._copy_one(copier, item):
+                landed.add(item.index)
+        return landed
+
     def _copy_one(self, copier: PartCopier, item: PieceCopy) -> bool:
         piece = item.piece
-        if self._aborted or not 0 <= piece.block_id < self._num_blocks:
+        if not 0 <= piece.block_id < self._num_blocks:
             return False
         copier.copy(piece.block_id, item.destination)
         # Read after the copy: a block that P gave to someone else in between has moved on.

@@ -7,19 +7,19 @@ full. Does not cover: what the bytes mean (``kv_transfer.tcp_wire``).
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import itertools
 import os
 import select
 import socket
 import struct
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-# IOV_MAX of Linux.
-_MAX_BUFFERS = 1024
+from kv_transfer.iovecs import Buffers, Iovecs, over, receive_once, send_once, without_first
+
+_LOCAL_BUFFER_BYTES = 256 << 10
 _TIMEVAL = struct.Struct("@ll")
 
 # An address as sockets of its family take it.
@@ -54,11 +54,15 @@ def wait_connected(connection: socket.socket, deadline: float) -> None:
 def prepare(connection: socket.socket) -> None:
     """Options of a connection that carries blocks.
 
-    Buffer sizes are left to the kernel, which lets them grow further than we may ask for.
+    Between hosts, buffer sizes are left to the kernel, which lets them grow further than we may ask
+    for. Within a host there is no delay to fill: what fits into the cache is faster.
     """
     connection.setblocking(True)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if connection.getpeername()[0] == connection.getsockname()[0]:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_BUFFER_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LOCAL_BUFFER_BYTES)
 
 
 def wait_readable(connection: socket.socket) -> None:
@@ -68,68 +72,66 @@ def wait_readable(connection: socket.socket) -> None:
     waiting.poll()
 
 
+def wake(connection: socket.socket) -> None:
+    """Whoever waits in a call on this socket gets an error or the end of the stream."""
+    with contextlib.suppress(OSError):
+        # Not a TLS socket's own method, which is not for other threads.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
 def receive(connection: socket.socket, size: int, deadline: float) -> bytearray:
     """Exactly ``size`` bytes. Raises as `receive_into`."""
     data = bytearray(size)
-    receive_into(connection, [memoryview(data)], deadline)
+    receive_into(connection, over(data), deadline)
     return data
 
 
-def receive_into(connection: socket.socket, buffers: Sequence[memoryview], deadline: float) -> None:
-    """Fills all ``buffers`` (of bytes, writable).
+def receive_into(connection: socket.socket, buffers: Buffers, deadline: float) -> None:
+    """Fills all ``buffers``.
 
     ``deadline`` is monotonic seconds. Raises ``TimeoutError``, or another ``OSError`` if the
     connection breaks or ends.
     """
-
-    def move(part: list[memoryview], left_s: float) -> int:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _timeval(left_s))
-        return connection.recvmsg_into(part, 0, socket.MSG_WAITALL)[0]
-
-    _move_all(move, buffers, deadline)
+    _move_all(receive_once, socket.SO_RCVTIMEO, connection, buffers, deadline)
 
 
-def send(connection: socket.socket, buffers: Sequence[memoryview], deadline: float) -> None:
-    """Sends all ``buffers`` (of bytes). Raises as `receive_into`."""
-
-    def move(part: list[memoryview], left_s: float) -> int:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _timeval(left_s))
-        return connection.sendmsg(part)
-
-    _move_all(move, buffers, deadline)
+def send(connection: socket.socket, buffers: Buffers, deadline: float) -> None:
+    """Sends all ``buffers``. Raises as `receive_into`."""
+    _move_all(send_once, socket.SO_SNDTIMEO, connection, buffers, deadline)
 
 
-def _timeval(seconds: float) -> bytes:
-    """For the kernel's own timeouts: with Python's, calls would return after each segment."""
-    # Zero would mean no limit at all.
-    microseconds = max(1000, round(seconds * 1e6))
-    return _TIMEVAL.pack(*divmod(microseconds, 1_000_000))
+def time_left(deadline: float) -> float:
+    """Seconds. Raises ``TimeoutError`` if there are none."""
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("the transfer did not end in time")
+    return left_s
 
 
 def _move_all(
-    move: Callable[[list[memoryview], float], int],
-    buffers: Sequence[memoryview],
+    move: Callable[[socket.socket, Iovecs], int],
+    time_limit: int,
+    connection: socket.socket,
+    buffers: Buffers,
     deadline: float,
 ) -> None:
-    left = deque(buffer for buffer in buffers if buffer.nbytes)
-    while left:
-        left_s = deadline - time.monotonic()
+    left = without_first(buffers.iovecs, 0)
+    while len(left):
+        limit = _timeval(time_left(deadline))
+        # The kernel's own limit: with Python's, calls would return after each segment.
+        connection.setsockopt(socket.SOL_SOCKET, time_limit, limit)
         try:
-            moved = move(list(itertools.islice(left, _MAX_BUFFERS)), left_s) if left_s > 0 else None
+            moved = move(connection, left)
+        except InterruptedError:
+            continue
         except BlockingIOError:
-            moved = None
-        if moved is None:
-            raise TimeoutError("the transfer did not end in time")
+            raise TimeoutError("the transfer did not end in time") from None
         if moved == 0:
             raise ConnectionError("the peer closed the connection")
-        _drop(left, moved)
+        left = without_first(left, moved)
 
 
-def _drop(buffers: deque[memoryview], size: int) -> None:
-    """Removes the first ``size`` bytes."""
-    while size:
-        head = buffers.popleft()
-        if head.nbytes > size:
-            buffers.appendleft(head[size:])
-            return
-        size -= head.nbytes
+def _timeval(seconds: float) -> bytes:
+    # Zero would mean no limit at all.
+    microseconds = max(1000, round(seconds * 1e6))
+    return _TIMEVAL.pack(*divmod(microseconds, 1_000_000))

@@ -27,7 +27,6 @@ import numpy.typing as npt
 
 from core.lease_events import PieceCopy
 from core.transfer_plan import Runs
-from kv_transfer.regions import PoolBytes
 
 TOKEN_BYTES = 16
 # Of one request: what P is willing to read at once.
@@ -167,25 +166,3 @@ def read_answer(data: bytes | bytearray, number: int, count: int) -> Flags:
     if _HEADER.unpack_from(data) != (count, number) or (flags > 1).any():
         raise ConnectionError("an answer that does not fit the request")
     return flags.astype(np.bool_)
-
-
-def views_of(pool: PoolBytes, ids: npt.NDArray[np.integer], runs: Runs) -> list[memoryview]:
-    """The bytes of these runs of these blocks in order. What lies together is one view."""
-    block_bytes = pool.shape[1]
-    data = pool.reshape(-1).data
-    if runs[0, 1] == block_bytes:
-        stretches = consecutive_runs(ids)
-        return [data[i * block_bytes : (i + count) * block_bytes] for i, count in stretches]
-    starts = (ids.astype(np.int64)[:, None] * block_bytes + runs[:, 0]).reshape(-1)
-    ends = starts + np.tile(runs[:, 1], len(ids))
-    return [data[i:j] for i, j in zip(starts.tolist(), ends.tolist(), strict=True)]
-
-
-def consecutive_runs(ids: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
-    """(first id, length) of each stretch in which every id is one more than that before it."""
-    if not len(ids):
-        return []
-    steps = np.diff(ids.astype(np.int64))
-    starts = np.concatenate([[0], np.flatnonzero(steps != 1) + 1])
-    lengths = np.diff(starts, append=len(ids))
-    return list(zip(ids[starts].tolist(), lengths.tolist(), strict=True))

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from core.handoff import Piece
 from core.lease_events import PieceCopy
 from core.transfer_plan import EdgePlan
-from kv_transfer.regions import PoolBytes
+from kv_transfer.regions import PoolBytes as PoolBytes
 
 Generations = npt.NDArray[np.uint64]
 

@@ -15,7 +15,7 @@ from equal_edge import announced
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import receive
-from kv_transfer.tcp_source import TcpAddress
+from kv_transfer.tcp_stream import TcpAddress
 
 HOST = "127.0.0.1"
 BLOCK_BYTES = 5000

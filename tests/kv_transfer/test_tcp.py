@@ -32,11 +32,12 @@ from scripted_prefill import (
 from core.errors import Incompatible
 from core.handoff import Piece
 from core.lease_events import PieceCopy
-from kv_transfer import tcp_server, tcp_source
+from kv_transfer import tcp_server, tcp_source, tcp_stream
 from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import receive, wait_connected
 from kv_transfer.tcp_server import TcpServer
-from kv_transfer.tcp_source import TcpAddress, TcpSource
+from kv_transfer.tcp_source import TcpSource
+from kv_transfer.tcp_stream import TcpAddress
 
 NUM_BLOCKS = 24
 
@@ -396,7 +397,7 @@ def hole(prefill: Prefill, source: TcpSource) -> Iterator[Hole]:
 def test_connecting_again_counts_towards_the_time_of_a_copy(
     prefill: Prefill, source: TcpSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
+    monkeypatch.setattr(tcp_stream, "CONNECT_LIMIT_S", 3600)
     monkeypatch.setattr(source, "_limit_s", 0.1)
     with pytest.raises(Incompatible, match="nobody answered in time") as caught:
         source.copy([PieceCopy(0, prefill.piece(1), 0)])
@@ -406,7 +407,7 @@ def test_connecting_again_counts_towards_the_time_of_a_copy(
 def test_the_self_test_counts_towards_the_time_of_a_copy(
     destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
+    monkeypatch.setattr(tcp_stream, "CONNECT_LIMIT_S", 3600)
     peer = ScriptedPrefill([close_after_request, say_nothing])
     source = TcpSource(peer.address, whole_target(destination), limit_s=1)
     assert source.copy(TWO_COPIES).bad == (4, 5)
@@ -427,8 +428,8 @@ def test_connecting_can_be_ended_from_outside(
         connecting.set()
         wait_connected(connection, deadline)
 
-    monkeypatch.setattr(tcp_source, "_CONNECT_LIMIT_S", 3600)
-    monkeypatch.setattr(tcp_source, "wait_connected", wait_and_tell)
+    monkeypatch.setattr(tcp_stream, "CONNECT_LIMIT_S", 3600)
+    monkeypatch.setattr(tcp_stream, "wait_connected", wait_and_tell)
     monkeypatch.setattr(source, "_limit_s", 3600)
     results = []
     copies = [PieceCopy(0, prefill.piece(1), 0)]

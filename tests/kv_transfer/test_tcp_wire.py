@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,29 +12,6 @@ from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
 
 TOKEN = b"t" * wire.TOKEN_BYTES
-BLOCK_IDS = st.lists(st.integers(0, 30), max_size=40)
-
-
-@given(BLOCK_IDS)
-def test_runs_of_neighbours_are_the_same_ids_in_the_same_order(ids: list[int]) -> None:
-    runs = wire.consecutive_runs(np.array(ids, np.int64))
-    assert [first + i for first, count in runs for i in range(count)] == ids
-    for (first, count), (following, _) in itertools.pairwise(runs):
-        assert first + count != following, "two runs that could be one"
-
-
-@given(BLOCK_IDS)
-def test_views_of_whole_blocks_hold_their_bytes_in_order(ids: list[int]) -> None:
-    pool = np.arange(31 * 6, dtype=np.uint8).reshape(31, 6)
-    views = wire.views_of(pool, np.array(ids, np.int64), np.array([[0, 6]]))
-    assert b"".join(views) == pool[ids].tobytes()
-
-
-@given(BLOCK_IDS)
-def test_views_of_parts_hold_their_bytes_in_order(ids: list[int]) -> None:
-    pool = np.arange(31 * 6, dtype=np.uint8).reshape(31, 6)
-    views = wire.views_of(pool, np.array(ids, np.int64), np.array([[1, 1], [3, 2]]))
-    assert b"".join(views) == pool[ids][:, [1, 3, 4]].tobytes()
 
 
 @pytest.mark.parametrize("runs", [[[0, 8]], [[0, 2], [2, 3]], [[5, 1], [7, 1]]])
