@@ -6,6 +6,7 @@ import mmap
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from core.errors import Incompatible
 from core.handoff import Piece
 from core.kv_pool_layout import PoolLayout
 from core.lease_events import PieceCopy
+from kv_transfer import shm
+from kv_transfer.regions import PartCopier
 from kv_transfer.shm import PoolExporter, SharedMemorySource
 
 LAYOUT = PoolLayout(num_blocks=8, block_bytes=5000)
@@ -117,6 +120,41 @@ def test_a_gone_exporter_is_named(destination: np.ndarray) -> None:
         SharedMemorySource("@crossdock-nobody", NONCE, LAYOUT, whole_target(destination))
 
 
+def test_two_threads_share_a_copy(exported: ExportedPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shm, "_BYTES_PER_THREAD", 1)
+    both = threading.Barrier(2)
+    copy = PartCopier.copy
+
+    def copy_together(copier: PartCopier, source: int, destination: int) -> None:
+        both.wait(60)
+        copy(copier, source, destination)
+
+    destination = np.zeros((8, 5000), np.uint8)
+    source = SharedMemorySource(
+        exported.exporter.socket_path, NONCE, LAYOUT, whole_target(destination), threads=2
+    )
+    monkeypatch.setattr(PartCopier, "copy", copy_together)
+    exported.generations[3] += 1
+    pieces = announced(exported.blocks, range(8), [0] * 8)
+    result = source.copy([PieceCopy(i, piece, 7 - i) for i, piece in enumerate(pieces)])
+    assert (result.good, result.bad) == ((0, 1, 2, 4, 5, 6, 7), (3,))
+    assert (destination == exported.blocks[::-1]).all()
+    source.close()
+
+
+def test_an_aborted_source_copies_nothing_any_more(
+    exported: ExportedPool, destination: np.ndarray
+) -> None:
+    source = exported.source(destination)
+    (piece,) = exported.pieces(5)
+    source.abort()
+    assert source.copy([PieceCopy(0, piece, 0)]).bad == (0,)
+    source.close()
+    source.close()
+    assert source.copy([PieceCopy(0, piece, 0)]).bad == (0,)
+    assert not destination.any()
+
+
 READER = """
 import sys, numpy as np
 sys.path.append(sys.argv[4])
@@ -124,6 +162,8 @@ from equal_edge import whole_target
 from core.handoff import Piece
 from core.kv_pool_layout import PoolLayout
 from core.lease_events import PieceCopy
+from kv_transfer import shm
+from kv_transfer.regions import PartCopier
 from kv_transfer.shm import SharedMemorySource
 path, nonce, checksum = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 destination = np.zeros((1, 5000), np.uint8)

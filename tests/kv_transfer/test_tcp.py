@@ -24,6 +24,7 @@ from scripted_prefill import (
     answer_one_request,
     close_after_request,
     close_at_once,
+    introduce,
     know_no_token,
     say_garbage,
     say_nothing,
@@ -34,10 +35,12 @@ from core.handoff import Piece
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_server, tcp_source, tcp_stream
 from kv_transfer import tcp_wire as wire
-from kv_transfer.socket_io import receive, wait_connected
+from kv_transfer.socket_io import receive, resolve, wait_connected
+from kv_transfer.tcp_channel import Channel
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tcp_stream import TcpAddress
+from kv_transfer.tcp_stream import TcpAddress, TcpStream
+from kv_transfer.transport import CopyResult
 
 NUM_BLOCKS = 24
 
@@ -198,6 +201,79 @@ def test_a_block_id_outside_the_pool_is_bad(prefill: Prefill, source: TcpSource)
     assert (result.good, result.bad) == ((1,), (0,))
 
 
+# Several connections
+
+
+def test_pieces_are_dealt_out_to_all_connections(prefill: Prefill, destination: np.ndarray) -> None:
+    source = TcpSource(prefill.address, whole_target(destination), streams=3)
+    copies = [PieceCopy(i, prefill.piece(i), NUM_BLOCKS - 1 - i) for i in range(NUM_BLOCKS)]
+    assert source.copy(copies).good == tuple(range(NUM_BLOCKS))
+    assert (destination == prefill.blocks[::-1]).all()
+    assert source.copy(copies[:1]).good == (0,), "fewer pieces than connections"
+    assert source.copy([]) == CopyResult((), ())
+    source.close()
+
+
+@pytest.fixture
+def meet(monkeypatch: pytest.MonkeyPatch) -> Callable[[ScriptedPrefill, ScriptedPrefill], None]:
+    """The first connection of a source reaches one peer, the second another."""
+
+    def arrange(*peers: ScriptedPrefill) -> None:
+        ports = iter([peer.address.port for peer in peers])
+
+        class Meeting(TcpStream):
+            def connect(self, deadline: float) -> Channel:
+                self._places = resolve(HOST, next(ports))
+                return super().connect(deadline)
+
+        monkeypatch.setattr(tcp_source, "TcpStream", Meeting)
+
+    return arrange
+
+
+def test_a_broken_connection_of_several_costs_its_own_pieces(
+    destination: np.ndarray, meet: Callable[[ScriptedPrefill, ScriptedPrefill], None]
+) -> None:
+    peers = ScriptedPrefill([answer_one_request]), ScriptedPrefill([close_after_request])
+    meet(*peers)
+    source = TcpSource(peers[0].address, whole_target(destination), streams=2)
+    result = source.copy(TWO_COPIES)
+    assert (result.good, result.bad) == ((4,), (5,))
+    source.close()
+    for peer in peers:
+        peer.close()
+
+
+def test_if_one_of_several_connections_fails_to_open_the_others_are_closed(
+    destination: np.ndarray, meet: Callable[[ScriptedPrefill, ScriptedPrefill], None]
+) -> None:
+    closed = threading.Event()
+
+    def wait_for_the_end(connection: socket.socket) -> None:
+        introduce(connection)
+        assert connection.recv(1) == b""
+        closed.set()
+
+    peers = ScriptedPrefill([wait_for_the_end]), ScriptedPrefill([know_no_token])
+    meet(*peers)
+    with pytest.raises(Incompatible, match="probe differs"):
+        TcpSource(peers[0].address, whole_target(destination), streams=2)
+    assert closed.wait(60)
+    for peer in peers:
+        peer.close()
+
+
+def test_one_decode_worker_cannot_have_any_number_of_connections(
+    prefill: Prefill, destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tcp_server, "_MAX_CONNECTIONS", 2)
+    with pytest.raises(Incompatible, match=r"closed|reset"):
+        TcpSource(prefill.address, whole_target(destination), streams=3)
+    token = prefill.server.invite()
+    other = TcpAddress(HOST, prefill.server.port, token)
+    TcpSource(other, whole_target(destination), streams=2).close()
+
+
 # Strangers
 
 
@@ -255,6 +331,29 @@ def test_a_stranger_who_says_nothing_is_not_waited_for_for_ever(
 
 
 # Requests that make no sense
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        bytes(4),
+        (2**32 - 1).to_bytes(4, "little"),
+        wire.pack_part(np.array([[0, BLOCK_BYTES + 1]])),
+        wire.pack_part(np.array([[-8, 8]])),
+        wire.pack_part(np.array([[8, 8], [0, 8]])),
+    ],
+    ids=["none", "too many", "too long", "before the pool", "backwards"],
+)
+def test_a_part_that_is_not_in_a_block_ends_the_connection_only(
+    prefill: Prefill, source: TcpSource, part: bytes
+) -> None:
+    connection = socket.create_connection((HOST, prefill.server.port))
+    greeting = receive(connection, wire.GREETING_BYTES, time.monotonic() + 60)
+    both = wire.Challenges(wire.read_greeting(greeting), wire.new_challenge())
+    connection.sendall(both.pack_proof(prefill.token) + part)
+    connection.shutdown(socket.SHUT_WR)
+    assert rest_of(connection) == b""
+    assert source.copy([PieceCopy(0, prefill.piece(1), 0)]).good == (0,)
 
 
 @pytest.mark.parametrize(
