@@ -16,7 +16,6 @@ from typing import Protocol
 from core.lease_events import PieceCopy
 from core.shards import ParallelShape
 from crossdock.v1 import handoff_pb2 as pb
-from kv_transfer.transport import CopyResult
 
 
 class RankSender(Protocol):
@@ -29,7 +28,10 @@ class RankSender(Protocol):
         self, stream: str, destination: ParallelShape, block_ids: Sequence[int]
     ) -> list[list[int]]:
         """Checksums [block][edge] of what these blocks hold, for each edge that starts at this
-        rank in the plan towards a decode worker of shape ``destination``, in the plan's order."""
+        rank in the plan towards a decode worker of shape ``destination``, in the plan's order.
+
+        May run several times at once; raises whatever keeps it from reading a block.
+        """
 
     def withdraw(self, stream: str) -> None:
         """The stream has ended: ends what was opened with its offer, as far as P can."""
@@ -45,16 +47,44 @@ class EdgeChoice:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class EdgeTraffic:
+    """What one copy brought over one edge: whole and damaged parts of blocks, bytes of the whole
+    ones, and the seconds that it took."""
+
+    source: int
+    destination: int
+    blocks: int
+    damaged: int
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankCopied:
+    """Prompt block indices of which every part landed and was verified, and the others.
+
+    ``lost``: why an edge's way is gone for good, "" if all of them work. The stream must end then:
+    the next one opens its edges anew.
+    """
+
+    good: tuple[int, ...]
+    bad: tuple[int, ...]
+    traffic: tuple[EdgeTraffic, ...] = ()
+    lost: str = ""
+
+
 class RankReceiver(Protocol):
     """One rank of D: its edges from the ranks of each prefill worker."""
 
     async def open(self, stream: str, hello: pb.Hello) -> tuple[EdgeChoice, ...]:
         """Opens and tests all edges of the plan that end at this rank.
 
-        Raises ``Incompatible``, with the reasons, if no transport works on some edge.
+        ``hello`` has passed ``kv_transfer.handshake``. Raises ``Incompatible``, naming the ranks
+        and the reasons, if no transport works on some edge: then nothing stays open.
         """
 
-    async def copy(self, stream: str, copies: Sequence[PieceCopy]) -> CopyResult:
+    async def copy(self, stream: str, copies: Sequence[PieceCopy]) -> RankCopied:
         """Copies and verifies this rank's part of each piece, over all its edges.
 
         Never raises: without a way nothing landed. A piece is good if every part of it is.
