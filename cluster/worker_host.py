@@ -65,11 +65,12 @@ class WorkerHost:
         settings = self._settings
         bind_process(settings)
         # Imported only now: torch reads the affinity of the process when it is imported.
-        from cluster.worker_parts import load_model, make_service
+        from cluster.worker_parts import load_model, make_senders, make_service
 
         self._model = await asyncio.to_thread(load_model, settings)
         epoch = secrets.randbits(62) + 1
-        self._service = make_service(settings, epoch, self._model)
+        self._senders = make_senders(settings, self._model)
+        self._service = make_service(settings, epoch, self._model, self._senders)
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         self._service.register(self._server)
         port = self._server.add_insecure_port(f"{settings.host}:0")
@@ -96,6 +97,8 @@ class WorkerHost:
     async def _end(self) -> None:
         await self._server.stop(_STREAM_GRACE_S)
         await self._service.stop()
+        for sender in self._senders:
+            sender.close()
         self._model.pool.close()
         if not self._service.closed.done():
             self._service.closed.set_result(None)

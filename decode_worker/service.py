@@ -8,6 +8,7 @@ shell (`worker.service`).
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 import grpc
 
@@ -20,7 +21,7 @@ from core.lease_events import (
     SendToPrefill,
     Tick,
 )
-from core.request import AttemptKey, Role
+from core.request import AttemptKey
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import handoff_pb2_grpc
 from crossdock.v1 import worker_pb2 as pb
@@ -28,15 +29,18 @@ from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput, Prefill
 from engine.runner import LoadedModel
 from kv_transfer.decode_session import HandoffServer
 from kv_transfer.handshake import WorkerIdentity
-from kv_transfer.transport import allowed_transports
+from kv_transfer.rank_ports import RankReceiver
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
-from worker.pool import new_block_pool, pool_bytes
+from worker.pool import new_block_pool
 from worker.service import WorkerService
 
 
 class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
-    """Streams answers from blocks that prefill workers hand over, or that it computes itself."""
+    """Streams answers from blocks that prefill workers hand over, or that it computes itself.
+
+    ``receivers``: of its ranks, in their order; empty if it is to take no handoffs.
+    """
 
     def __init__(
         self,
@@ -44,6 +48,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         identity: WorkerIdentity,
         model: LoadedModel,
         tokenizer: Tokenizer,
+        receivers: Sequence[RankReceiver],
     ) -> None:
         times = LeaseTimes(lease=settings.lease_s, beat=settings.beat_s)
         decoder = Decoder(
@@ -55,15 +60,9 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, decoder)
-        # A mixed worker gets no handoffs, so its pool may be in device memory.
         self._handoff: HandoffServer | None = None
-        if settings.role is Role.DECODE:
-            self._handoff = HandoffServer(
-                identity,
-                pool_bytes(model.pool),
-                self.submit,
-                allowed_transports(settings.transport),
-            )
+        if receivers:
+            self._handoff = HandoffServer(identity, receivers, self.submit)
 
     def register(self, server: grpc.aio.Server) -> None:
         super().register(server)
@@ -118,6 +117,8 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
                 seconds=edge.seconds,
                 resent_blocks=edge.resent_blocks,
                 detail=edge.detail,
+                source_rank=edge.source,
+                destination_rank=edge.destination,
             )
             for edge in (self._handoff.edge_counters if self._handoff is not None else ())
         ]

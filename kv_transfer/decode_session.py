@@ -1,14 +1,18 @@
 """D's end of the handoff streams: serves `Handoff.Session` to prefill workers.
 
-Covers: the handshake, copies on demand, telling the owner of messages, finished copies and lost
-peers. Does not cover: the rules (``core.lease``), the transports (``kv_transfer.selection``).
+Covers: the handshake, copies on demand on all ranks, telling the owner of messages, finished
+copies and lost peers. Does not cover: the rules (``core.lease``), the ranks
+(``kv_transfer.replica_receiver``), the transports (``kv_transfer.selection``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 
@@ -22,155 +26,178 @@ from core.lease_events import (
 )
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
-from kv_transfer.edge import Edge, EdgeCounters
-from kv_transfer.handoff_wire import from_prefill_wire, to_prefill_wire
-from kv_transfer.handshake import WorkerIdentity, find_difference
-from kv_transfer.selection import Chosen, open_source
-from kv_transfer.transport import TRANSPORTS, CopyResult, PoolBytes
+from kv_transfer.edge_counters import EdgeBook, EdgeCounters, StreamCounters
+from kv_transfer.handoff_wire import check_checksums, from_prefill_wire, to_prefill_wire
+from kv_transfer.handshake import WorkerIdentity, find_difference, hello_reply, refusal
+from kv_transfer.rank_ports import EdgeChoice, RankReceiver
+from kv_transfer.replica_receiver import ReplicaReceiver
 
 _log = logging.getLogger(__name__)
-# Names of workers are never used again: without a limit, counters of those gone would pile up.
-_MAX_GONE = 64
+
+
+@dataclass(slots=True)
+class _Stream:
+    """One live stream of ``worker``."""
+
+    worker: str
+    counters: StreamCounters
+    # None ends the stream.
+    outbox: asyncio.Queue[ToPrefill | None] = field(default_factory=asyncio.Queue)
+
+    def end(self) -> None:
+        self.outbox.put_nowait(None)
+
+
+class _Sessions:
+    """How many calls are under way."""
+
+    def __init__(self) -> None:
+        self._number = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._number += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._number -= 1
+        if not self._number:
+            self._none.set()
+
+    async def all_ended(self) -> None:
+        await self._none.wait()
 
 
 class HandoffServer(handoff_pb2_grpc.HandoffServicer):
     """All handoff streams into one decode worker. ``on_event`` runs on the event loop.
 
-    ``transports``: those that this worker accepts, the fastest first.
+    ``receivers``: of the worker's ranks, in their order.
     """
 
     def __init__(
         self,
         identity: WorkerIdentity,
-        pool: PoolBytes,
+        receivers: Sequence[RankReceiver],
         on_event: Callable[[FromPrefill | Copied | PeerLost], None],
-        transports: Sequence[str] = TRANSPORTS,
     ) -> None:
         self._identity = identity
-        self._pool = pool
+        self._receiver = ReplicaReceiver(receivers)
         self._on_event = on_event
-        self._transports = transports
-        self._edges: dict[str, Edge] = {}
-        self._counters: dict[tuple[str, str], EdgeCounters] = {}
-        self._copies: set[asyncio.Task[None]] = set()
-        self._closing_edges: set[asyncio.Future[None]] = set()
+        self._streams: dict[str, _Stream] = {}
+        self._stream_numbers = itertools.count(1)
+        self._book = EdgeBook()
+        self._sessions = _Sessions()
+        # Copies, and what closes edges: they outlive their streams.
+        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def edge_counters(self) -> list[EdgeCounters]:
         """Counters of all edges that live, and of those that were lost last."""
-        return list(self._counters.values())
+        return self._book.counters
 
     def send(self, peer: str, message: ToPrefill) -> None:
         """Queues a message; without effect if the peer's stream is gone."""
-        edge = self._edges.get(peer)
-        if edge is not None:
-            edge.outbox.put_nowait(message)
+        stream = self._streams.get(peer)
+        if stream is not None:
+            stream.outbox.put_nowait(message)
 
     def copy(self, command: CopyPieces) -> None:
-        """Copies in the background; the result comes as a `Copied` event, always."""
-        task = asyncio.create_task(self._copy(command))
-        self._copies.add(task)
-        task.add_done_callback(self._copies.discard)
+        """Copies in the background; the result comes as one `Copied` event, always."""
+        self._begin(self._copy(command))
 
     async def close(self) -> None:
-        """Ends running copies and their threads. The streams have ended with the gRPC server."""
-        await asyncio.gather(*self._copies, *self._closing_edges, return_exceptions=True)
+        """Ends running copies and their threads. Stop the gRPC server before: it ends streams."""
+        await self._sessions.all_ended()
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def Session(
         self,
         request_iterator: AsyncIterator[pb.PrefillMessage],
         context: grpc.aio.ServicerContext[pb.PrefillMessage, pb.DecodeMessage],
-    ) -> AsyncIterator[pb.DecodeMessage]:
-        hello = (await anext(request_iterator)).hello
-        peer = f"{hello.worker}@{hello.epoch:x}/{id(context):x}"
+    ) -> None:
+        # Not a generator: the end of one that waits to be asked for more may come much later.
+        with self._sessions:
+            first = await anext(request_iterator, None)
+            if first is not None:
+                await self._converse(first.hello, request_iterator, context)
+
+    async def _converse(
+        self,
+        hello: pb.Hello,
+        messages: AsyncIterator[pb.PrefillMessage],
+        context: grpc.aio.ServicerContext[pb.PrefillMessage, pb.DecodeMessage],
+    ) -> None:
+        peer = f"{hello.worker}@{hello.epoch:x}/{next(self._stream_numbers)}"
         try:
-            chosen = await self._shake_hands(hello)
+            choices = await self._shake_hands(peer, hello)
         except Incompatible as error:
-            _log.warning("refused prefill worker %s: %s", hello.worker, error.message)
-            yield pb.DecodeMessage(hello=self._reply(refused=error.message))
+            _log.warning("refused a prefill worker: %s", error.message)
+            await context.write(pb.DecodeMessage(hello=refusal(error.message)))
             return
-        edge = self._new_edge(hello.worker, chosen)
-        self._edges[peer] = edge
-        reader = asyncio.create_task(self._read(peer, request_iterator))
+        stream = _Stream(hello.worker, self._book.opened(hello.worker, choices))
+        self._streams[peer] = stream
+        reader = asyncio.create_task(self._read(peer, messages, len(choices)))
+        reader.add_done_callback(lambda _: stream.end())
         try:
-            yield pb.DecodeMessage(hello=self._reply(chosen=chosen))
-            while (message := await self._next_message(edge, reader)) is not None:
-                yield to_prefill_wire(message)
+            transports = [choice.transport for choice in choices]
+            await context.write(pb.DecodeMessage(hello=hello_reply(self._identity, transports)))
+            while (message := await stream.outbox.get()) is not None:
+                await context.write(to_prefill_wire(message))
         finally:
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-            self._lose(peer, edge)
+            try:
+                await asyncio.gather(reader, return_exceptions=True)
+            finally:
+                self._lose(peer, stream)
 
-    def _new_edge(self, worker: str, chosen: Chosen) -> Edge:
-        transport, detail = chosen.source.transport, chosen.detail
-        counters = self._counters.setdefault((worker, transport), EdgeCounters(worker, transport))
-        if detail and detail != counters.detail:
-            _log.warning("KV blocks of %s come over %s: %s", worker, transport, detail)
-        counters.detail = detail
-        return Edge(chosen.source, counters, self._identity.layout.block_bytes)
-
-    async def _next_message(self, edge: Edge, reader: asyncio.Task[None]) -> ToPrefill | None:
-        """The next message for P, or None once either side wants no more."""
-        waiting = asyncio.ensure_future(edge.outbox.get())
-        await asyncio.wait((waiting, reader), return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        waiting.cancel()
-        return None
-
-    async def _read(self, peer: str, messages: AsyncIterator[pb.PrefillMessage]) -> None:
+    async def _read(
+        self, peer: str, messages: AsyncIterator[pb.PrefillMessage], num_edges: int
+    ) -> None:
         try:
-            async for message in messages:
-                self._on_event(FromPrefill(peer, from_prefill_wire(message)))
+            async for wire in messages:
+                message = from_prefill_wire(wire)
+                check_checksums(message, num_edges)
+                self._on_event(FromPrefill(peer, message))
         except (ValueError, CrossdockError):
             _log.exception("closing the stream of %s after a message that makes no sense", peer)
 
-    def _lose(self, peer: str, edge: Edge) -> None:
-        del self._edges[peer]
-        self._keep_lost(edge.counters)
-        edge.abort()
-        closing = asyncio.get_running_loop().run_in_executor(None, edge.close)
-        self._closing_edges.add(closing)
-        closing.add_done_callback(self._closing_edges.discard)
+    def _lose(self, peer: str, stream: _Stream) -> None:
+        del self._streams[peer]
+        self._book.lost(stream.worker)
+        self._receiver.abort(peer)
+        self._begin(self._receiver.close(peer))
         self._on_event(PeerLost(peer))
 
-    def _keep_lost(self, counters: EdgeCounters) -> None:
-        """Keeps the counters of the edges that were lost last, in the order of their loss."""
-        key = (counters.peer, counters.transport)
-        self._counters[key] = self._counters.pop(key)
-        live = {(edge.counters.peer, edge.counters.transport) for edge in self._edges.values()}
-        gone = [key for key in self._counters if key not in live]
-        for key in gone[:-_MAX_GONE]:
-            del self._counters[key]
-
-    async def _shake_hands(self, hello: pb.Hello) -> Chosen:
+    async def _shake_hands(self, peer: str, hello: pb.Hello) -> tuple[EdgeChoice, ...]:
         difference = find_difference(self._identity, hello)
         if difference:
             raise Incompatible(difference, reason="HANDSHAKE_REFUSED")
-        opening = asyncio.get_running_loop().run_in_executor(
-            None, open_source, hello, self._transports, self._pool
-        )
+        opening = asyncio.create_task(self._receiver.open(peer, hello))
         try:
             return await asyncio.shield(opening)
         except asyncio.CancelledError:
-            opening.add_done_callback(_close_unused)
+            self._begin(self._close_unused(peer, opening))
             raise
 
-    def _reply(self, *, chosen: Chosen | None = None, refused: str = "") -> pb.HelloReply:
-        if chosen is None:
-            return pb.HelloReply(refused=refused)
-        return pb.HelloReply(transport=chosen.source.transport, detail=chosen.detail)
+    async def _close_unused(self, peer: str, opening: asyncio.Task[tuple[EdgeChoice, ...]]) -> None:
+        """P went away while the transports were being chosen."""
+        await asyncio.gather(opening, return_exceptions=True)
+        await self._receiver.close(peer)
 
     async def _copy(self, command: CopyPieces) -> None:
-        edge = self._edges.get(command.peer)
-        if edge is None:
-            result = CopyResult((), tuple(c.index for c in command.copies))
-        else:
-            result = await edge.copy(command.copies)
+        result = await self._receiver.copy(command.peer, command.copies)
+        stream = self._streams.get(command.peer)
+        if stream is not None:
+            for traffic in result.traffic:
+                stream.counters[traffic.source, traffic.destination].add(traffic)
+            if result.lost:
+                _log.error("ending the stream of %s: %s", command.peer, result.lost)
+                stream.end()
         self._on_event(Copied(command.lease_id, result.good, result.bad))
 
-
-def _close_unused(opening: asyncio.Future[Chosen]) -> None:
-    """P went away while the transport was being chosen."""
-    if opening.exception() is None:
-        opening.result().source.close()
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -44,7 +44,7 @@ def to_decode_wire(message: ToDecode) -> pb.PrefillMessage:
             )
         case Announce(key, lease_id, first, pieces):
             wire_pieces = [
-                pb.Piece(block_id=p.block_id, generation=p.generation, checksum=p.checksum)
+                pb.Piece(block_id=p.block_id, generation=p.generation, checksums=p.checksums)
                 for p in pieces
             ]
             announce = pb.Announce(
@@ -79,7 +79,9 @@ def from_prefill_wire(message: pb.PrefillMessage) -> ToDecode:
             )
         case "announce":
             announce = message.announce
-            pieces = tuple(Piece(p.block_id, p.generation, p.checksum) for p in announce.pieces)
+            pieces = tuple(
+                Piece(p.block_id, p.generation, tuple(p.checksums)) for p in announce.pieces
+            )
             return Announce(key_from_wire(announce.key), announce.lease_id, announce.first, pieces)
         case "commit":
             commit = message.commit
@@ -97,6 +99,17 @@ def from_prefill_wire(message: pb.PrefillMessage) -> ToDecode:
             return Cancel(key_from_wire(message.cancel.key), message.cancel.reason)
         case other:
             raise ValueError(f"unexpected message from a prefill worker: {other}")
+
+
+def check_checksums(message: ToDecode, num_edges: int) -> None:
+    """Raises ValueError for a piece that has not one checksum for each edge of the plan."""
+    if isinstance(message, Announce):
+        for piece in message.pieces:
+            if len(piece.checksums) != num_edges:
+                raise ValueError(
+                    f"block {piece.block_id} was announced with {len(piece.checksums)} checksums, "
+                    f"this handoff has {num_edges} edges"
+                )
 
 
 def _first_token_to_wire(token: SampledToken) -> pb.FirstToken:

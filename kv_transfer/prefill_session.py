@@ -1,26 +1,31 @@
 """P's end of the handoff stream to one decode worker.
 
-Covers: connecting, the handshake, sending in order (announcements wait for their checksums),
-telling the owner of every message and of the stream's end. One stream per decode worker.
-Does not cover: what to send when (``core.push``), how D copies (``kv_transfer.decode_session``).
+Covers: offers of all ranks, connecting, the handshake, sending (announcements wait for their
+checksums, nothing else waits for them), telling the owner of every message and of the stream's
+end. One stream per decode worker. Does not cover: what to send when (``core.push``), the ranks
+(``kv_transfer.replica_sender``), how D copies (``kv_transfer.decode_session``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from core.errors import Incompatible
-from core.handoff import Announce, FailureCause, Piece, ToDecode, ToPrefill
+from core.handoff import Announce, FailureCause, ToDecode, ToPrefill
 from core.request import AttemptKey
+from core.shards import ParallelShape
+from core.transfer_plan import EdgePlan
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handoff_wire import from_decode_wire, to_decode_wire
+from kv_transfer.handshake import WorkerIdentity, accepted_plan, hello, stated_shape
+from kv_transfer.rank_ports import RankSender
+from kv_transfer.replica_sender import ReplicaSender
 from wire.grpc_streams import read, written_by
 
 _log = logging.getLogger(__name__)
@@ -69,33 +74,41 @@ class PrefillSession:
     def __init__(
         self,
         endpoint: str,
-        hello: pb.Hello,
+        decode_epoch: int,
+        identity: WorkerIdentity,
+        senders: Sequence[RankSender],
         *,
-        describe: Callable[[Announcement], tuple[Piece, ...]],
+        stream: str,
         blocks_per_announcement: int,
-        executor: Executor,
         on_message: Callable[[ToPrefill], None],
         on_lost: Callable[[FailureCause, str], None],
     ) -> None:
-        """``describe`` computes pieces of blocks; it runs on ``executor``.
+        """``senders``: of P's ranks, in their order; ``stream``: what they call this one.
 
         Long announcements are split, so that D copies one part while P describes the next.
         """
         self._endpoint = endpoint
-        self._hello = hello
-        self._describe = describe
+        self._decode_epoch = decode_epoch
+        self._identity = identity
+        self._sender = ReplicaSender(senders)
+        self._stream = stream
         self._blocks_per_announcement = blocks_per_announcement
-        self._executor = executor
         self._on_message = on_message
         self._on_lost = on_lost
-        self._outbox: asyncio.Queue[ToDecode | Announcement] = asyncio.Queue()
+        self._outbox: asyncio.Queue[ToDecode] = asyncio.Queue()
+        self._to_describe: asyncio.Queue[Announcement] = asyncio.Queue()
         self._closing = False
         self._task = asyncio.create_task(self._run())
-        self.transport = ""
+        # Of each edge, in the plan's order; empty before the handshake.
+        self.transports: tuple[str, ...] = ()
 
     def send(self, message: ToDecode | Announcement) -> None:
-        """Queues a message; order is kept."""
-        self._outbox.put_nowait(message)
+        """Queues a message. Announcements keep their order among themselves, and the others
+        theirs; none of these waits for a checksum."""
+        if isinstance(message, Announcement):
+            self._to_describe.put_nowait(message)
+        else:
+            self._outbox.put_nowait(message)
 
     async def close(self) -> None:
         """Ends the stream without telling of a loss."""
@@ -118,31 +131,35 @@ class PrefillSession:
                 return
             _log.exception("handoff stream to %s failed", self._endpoint)
             cause, detail = FailureCause.INTERNAL, repr(error)
+        finally:
+            self._sender.withdraw(self._stream)
         self._on_lost(cause, detail)
 
     async def _converse(self, channel: grpc.aio.Channel) -> None:
+        offers = await self._sender.offer(self._stream)
+        greeting = hello(self._identity, self._decode_epoch, offers)
         call = handoff_pb2_grpc.HandoffStub(channel).Session()
-        async with written_by(call, lambda: self._write(call)):
+        async with written_by(call, lambda: self._write(call, greeting)):
             first = await read(call)
             if first is None:
                 return
-            if first.hello.refused:
-                raise Incompatible(first.hello.refused, reason="HANDSHAKE_REFUSED")
-            self.transport = first.hello.transport
-            while (reply := await read(call)) is not None:
-                self._on_message(from_decode_wire(reply))
+            plan = accepted_plan(self._identity, first.hello)
+            self.transports = tuple(first.hello.transports)
+            shape = stated_shape(first.hello)
+            async with written_by(call, lambda: self._announce_all(shape, plan)):
+                while (reply := await read(call)) is not None:
+                    self._on_message(from_decode_wire(reply))
 
-    async def _write(self, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
-        await call.write(pb.PrefillMessage(hello=self._hello))
+    async def _write(self, call: grpc.aio.StreamStreamCall, greeting: pb.Hello) -> None:  # type: ignore[type-arg]
+        await call.write(pb.PrefillMessage(hello=greeting))
         while True:
-            message = await self._outbox.get()
-            if not isinstance(message, Announcement):
-                await call.write(to_decode_wire(message))
-                continue
-            for part in message.parts(self._blocks_per_announcement):
-                await call.write(to_decode_wire(await self._with_pieces(part)))
+            await call.write(to_decode_wire(await self._outbox.get()))
 
-    async def _with_pieces(self, item: Announcement) -> Announce:
-        loop = asyncio.get_running_loop()
-        pieces = await loop.run_in_executor(self._executor, self._describe, item)
-        return Announce(item.key, item.lease_id, item.first, pieces)
+    async def _announce_all(self, destination: ParallelShape, plan: Sequence[EdgePlan]) -> None:
+        while True:
+            item = await self._to_describe.get()
+            for part in item.parts(self._blocks_per_announcement):
+                pieces = await self._sender.describe(
+                    self._stream, destination, plan, part.block_ids, part.generations
+                )
+                self._outbox.put_nowait(Announce(part.key, part.lease_id, part.first, pieces))

@@ -1,25 +1,25 @@
 """The prefill worker's shell: router's prompts in, handoffs to decode workers out.
 
 Covers: one handoff stream per decode worker (opened on first use, reopened on the next after it
-broke), exporting the pool, carrying out the prefiller's commands.
+broke), carrying out the prefiller's commands.
 Does not cover: decisions (`prefill_worker.prefiller`), the common shell (`worker.service`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
+import itertools
+from collections.abc import Sequence
 
-from core.handoff import FailureCause, LeaseTimes, Piece, Reserve, ToDecode, ToPrefill
+from core.handoff import FailureCause, LeaseTimes, Reserve, ToDecode, ToPrefill
 from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from engine.runner import LoadedModel
-from kv_transfer.handshake import WorkerIdentity, hello
-from kv_transfer.offers import PoolOffers
+from kv_transfer.handshake import WorkerIdentity
 from kv_transfer.prefill_session import Announcement, PrefillSession
-from kv_transfer.transport import allowed_transports, describe_pieces
+from kv_transfer.rank_ports import RankSender
 from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
@@ -36,16 +36,16 @@ from prefill_worker.prefiller import Prefiller
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
-from worker.pool import host_pool, new_block_pool, pool_bytes
+from worker.pool import new_block_pool
 from worker.service import WorkerService
 
-# How many bytes D is told of at once: large enough that messages cost nothing beside copies,
-# small enough that both sides work at the same time.
+# How many bytes of each rank D is told of at once: large enough that messages cost nothing beside
+# copies, small enough that both sides work at the same time.
 _ANNOUNCEMENT_BYTES = 4 << 20
 
 
 class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
-    """Computes prompts and hands them over."""
+    """Computes prompts and hands them over. ``senders``: of its ranks, in their order."""
 
     def __init__(
         self,
@@ -53,6 +53,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         identity: WorkerIdentity,
         model: LoadedModel,
         tokenizer: Tokenizer,
+        senders: Sequence[RankSender],
     ) -> None:
         prefiller = Prefiller(
             new_block_pool(model),
@@ -65,11 +66,10 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         super().__init__(settings, identity.epoch, model, tokenizer, prefiller)
         self._prefiller = prefiller
         self._identity = identity
-        self._block_bytes = identity.layout.block_bytes
-        self._offers = PoolOffers(
-            host_pool(model.pool), allowed_transports(settings.transport), settings.host
-        )
-        self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
+        self._senders = senders
+        announced = _ANNOUNCEMENT_BYTES * identity.shape.num_ranks
+        self._blocks_per_announcement = max(1, announced // identity.layout.block_bytes)
+        self._stream_numbers = itertools.count(1)
         self._sessions: dict[str, PrefillSession] = {}
         # Where each life of a decode worker is, as the router said: (endpoint, epoch). Kept while
         # there is a stream to it or an attempt for it.
@@ -78,8 +78,6 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
     async def stop(self) -> None:
         await asyncio.gather(*(session.close() for session in self._sessions.values()))
         await super().stop()
-        self._offers.close()
-        self._describer.shutdown()
 
     def tick_event(self) -> PrefillerInput:
         return Tick()
@@ -152,10 +150,8 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
 
     def _connect(self, worker: str) -> PrefillSession:
         endpoint, decode_epoch = self._places[worker]
-        offer = self._offers.new_offer()
 
         def on_lost(cause: FailureCause, detail: str) -> None:
-            self._offers.withdraw(offer)
             if self._sessions.get(worker) is session:
                 del self._sessions[worker]
                 del self._places[worker]
@@ -163,10 +159,11 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
 
         session = PrefillSession(
             endpoint,
-            hello(self._identity, decode_epoch, offer),
-            describe=self._describe,
-            blocks_per_announcement=max(1, _ANNOUNCEMENT_BYTES // self._block_bytes),
-            executor=self._describer,
+            decode_epoch,
+            self._identity,
+            self._senders,
+            stream=f"{worker}/{next(self._stream_numbers)}",
+            blocks_per_announcement=self._blocks_per_announcement,
             on_message=self._on_message,
             on_lost=on_lost,
         )
@@ -175,9 +172,6 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
 
     def _on_message(self, message: ToPrefill) -> None:
         self.submit(FromDecode(message))
-
-    def _describe(self, item: Announcement) -> tuple[Piece, ...]:
-        return describe_pieces(pool_bytes(self.model.pool), item.block_ids, item.generations)
 
     def _ends_by_text(self, params: SamplingParams, token: int) -> bool:
         return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push([token]).stopped

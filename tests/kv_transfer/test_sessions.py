@@ -5,271 +5,272 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-import itertools
-import mmap
-import os
-import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import grpc
-import numpy as np
 import pytest
+from replicas import (
+    KEY,
+    DecodeReplica,
+    PrefillReplica,
+    UnreachableSender,
+    prefill_identity,
+    serving,
+)
 
-from core.block_hash import block_hashes
-from core.block_pool import BlockPool
-from core.handoff import (
-    Ack,
-    Commit,
-    Committed,
-    FailureCause,
-    LeaseTimes,
-    Reserve,
-    Ticket,
-    ToPrefill,
-)
+from core.handoff import Ack, Cancel, Commit, Committed, FailureCause, LeaseLost
 from core.kv_layout import KVLayout
-from core.kv_pool_layout import PoolLayout
-from core.lease import LeaseTable
-from core.lease_events import (
-    Copied,
-    CopyPieces,
-    EnqueueReserve,
-    FromPrefill,
-    Granted,
-    LeaseInput,
-    Opened,
-    PeerLost,
-    SendToPrefill,
-    StartSequence,
-)
-from core.request import AttemptKey, RequestKey, SamplingParams
+from core.shards import ONE_RANK, ParallelShape
 from core.step import SampledToken
-from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
-from kv_transfer.decode_session import HandoffServer
+from crossdock.v1 import handoff_pb2 as pb
+from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handshake import WorkerIdentity, hello
-from kv_transfer.offers import Offer, PoolOffers
-from kv_transfer.prefill_session import Announcement, PrefillSession
-from kv_transfer.transport import TRANSPORTS, HostPool, describe_pieces
+from kv_transfer.prefill_session import Announcement
+from kv_transfer.transport import TRANSPORTS
 
 pytestmark = pytest.mark.processes
 
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, block_size=4, dtype="float32")
-POOL = PoolLayout(num_blocks=8, block_bytes=LAYOUT.block_bytes)
-KEY = AttemptKey(RequestKey("default", "r"), 1)
-TOKENS = np.arange(1, 11, dtype=np.int32)
-DECODE = WorkerIdentity("D0", epoch=11, model_hash=5, layout=LAYOUT)
-PREFILL = WorkerIdentity("P0", epoch=22, model_hash=5, layout=LAYOUT)
-
-
-class DecodeSide:
-    """D's lease table behind a real server; grants every reserve at once."""
-
-    def __init__(self) -> None:
-        self.blocks = np.zeros((8, LAYOUT.block_bytes), np.uint8)
-        self.pool = BlockPool(8, LAYOUT.block_size)
-        self.leases = LeaseTable(self.pool, LeaseTimes(), itertools.count(1).__next__)
-        self.started: list[StartSequence] = []
-        self.lost = asyncio.Event()
-        self.server = HandoffServer(DECODE, self.blocks, self.on_event)
-
-    def on_event(self, event: FromPrefill | Copied | PeerLost) -> None:
-        self.handle(event)
-        if isinstance(event, PeerLost):
-            self.lost.set()
-
-    def handle(self, event: LeaseInput) -> None:
-        for command in self.leases.handle(event, time.monotonic()):
-            match command:
-                case SendToPrefill(peer, message):
-                    self.server.send(peer, message)
-                case CopyPieces():
-                    self.server.copy(command)
-                case EnqueueReserve(key, tokens, salt, _):
-                    fresh = self.pool.allocate(3)
-                    assert fresh is not None
-                    self.handle(Granted(key, fresh, 0, block_hashes(tokens, 4, salt)))
-                case StartSequence():
-                    self.started.append(command)
-
-
-@dataclass
-class PrefillSide:
-    """A pool of known bytes, and what was heard from D."""
-
-    blocks: np.ndarray
-    generations: np.ndarray
-    offers: PoolOffers
-    executor: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    heard: asyncio.Queue[ToPrefill] = field(default_factory=asyncio.Queue)
-    lost: asyncio.Queue[tuple[FailureCause, str]] = field(default_factory=asyncio.Queue)
-
-    def connect(
-        self, endpoint: str, identity: WorkerIdentity = PREFILL, offer: Offer | None = None
-    ) -> PrefillSession:
-        return PrefillSession(
-            endpoint,
-            hello(identity, DECODE.epoch, offer or self.offers.new_offer()),
-            describe=lambda item: describe_pieces(self.blocks, item.block_ids, item.generations),
-            blocks_per_announcement=2,
-            executor=self.executor,
-            on_message=self.heard.put_nowait,
-            on_lost=lambda cause, detail: self.lost.put_nowait((cause, detail)),
-        )
+PREFILL = prefill_identity(LAYOUT, ONE_RANK)
 
 
 @pytest.fixture
-async def decode() -> AsyncIterator[tuple[DecodeSide, str, grpc.aio.Server]]:
-    side = DecodeSide()
-    server = grpc.aio.server()
-    handoff_pb2_grpc.add_HandoffServicer_to_server(side.server, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield side, f"127.0.0.1:{port}", server
-    await server.stop(None)
-    await side.server.close()
+async def decode() -> AsyncIterator[DecodeReplica]:
+    async with serving(DecodeReplica(LAYOUT, ONE_RANK)) as replica:
+        yield replica
 
 
 @pytest.fixture(params=TRANSPORTS)
-async def prefill(request: pytest.FixtureRequest) -> AsyncIterator[PrefillSide]:
+async def prefill(request: pytest.FixtureRequest) -> AsyncIterator[PrefillReplica]:
     """Offers one transport; each test runs with each."""
-    fd = os.memfd_create("test-pool")
-    os.ftruncate(fd, POOL.total_bytes)
-    memory = mmap.mmap(fd, POOL.total_bytes)
-    blocks = np.frombuffer(memory, np.uint8, 8 * POOL.block_bytes).reshape(8, -1)
-    blocks[:] = np.random.default_rng(1).integers(0, 256, blocks.shape, dtype=np.uint8)
-    np.frombuffer(memory, np.uint64, 1, POOL.nonce_offset)[0] = 9
-    generations = np.frombuffer(memory, np.uint64, 8, POOL.generations_offset)
-    pool = HostPool(fd, 9, blocks, generations)
-    side = PrefillSide(blocks, generations, PoolOffers(pool, [request.param], "127.0.0.1"))
-    yield side
-    side.offers.close()
-    side.executor.shutdown()
-    os.close(fd)
+    replica = PrefillReplica(LAYOUT, ONE_RANK, [request.param])
+    yield replica
+    replica.close()
+
+
+@pytest.fixture
+async def plain_prefill() -> AsyncIterator[PrefillReplica]:
+    """For what is the same over all transports."""
+    replica = PrefillReplica(LAYOUT, ONE_RANK, ["shm"])
+    yield replica
+    replica.close()
 
 
 async def test_a_prompt_is_reserved_pushed_and_committed(
-    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+    decode: DecodeReplica, prefill: PrefillReplica
 ) -> None:
-    side, endpoint, _ = decode
-    side.handle(Opened(KEY))
-    session = prefill.connect(endpoint)
-    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
-    ticket = await prefill.heard.get()
-    assert isinstance(ticket, Ticket)
-    assert [session.transport] == prefill.offers.new_offer().transports
-    session.send(Announcement(KEY, ticket.lease_id, 0, (6, 2), (0, 0)))
-    assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 2, ())
-    session.send(Announcement(KEY, ticket.lease_id, 2, (4,), (0,)))
-    session.send(Commit(KEY, ticket.lease_id, (SampledToken(42),), 0))
-    assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 3, ())
-    assert await prefill.heard.get() == Committed(KEY, ticket.lease_id)
-    (start,) = side.started
-    assert (side.blocks[start.block_ids] == prefill.blocks[[6, 2, 4]]).all()
-    (edge,) = side.server.edge_counters
+    session = prefill.connect(decode.endpoint)
+    lease = await prefill.reserve(session)
+    offer = await prefill.senders[0].offer("another")
+    assert session.transports == tuple(offer.transports)
+    session.send(Announcement(KEY, lease, 0, (6, 2), (0, 0)))
+    assert await prefill.heard.get() == Ack(KEY, lease, 2, ())
+    session.send(Announcement(KEY, lease, 2, (4,), (0,)))
+    session.send(Commit(KEY, lease, (SampledToken(42),), 0))
+    assert await prefill.heard.get() == Ack(KEY, lease, 3, ())
+    assert await prefill.heard.get() == Committed(KEY, lease)
+    (start,) = decode.started
+    assert (decode.blocks[0][start.block_ids] == prefill.model[[6, 2, 4]]).all()
+    (edge,) = decode.handoffs.edge_counters
     assert (edge.peer, edge.blocks, edge.bytes) == ("P0", 3, 3 * LAYOUT.block_bytes)
     await session.close()
 
 
-async def test_a_prefill_worker_that_goes_away_leaves_nothing_leased(
-    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+async def test_a_commit_may_overtake_what_it_waits_for(
+    decode: DecodeReplica, plain_prefill: PrefillReplica
 ) -> None:
-    side, endpoint, _ = decode
-    session = prefill.connect(endpoint)
-    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
-    await prefill.heard.get()
+    session = plain_prefill.connect(decode.endpoint)
+    lease = await plain_prefill.reserve(session)
+    session.send(Commit(KEY, lease, (SampledToken(42),), 0))
+    session.send(Announcement(KEY, lease, 0, (6, 2, 4), (0, 0, 0)))
+    assert await plain_prefill.heard.get() == Ack(KEY, lease, 2, ())
+    assert await plain_prefill.heard.get() == Ack(KEY, lease, 3, ())
+    assert await plain_prefill.heard.get() == Committed(KEY, lease)
     await session.close()
-    await side.lost.wait()
-    side.pool.validate()
-    assert side.pool.num_leased == 0
+
+
+async def test_what_is_announced_of_a_cancelled_attempt_is_refused(
+    decode: DecodeReplica, plain_prefill: PrefillReplica
+) -> None:
+    session = plain_prefill.connect(decode.endpoint)
+    lease = await plain_prefill.reserve(session)
+    session.send(Cancel(KEY, "aborted by the router"))
+    session.send(Announcement(KEY, lease, 0, (6,), (0,)))
+    lost = await plain_prefill.heard.get()
+    assert lost == LeaseLost(KEY, lease, "cancelled: aborted by the router")
+    assert await plain_prefill.heard.get() == LeaseLost(KEY, lease, "no such lease")
+    assert decode.pool.num_leased == 0
+    await session.close()
+
+
+async def test_a_prefill_worker_that_goes_away_leaves_nothing_leased(
+    decode: DecodeReplica, prefill: PrefillReplica
+) -> None:
+    session = prefill.connect(decode.endpoint)
+    await prefill.reserve(session)
+    await session.close()
+    await decode.lost.wait()
+    decode.pool.validate()
+    assert decode.pool.num_leased == 0
 
 
 async def test_a_decode_worker_that_goes_away_is_told_of_once(
-    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+    decode: DecodeReplica, prefill: PrefillReplica
 ) -> None:
-    _, endpoint, server = decode
-    session = prefill.connect(endpoint)
-    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
-    await prefill.heard.get()
-    await server.stop(None)
+    session = prefill.connect(decode.endpoint)
+    await prefill.reserve(session)
+    await decode.server.stop(None)
     cause, _ = await prefill.lost.get()
     assert cause is FailureCause.DECODE_LOST
     await session.close()
     assert prefill.lost.empty()
 
 
+async def test_a_decode_worker_that_is_not_there_is_told_of(plain_prefill: PrefillReplica) -> None:
+    session = plain_prefill.connect("127.0.0.1:1")
+    cause, detail = await plain_prefill.lost.get()
+    assert cause is FailureCause.DECODE_LOST
+    assert "UNAVAILABLE" in detail
+    await session.close()
+
+
 @pytest.mark.parametrize(
     ("identity", "named"),
     [
-        (dataclasses.replace(PREFILL, model_hash=6), "model"),
+        (dataclasses.replace(PREFILL, model_hash=6), "model: D0 has"),
         (
             dataclasses.replace(PREFILL, layout=dataclasses.replace(LAYOUT, dtype="bfloat16")),
-            "dtype",
+            "dtype: D0 has float32, P0 has bfloat16",
         ),
         (
             dataclasses.replace(PREFILL, layout=dataclasses.replace(LAYOUT, block_size=8)),
-            "block size",
+            "block size: D0 has 4, P0 has 8",
         ),
         (
             dataclasses.replace(PREFILL, layout=dataclasses.replace(LAYOUT, num_layers=3)),
             "block layout",
         ),
+        (
+            dataclasses.replace(PREFILL, shape=ParallelShape(1, 3)),
+            "P0 states shape 1×3: .*1 to 2 stages",
+        ),
+        (
+            dataclasses.replace(PREFILL, shape=ParallelShape(1, 2)),
+            "P0 states 1 offers for the 2 ranks of shape 1×2",
+        ),
+        (
+            dataclasses.replace(PREFILL, shape=ParallelShape(2**32 - 1, 2**32 - 1)),
+            "must have 1 to 256 ranks",
+        ),
+        (dataclasses.replace(PREFILL, shape=ParallelShape(0, 1)), "must have 1 to 256 ranks"),
+        (dataclasses.replace(PREFILL, worker="P" * 1000), "name of the prefill worker"),
     ],
-    ids=["model", "dtype", "block size", "layout"],
+    ids=["model", "dtype", "block size", "layout", "stages", "offers", "huge", "none", "name"],
 )
-async def test_what_differs_is_refused_by_name(
-    decode: tuple[DecodeSide, str, grpc.aio.Server],
-    prefill: PrefillSide,
-    identity: WorkerIdentity,
-    named: str,
+async def test_what_differs_or_can_not_be_is_refused_by_name(
+    decode: DecodeReplica, plain_prefill: PrefillReplica, identity: WorkerIdentity, named: str
 ) -> None:
-    _, endpoint, _ = decode
-    session = prefill.connect(endpoint, identity)
-    cause, detail = await prefill.lost.get()
+    session = plain_prefill.connect(decode.endpoint, identity)
+    cause, detail = await plain_prefill.lost.get()
     assert cause is FailureCause.INCOMPATIBLE
-    assert named in detail
+    with pytest.raises(AssertionError, match=named):
+        raise AssertionError(detail)
     await session.close()
 
 
-async def test_a_way_that_does_not_work_is_refused_with_the_reason(
-    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+class LyingDecode(handoff_pb2_grpc.HandoffServicer):
+    """Answers every hello with the same words."""
+
+    def __init__(self, reply: pb.HelloReply) -> None:
+        self.reply = reply
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.PrefillMessage], context: object
+    ) -> AsyncIterator[pb.DecodeMessage]:
+        await anext(request_iterator)
+        yield pb.DecodeMessage(hello=self.reply)
+        async for _ in request_iterator:
+            pass
+
+
+def reply(tensor: int, pipeline: int, transports: int) -> pb.HelloReply:
+    return pb.HelloReply(
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=pipeline,
+        transports=["shm"] * transports,
+    )
+
+
+@pytest.mark.parametrize(
+    ("lie", "named"),
+    [
+        (reply(1, 3, 3), "shape 1×3"),
+        (reply(2**31, 2**31, 1), "must have 1 to 256 ranks"),
+        (reply(0, 0, 0), "must have 1 to 256 ranks"),
+        (reply(1, 2, 1), "1 transports for 2 edges"),
+    ],
+    ids=["stages", "huge", "nothing", "transports"],
+)
+async def test_a_decode_worker_that_states_what_can_not_be_is_left(
+    plain_prefill: PrefillReplica, lie: pb.HelloReply, named: str
 ) -> None:
-    _, endpoint, _ = decode
-    nobody = handoff_pb2.ShmOffer(socket_path="@crossdock-nobody", nonce=9, num_blocks=8)
-    session = prefill.connect(endpoint, offer=Offer(shm=nobody))
-    cause, detail = await prefill.lost.get()
+    server = grpc.aio.server()
+    handoff_pb2_grpc.add_HandoffServicer_to_server(LyingDecode(lie), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    session = plain_prefill.connect(f"127.0.0.1:{port}")
+    cause, detail = await plain_prefill.lost.get()
+    assert cause is FailureCause.INCOMPATIBLE
+    assert named in detail
+    await session.close()
+    await server.stop(None)
+
+
+async def test_a_piece_without_a_checksum_for_each_edge_ends_the_stream(
+    decode: DecodeReplica, plain_prefill: PrefillReplica
+) -> None:
+    offer = await plain_prefill.senders[0].offer("by hand")
+    piece = pb.Piece(block_id=1, checksums=[1, 2])
+    async with grpc.aio.insecure_channel(decode.endpoint) as channel:
+        call = handoff_pb2_grpc.HandoffStub(channel).Session()
+        await call.write(pb.PrefillMessage(hello=hello(PREFILL, 11, [offer])))
+        assert (await call.read()).hello.transports == ["shm"]
+        await call.write(pb.PrefillMessage(announce=pb.Announce(pieces=[piece])))
+        assert await call.read() is grpc.aio.EOF
+    await decode.lost.wait()
+
+
+async def test_a_way_that_does_not_work_is_refused_with_the_reason(
+    decode: DecodeReplica, plain_prefill: PrefillReplica
+) -> None:
+    plain_prefill.senders[0] = UnreachableSender(plain_prefill.senders[0])
+    session = plain_prefill.connect(decode.endpoint)
+    cause, detail = await plain_prefill.lost.get()
     assert cause is FailureCause.INCOMPATIBLE
     assert "shm: the memory can't be reached" in detail
     await session.close()
 
 
 async def test_blocks_that_moved_on_before_they_were_described_are_refused(
-    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+    decode: DecodeReplica, prefill: PrefillReplica
 ) -> None:
-    _, endpoint, _ = decode
-    session = prefill.connect(endpoint)
-    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
-    ticket = await prefill.heard.get()
-    assert isinstance(ticket, Ticket)
-    prefill.generations[6] = 1
-    session.send(Announcement(KEY, ticket.lease_id, 0, (6,), (0,)))
-    assert await prefill.heard.get() == Ack(KEY, ticket.lease_id, 0, resend=(0,))
+    session = prefill.connect(decode.endpoint)
+    lease = await prefill.reserve(session)
+    prefill.pools[0].generations[6] = 1
+    session.send(Announcement(KEY, lease, 0, (6,), (0,)))
+    assert await prefill.heard.get() == Ack(KEY, lease, 0, resend=(0,))
     await session.close()
 
 
 async def test_blocks_that_can_not_be_described_end_the_stream_with_their_error(
-    decode: tuple[DecodeSide, str, grpc.aio.Server], prefill: PrefillSide
+    decode: DecodeReplica, plain_prefill: PrefillReplica
 ) -> None:
     seen: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: seen.append(dict(context)))
-    _, endpoint, _ = decode
-    session = prefill.connect(endpoint)
-    session.send(Reserve(KEY, TOKENS, 0, SamplingParams(8)))
-    ticket = await prefill.heard.get()
-    assert isinstance(ticket, Ticket)
-    session.send(Announcement(KEY, ticket.lease_id, 0, (99,), (0,)))
-    cause, detail = await prefill.lost.get()
+    session = plain_prefill.connect(decode.endpoint)
+    lease = await plain_prefill.reserve(session)
+    session.send(Announcement(KEY, lease, 0, (99,), (0,)))
+    cause, detail = await plain_prefill.lost.get()
     assert cause is FailureCause.INTERNAL
     assert "99" in detail
     await session.close()

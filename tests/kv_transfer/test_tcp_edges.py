@@ -6,12 +6,12 @@ import asyncio
 import functools
 import socket
 import threading
-from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import numpy as np
 import pytest
+from equal_edge import announced, layout_of
 from scripted_prefill import (
     BLOCK_BYTES,
     HOST,
@@ -22,23 +22,22 @@ from scripted_prefill import (
 )
 
 from core.handoff import Beat, FailureCause
-from core.kv_layout import KVLayout
 from core.lease_events import Copied, CopyPieces, FromPrefill, PeerLost, PieceCopy
 from core.request import AttemptKey, RequestKey
+from core.shards import ONE_RANK, ParallelShape
 from crossdock.v1 import handoff_pb2, handoff_pb2_grpc
 from kv_transfer.decode_session import HandoffServer
-from kv_transfer.handshake import WorkerIdentity, hello
-from kv_transfer.offers import Offer
+from kv_transfer.handshake import WorkerIdentity
 from kv_transfer.prefill_session import PrefillSession
+from kv_transfer.rank_receiver import LocalRankReceiver
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpAddress, TcpSource
-from kv_transfer.transport import describe_pieces
+from kv_transfer.transport import TRANSPORTS
 
 pytestmark = pytest.mark.processes
 
 # One block is as large as those of the scripted peer.
-LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=625, block_size=1, dtype="float32")
-assert LAYOUT.block_bytes == BLOCK_BYTES
+LAYOUT = layout_of(BLOCK_BYTES)
 DECODE = WorkerIdentity("D0", epoch=11, model_hash=5, layout=LAYOUT)
 KEY = AttemptKey(RequestKey("default", "r"), 1)
 NOBODY = handoff_pb2.ShmOffer(socket_path="@crossdock-nobody", nonce=9, num_blocks=8)
@@ -50,7 +49,8 @@ class Decode:
     def __init__(self) -> None:
         self.blocks = np.zeros((8, BLOCK_BYTES), np.uint8)
         self.events: asyncio.Queue[FromPrefill | Copied | PeerLost] = asyncio.Queue()
-        self.handoff = HandoffServer(DECODE, self.blocks, self.events.put_nowait)
+        receiver = LocalRankReceiver(self.blocks, LAYOUT, ONE_RANK, 0, TRANSPORTS)
+        self.handoff = HandoffServer(DECODE, [receiver], self.events.put_nowait)
         self.endpoint = ""
 
     async def peer(self) -> str:
@@ -75,20 +75,38 @@ async def decode() -> AsyncIterator[Decode]:
     await side.handoff.close()
 
 
+class Offering:
+    """A rank of P that offers memory that nobody can reach, and TCP at an address of our choice."""
+
+    def __init__(self, address: TcpAddress) -> None:
+        self.address = address
+
+    async def offer(self, stream: str) -> handoff_pb2.RankOffer:
+        there = self.address
+        tcp = handoff_pb2.TcpOffer(host=there.host, port=there.port, token=there.token)
+        return handoff_pb2.RankOffer(transports=TRANSPORTS, shm=NOBODY, tcp=tcp)
+
+    async def describe(
+        self, stream: str, destination: ParallelShape, block_ids: Sequence[int]
+    ) -> list[list[int]]:
+        raise AssertionError("nothing is announced here")
+
+    def withdraw(self, stream: str) -> None:
+        pass
+
+
 class Stream:
     """P's end of a handoff stream, with an offer of our choice."""
 
     def __init__(self, decode: Decode, address: TcpAddress, worker: str = "P0") -> None:
         self.lost: asyncio.Queue[tuple[FailureCause, str]] = asyncio.Queue()
-        identity = WorkerIdentity(worker, epoch=22, model_hash=5, layout=LAYOUT)
-        tcp = handoff_pb2.TcpOffer(host=address.host, port=address.port, token=address.token)
-        self._executor = ThreadPoolExecutor(1)
         self.session = PrefillSession(
             decode.endpoint,
-            hello(identity, DECODE.epoch, Offer(NOBODY, tcp)),
-            describe=lambda item: (),
+            DECODE.epoch,
+            WorkerIdentity(worker, epoch=22, model_hash=5, layout=LAYOUT),
+            [Offering(address)],
+            stream="to D0",
             blocks_per_announcement=1,
-            executor=self._executor,
             on_message=lambda message: None,
             on_lost=lambda cause, detail: self.lost.put_nowait((cause, detail)),
         )
@@ -96,7 +114,6 @@ class Stream:
 
     async def close(self) -> None:
         await self.session.close()
-        self._executor.shutdown()
 
 
 @pytest.fixture
@@ -111,7 +128,7 @@ def invited(server: TcpServer) -> TcpAddress:
 
 
 def one_copy(destination: int) -> list[PieceCopy]:
-    (piece,) = describe_pieces(np.ones((1, BLOCK_BYTES), np.uint8), [0], [0])
+    (piece,) = announced(np.ones((1, BLOCK_BYTES), np.uint8), [0], [0])
     return [PieceCopy(0, piece, destination)]
 
 
@@ -122,7 +139,7 @@ async def test_why_no_faster_way_was_taken_is_told_to_both_sides(
     decode.copy(await decode.peer(), one_copy(3))
     assert await decode.events.get() == Copied(1, (0,), ())
     (edge,) = decode.handoff.edge_counters
-    assert (stream.session.transport, edge.transport) == ("tcp", "tcp")
+    assert (stream.session.transports, edge.transport) == (("tcp",), "tcp")
     assert (edge.blocks, edge.bytes) == (1, BLOCK_BYTES)
     assert edge.detail.startswith("shm: the memory can't be reached")
     assert decode.blocks[3].all()
@@ -132,7 +149,7 @@ async def test_why_no_faster_way_was_taken_is_told_to_both_sides(
 async def test_counters_are_kept_of_edges_that_live_and_of_the_last_that_were_lost(
     decode: Decode, server: TcpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kv_transfer.decode_session._MAX_GONE", 2)
+    monkeypatch.setattr("kv_transfer.edge_counters._MAX_GONE", 2)
     streams = {}
     peers = {}
     for worker in ("P0", "P1", "P2", "P3"):

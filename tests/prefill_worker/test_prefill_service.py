@@ -12,15 +12,18 @@ import tokenizers
 from core.handoff import FailureCause
 from core.kv_layout import KVLayout
 from core.request import AttemptKey, RequestKey, Role, SamplingParams
+from core.shards import ONE_RANK
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from engine.kv_pool import KVPool
 from engine.runner import LoadedModel
 from kv_transfer.handshake import WorkerIdentity
+from kv_transfer.rank_sender import LocalRankSender
 from prefill_worker.messages import DecodeLost
 from prefill_worker.service import PrefillService
 from text.tokenizer import Tokenizer
 from wire.attempts import key_to_wire, sampling_to_wire, tokens_to_wire
+from worker.pool import host_pool
 
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=8, block_size=4, dtype="float32")
 SETTINGS = WorkerSettings(
@@ -68,9 +71,13 @@ def model() -> Iterator[LoadedModel]:
 async def shell(model: LoadedModel) -> AsyncIterator[Shell]:
     identity = WorkerIdentity("P0", epoch=1, model_hash=5, layout=LAYOUT)
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))
-    opened = Shell(SETTINGS, identity, model, tokenizer)
+    sender = LocalRankSender(
+        host_pool(model.pool), LAYOUT, ONE_RANK, 0, [SETTINGS.transport], "127.0.0.1"
+    )
+    opened = Shell(SETTINGS, identity, model, tokenizer, [sender])
     yield opened
     await opened.stop()
+    sender.close()
 
 
 async def test_a_place_is_kept_while_an_attempt_may_need_it(shell: Shell) -> None:
