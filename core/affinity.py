@@ -11,12 +11,19 @@ from collections.abc import Sequence
 from core.errors import InvalidField
 
 
-def share_cores(available: Sequence[int], taken: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """Cores for one more worker beside those whose cores are ``taken``: as many as a fair share
-    of all would be (at least one), the least crowded ones."""
-    count = max(1, len(available) // (len(taken) + 1))
+def share_cores(
+    available: Sequence[int], taken: Sequence[Sequence[int]], workers: int = 1
+) -> list[tuple[int, ...]]:
+    """Cores of each of ``workers`` more workers beside those whose cores are ``taken``: as many as
+    a fair share of all would be (at least one), the least crowded ones."""
+    size = max(1, len(available) // (len(taken) + workers))
     crowd = {core: sum(core in cores for cores in taken) for core in available}
-    return tuple(sorted(sorted(available, key=lambda core: (crowd[core], core))[:count]))
+    shares: list[tuple[int, ...]] = []
+    for _ in range(workers):
+        share = sorted(available, key=lambda core: (crowd[core], core))[:size]
+        crowd |= {core: crowd[core] + 1 for core in share}
+        shares.append(tuple(sorted(share)))
+    return shares
 
 
 def assign_cores(available: Sequence[int], workers: int) -> list[tuple[int, ...]]:

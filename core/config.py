@@ -11,15 +11,28 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from core.errors import InvalidField
+from core.request import REQUEST_ID_KEPT_S
+from core.shards import ParallelShape
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 # Of one pool.
 MAX_REPLICAS = 1024
+# In one direction; a model's own limits are far below.
+MAX_PARALLEL_SIZE = 1024
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -32,14 +45,8 @@ def parse_bytes(value: object) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-def _single_shard(value: object) -> object:
-    if value != 1:
-        raise ValueError("this version runs each replica as one shard: only 1 is served")
-    return value
-
-
 ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
-SingleShard = Annotated[int, BeforeValidator(_single_shard)]
+ParallelSize = Annotated[int, Field(ge=1, le=MAX_PARALLEL_SIZE, strict=True)]
 Amount = Annotated[float, Field(gt=0)]
 
 
@@ -48,8 +55,8 @@ class _Section(BaseModel):
 
 
 class EngineSpec(_Section):
-    """``threads`` per worker; None: as many as it has cores of its own. ``affinity`` "auto" binds
-    each worker to its share of the node's cores, "none" leaves that to the system."""
+    """``threads`` per rank; None: as many as it has cores of its own. ``affinity`` "auto" binds
+    each rank to its share of the node's cores, "none" leaves that to the system."""
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
     dtype: DType = "auto"
@@ -58,18 +65,22 @@ class EngineSpec(_Section):
 
 
 class PoolSpec(_Section):
-    """A pool of equal replicas. ``resources`` are Ray's, per replica; None: a fair share.
+    """A pool of equal replicas, each of ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks.
 
-    ``max_num_batched_tokens`` bounds one engine step, so also a prefill chunk; None: what suits
-    the device.
+    ``resources`` are Ray's, per rank; None: a fair share. ``max_num_batched_tokens`` bounds one
+    engine step, so also a prefill chunk; None: what suits the device.
     """
 
     replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS)
     resources: dict[str, Amount] | None = Field(default=None, min_length=1)
     max_num_seqs: int = Field(default=32, ge=1)
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
-    tensor_parallel_size: SingleShard = 1
-    pipeline_parallel_size: SingleShard = 1
+    tensor_parallel_size: ParallelSize = 1
+    pipeline_parallel_size: ParallelSize = 1
+
+    @property
+    def shape(self) -> ParallelShape:
+        return ParallelShape(self.tensor_parallel_size, self.pipeline_parallel_size)
 
 
 class PoolsSpec(_Section):
@@ -86,15 +97,39 @@ class PoolsSpec(_Section):
 
 
 class KVSpec(_Section):
-    """The KV pool of one worker: its size in bytes (``memory``) or in blocks, not both.
+    """The KV pool of one rank: its size in bytes (``memory``) or in blocks, not both.
 
     ``transport`` moves blocks between workers; "auto": on each edge the fastest that works there.
+    ``lease`` and ``beat`` are seconds (``core.handoff.LeaseTimes``): how long a decode worker keeps
+    room for a prompt without news of it, and how often a prefill worker sends some.
     """
 
     block_size: int = Field(default=16, ge=1, le=1024)
     memory: ByteSize | None = Field(default=None, ge=1)
     num_blocks: int | None = Field(default=None, ge=1)
     transport: Literal["auto", "shm", "tcp"] = "auto"
+    lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
+    # Workers look at their clocks four times a second.
+    beat: float = Field(default=5.0, ge=0.2, validate_default=True)
+
+    @field_validator("beat")
+    @classmethod
+    def _suits_the_lease(cls, beat: float, info: ValidationInfo) -> float:
+        lease = info.data.get("lease")
+        if lease is None:
+            return beat  # Refused already.
+        if lease <= 4 * beat:
+            raise ValueError(
+                f"must be less than {lease / 4:g}, a quarter of kv.lease ({lease:g}): the prefill "
+                "worker stops two beats before the lease ends, and one of its beats may be late"
+            )
+        if lease + 4 * beat >= REQUEST_ID_KEPT_S:
+            raise ValueError(
+                f"with kv.lease = {lease:g} it must be less than "
+                f"{(REQUEST_ID_KEPT_S - lease) / 4:g}: ended attempts are remembered for a lease "
+                f"and four beats, and after {REQUEST_ID_KEPT_S:g} s a request id may come again"
+            )
+        return beat
 
     @model_validator(mode="after")
     def _one_size(self) -> KVSpec:

@@ -19,6 +19,9 @@ MAX_SEED = 2**63 - 1
 MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIASES = 300
+# A request id may come again this long after its request ended. Workers remember ended attempts
+# for less than that (``core.handoff.LeaseTimes.tombstone``).
+REQUEST_ID_KEPT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

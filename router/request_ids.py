@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections import deque
 
 from core.errors import AlreadyExists
-from core.request import RequestKey
-
-KEPT_S = 60.0
+from core.request import REQUEST_ID_KEPT_S, RequestKey
 
 
 class RequestIds:
     """Remembers ids. Times in seconds on the caller's monotonic clock."""
 
-    def __init__(self, kept_s: float = KEPT_S) -> None:
+    def __init__(self, kept_s: float = REQUEST_ID_KEPT_S) -> None:
         self._kept_s = kept_s
         self._taken: set[RequestKey] = set()
         self._ended: deque[tuple[float, RequestKey]] = deque()

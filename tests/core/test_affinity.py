@@ -39,10 +39,16 @@ def test_shares_are_fair_and_disjoint_when_there_are_enough_cores(cores, workers
 
 
 def test_one_more_worker_shares_the_least_crowded_cores() -> None:
-    assert share_cores([0, 1], []) == (0, 1)
-    assert share_cores([0, 1], [(0,), (1,)]) == (0,)
-    assert share_cores([0, 1], [(0,), (1,), (0,)]) == (1,)
-    assert share_cores([0, 1, 2, 3, 4, 5, 6, 7], [(0, 1, 2, 3), (4, 5)]) == (6, 7)
+    assert share_cores([0, 1], []) == [(0, 1)]
+    assert share_cores([0, 1], [(0,), (1,)]) == [(0,)]
+    assert share_cores([0, 1], [(0,), (1,), (0,)]) == [(1,)]
+    assert share_cores([0, 1, 2, 3, 4, 5, 6, 7], [(0, 1, 2, 3), (4, 5)]) == [(6, 7)]
+
+
+def test_several_more_workers_share_alike_and_know_of_each_other() -> None:
+    assert share_cores([0, 1, 2, 3], [], workers=2) == [(0, 1), (2, 3)]
+    assert share_cores([0, 1, 2, 3], [(0, 1)], workers=2) == [(2,), (3,)]
+    assert share_cores([0, 1], [(0,)], workers=3) == [(1,), (0,), (1,)]
 
 
 def test_a_node_without_cores_is_refused() -> None:

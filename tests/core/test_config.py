@@ -6,6 +6,9 @@ import pytest
 
 from core.config import ClusterSpec, field_paths, make_spec, parse_bytes
 from core.errors import InvalidField
+from core.handoff import LeaseTimes
+from core.request import REQUEST_ID_KEPT_S
+from core.shards import ONE_RANK, ParallelShape
 
 
 def refusal(settings: dict) -> str:
@@ -29,13 +32,16 @@ def test_a_full_config_is_taken_as_written() -> None:
             "engine": {"device": "cpu", "dtype": "bfloat16", "threads": 2, "affinity": "none"},
             "pools": {
                 "prefill": {"replicas": 2, "resources": {"CPU": 0.5}, "max_num_seqs": 4},
-                "decode": {"replicas": 3, "max_num_batched_tokens": 256},
+                "decode": {"replicas": 3, "max_num_batched_tokens": 256,
+                           "tensor_parallel_size": 3, "pipeline_parallel_size": 2},
             },
-            "kv": {"block_size": 32, "memory": "1GiB", "transport": "tcp"},
+            "kv": {"block_size": 32, "memory": "1GiB", "transport": "tcp", "lease": 9, "beat": 2},
         }
     )
+    assert (spec.kv.lease, spec.kv.beat) == (9.0, 2.0)
     assert spec.pools.prefill.resources == {"CPU": 0.5}
     assert spec.pools.decode.max_num_batched_tokens == 256
+    assert (spec.pools.prefill.shape, spec.pools.decode.shape) == (ONE_RANK, ParallelShape(3, 2))
     assert (spec.kv.memory, spec.kv.transport) == (2**30, "tcp")
 
 
@@ -85,15 +91,30 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
         ({"kv": {"transport": "rdma"}}, "kv.transport = 'rdma'"),
         ({"engine": {"dtype": "int3"}}, "engine.dtype = 'int3'"),
         ({"engine": {"device": "tpu"}}, "engine.device = 'tpu'"),
-        ({"pools": {"decode": {"tensor_parallel_size": 2}}},
-         "pools.decode.tensor_parallel_size = 2: this version runs each replica as one shard"),
-        ({"pools": {"prefill": {"pipeline_parallel_size": 4}}},
-         "pools.prefill.pipeline_parallel_size = 4"),
+        ({"pools": {"decode": {"tensor_parallel_size": 0}}},
+         "pools.decode.tensor_parallel_size = 0"),
+        ({"pools": {"prefill": {"pipeline_parallel_size": 1.5}}},
+         "pools.prefill.pipeline_parallel_size = 1.5"),
+        ({"pools": {"prefill": {"pipeline_parallel_size": 10**9}}},
+         "pools.prefill.pipeline_parallel_size = 1000000000: input should be less than or equal"),
+        ({"kv": {"lease": 10}}, "kv.beat = 5.0: must be less than 2.5, a quarter of kv.lease (10)"),
+        ({"kv": {"lease": 50}}, "kv.beat = 5.0: with kv.lease = 50 it must be less than 2.5"),
+        ({"kv": {"lease": 60, "beat": 1}}, "kv.lease = 60: input should be less than 60"),
+        ({"kv": {"lease": float("nan")}}, "kv.lease = nan"),
+        ({"kv": {"beat": 0.1}}, "kv.beat = 0.1"),
         ({"pools": 3}, "pools = 3"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_served_is_refused_by_name(settings: dict, words: str) -> None:
     assert words in refusal(settings)
+
+
+@pytest.mark.parametrize(("lease", "beat"), [(30, 5), (1, 0.2), (39.9, 5), (59, 0.2)])
+def test_ended_attempts_are_forgotten_before_their_ids_may_come_again(lease, beat) -> None:
+    spec = make_spec({"kv": {"lease": lease, "beat": beat}})
+    times = LeaseTimes(lease=spec.kv.lease, beat=spec.kv.beat)
+    assert times.tombstone < REQUEST_ID_KEPT_S
+    assert times.prefill_deadline > 2 * times.beat, "one beat may be late"
 
 
 def test_flags_win_over_the_file_and_leave_the_rest() -> None:

@@ -4,7 +4,8 @@ import pytest
 
 from core.errors import AlreadyExists
 from core.request import RequestKey
-from router.request_ids import KEPT_S, RequestIds
+from core.request import REQUEST_ID_KEPT_S as KEPT_S
+from router.request_ids import RequestIds
 
 KEY = RequestKey("default", "mine")
 
