@@ -5,7 +5,7 @@ Does not cover: asking Ray (``cluster.ray_cluster``), the doors for clients (``c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from cluster.plan import Slot
 from core.errors import Unavailable
@@ -14,17 +14,17 @@ LOOPBACK = "127.0.0.1"
 
 
 def worker_hosts(
-    nodes: Mapping[Slot, str], own_node: str, addresses: Mapping[str, str]
-) -> dict[Slot, str]:
-    """The address that each worker listens on.
+    nodes: Mapping[Slot, Sequence[str]], own_node: str, addresses: Mapping[str, str]
+) -> dict[Slot, list[str]]:
+    """The address that each rank of each worker listens on.
 
-    ``nodes``: node id of each worker; ``own_node``: that of the router and of who serves;
+    ``nodes``: node id of each rank; ``own_node``: that of the router and of who serves;
     ``addresses``: node id → IP address. All on the own node: loopback, which nobody else reaches.
     Raises ``Unavailable`` if a node is not there any more.
     """
-    if set(nodes.values()) <= {own_node}:
-        return dict.fromkeys(nodes, LOOPBACK)
-    return {slot: address_of(node, addresses) for slot, node in nodes.items()}
+    if {node for of_ranks in nodes.values() for node in of_ranks} <= {own_node}:
+        return {slot: [LOOPBACK] * len(of_ranks) for slot, of_ranks in nodes.items()}
+    return {slot: [address_of(n, addresses) for n in of_ranks] for slot, of_ranks in nodes.items()}
 
 
 def address_of(node: str, addresses: Mapping[str, str]) -> str:
@@ -42,12 +42,18 @@ def node_lost(node: str) -> Unavailable:
     )
 
 
-def exposure_warning(hosts: Mapping[Slot, str]) -> str:
-    """What people should know of workers that listen on a network; "" if none does."""
-    exposed = {slot.name: host for slot, host in hosts.items() if not host.startswith("127.")}
+def exposure_warning(hosts: Mapping[Slot, Sequence[str]]) -> str:
+    """What people should know of workers that listen on a network; "" if none does. ``hosts``: the
+    address of each rank."""
+    exposed = {
+        (slot.name, host)
+        for slot, of_ranks in hosts.items()
+        for host in of_ranks
+        if not host.startswith("127.")
+    }
     if not exposed:
         return ""
-    where = ", ".join(f"{name} on {host}" for name, host in sorted(exposed.items()))
+    where = ", ".join(f"{name} on {host}" for name, host in sorted(exposed))
     return (
         f"warning: workers live on several nodes and listen on their addresses ({where}): whoever "
         "reaches these ports can use the workers, for nobody has to authenticate there; close "

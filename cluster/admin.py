@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from cluster.wanted import Wanted, refusal
 from cluster.wishes import Wish
 from cluster.worker_stats import ask_worker
 from core.errors import InvalidField
+from core.shards import ParallelShape
 from crossdock.v1 import admin_pb2, admin_pb2_grpc
 from router.grpc_errors import abort, as_crossdock_error
 
@@ -45,12 +46,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """What the controller knows without asking anybody."""
+    """What the controller knows without asking anybody. ``shapes``: of the workers of each pool."""
 
     model: str
     grpc_address: str
     http_address: str
     members: tuple[Member, ...]
+    shapes: Mapping[str, ParallelShape]
     wanted: Wanted
     restarts: int
     settled: bool
@@ -83,7 +85,10 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
     ) -> admin_pb2.ClusterStatus:
         view = self._view()
         timeout = self._timeout_s or (VALIDATE_TIMEOUT_S if request.validate else STATS_TIMEOUT_S)
-        asked = (_worker_status(member, request.validate, timeout) for member in view.members)
+        asked = (
+            _worker_status(member, view.shapes[member.slot.pool], request.validate, timeout)
+            for member in view.members
+        )
         return admin_pb2.ClusterStatus(
             model=view.model,
             grpc_address=view.grpc_address,
@@ -138,12 +143,16 @@ def _drain(request: admin_pb2.DrainRequest) -> DrainWorker:
     return DrainWorker(request.worker, replace=not request.no_replace, limit_s=limit)
 
 
-async def _worker_status(member: Member, validate: bool, timeout: float) -> admin_pb2.WorkerStatus:
+async def _worker_status(
+    member: Member, shape: ParallelShape, validate: bool, timeout: float
+) -> admin_pb2.WorkerStatus:
     status = admin_pb2.WorkerStatus(
         worker=member.slot.name,
         endpoint=member.endpoint,
         state=_NAMES[member.state],
         detail=member.detail,
+        tensor_parallel_size=shape.tensor,
+        pipeline_parallel_size=shape.pipeline,
     )
     if member.state not in (MemberState.READY, MemberState.DRAINING):
         return status

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from cluster.plan import Slot
+from cluster.plan import ReplicaSettings, Slot
 from cluster.pool_messages import (
     Answered,
     BeginDrain,
@@ -38,7 +38,6 @@ from cluster.pool_state import ATTACH_PATIENCE_S, PoolState
 from cluster.wanted import Wanted
 from cluster.wishes import Wish
 from core.errors import CrossdockError, InternalError, Unavailable
-from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2
 
 START_TIMEOUT_S = 600.0
@@ -58,12 +57,12 @@ class Worker(Protocol):
 
 
 class WorkerFactory(Protocol):
-    def create_worker(self, slot: Slot, settings: WorkerSettings) -> Worker: ...
+    def create_worker(self, slot: Slot, settings: ReplicaSettings) -> Worker: ...
 
 
 class WorkerPlaces(Protocol):
-    def check_room(self, slots: Sequence[Slot]) -> None: ...
-    async def settings(self, slot: Slot, beside: Slot | None = None) -> WorkerSettings: ...
+    def check_room(self, slots: Sequence[Slot], heirs: Mapping[Slot, Slot]) -> None: ...
+    async def settings(self, slot: Slot, beside: Slot | None = None) -> ReplicaSettings: ...
     def pass_on(self, slot: Slot, heir: Slot) -> None: ...
     def give_back(self, slot: Slot) -> None: ...
 
@@ -150,11 +149,13 @@ class Controller:
         # Which worker can be spared best depends on what they have to do now.
         ready = [m for m in self.members if m.state is MemberState.READY]
         await asyncio.gather(*(self._ask_once(m.slot, m.endpoint, m.epoch) for m in ready))
-        trial = copy.deepcopy(self._state).handle(wish, self._now())
-        heirs = {command.heir for command in trial if isinstance(command, EndWorker)}
-        new = [c.slot for c in trial if isinstance(c, StartWorker) and c.slot not in heirs]
+        trial = copy.deepcopy(self._state)
+        commands = trial.handle(wish, self._now())
+        heirs = {m.slot: m.successor for m in trial.members if m.successor is not None}
+        heirs |= {c.slot: c.heir for c in commands if isinstance(c, EndWorker) and c.heir}
+        started = [c.slot for c in commands if isinstance(c, StartWorker)]
         try:
-            self._places.check_room(new)
+            self._places.check_room([s for s in started if s not in heirs.values()], heirs)
         except Unavailable as error:
             if isinstance(wish, DrainWorker):
                 raise _no_replacement(error) from None

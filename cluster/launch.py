@@ -20,14 +20,10 @@ from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
 from cluster.demo_model import ensure_demo_model
+from cluster.memory_plan import plan_blocks, plan_max_model_len
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.places import Places
-from cluster.plan import (
-    Slot,
-    list_slots,
-    plan_max_model_len,
-    plan_num_blocks,
-)
+from cluster.plan import POOLS, Slot, check_shapes, list_slots
 from cluster.ports import check_ports
 from cluster.progress import Progress
 from cluster.ray_cluster import RayCluster
@@ -38,6 +34,7 @@ from cluster.wanted import Wanted
 from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
+from core.shards import ONE_RANK
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc
 from engine.memory import available_memory
 
@@ -125,19 +122,20 @@ class ServingCluster:
         model = await asyncio.to_thread(self._find_model)
         self._model_name = self._spec.served_model_name or model.name
         # Says what does not fit before Ray is started.
-        num_blocks = plan_num_blocks(self._spec, model, available_memory())
-        max_model_len = plan_max_model_len(self._spec, model, num_blocks)
+        check_shapes(self._spec, model)
+        blocks = plan_blocks(self._spec, model, available_memory())
+        max_model_len = plan_max_model_len(self._spec, model, blocks)
         self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
         await asyncio.to_thread(self._ray.start)
         self._after_ray()
         slots = list_slots(self._spec)
-        places = Places(self._ray, self._spec, model, num_blocks)
+        places = Places(self._ray, self._spec, model, blocks)
         await places.place_first(slots)
         if warning := places.exposure_warning:
             self._progress.note(warning)
         registry_port = await self._serve_registry()
         await self._serve_admin()
-        self._progress.step(f"starting {len(slots)} workers: {_names(slots)}")
+        self._progress.step(f"starting {len(slots)} workers: {self._names(slots)}")
         self._controller = self._new_controller(places, slots)
         await self._controller.start()
         await self._start_router(model, registry_port, max_model_len)
@@ -240,6 +238,11 @@ class ServingCluster:
         )
         await self._router.wait_ready()
 
+    def _names(self, slots: Sequence[Slot]) -> str:
+        shapes = {slot: self._spec.pools.of(slot.pool).shape for slot in slots}
+        split = {slot: "" if shape == ONE_RANK else f" ({shape})" for slot, shape in shapes.items()}
+        return ", ".join(f"{slot.name}{split[slot]}" for slot in slots)
+
     def _first_wanted(self) -> Wanted:
         pools = self._spec.pools
         return Wanted(pools.prefill.replicas, pools.decode.replicas)
@@ -251,6 +254,7 @@ class ServingCluster:
             grpc_address=self.grpc_address,
             http_address=self.http_address,
             members=controller.members if controller else (),
+            shapes={pool: self._spec.pools.of(pool).shape for pool in POOLS},
             wanted=controller.wanted if controller else self._first_wanted(),
             restarts=controller.restarts if controller else 0,
             settled=controller.settled if controller else False,
@@ -270,10 +274,6 @@ async def _add_health_and_reflection(server: grpc.aio.Server) -> None:
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
     reflection.enable_server_reflection(names, server)
-
-
-def _names(slots: Sequence[Slot]) -> str:
-    return ", ".join(slot.name for slot in slots)
 
 
 def run_serve(

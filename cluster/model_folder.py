@@ -20,10 +20,12 @@ from text.tokenizer import read_eos_token_ids
 
 @dataclass(frozen=True, slots=True)
 class ModelFolder:
-    """``dtype`` is that of the weights; ``max_positions`` the longest sequence in tokens."""
+    """``num_heads``: query heads; ``dtype`` is that of the weights; ``max_positions`` the longest
+    sequence in tokens."""
 
     path: Path
     num_layers: int
+    num_heads: int
     num_kv_heads: int
     head_dim: int
     dtype: str
@@ -77,6 +79,7 @@ def read_model_folder(path: Path) -> ModelFolder:
     return ModelFolder(
         path=path,
         num_layers=config.num_layers,
+        num_heads=config.num_heads,
         num_kv_heads=config.num_kv_heads,
         head_dim=config.head_dim,
         dtype=dtype if dtype in DTYPE_BYTES else "float32",

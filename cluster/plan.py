@@ -1,8 +1,8 @@
-"""From a spec to what each worker is told. Pure: memory, cores and resources are passed in.
+"""From a spec to what each rank of each worker is told. Pure: places are passed in.
 
-Covers: the list of workers, size of the KV pool, longest sequence, threads, Ray resources.
-Does not cover: where a worker ends up (``cluster.ray_cluster``) and its life
-(``cluster.pool_state``).
+Covers: the list of workers, whether their shapes suit the model, threads, Ray resources.
+Does not cover: memory (``cluster.memory_plan``), where a worker ends up (``cluster.places``) and
+its life (``cluster.pool_state``).
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.model_folder import ModelFolder
+from cluster.placement_fit import ReplicaNeed
 from core.affinity import assign_cores
-from core.config import ClusterSpec, PoolSpec
+from core.config import ClusterSpec
 from core.errors import InvalidField
-from core.kv_layout import DTYPE_BYTES
 from core.request import Role
-from core.worker_settings import WorkerSettings
+from core.shards import check_kv_split
+from core.worker_settings import RankSettings, WorkerSettings
 
-DEFAULT_KV_BYTES = 512 * 2**20
-# What KV pools may take together of the free memory if nobody says otherwise.
-KV_SHARE_OF_FREE_MEMORY = 0.5
+POOLS = ("prefill", "decode")
 
 # Of Ray's CPUs, on a Ray of our own. It counts in ten-thousandths and takes no zero.
 OWN_CPU_SHARE = 0.001
-# Python, torch and Ray in a worker's process, in bytes, beside weights and KV.
-PROCESS_BYTES = 400 * 2**20
 
 # A CPU core computes chunks of 128 to 1,024 tokens at the same rate (docs/PERFORMANCE.md), and
 # with smaller ones less is left to ship after the last. A GPU needs more rows to be busy.
@@ -51,6 +48,23 @@ class Slot:
         return f"{self.role_name}-{self.index}"
 
 
+@dataclass(frozen=True, slots=True)
+class RankPlace:
+    """Where one rank lives: the id of its node, the address that it listens on, its cores."""
+
+    node: str
+    host: str
+    cores: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSettings:
+    """What the ranks of one worker are told: the leading one, and the ``others`` in their order."""
+
+    leader: WorkerSettings
+    others: tuple[RankSettings, ...] = ()
+
+
 def list_slots(spec: ClusterSpec) -> list[Slot]:
     """All workers; without prefill replicas the decode pool's workers are mixed."""
     prefill, decode = spec.pools.prefill.replicas, spec.pools.decode.replicas
@@ -60,22 +74,28 @@ def list_slots(spec: ClusterSpec) -> list[Slot]:
     ]
 
 
-def pool_of(spec: ClusterSpec, slot: Slot) -> PoolSpec:
-    return spec.pools.prefill if slot.pool == "prefill" else spec.pools.decode
+def check_shapes(spec: ClusterSpec, model: ModelFolder) -> None:
+    """Raises ``InvalidField`` with the valid sizes if this model can't be split like that."""
+    for pool in POOLS:
+        shape = spec.pools.of(pool).shape
+        check_kv_split(
+            shape, model.num_layers, model.num_kv_heads, model.num_heads, f"pools.{pool}."
+        )
 
 
-def resources_of(spec: ClusterSpec, slot: Slot, own_ray: bool) -> dict[str, float]:
-    """Ray resources of one replica.
+def replica_need(spec: ClusterSpec, slot: Slot, own_ray: bool) -> ReplicaNeed:
+    """Ray resources of each rank of one replica.
 
     On a Ray that we started for ourselves (``own_ray``) cores are shared out by affinity, and a
-    replica takes next to none of Ray's CPUs, so that there is always room for one more. On a
-    cluster that others use too it takes a whole CPU.
+    rank takes next to none of Ray's CPUs, so that there is always room for one more. On a cluster
+    that others use too it takes a whole CPU.
     """
-    configured = pool_of(spec, slot).resources
-    if configured is not None:
-        return dict(configured)
+    pool = spec.pools.of(slot.pool)
+    if pool.resources is not None:
+        return ReplicaNeed(dict(pool.resources), pool.shape)
     resources = {"CPU": OWN_CPU_SHARE if own_ray else 1.0}
-    return resources | {"GPU": 1.0} if spec.engine.device == "cuda" else resources
+    on_gpu = {"GPU": 1.0} if spec.engine.device == "cuda" else {}
+    return ReplicaNeed(resources | on_gpu, pool.shape)
 
 
 def resolve_dtype(spec: ClusterSpec, model: ModelFolder) -> str:
@@ -87,57 +107,9 @@ def resolve_dtype(spec: ClusterSpec, model: ModelFolder) -> str:
     return model.dtype
 
 
-def plan_num_blocks(spec: ClusterSpec, model: ModelFolder, free_memory: int | None) -> int:
-    """KV blocks of each worker. ``free_memory``: bytes of the machine they share, if known."""
-    if spec.kv.num_blocks is not None:
-        return spec.kv.num_blocks
-    block_bytes = model.kv_layout(spec.kv.block_size, resolve_dtype(spec, model)).block_bytes
-    workers = len(list_slots(spec))
-    if spec.kv.memory is None:
-        return max(1, _default_kv_bytes(free_memory, workers) // block_bytes)
-    if free_memory is not None and spec.kv.memory * workers > free_memory:
-        free = f"{free_memory / 2**30:.1f} GiB"
-        fix = f"{workers} workers need that much each, but only {free} of memory is free"
-        raise InvalidField("kv.memory", spec.kv.memory, fix)
-    if spec.kv.memory < block_bytes:
-        raise InvalidField("kv.memory", spec.kv.memory, f"one block takes {block_bytes} bytes")
-    return spec.kv.memory // block_bytes
-
-
-def _default_kv_bytes(free_memory: int | None, workers: int) -> int:
-    if free_memory is None:
-        return DEFAULT_KV_BYTES
-    return min(DEFAULT_KV_BYTES, int(free_memory * KV_SHARE_OF_FREE_MEMORY) // workers)
-
-
-def worker_memory(spec: ClusterSpec, model: ModelFolder, num_blocks: int) -> int:
-    """Bytes of host memory that one worker takes, roughly."""
-    dtype = resolve_dtype(spec, model)
-    kv_bytes = num_blocks * model.kv_layout(spec.kv.block_size, dtype).block_bytes
-    if spec.engine.device != "cpu":
-        return PROCESS_BYTES
-    stored = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
-    weights = stored * DTYPE_BYTES[dtype] // DTYPE_BYTES[model.dtype]
-    return PROCESS_BYTES + weights + kv_bytes
-
-
-def plan_max_model_len(spec: ClusterSpec, model: ModelFolder, num_blocks: int) -> int:
-    """The longest sequence in tokens: what the model can do and one worker's KV pool can hold."""
-    room = num_blocks * spec.kv.block_size
-    if spec.max_model_len is None:
-        return min(model.max_positions, room)
-    if spec.max_model_len > model.max_positions:
-        fix = f"this model ends at {model.max_positions} tokens"
-        raise InvalidField("max_model_len", spec.max_model_len, fix)
-    if spec.max_model_len > room:
-        fix = f"a KV pool of {num_blocks} blocks holds {room} tokens; raise kv.memory"
-        raise InvalidField("max_model_len", spec.max_model_len, fix)
-    return spec.max_model_len
-
-
 def plan_step_tokens(spec: ClusterSpec, slot: Slot) -> int:
     """Token budget of one engine step. A step of decoding takes a token of every sequence."""
-    pool = pool_of(spec, slot)
+    pool = spec.pools.of(slot.pool)
     budget = pool.max_num_batched_tokens
     if budget is None:
         return max(STEP_TOKENS[spec.engine.device], pool.max_num_seqs)
@@ -148,21 +120,35 @@ def plan_step_tokens(spec: ClusterSpec, slot: Slot) -> int:
 
 
 def assign_by_node(
-    nodes: Mapping[Slot, str], cores: Mapping[str, Sequence[int]]
-) -> dict[Slot, tuple[int, ...]]:
-    """Cores of each worker, shared out among the workers that live on the same node."""
-    assigned: dict[Slot, tuple[int, ...]] = {}
-    for node in set(nodes.values()):
-        here = [slot for slot in nodes if nodes[slot] == node]
-        assigned.update(zip(here, assign_cores(cores[node], len(here)), strict=True))
-    return assigned
+    nodes: Mapping[Slot, Sequence[str]], cores: Mapping[str, Sequence[int]]
+) -> dict[Slot, list[tuple[int, ...]]]:
+    """Cores of each rank of each worker, shared out among the ranks that live on the same node.
+
+    ``nodes``: that of each rank; ``cores``: those of each node.
+    """
+    on_node: dict[str, list[tuple[Slot, int]]] = {}
+    for slot, of_ranks in nodes.items():
+        for rank, node in enumerate(of_ranks):
+            on_node.setdefault(node, []).append((slot, rank))
+    shares: dict[tuple[Slot, int], tuple[int, ...]] = {}
+    for node, ranks in on_node.items():
+        shares |= zip(ranks, assign_cores(cores[node], len(ranks)), strict=True)
+    return {slot: [shares[slot, i] for i in range(len(nodes[slot]))] for slot in nodes}
 
 
-def worker_settings(
-    spec: ClusterSpec, model: ModelFolder, slot: Slot, cores: tuple[int, ...], num_blocks: int
-) -> WorkerSettings:
-    pool = pool_of(spec, slot)
-    return WorkerSettings(
+def replica_settings(
+    spec: ClusterSpec,
+    model: ModelFolder,
+    slot: Slot,
+    places: Sequence[RankPlace],
+    num_blocks: int,
+) -> ReplicaSettings:
+    """``places``: one for each rank. ``num_blocks``: of each rank's KV pool."""
+    pool = spec.pools.of(slot.pool)
+    bound = spec.engine.affinity == "auto"
+    threads = [spec.engine.threads or len(place.cores) for place in places]
+    cores = [place.cores if bound else () for place in places]
+    worker = WorkerSettings(
         worker=slot.name,
         role=slot.role,
         model_folder=str(model.path),
@@ -170,11 +156,20 @@ def worker_settings(
         block_size=spec.kv.block_size,
         dtype=resolve_dtype(spec, model),
         device=spec.engine.device,
-        threads=spec.engine.threads or len(cores),
-        cores=cores if spec.engine.affinity == "auto" else (),
+        threads=threads[0],
+        cores=cores[0],
         max_num_seqs=pool.max_num_seqs,
         max_num_batched_tokens=plan_step_tokens(spec, slot),
+        host=places[0].host,
         transport=spec.kv.transport,
+        lease_s=spec.kv.lease,
+        beat_s=spec.kv.beat,
+        shape=pool.shape,
+    )
+    others = range(1, len(places))
+    return ReplicaSettings(
+        worker,
+        tuple(RankSettings(worker, i, places[i].host, threads[i], cores[i]) for i in others),
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.plan import Slot
+from cluster.plan import POOLS, Slot
 from cluster.pool_messages import (
     Answered,
     BeginDrain,
@@ -51,7 +51,6 @@ MIN_MISSED = 3
 # A router that does not attach for this long does not hold up the draining of others.
 ATTACH_PATIENCE_S = 10.0
 
-_POOLS = ("prefill", "decode")
 _USEFULNESS = (
     MemberState.WAITING,
     MemberState.STARTING,
@@ -75,7 +74,7 @@ class PoolState:
     ) -> None:
         """``slots``: the first workers. ``prefill_required``: decode workers may not prefill."""
         self._members = {slot: Member(slot, MemberState.STARTING, now) for slot in slots}
-        counts = {pool: sum(slot.pool == pool for slot in slots) for pool in _POOLS}
+        counts = {pool: sum(slot.pool == pool for slot in slots) for pool in POOLS}
         self.wanted = Wanted(counts["prefill"], counts["decode"])
         mixed = any(slot.role is Role.MIXED for slot in slots)
         self._decode_role = Role.MIXED if mixed else Role.DECODE
@@ -226,10 +225,10 @@ class PoolState:
         if self.wanted.prefill > 0:
             self._decode_role = Role.DECODE
         commands += self._roll_over(now)
-        for pool in _POOLS:
+        for pool in POOLS:
             commands += self._retire_surplus(pool, now)
             commands += self._start_missing(pool, now)
-        for pool in _POOLS:
+        for pool in POOLS:
             commands += self._drain_spared(pool, now)
         return commands
 

@@ -1,26 +1,24 @@
 """Ray as our engine for processes and placement. Ray never carries prompts or tokens.
 
-Covers: a local Ray (loopback only, token, no dashboard) or joining one; which worker has which
-room; making, watching and ending worker actors. With ``cluster.placement_groups`` it makes every
-Ray call but the actor's own. Does not cover: when to start which (``cluster.pool_state``), what an
-actor does (``cluster.worker_actor``), files and environment of Ray (``cluster.ray_environment``).
+Covers: a local Ray (loopback only, token, no dashboard) or joining one; its nodes; which worker
+has which room. With ``cluster.placement_groups`` and ``cluster.replica`` it makes every Ray call
+but the actors' own. Does not cover: the actors of a worker (``cluster.replica``), files and
+environment of Ray (``cluster.ray_environment``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.placement_fit import Resources, check_fit, check_free, choose_node
+from cluster.placement_fit import ReplicaNeed, Resources, check_fit, check_free, choose_node
 from cluster.placement_groups import Room, living_nodes, release, reserve
-from cluster.plan import Slot, thread_environment
-from cluster.pool_messages import Started
+from cluster.plan import ReplicaSettings, Slot
 from cluster.ray_environment import (
     empty_current_directory,
     new_folder,
@@ -28,62 +26,31 @@ from cluster.ray_environment import (
     ray_unavailable,
     require_reachable,
 )
-from cluster.shadowing import our_root
-from core.errors import CrossdockError, InternalError, Unavailable
-from core.worker_settings import WorkerSettings
+from cluster.ray_errors import ray_error, summary
+from cluster.replica import ActorClasses, ReplicaHandle, create_replica
+from core.errors import Unavailable
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
-class WorkerHandle:
-    """One living worker actor."""
-
-    def __init__(self, slot: Slot, actor: Any) -> None:
-        self._slot = slot
-        self._actor = actor
-
-    async def start(self) -> Started:
-        """Load and serve. Raises ``CrossdockError`` if the worker can't."""
-        try:
-            answer = await self._actor.start.remote()
-        except _ray_error() as error:
-            raise _worker_error(self._slot, error) from None
-        return Started(self._slot, answer["endpoint"], answer["epoch"], answer["pid"])
-
-    async def wait_closed(self) -> str:
-        """Returns when the worker is dead, and how it died."""
-        try:
-            await self._actor.wait_closed.remote()
-        except _ray_error() as error:
-            return _summary(error)
-        return "it ended by itself"
-
-    async def stop(self, drain_s: float) -> None:
-        """Let it finish for at most ``drain_s`` seconds. A worker that is dead already is fine."""
-        with contextlib.suppress(_ray_error()):
-            await self._actor.stop.remote(drain_s)
-
-    def kill(self) -> None:
-        """End it at once."""
-        with contextlib.suppress(_ray_error()):
-            _ray().kill(self._actor)
-
-
-def worker_actor_class() -> Any:
+def actor_classes() -> ActorClasses:
+    from cluster.rank_actor import RankActor
     from cluster.worker_actor import WorkerActor
 
-    return WorkerActor
+    return ActorClasses(WorkerActor, RankActor)
 
 
 class RayCluster:
-    """``address`` None: our own local Ray. ``actor_class`` gives the Ray actor of a worker; it is
+    """``address`` None: our own local Ray. ``actor_classes`` gives the Ray actors of ranks; it is
     called once Ray runs, because Ray must not be imported before."""
 
     def __init__(
-        self, address: str | None = None, actor_class: Callable[[], Any] = worker_actor_class
+        self,
+        address: str | None = None,
+        actor_classes: Callable[[], ActorClasses] = actor_classes,
     ) -> None:
         self._address = address
-        self._actor_class = actor_class
+        self._actor_classes = actor_classes
         self._rooms: dict[Slot, Room] = {}
         self._folder: Path | None = None
         # Start may still be under way in its thread when a signal wants a shutdown.
@@ -126,10 +93,10 @@ class RayCluster:
                 _require_loopback()
 
     async def place(
-        self, needs: Mapping[Slot, Resources], timeout_s: float, near: str | None = None
-    ) -> dict[Slot, str]:
+        self, needs: Mapping[Slot, ReplicaNeed], timeout_s: float, near: str | None = None
+    ) -> dict[Slot, tuple[str, ...]]:
         """One placement group per replica, so that each can go by itself; all of them or none.
-        Returns each slot's node id: that of the node ``near`` if there is room.
+        Returns the node id of each slot's ranks: that of the node ``near`` if there is room.
 
         Raises ``Unavailable`` if the cluster can never hold them, does not within the timeout, or
         loses a node at that moment.
@@ -138,12 +105,14 @@ class RayCluster:
         target = near or choose_node(_capacities(), list(needs.values()), self.own_node)
         rooms = await reserve(needs, target, timeout_s)
         self._rooms.update(rooms)
-        return {slot: room.node for slot, room in rooms.items()}
+        return {slot: room.nodes for slot, room in rooms.items()}
 
-    def check_room(self, needs: Mapping[Slot, Resources]) -> None:
-        """Raises ``Unavailable`` if there is no room for these beside all that run now."""
-        self._check_fit(needs)
-        check_free(list(needs.values()), _ray().available_resources())
+    def check_room(self, needs: Mapping[Slot, ReplicaNeed], leaving: Sequence[Slot] = ()) -> None:
+        """Raises ``Unavailable`` if there is no room for these beside all that run now, when those
+        that are ``leaving`` have left."""
+        self._check_fit(needs, leaving)
+        freed = [self._rooms[slot].need for slot in leaving if slot in self._rooms]
+        check_free(list(needs.values()), _ray().available_resources(), freed)
 
     def pass_on(self, slot: Slot, heir: Slot) -> None:
         """``heir`` gets the room of ``slot``, whose worker has ended."""
@@ -167,35 +136,16 @@ class RayCluster:
         probe = ray.remote(num_cpus=0)(_allowed_cores).options(scheduling_strategy=there)
         try:
             cores: list[int] = await probe.remote()
-        except _ray_error() as error:
+        except ray_error() as error:
             raise Unavailable(
-                f"node {node_id} did not tell its CPU cores: {_summary(error)}",
+                f"node {node_id} did not tell its CPU cores: {summary(error)}",
                 reason="NODE_UNAVAILABLE",
             ) from None
         return cores
 
-    def create_worker(self, slot: Slot, settings: WorkerSettings) -> WorkerHandle:
-        """A fresh actor in the slot's bundle; it does nothing until ``start``."""
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-        room = self._rooms[slot]
-        resources = dict(room.resources)
-        actor = (
-            self._actor_class()
-            .options(
-                num_cpus=resources.pop("CPU", 0),
-                num_gpus=resources.pop("GPU", 0),
-                resources=resources,
-                # Restarts are ours: a replacement needs a new epoch and fresh settings.
-                max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    room.group, placement_group_bundle_index=0
-                ),
-                runtime_env={"env_vars": thread_environment(settings.threads)},
-            )
-            .remote(settings, str(our_root()))
-        )
-        return WorkerHandle(slot, actor)
+    def create_worker(self, slot: Slot, settings: ReplicaSettings) -> ReplicaHandle:
+        """Fresh actors in the slot's room; they do nothing until ``start``."""
+        return create_replica(slot, self._rooms[slot], settings, self._actor_classes())
 
     def shutdown(self, patience_s: float = -1) -> bool:
         """Ends every worker, removes the placement groups, leaves Ray; ends it if it is ours.
@@ -225,9 +175,9 @@ class RayCluster:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
 
-    def _check_fit(self, needs: Mapping[Slot, Resources]) -> None:
-        pools: dict[str, list[Resources]] = {}
-        taken = {slot: room.resources for slot, room in self._rooms.items()}
+    def _check_fit(self, needs: Mapping[Slot, ReplicaNeed], leaving: Sequence[Slot] = ()) -> None:
+        pools: dict[str, list[ReplicaNeed]] = {}
+        taken = {s: room.need for s, room in self._rooms.items() if s not in leaving}
         for slot, need in (taken | dict(needs)).items():
             pools.setdefault(slot.pool, []).append(need)
         check_fit(list(_capacities().values()), pools)
@@ -269,26 +219,3 @@ def _ray() -> Any:
     import ray
 
     return ray
-
-
-def _ray_error() -> type[Exception]:
-    error: type[Exception] = _ray().exceptions.RayError
-    return error
-
-
-def _worker_error(slot: Slot, error: Exception) -> CrossdockError:
-    """What the worker said, as plainly as Ray lets us know it."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, CrossdockError):
-        return cause
-    return InternalError(_summary(error), reason="WORKER_FAILED", metadata={"worker": slot.name})
-
-
-def _summary(error: Exception) -> str:
-    """The last line of Ray's report, or of the traceback in it: the rest is about Ray itself."""
-    exceptions = _ray().exceptions
-    if isinstance(error, exceptions.ActorDiedError):
-        for part in str(error).split("Worker exit detail: ")[1:]:
-            return f"its process died ({part.split('. Some common causes')[0].strip()})"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -1,4 +1,5 @@
-"""The Ray actor around a worker: Ray starts, watches and ends it; requests never pass here."""
+"""The Ray actor around the leading rank of a worker: Ray starts, watches and ends it; requests
+never pass here."""
 
 from __future__ import annotations
 
@@ -8,20 +9,26 @@ import ray
 
 from cluster.shadowing import require_modules_from
 from cluster.worker_host import WorkerHost
-from core.worker_settings import WorkerSettings
+from core.worker_settings import LeaderAddress, WorkerSettings
 
 
 @ray.remote
 class WorkerActor:
-    """One replica. Created by `cluster.ray_cluster` in a bundle of its pool's placement group."""
+    """The rank that leads. Created by `cluster.replica`, in a bundle of its replica's placement
+    group."""
 
     def __init__(self, settings: WorkerSettings, expected_root: str) -> None:
         """``expected_root``: the folder our modules must come from; anything else shadows them."""
         require_modules_from(expected_root)
         self._host = WorkerHost(settings)
 
+    async def prepare(self) -> LeaderAddress | None:
+        """Where the other ranks of this replica are to come; None if it has none."""
+        return self._host.prepare()
+
     async def start(self) -> dict[str, str | int]:
-        """Loads the model and serves; returns the fields of `WorkerPlace`."""
+        """Loads the model and serves, once all ranks are there; returns the fields of
+        `WorkerPlace`."""
         return dataclasses.asdict(await self._host.start())
 
     async def wait_closed(self) -> None:

@@ -65,8 +65,9 @@ class EngineSpec(_Section):
 
 
 class PoolSpec(_Section):
-    """A pool of equal replicas, each of ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks.
+    """A pool of equal replicas.
 
+    Each is ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks, which are processes.
     ``resources`` are Ray's, per rank; None: a fair share. ``max_num_batched_tokens`` bounds one
     engine step, so also a prefill chunk; None: what suits the device.
     """
@@ -88,6 +89,9 @@ class PoolsSpec(_Section):
 
     prefill: PoolSpec = PoolSpec()
     decode: PoolSpec = PoolSpec()
+
+    def of(self, pool: str) -> PoolSpec:
+        return self.prefill if pool == "prefill" else self.decode
 
     @model_validator(mode="after")
     def _somebody_decodes(self) -> PoolsSpec:

@@ -18,6 +18,22 @@ PrefillOption = Annotated[
     int | None, typer.Option(help="Prefill workers; 0: decode workers prefill too.")
 ]
 DecodeOption = Annotated[int | None, typer.Option(help="Decode workers.")]
+PrefillTPOption = Annotated[
+    int | None,
+    typer.Option("--prefill-tp", help="Ranks that share each layer of a prefill worker."),
+]
+PrefillPPOption = Annotated[
+    int | None,
+    typer.Option("--prefill-pp", help="Stages that share the layers of a prefill worker."),
+]
+DecodeTPOption = Annotated[
+    int | None,
+    typer.Option("--decode-tp", help="Ranks that share each layer of a decode worker."),
+]
+DecodePPOption = Annotated[
+    int | None,
+    typer.Option("--decode-pp", help="Stages that share the layers of a decode worker."),
+]
 HostOption = Annotated[str, typer.Option(help="Address to serve on.")]
 PortOption = Annotated[int, typer.Option(help="0: any free one.")]
 RayAddressOption = Annotated[

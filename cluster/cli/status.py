@@ -19,7 +19,11 @@ def status(
     ] = False,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Workers, their load and cache, and how many KV bytes moved between them and how."""
+    """Workers, their load and cache, and how many KV bytes moved between them and how.
+
+    Of a worker of several ranks the cores of each are shown, and edges are between ranks:
+    prefill-0/2 is rank 2 of prefill-0.
+    """
     found = plain(fetch_status(admin_address(address, name), validate))
     emit(found, output, lambda: _print(found))
     if any(worker["state"] == "unreachable" for worker in found["workers"]):
@@ -32,19 +36,13 @@ def _print(found: dict[str, Any]) -> None:
     settled = "" if found["settled"] else "  (changing)"
     print(f"pools {ratio}{settled}  restarts {found['restarts']}\n")
     print_table(
-        ["worker", "state", "endpoint", "cores", "run", "wait", "free", "cached", "leased",
+        ["worker", "tp×pp", "state", "endpoint", "cores", "run", "wait", "free", "cached", "leased",
          "prefilled", "decoded", "preempted"],
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
+    split = {worker["worker"] for worker in found["workers"] if _num_ranks(worker) > 1}
     edges = [
-        (
-            edge["peer"],
-            worker["worker"],
-            edge["transport"],
-            edge["blocks"],
-            _size(edge["bytes"]),
-            edge["detail"],
-        )
+        _edge_row(edge, worker["worker"], split)
         for worker in found["workers"]
         for edge in worker["stats"]["edges"]
     ]
@@ -56,12 +54,13 @@ def _print(found: dict[str, Any]) -> None:
 def _worker_row(worker: dict[str, Any]) -> list[object]:
     stats = worker["stats"]
     state = f"{worker['state']} ({worker['detail']})" if worker["detail"] else worker["state"]
-    head = [worker["worker"], state, worker["endpoint"]]
+    shape = f"{worker['tensor_parallel_size']}×{worker['pipeline_parallel_size']}"
+    head = [worker["worker"], shape, state, worker["endpoint"]]
     if worker["state"] not in ("ready", "draining"):
         return head + ["–"] * 9
     return [
         *head,
-        ",".join(str(core) for core in stats["cores"]) or "any",
+        "|".join(map(_cores, stats["ranks"])) or _cores(stats),
         stats["load"]["running"],
         stats["load"]["waiting"],
         f"{stats['free_blocks']}/{stats['total_blocks']}",
@@ -71,6 +70,27 @@ def _worker_row(worker: dict[str, Any]) -> list[object]:
         stats["decode_tokens"],
         stats["preemptions"],
     ]
+
+
+def _edge_row(edge: dict[str, Any], worker: str, split: set[str]) -> list[object]:
+    """``split``: workers of several ranks, whose edges are between ranks."""
+    source, destination = edge["source_rank"], edge["destination_rank"]
+    return [
+        f"{edge['peer']}/{source}" if source or edge["peer"] in split else edge["peer"],
+        f"{worker}/{destination}" if worker in split else worker,
+        edge["transport"],
+        edge["blocks"],
+        _size(edge["bytes"]),
+        edge["detail"],
+    ]
+
+
+def _num_ranks(worker: dict[str, Any]) -> int:
+    return int(worker["tensor_parallel_size"] * worker["pipeline_parallel_size"])
+
+
+def _cores(stats: dict[str, Any]) -> str:
+    return ",".join(str(core) for core in stats["cores"]) or "any"
 
 
 def _size(count: int) -> str:

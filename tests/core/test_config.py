@@ -32,8 +32,12 @@ def test_a_full_config_is_taken_as_written() -> None:
             "engine": {"device": "cpu", "dtype": "bfloat16", "threads": 2, "affinity": "none"},
             "pools": {
                 "prefill": {"replicas": 2, "resources": {"CPU": 0.5}, "max_num_seqs": 4},
-                "decode": {"replicas": 3, "max_num_batched_tokens": 256,
-                           "tensor_parallel_size": 3, "pipeline_parallel_size": 2},
+                "decode": {
+                    "replicas": 3,
+                    "max_num_batched_tokens": 256,
+                    "tensor_parallel_size": 3,
+                    "pipeline_parallel_size": 2,
+                },
             },
             "kv": {"block_size": 32, "memory": "1GiB", "transport": "tcp", "lease": 9, "beat": 2},
         }

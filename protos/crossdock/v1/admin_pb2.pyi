@@ -34,18 +34,22 @@ class ClusterStatus(_message.Message):
     def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ..., settled: bool = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("worker", "endpoint", "state", "detail", "stats")
+    __slots__ = ("worker", "endpoint", "state", "detail", "stats", "tensor_parallel_size", "pipeline_parallel_size")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     ENDPOINT_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     STATS_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_PARALLEL_SIZE_FIELD_NUMBER: _ClassVar[int]
     worker: str
     endpoint: str
     state: str
     detail: str
     stats: _worker_pb2.WorkerStats
-    def __init__(self, worker: _Optional[str] = ..., endpoint: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., stats: _Optional[_Union[_worker_pb2.WorkerStats, _Mapping]] = ...) -> None: ...
+    tensor_parallel_size: int
+    pipeline_parallel_size: int
+    def __init__(self, worker: _Optional[str] = ..., endpoint: _Optional[str] = ..., state: _Optional[str] = ..., detail: _Optional[str] = ..., stats: _Optional[_Union[_worker_pb2.WorkerStats, _Mapping]] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
     __slots__ = ("prefill", "decode")
