@@ -26,6 +26,8 @@ class RankCalls:
     def __init__(self, calls: Sequence[Awaitable[Any]]) -> None:
         self._tasks = [asyncio.ensure_future(call) for call in calls]
         self._failed: list[int] = []
+        self._num_running = len(self._tasks)
+        self._ended = asyncio.Event()
         for rank, task in enumerate(self._tasks):
             task.add_done_callback(partial(self._note, rank))
 
@@ -58,15 +60,14 @@ class RankCalls:
         return min(self._tasks.index(task) for task in done)
 
     async def _cause(self) -> int:
-        clock = asyncio.get_running_loop().time
-        end = clock() + EXPLANATION_S
-        while (cause := self._explained()) is None:
-            pending = [task for task in self._tasks if not task.done()]
-            if not pending or clock() >= end:
-                return self._accused() or self._failed[0]
-            wait_s = end - clock()
-            await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
-        return cause
+        try:
+            async with asyncio.timeout(EXPLANATION_S):
+                while (cause := self._explained()) is None and self._num_running:
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            cause = None
+        return self._accused() or self._failed[0] if cause is None else cause
 
     def _explained(self) -> int | None:
         """The rank that failed first by itself; the leader's word counts more than the order."""
@@ -91,3 +92,5 @@ class RankCalls:
     def _note(self, rank: int, task: asyncio.Future[Any]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self._failed.append(rank)
+        self._num_running -= 1
+        self._ended.set()

@@ -14,19 +14,25 @@ ADDRESSES = {"a": "10.0.0.1", "b": "10.0.0.2"}
 
 
 def test_on_the_node_of_who_serves_workers_listen_on_loopback() -> None:
-    hosts = worker_hosts({PREFILL: "a", DECODE: "a"}, "a", ADDRESSES)
-    assert set(hosts.values()) == {"127.0.0.1"}
+    hosts = worker_hosts({PREFILL: "aa", DECODE: "a"}, "a", ADDRESSES)
+    assert hosts == {PREFILL: ["127.0.0.1", "127.0.0.1"], DECODE: ["127.0.0.1"]}
     assert exposure_warning(hosts) == ""
 
 
 def test_on_several_nodes_each_listens_on_the_address_of_its_own() -> None:
     hosts = worker_hosts({PREFILL: "a", DECODE: "b"}, "a", ADDRESSES)
-    assert hosts == {PREFILL: "10.0.0.1", DECODE: "10.0.0.2"}
+    assert hosts == {PREFILL: ["10.0.0.1"], DECODE: ["10.0.0.2"]}
+
+
+def test_each_stage_of_a_replica_that_spans_nodes_listens_on_its_own() -> None:
+    hosts = worker_hosts({PREFILL: "ab", DECODE: "a"}, "a", ADDRESSES)
+    assert hosts == {PREFILL: ["10.0.0.1", "10.0.0.2"], DECODE: ["10.0.0.1"]}
+    assert "prefill-0 on 10.0.0.1, prefill-0 on 10.0.0.2" in exposure_warning(hosts)
 
 
 def test_on_one_node_that_is_not_ours_loopback_would_be_out_of_reach() -> None:
     hosts = worker_hosts({PREFILL: "b", DECODE: "b"}, "a", ADDRESSES)
-    assert hosts == {PREFILL: "10.0.0.2", DECODE: "10.0.0.2"}
+    assert hosts == {PREFILL: ["10.0.0.2"], DECODE: ["10.0.0.2"]}
 
 
 def test_a_node_that_died_meanwhile_is_said_by_its_name() -> None:
@@ -35,7 +41,7 @@ def test_a_node_that_died_meanwhile_is_said_by_its_name() -> None:
 
 
 def test_listening_on_a_network_is_said_with_names_and_addresses() -> None:
-    warning = exposure_warning({PREFILL: "10.0.0.1", DECODE: "10.0.0.2"})
+    warning = exposure_warning({PREFILL: ["10.0.0.1"], DECODE: ["10.0.0.2"]})
     assert "decode-0 on 10.0.0.2, prefill-0 on 10.0.0.1" in warning
     assert "authenticate" in warning
 

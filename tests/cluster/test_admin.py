@@ -16,6 +16,7 @@ from cluster.pool_messages import DrainWorker, FlipWorker, Member, MemberState, 
 from cluster.wanted import Wanted
 from cluster.wishes import Wish
 from core.errors import InvalidField, NotFound, Overloaded
+from core.shards import ONE_RANK, ParallelShape
 from crossdock.client.errors import ServerError, decode
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
 
@@ -23,10 +24,11 @@ P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
 
 
 class FakeWorker(worker_pb2_grpc.WorkerServicer):
-    """Answers with its numbers; ``silent`` never answers, ``broken`` fails validation."""
+    """Answers with its numbers; ``silent`` never answers, ``broken`` fails validation, ``ranks``
+    are so many, with an edge from rank 2 of its peer to its last one."""
 
-    def __init__(self, silent: bool = False, broken: bool = False) -> None:
-        self.silent, self.broken = silent, broken
+    def __init__(self, silent: bool = False, broken: bool = False, ranks: int = 1) -> None:
+        self.silent, self.broken, self.ranks = silent, broken, ranks
 
     async def GetStats(self, request, context) -> worker_pb2.WorkerStats:
         if self.silent:
@@ -36,7 +38,12 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         edge = worker_pb2.EdgeStats(
             peer="prefill-0", transport="tcp", bytes=2**40, blocks=3, detail="shm: out of reach"
         )
-        return worker_pb2.WorkerStats(worker="decode-0", total_blocks=8, edges=[edge])
+        if self.ranks > 1:
+            edge.source_rank, edge.destination_rank = 2, self.ranks - 1
+        ranks = [worker_pb2.RankStats(rank=i, pid=70 + i, cores=[i]) for i in range(self.ranks)]
+        return worker_pb2.WorkerStats(
+            worker="decode-0", total_blocks=8, edges=[edge], ranks=ranks, cores=[0]
+        )
 
 
 @contextlib.asynccontextmanager
@@ -49,8 +56,10 @@ async def serving(add, servicer) -> AsyncIterator[str]:
     await server.stop(0)
 
 
-async def status(*members: Member, validate: bool = False) -> dict:
-    async with admin_stub(FakeOperations(), *members) as stub:
+async def status(
+    *members: Member, validate: bool = False, shapes: dict[str, ParallelShape] | None = None
+) -> dict:
+    async with admin_stub(FakeOperations(), *members, shapes=shapes) as stub:
         return plain(await stub.GetStatus(admin_pb2.GetStatusRequest(validate=validate)))
 
 
@@ -70,10 +79,19 @@ class FakeOperations:
 
 @contextlib.asynccontextmanager
 async def admin_stub(
-    operations: FakeOperations | None, *members: Member
+    operations: FakeOperations | None,
+    *members: Member,
+    shapes: dict[str, ParallelShape] | None = None,
 ) -> AsyncIterator[admin_pb2_grpc.ClusterAdminStub]:
     view = ClusterView(
-        "tiny", "127.0.0.1:1", "127.0.0.1:2", members, Wanted(1, 1), restarts=4, settled=True
+        model="tiny",
+        grpc_address="127.0.0.1:1",
+        http_address="127.0.0.1:2",
+        members=members,
+        shapes=shapes or {"prefill": ONE_RANK, "decode": ONE_RANK},
+        wanted=Wanted(1, 1),
+        restarts=4,
+        settled=True,
     )
     admin = ClusterAdmin(lambda: view, lambda: operations, timeout_s=0.5)
     async with (
@@ -93,7 +111,7 @@ def ready(endpoint: str) -> Member:
     return Member(D0, MemberState.READY, 0.0, endpoint=endpoint, epoch=5)
 
 
-def serve_worker(**how: bool):
+def serve_worker(**how: int):
     return serving(worker_pb2_grpc.add_WorkerServicer_to_server, FakeWorker(**how))
 
 
@@ -135,6 +153,24 @@ async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
     shown = capsys.readouterr().out
     assert "pools 1P:1D  restarts 4" in shown
     assert "prefill-0  decode-0  tcp        3       1099511.6 MB  shm: out of reach" in shown
+
+
+async def test_workers_of_several_ranks_show_their_shape_and_edges_between_ranks(capsys) -> None:
+    from cluster.cli.status import _print
+
+    shapes = {"prefill": ParallelShape(3, 1), "decode": ParallelShape(1, 2)}
+    async with serve_worker(ranks=2) as endpoint:
+        starting = Member(P0, MemberState.STARTING, 0.0)
+        found = await status(ready(endpoint), starting, shapes=shapes)
+    _print(found)
+    lines = capsys.readouterr().out.splitlines()
+    decode, prefill = (
+        line.split() for line in lines if line.startswith(("decode-0", "prefill-0 "))
+    )
+    assert (decode[1], decode[4]) == ("1×2", "0|1")
+    assert prefill[1:3] == ["3×1", "starting"]
+    assert lines[-1].split()[:3] == ["prefill-0/2", "decode-0/1", "tcp"]
+    assert [rank["pid"] for rank in found["workers"][0]["stats"]["ranks"]] == [70, 71]
 
 
 async def test_a_draining_worker_shows_what_it_still_has() -> None:

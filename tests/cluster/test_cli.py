@@ -330,6 +330,38 @@ def test_help_loads_neither_torch_nor_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.parametrize(
+    ("option", "size", "words"),
+    [
+        ("--prefill-tp", "3", "pools.prefill.tensor_parallel_size = 3: a model of 4 heads and 2 KV "
+         "heads can be split into 1, 2, 4"),
+        ("--decode-tp", "8", "pools.decode.tensor_parallel_size = 8"),
+        ("--prefill-pp", "4", "pools.prefill.pipeline_parallel_size = 4: a model of 3 layers can "
+         "be split into 1 to 3 stages"),
+        ("--decode-pp", "0", "pools.decode.pipeline_parallel_size = 0"),
+    ],
+)  # fmt: skip
+def test_a_shape_that_the_model_can_not_have_is_named_before_anything_starts(
+    option: str, size: str, words: str, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cluster.ray_cluster.RayCluster.start", lambda self: pytest.fail("Ray"))
+    model = make_model_folder(tmp_path / "tiny")
+    ports = ("--grpc-port", "0", "--http-port", "0", "--admin-port", "0")
+    assert run(monkeypatch, "serve", "--model", str(model), option, size, *ports) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_up_passes_the_shapes_on(monkeypatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("cluster.detached.start_detached", lambda name, args: given.extend(args))
+    monkeypatch.setattr("cluster.cli.background._told", lambda cluster: {})
+    shapes = ("--prefill-tp", "3", "--prefill-pp", "2", "--decode-tp", "9", "--decode-pp", "5")
+    with monkeypatch.context() as patch:
+        patch.setattr("signal.signal", lambda number, handler: None)
+        assert run(patch, "up", *shapes, "--output", "json") == 0
+    assert [given[given.index(word) + 1] for word in shapes[::2]] == ["3", "2", "9", "5"]
+
+
 def test_a_taken_port_is_found_before_anything_starts(monkeypatch, capsys) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), OpenAIDoor) as server:
         arguments = ["serve", "--http-port", str(server.server_port)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import pytest
 
 from cluster.controller import Controller
-from cluster.plan import Slot
+from cluster.plan import ReplicaSettings, Slot
 from cluster.pool_messages import (
     DrainWorker,
     FlipWorker,
@@ -19,7 +19,6 @@ from cluster.pool_messages import (
 )
 from cluster.wanted import Wanted
 from core.errors import CrossdockError, Incompatible, NotFound, Unavailable
-from core.request import Role
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2
 
@@ -61,16 +60,18 @@ class FakePlaces:
     """Has room until it is ``full``."""
 
     def __init__(self) -> None:
+        self.heirs: dict[Slot, Slot] = {}
         self.taken: set[Slot] = set()
         self.full = False
 
-    def check_room(self, slots: Sequence[Slot]) -> None:
+    def check_room(self, slots: Sequence[Slot], heirs: Mapping[Slot, Slot]) -> None:
+        self.heirs = dict(heirs)
         if self.full and slots:
             raise Unavailable(f"no room for {slots[0].name}", reason="NOT_ENOUGH_RESOURCES")
 
-    async def settings(self, slot: Slot, beside: Slot | None = None) -> WorkerSettings:
+    async def settings(self, slot: Slot, beside: Slot | None = None) -> ReplicaSettings:
         self.taken.add(slot)
-        return WorkerSettings(slot.name, Role(slot.role_name), "/models/tiny", 8)
+        return ReplicaSettings(WorkerSettings(slot.name, slot.role, "/models/tiny", 8))
 
     def pass_on(self, slot: Slot, heir: Slot) -> None:
         self.taken.remove(slot)
@@ -107,8 +108,8 @@ class Scene:
             raise TimeoutError
         return worker_pb2.WorkerStats(routers=1)
 
-    def create_worker(self, slot: Slot, settings: WorkerSettings) -> FakeWorker:
-        assert settings.worker == slot.name
+    def create_worker(self, slot: Slot, settings: ReplicaSettings) -> FakeWorker:
+        assert settings.leader.worker == slot.name
         if slot in self.impossible:
             raise ValueError(self.impossible[slot])
         self.made.append(FakeWorker(slot, len(self.made) + 1, self.refusals.get(slot)))
@@ -240,6 +241,15 @@ async def test_a_flipped_worker_passes_its_place_on(scene: Scene) -> None:
     assert scene.epochs() == {D0: 2, D1: 3}
     assert scene.places.taken == {D0, D1}
     assert scene.controller.wanted == Wanted(0, 2)
+
+
+async def test_room_for_who_takes_over_is_looked_at_before_a_flip(scene: Scene) -> None:
+    await scene.controller.start()
+    await scene.controller.change(FlipWorker("prefill-0"))
+    assert scene.places.heirs == {P0: D1}
+    await scene.until_settled()
+    await scene.controller.change(ScaleTo(decode=1))
+    assert scene.places.heirs == {}
 
 
 async def test_what_has_no_room_is_refused_and_nothing_changes(scene: Scene) -> None:

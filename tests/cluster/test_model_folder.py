@@ -35,6 +35,7 @@ def test_a_folder_tells_its_shape(tmp_path: Path) -> None:
 def test_what_a_config_leaves_out_follows_from_the_rest(tmp_path, changes, heads, dim, dtype):
     model = read_model_folder(make_model_folder(tmp_path / "tiny", **changes))
     assert (model.num_kv_heads, model.head_dim, model.dtype) == (heads, dim, dtype)
+    assert model.num_heads == 4
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
+from cluster.memory_plan import PoolBlocks
 from cluster.model_folder import ModelFolder
-from cluster.placement_fit import Resources
+from cluster.placement_fit import ReplicaNeed
 from cluster.places import Places
 from cluster.plan import Slot, list_slots
 from core.config import make_spec
@@ -20,14 +21,17 @@ D1, D2 = Slot("decode", 1, "decode"), Slot("decode", 2, "decode")
 
 
 class FakeNodes:
-    """Nodes with four cores each; places where the test says."""
+    """Nodes with four cores each; places where the test says: all ranks on ``next_node``, or those
+    of a replica on ``next_nodes``."""
 
     def __init__(self) -> None:
         self.is_local = True
         self.own_node = "a"
         self.node_addresses = {"a": "10.0.0.1", "b": "10.0.0.2"}
-        self.placed: dict[Slot, str] = {}
+        self.placed: dict[Slot, tuple[str, ...]] = {}
         self.next_node = "a"
+        self.next_nodes: dict[Slot, tuple[str, ...]] = {}
+        self.checked: tuple[set[Slot], list[Slot]] = (set(), [])
         self.near: str | None = None
         self.probed = asyncio.Event()
         self.answers = asyncio.Event()
@@ -35,10 +39,11 @@ class FakeNodes:
         self.failure: Exception | None = None
 
     async def place(
-        self, needs: Mapping[Slot, Resources], timeout_s: float, near: str | None = None
-    ) -> dict[Slot, str]:
+        self, needs: Mapping[Slot, ReplicaNeed], timeout_s: float, near: str | None = None
+    ) -> dict[Slot, tuple[str, ...]]:
         self.near = near
-        nodes = dict.fromkeys(needs, self.next_node)
+        one = {slot: (self.next_node,) * need.shape.num_ranks for slot, need in needs.items()}
+        nodes = {slot: self.next_nodes.get(slot, one[slot]) for slot in needs}
         self.placed |= nodes
         return nodes
 
@@ -49,8 +54,9 @@ class FakeNodes:
             raise self.failure
         return [0, 1, 2, 3]
 
-    def check_room(self, needs: Mapping[Slot, Resources]) -> None:
-        assert all(need["CPU"] for need in needs.values())
+    def check_room(self, needs: Mapping[Slot, ReplicaNeed], leaving: Sequence[Slot] = ()) -> None:
+        assert all(need.rank["CPU"] for need in needs.values())
+        self.checked = (set(needs), list(leaving))
 
     def pass_on(self, slot: Slot, heir: Slot) -> None:
         self.placed[heir] = self.placed.pop(slot)
@@ -61,14 +67,21 @@ class FakeNodes:
 
 async def new_places(nodes: FakeNodes, settings: dict | None = None, free: int = 2**40) -> Places:
     spec = make_spec(settings)
-    model = ModelFolder(Path("/models/tiny"), 1, 1, 16, "float32", 100)
-    places = Places(nodes, spec, model, num_blocks=8, free_memory=lambda: free)
+    model = ModelFolder(Path("/models/tiny"), 2, 4, 4, 16, "float32", 100)
+    places = Places(nodes, spec, model, PoolBlocks(8, 8), free_memory=lambda: free)
     await places.place_first(list_slots(spec))
     return places
 
 
 async def cores(places: Places, slot: Slot, beside: Slot | None = None) -> tuple[int, ...]:
-    return (await places.settings(slot, beside)).cores
+    return (await places.settings(slot, beside)).leader.cores
+
+
+async def cores_of_ranks(
+    places: Places, slot: Slot, beside: Slot | None = None
+) -> list[tuple[int, ...]]:
+    told = await places.settings(slot, beside)
+    return [told.leader.cores, *(rank.cores for rank in told.others)]
 
 
 async def test_the_first_workers_share_all_cores() -> None:
@@ -175,11 +188,11 @@ async def test_two_workers_that_start_at_once_on_a_new_node_know_of_each_other()
 
 async def test_a_cluster_over_several_nodes_listens_on_their_addresses_and_says_so() -> None:
     places = await new_places(nodes := FakeNodes())
-    assert (places.exposure_warning, (await places.settings(P0)).host) == ("", "127.0.0.1")
+    assert (places.exposure_warning, (await places.settings(P0)).leader.host) == ("", "127.0.0.1")
     nodes.own_node = "elsewhere"
     places = await new_places(nodes)
     nodes.next_node = "b"
-    hosts = [(await places.settings(slot)).host for slot in (P0, D0, D1)]
+    hosts = [(await places.settings(slot)).leader.host for slot in (P0, D0, D1)]
     assert hosts == ["10.0.0.1", "10.0.0.1", "10.0.0.2"]
     assert "decode-1 on 10.0.0.2" in places.exposure_warning
 
@@ -191,3 +204,104 @@ async def test_what_does_not_fit_into_memory_is_refused_with_the_numbers() -> No
         places.check_room([D1, D2, P0])
     nodes.is_local = False
     places.check_room([D1, D2, P0])
+
+
+# Workers of several ranks
+
+SPLIT_DIFFERENTLY = {
+    "pools": {
+        "prefill": {"tensor_parallel_size": 2},
+        "decode": {"pipeline_parallel_size": 2},
+    }
+}
+SPLIT_ALIKE = {
+    "pools": {
+        "prefill": {"tensor_parallel_size": 2},
+        "decode": {"tensor_parallel_size": 2},
+    }
+}
+
+
+async def test_all_ranks_of_a_node_share_its_cores() -> None:
+    places = await new_places(FakeNodes(), SPLIT_DIFFERENTLY)
+    assert await cores_of_ranks(places, P0) == [(0,), (1,)]
+    assert await cores_of_ranks(places, D0) == [(2,), (3,)]
+
+
+async def test_the_ranks_of_a_later_worker_get_as_many_cores_each() -> None:
+    places = await new_places(nodes := FakeNodes(), SPLIT_DIFFERENTLY)
+    places.give_back(P0)
+    places.give_back(D0)
+    assert await cores_of_ranks(places, D1) == [(0, 1), (2, 3)]
+    assert nodes.placed[D1] == ("a", "a")
+
+
+async def test_a_replacement_shares_the_cores_of_each_rank() -> None:
+    places = await new_places(FakeNodes(), SPLIT_DIFFERENTLY)
+    assert await cores_of_ranks(places, D1, beside=D0) == [(2,), (3,)]
+
+
+async def test_a_replacement_on_other_nodes_takes_the_least_crowded_cores() -> None:
+    nodes = FakeNodes()
+    nodes.next_nodes = {D0: ("a", "b"), D1: ("b", "a")}
+    places = await new_places(nodes, SPLIT_DIFFERENTLY)
+    assert await cores_of_ranks(places, D0) == [(3,), (0, 1, 2, 3)]
+    assert await cores_of_ranks(places, D1, beside=D0) == [(0, 1), (0,)]
+
+
+async def test_stages_may_span_nodes_and_listen_where_the_others_reach_them() -> None:
+    nodes = FakeNodes()
+    nodes.next_nodes = {D0: ("a", "b")}
+    places = await new_places(nodes, SPLIT_DIFFERENTLY)
+    told = await places.settings(D0)
+    assert (told.leader.host, told.others[0].host) == ("10.0.0.1", "10.0.0.2")
+    assert (await places.settings(P0)).others[0].host == "10.0.0.1"
+    assert "decode-0 on 10.0.0.2" in places.exposure_warning
+
+
+async def test_a_later_worker_with_one_rank_elsewhere_is_refused_on_loopback() -> None:
+    places = await new_places(nodes := FakeNodes(), SPLIT_DIFFERENTLY)
+    nodes.next_nodes = {D1: ("a", "b")}
+    with pytest.raises(Unavailable, match="another node only"):
+        await places.settings(D1)
+    assert nodes.placed.keys() == {P0, D0}
+
+
+async def test_a_place_is_passed_on_only_to_a_worker_of_the_same_shape() -> None:
+    places = await new_places(nodes := FakeNodes(), SPLIT_ALIKE)
+    places.pass_on(P0, D1)
+    assert nodes.placed.keys() == {D0, D1}
+    assert await cores_of_ranks(places, D1) == [(0,), (1,)]
+
+    places = await new_places(nodes := FakeNodes(), SPLIT_DIFFERENTLY)
+    places.pass_on(P0, D1)
+    assert nodes.placed.keys() == {D0}
+    assert await cores_of_ranks(places, D1) == [(0,), (1,)], "two ranks again, but stages"
+
+
+async def test_the_heir_of_another_shape_needs_room_once_its_place_is_given_back() -> None:
+    places = await new_places(nodes := FakeNodes(), SPLIT_ALIKE)
+    places.check_room([], {P0: D1})
+    assert nodes.checked == (set(), []), "the place is passed on"
+    places = await new_places(nodes := FakeNodes(), SPLIT_DIFFERENTLY)
+    places.check_room([D2], {P0: D1})
+    assert nodes.checked == ({D1, D2}, [P0])
+
+
+async def test_every_rank_takes_memory_and_a_leaving_worker_frees_its_own() -> None:
+    wide = {"pools": {"decode": {"tensor_parallel_size": 4}}}
+    places = await new_places(FakeNodes(), wide, free=1300 * 2**20)
+    with pytest.raises(Overloaded, match=r"1 more workers need about 1\.6 GiB"):
+        places.check_room([D1])
+    places.check_room([], {P0: D1})
+
+
+async def test_a_replica_that_lost_a_node_is_placed_anew_as_a_whole() -> None:
+    nodes = FakeNodes()
+    nodes.next_nodes = {D0: ("a", "b")}
+    places = await new_places(nodes, SPLIT_DIFFERENTLY)
+    del nodes.node_addresses["b"]
+    nodes.next_nodes = {}
+    told = await places.settings(D0)
+    assert nodes.placed[D0] == ("a", "a")
+    assert told.others[0].host == "10.0.0.1"

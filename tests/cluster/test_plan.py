@@ -2,41 +2,47 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.model_folder import ModelFolder
 from cluster.plan import (
-    DEFAULT_KV_BYTES,
-    PROCESS_BYTES,
+    RankPlace,
+    ReplicaSettings,
     assign_by_node,
+    check_shapes,
     list_slots,
-    plan_max_model_len,
-    plan_num_blocks,
     plan_step_tokens,
+    replica_need,
+    replica_settings,
     resolve_dtype,
-    resources_of,
     thread_environment,
-    worker_memory,
-    worker_settings,
 )
 from core.config import make_spec
 from core.errors import InvalidField
 from core.request import Role
-
-GIB = 2**30
-# 3 layers × K and V × 2 heads × 16 tokens × 16 dims × 2 bytes.
-BLOCK_BYTES = 3 * 2 * 2 * 16 * 16 * 2
+from core.shards import ONE_RANK, ParallelShape
 
 
 def model(dtype: str = "bfloat16") -> ModelFolder:
-    return ModelFolder(Path("/models/tiny"), 3, 2, 16, dtype, max_positions=1000)
+    return ModelFolder(Path("/models/tiny"), 3, 4, 2, 16, dtype, max_positions=1000)
 
 
 def pools(prefill: int, decode: int) -> dict:
     return {"pools": {"prefill": {"replicas": prefill}, "decode": {"replicas": decode}}}
+
+
+def shapes(prefill: tuple[int, int] = (1, 1), decode: tuple[int, int] = (1, 1)) -> dict:
+    names = ("tensor_parallel_size", "pipeline_parallel_size")
+    split = {"prefill": prefill, "decode": decode}
+    return {"pools": {pool: dict(zip(names, split[pool], strict=True)) for pool in split}}
+
+
+def settings_of(spec, slot, *cores: tuple[int, ...]) -> ReplicaSettings:
+    """Of a worker whose ranks are on nodes of their own, with these cores."""
+    places = [RankPlace("n", f"10.0.0.{i + 1}", of_rank) for i, of_rank in enumerate(cores)]
+    return replica_settings(spec, model(), slot, places, num_blocks=40)
 
 
 def names(spec) -> list[str]:
@@ -56,17 +62,21 @@ def test_without_prefill_workers_all_are_mixed() -> None:
 
 def test_on_our_own_ray_there_is_always_room_for_one_more() -> None:
     spec = make_spec(pools(300, 300))
-    assert sum(resources_of(spec, slot, True)["CPU"] for slot in list_slots(spec)) <= 1.0
+    assert sum(replica_need(spec, slot, True).total["CPU"] for slot in list_slots(spec)) <= 1.0
 
 
-def test_on_a_cluster_of_others_a_replica_takes_a_whole_cpu_and_its_gpu() -> None:
-    spec = make_spec({"engine": {"device": "cuda"}})
-    assert resources_of(spec, list_slots(spec)[0], False) == {"CPU": 1.0, "GPU": 1.0}
+def test_on_a_cluster_of_others_a_rank_takes_a_whole_cpu_and_its_gpu() -> None:
+    settings = {"engine": {"device": "cuda"}, "pools": shapes((3, 2), (1, 1))["pools"]}
+    spec = make_spec(settings)
+    need = replica_need(spec, list_slots(spec)[0], False)
+    assert need.rank == {"CPU": 1.0, "GPU": 1.0}
+    assert need.total == {"CPU": 6.0, "GPU": 6.0}
 
 
 def test_configured_resources_are_taken_as_they_are() -> None:
     spec = make_spec({"pools": {"decode": {"resources": {"CPU": 3, "decoder": 1}}}})
-    assert resources_of(spec, list_slots(spec)[1], True) == {"CPU": 3, "decoder": 1}
+    need = replica_need(spec, list_slots(spec)[1], True)
+    assert (need.rank, need.shape) == ({"CPU": 3, "decoder": 1}, ONE_RANK)
 
 
 @pytest.mark.parametrize(
@@ -83,80 +93,67 @@ def test_auto_is_the_dtype_of_the_weights_where_it_is_any_good(device, wanted, w
     assert resolve_dtype(spec, model(weights)) == dtype
 
 
-def test_the_kv_pool_has_a_default_size() -> None:
-    blocks = plan_num_blocks(make_spec(), model(), free_memory=64 * GIB)
-    assert blocks == DEFAULT_KV_BYTES // BLOCK_BYTES
-
-
-def test_the_default_leaves_half_of_a_small_memory_alone() -> None:
-    blocks = plan_num_blocks(make_spec(pools(1, 1)), model(), free_memory=GIB // 4)
-    assert blocks == GIB // 16 // BLOCK_BYTES
-
-
-def test_the_kv_pool_can_be_given_in_bytes_or_in_blocks() -> None:
-    in_bytes = make_spec({"kv": {"memory": f"{10 * BLOCK_BYTES + 1}"}})
-    assert plan_num_blocks(in_bytes, model(), GIB) == 10
-    assert plan_num_blocks(make_spec({"kv": {"num_blocks": 40}}), model(), GIB) == 40
-
-
-@pytest.mark.parametrize(
-    ("memory", "words"), [("600MiB", "2 workers need that much each"), ("1KiB", "one block takes")]
-)
-def test_an_impossible_kv_memory_is_refused(memory: str, words: str) -> None:
-    with pytest.raises(InvalidField, match=words):
-        plan_num_blocks(make_spec({"kv": {"memory": memory}}), model(), GIB)
-
-
-@pytest.mark.parametrize(
-    ("wanted", "num_blocks", "length"), [(None, 40, 640), (None, 1000, 1000), (500, 40, 500)]
-)
-def test_sequences_end_where_the_model_or_the_pool_does(wanted, num_blocks, length) -> None:
-    spec = make_spec({"max_model_len": wanted})
-    assert plan_max_model_len(spec, model(), num_blocks) == length
-
-
-@pytest.mark.parametrize(
-    ("wanted", "words"), [(1001, "ends at 1000 tokens"), (641, "holds 640 tokens")]
-)
-def test_a_longer_sequence_than_that_is_refused(wanted: int, words: str) -> None:
-    with pytest.raises(InvalidField, match=words):
-        plan_max_model_len(make_spec({"max_model_len": wanted}), model(), 40)
-
-
-def test_a_worker_takes_its_weights_its_kv_and_its_process(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
-    stored = replace(model(), path=tmp_path)
-    assert worker_memory(make_spec(), stored, 10) == PROCESS_BYTES + 1000 + 10 * BLOCK_BYTES
-    wide = make_spec({"engine": {"dtype": "float32"}})
-    assert worker_memory(wide, stored, 10) == PROCESS_BYTES + 2000 + 20 * BLOCK_BYTES
-
-
 def test_workers_of_one_node_share_its_cores() -> None:
     slots = list_slots(make_spec(pools(1, 2)))
     nodes = dict(zip(slots, ["a", "a", "b"], strict=True))
     assigned = assign_by_node(nodes, {"a": [0, 1], "b": [4, 5]})
-    assert [assigned[slot] for slot in slots] == [(0,), (1,), (4, 5)]
+    assert [assigned[slot] for slot in slots] == [[(0,)], [(1,)], [(4, 5)]]
+
+
+def test_ranks_share_the_cores_of_their_node_with_those_of_other_workers() -> None:
+    prefill, decode = list_slots(make_spec(pools(1, 1)))
+    assigned = assign_by_node({prefill: "aab", decode: "b"}, {"a": range(4), "b": [7, 8]})
+    assert assigned == {prefill: [(0, 1), (2, 3), (7,)], decode: [(8,)]}
 
 
 def test_a_worker_is_told_what_the_spec_says_of_its_pool() -> None:
     spec = make_spec({"pools": {"decode": {"max_num_seqs": 7}}, "max_model_len": 99})
     prefill, decode = list_slots(spec)
-    told = worker_settings(spec, model(), decode, (2, 3), num_blocks=40)
+    told = settings_of(spec, decode, (2, 3)).leader
     assert (told.worker, told.role, told.max_num_seqs) == ("decode-0", Role.DECODE, 7)
     assert (told.cores, told.threads, told.dtype) == ((2, 3), 2, "bfloat16")
     assert (told.num_blocks, told.max_num_batched_tokens) == (40, 256)
-    assert worker_settings(spec, model(), prefill, (0,), 40).max_num_seqs == 32
+    assert settings_of(spec, prefill, (0,)).leader.max_num_seqs == 32
 
 
-def test_workers_are_told_how_blocks_may_move() -> None:
-    spec = make_spec({"kv": {"transport": "tcp"}})
-    told = [worker_settings(spec, model(), slot, (0,), 40) for slot in list_slots(spec)]
-    assert [settings.transport for settings in told] == ["tcp", "tcp"]
+def test_workers_are_told_how_blocks_may_move_and_how_long_leases_last() -> None:
+    spec = make_spec({"kv": {"transport": "tcp", "lease": 9, "beat": 2}})
+    told = [settings_of(spec, slot, (0,)).leader for slot in list_slots(spec)]
+    assert [(t.transport, t.lease_s, t.beat_s) for t in told] == [("tcp", 9.0, 2.0)] * 2
+
+
+def test_every_rank_is_told_its_own_place_and_the_settings_of_its_worker() -> None:
+    spec = make_spec(shapes((1, 1), (1, 3)))
+    decode = list_slots(spec)[1]
+    told = settings_of(spec, decode, (0,), (1, 2), (3,))
+    assert told.leader.shape == ParallelShape(1, 3)
+    assert [(rank.rank, rank.cores, rank.threads) for rank in told.others] == [
+        (1, (1, 2), 2),
+        (2, (3,), 1),
+    ]
+    assert {rank.host for rank in told.others} == {"10.0.0.2", "10.0.0.3"}
+    assert {rank.worker for rank in told.others} == {told.leader}
+
+
+@pytest.mark.parametrize(
+    ("split", "field", "valid"),
+    [
+        ({"decode": (2, 1)}, "pools.decode.tensor_parallel_size = 2", "1, 3, 9"),
+        ({"prefill": (6, 1)}, "pools.prefill.tensor_parallel_size = 6", "1, 3, 9"),
+        ({"decode": (1, 31)}, "pools.decode.pipeline_parallel_size = 31", "1 to 30 stages"),
+    ],
+)
+def test_a_shape_that_the_model_can_not_be_split_into_is_refused(split, field, valid) -> None:
+    smollm2 = ModelFolder(Path("/models/smollm2"), 30, 9, 3, 64, "bfloat16", 8192)
+    check_shapes(make_spec(shapes((3, 5), (9, 30))), smollm2)
+    with pytest.raises(InvalidField, match=valid) as caught:
+        check_shapes(make_spec(shapes(**split)), smollm2)
+    assert field in caught.value.message
 
 
 def test_threads_can_be_set_and_binding_turned_off() -> None:
     spec = make_spec({"engine": {"threads": 3, "affinity": "none"}})
-    told = worker_settings(spec, model(), list_slots(spec)[0], (0,), 40)
+    told = settings_of(spec, list_slots(spec)[0], (0,)).leader
     assert (told.cores, told.threads) == ((), 3)
 
 
