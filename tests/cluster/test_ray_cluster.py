@@ -17,38 +17,69 @@ import psutil
 import pytest
 
 from cluster.controller import Controller
+from cluster.memory_plan import PoolBlocks
 from cluster.model_folder import ModelFolder
+from cluster.placement_fit import ReplicaNeed
 from cluster.places import Places
-from cluster.plan import Slot, list_slots, worker_settings
+from cluster.plan import (
+    RankPlace,
+    ReplicaSettings,
+    Slot,
+    list_slots,
+    replica_need,
+    replica_settings,
+)
 from cluster.pool_messages import FlipWorker, Member, ScaleTo
 from cluster.ray_cluster import RayCluster
-from core.config import make_spec
+from cluster.replica import ActorClasses
+from core.config import ClusterSpec, make_spec
 from core.errors import CrossdockError, Unavailable
-from core.worker_settings import WorkerSettings
+from core.worker_settings import LeaderAddress, RankSettings, WorkerSettings
 from crossdock.v1 import worker_pb2
 
 pytestmark = pytest.mark.processes
 
 SPEC = make_spec({"pools": {"prefill": {"replicas": 2}, "decode": {"replicas": 2}}})
 SLOTS = list_slots(SPEC)
-MODEL = ModelFolder(Path("/models/tiny"), 1, 1, 16, "float32", 100)
+MODEL = ModelFolder(Path("/models/tiny"), 4, 3, 3, 16, "float32", 100)
+BLOCKS = PoolBlocks(8, 8)
+SPLIT = make_spec(
+    {"pools": {"prefill": {"tensor_parallel_size": 3}, "decode": {"pipeline_parallel_size": 2}}}
+)
 
 
-def standing_actor() -> Any:
+def standing_actors() -> ActorClasses:
+    return ActorClasses(standing_leader(), standing_rank())
+
+
+def standing_leader() -> Any:
     """Defined in here so that Ray carries it to its workers by value."""
     import ray
 
     @ray.remote
     class Standing:
         def __init__(self, settings: WorkerSettings, expected_root: str) -> None:
+            import contextlib
+            import os
+            from pathlib import Path
+
             self._settings = settings
+            with contextlib.suppress(OSError):  # Noted only where the test looks.
+                (Path(settings.model_folder) / f"{settings.worker}.0.{os.getpid()}").touch()
+
+        async def prepare(self) -> LeaderAddress:
+            # The host carries what the other ranks must have been told.
+            return LeaderAddress(self._settings.worker, 1, b"token")
 
         async def start(self) -> dict[str, Any]:
+            import asyncio
             import os
             import sys
 
             if self._settings.model_folder == "/refused":
                 raise ValueError("no such model")
+            if self._settings.model_folder == "/refused by rank 2":
+                await asyncio.Event().wait()
             # The endpoint carries what this test wants to know of the process.
             threads = os.environ["OMP_NUM_THREADS"]
             about = f"{os.getpid()}|{threads}|{os.getcwd()}|{':'.join(sys.path)}"
@@ -65,8 +96,48 @@ def standing_actor() -> Any:
     return Standing
 
 
-def settings(slot: Slot, model: str = "/models/tiny") -> WorkerSettings:
-    return worker_settings(SPEC, replace(MODEL, path=Path(model)), slot, (0,), num_blocks=8)
+def standing_rank() -> Any:
+    """As the leader, beside it."""
+    import ray
+
+    @ray.remote
+    class StandingRank:
+        def __init__(self, settings: RankSettings, expected_root: str) -> None:
+            import contextlib
+            import os
+            from pathlib import Path
+
+            self._rank, self._worker = settings.rank, settings.worker
+            name = f"{self._worker.worker}.{self._rank}.{os.getpid()}"
+            with contextlib.suppress(OSError):
+                (Path(self._worker.model_folder) / name).touch()
+
+        async def start(self, leader: LeaderAddress) -> int:
+            import os
+
+            assert leader.host == self._worker.worker
+            if self._worker.model_folder == f"/refused by rank {self._rank}":
+                raise ValueError("no such part of the model")
+            return os.getpid()
+
+        async def wait_closed(self) -> None:
+            import asyncio
+
+            await asyncio.Event().wait()
+
+        async def stop(self) -> None:
+            pass
+
+    return StandingRank
+
+
+def settings(spec: ClusterSpec, slot: Slot, model: str = "/models/tiny") -> ReplicaSettings:
+    places = [RankPlace("n", "127.0.0.1", (0,))] * spec.pools.of(slot.pool).shape.num_ranks
+    return replica_settings(spec, replace(MODEL, path=Path(model)), slot, places, num_blocks=8)
+
+
+def need(**rank: float) -> ReplicaNeed:
+    return ReplicaNeed(rank)
 
 
 @pytest.fixture
@@ -74,7 +145,7 @@ async def ray_cluster(tmp_path: Path, monkeypatch) -> AsyncIterator[RayCluster]:
     """Started from a directory whose files would hide our modules, if Ray saw it."""
     (tmp_path / "core.py").write_text("raise AssertionError('shadowed')")
     monkeypatch.chdir(tmp_path)
-    cluster = RayCluster(actor_class=standing_actor)
+    cluster = RayCluster(actor_classes=standing_actors)
     await asyncio.to_thread(cluster.start)
     yield cluster
     cluster.shutdown()
@@ -125,7 +196,7 @@ def own_processes() -> list[psutil.Process]:
 async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when_killed(
     ray_cluster: RayCluster, tmp_path: Path
 ) -> None:
-    places = Places(ray_cluster, SPEC, MODEL, num_blocks=8)
+    places = Places(ray_cluster, SPEC, MODEL, BLOCKS)
     await places.place_first(SLOTS)
 
     watcher = Watcher()
@@ -178,7 +249,7 @@ def _assert_loopback_only() -> None:
 async def test_a_stopped_worker_is_killed_and_replaced(ray_cluster, monkeypatch) -> None:
     monkeypatch.setattr("cluster.pool_state.HANG_LIMIT_S", 0.0)
     monkeypatch.setattr("cluster.controller.ASK_PAUSE_S", 0.05)
-    places, watcher = Places(ray_cluster, SPEC, MODEL, num_blocks=8), Watcher()
+    places, watcher = Places(ray_cluster, SPEC, MODEL, BLOCKS), Watcher()
     slots = [SLOTS[0], SLOTS[2]]
     await places.place_first(slots)
     controller = Controller(
@@ -195,14 +266,14 @@ async def test_a_stopped_worker_is_killed_and_replaced(ray_cluster, monkeypatch)
 
 async def test_what_can_never_be_placed_is_refused_at_once(ray_cluster: RayCluster) -> None:
     with pytest.raises(Unavailable, match=r"a decode replica needs CPU 0.1, unicorn 1"):
-        await ray_cluster.place({SLOTS[2]: {"CPU": 0.1, "unicorn": 1.0}}, 60.0)
+        await ray_cluster.place({SLOTS[2]: need(CPU=0.1, unicorn=1.0)}, 60.0)
 
 
 async def test_what_finds_no_room_in_time_is_refused_with_what_is_free(ray_cluster) -> None:
     import ray
 
-    whole = {"CPU": ray.cluster_resources()["CPU"]}
-    squatter = ray.util.placement_group([whole])
+    whole = need(CPU=ray.cluster_resources()["CPU"])
+    squatter = ray.util.placement_group([dict(whole.rank)])
     assert squatter.wait(60)
     with pytest.raises(Unavailable, match=r"no room for decode-0 after 0.5 s"):
         await ray_cluster.place({SLOTS[2]: whole}, timeout_s=0.5)
@@ -224,21 +295,91 @@ async def test_room_on_a_node_that_dies_at_that_moment_is_given_back(
         table = {"bundles_to_node_id": {0: "gone"}}
         patch.setattr(module, "placement_group_table", lambda group: table)
         with pytest.raises(Unavailable, match="node gone died"):
-            await ray_cluster.place({SLOTS[2]: {"CPU": 0.1}}, 60.0)
+            await ray_cluster.place({SLOTS[2]: need(CPU=0.1)}, 60.0)
     await Watcher().until_groups(0)
     with pytest.raises(Unavailable, match=r"node (ab)+ did not tell its CPU cores"):
         await ray_cluster.node_cores("ab" * 28)
-    assert await ray_cluster.place({SLOTS[2]: {"CPU": 0.1}}, 60.0) == {
-        SLOTS[2]: ray_cluster.own_node
+    assert await ray_cluster.place({SLOTS[2]: need(CPU=0.1)}, 60.0) == {
+        SLOTS[2]: (ray_cluster.own_node,)
     }
 
 
 async def test_a_worker_that_can_not_start_says_why(ray_cluster: RayCluster) -> None:
     slot = SLOTS[0]
-    await ray_cluster.place({slot: {"CPU": 0.1}}, 60.0)
-    worker = ray_cluster.create_worker(slot, settings(slot, model="/refused"))
-    with pytest.raises(CrossdockError, match="no such model"):
+    await ray_cluster.place({slot: need(CPU=0.1)}, 60.0)
+    worker = ray_cluster.create_worker(slot, settings(SPEC, slot, model="/refused"))
+    with pytest.raises(CrossdockError, match=r"^ValueError: no such model"):
         await worker.start()
+
+
+async def test_a_replica_of_several_ranks_lives_and_dies_as_one(
+    ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    slots, folder = list_slots(SPLIT), tmp_path / "model"
+    folder.mkdir()
+    places = Places(ray_cluster, SPLIT, replace(MODEL, path=folder), BLOCKS)
+    watcher = Watcher()
+    await places.place_first(slots)
+    notes: list[str] = []
+    controller = Controller(ray_cluster, places, watcher, slots, ask=watcher.ask, note=notes.append)
+    await controller.start()
+    assert _bundles() == [[0.001, 0.001], [0.003]], "a bundle for each stage"
+
+    first = _rank_pids(folder)
+    assert {worker: len(pids) for worker, pids in first.items()} == {"prefill-0": 3, "decode-0": 2}
+    victim = first["prefill-0"][2]
+    os.kill(victim, signal.SIGKILL)
+    await watcher.until_replaced(slots[0], watcher.ready[slots[0]].epoch)
+    [told] = [note for note in notes if "its process died" in note]
+    assert told.startswith(f"worker prefill-0 (pid {first['prefill-0'][0]}): rank 2 (pid {victim})")
+    second = _rank_pids(folder)
+    assert {worker: len(pids) for worker, pids in second.items()} == {"prefill-0": 3, "decode-0": 2}
+    assert not set(second["prefill-0"]) & set(first["prefill-0"]), "every rank is a new one"
+    assert second["decode-0"] == first["decode-0"]
+
+    await controller.change(ScaleTo(decode=2))
+    await watcher.until(lambda: len(watcher.ready) == 3)
+    await controller.change(FlipWorker("decode-0"))
+    heir = Slot("prefill", 1, "prefill")
+    await watcher.until(lambda: heir in watcher.ready)
+    await watcher.until_groups(3)
+    ranks = {worker: len(pids) for worker, pids in _rank_pids(folder).items()}
+    assert ranks == {"prefill-0": 3, "prefill-1": 3, "decode-1": 2}
+    assert _bundles() == [[0.001, 0.001], [0.003], [0.003]]
+
+    await controller.stop(0.0)
+    ray_cluster.shutdown()
+    assert own_processes() == []
+
+
+def _rank_pids(folder: Path) -> dict[str, list[int]]:
+    """Processes that live, by worker in order of names, as they noted themselves."""
+    found: dict[str, list[int]] = {}
+    for line in sorted(file.name for file in folder.iterdir()):
+        worker, rank, pid = line.split(".")
+        if psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != "zombie":
+            ranks = found.setdefault(worker, [])
+            assert int(rank) == len(ranks), f"{worker} has two ranks {rank}"
+            ranks.append(int(pid))
+    return found
+
+
+def _bundles() -> list[list[float]]:
+    """CPUs of each bundle of each placement group."""
+    from ray.util.placement_group import placement_group_table
+
+    groups = [g for g in placement_group_table().values() if g["state"] == "CREATED"]
+    return sorted([bundle["CPU"] for bundle in group["bundles"].values()] for group in groups)
+
+
+async def test_the_rank_that_can_not_start_is_named_with_its_words(ray_cluster) -> None:
+    slot = list_slots(SPLIT)[0]
+    await ray_cluster.place({slot: replica_need(SPLIT, slot, own_ray=True)}, 60.0)
+    told = settings(SPLIT, slot, model="/refused by rank 2")
+    worker = ray_cluster.create_worker(slot, told)
+    with pytest.raises(CrossdockError, match=r"^rank 2: ValueError: no such part"):
+        await worker.start()
+    worker.kill()
 
 
 def test_a_cluster_that_is_not_there_is_said_in_plain_words() -> None:
