@@ -436,3 +436,18 @@ def test_a_sequence_under_way_is_never_preempted_and_the_older_one_waits_for_it(
     assert starts(desk.plan()) == {1: 8}, "it has its turn with the blocks of the younger one"
     assert desk.scheduler.counters.preemptions == 1
     desk.validate()
+
+
+def test_the_youngest_of_all_gives_its_own_blocks_up_if_it_lacks_one() -> None:
+    desk = Desk(num_blocks=6, depth=2, budget=18)
+    desk.local("old", 7, max_tokens=9)
+    desk.local("young", 11, first=50, max_tokens=9)
+    desk.step()
+    desk.complete(desk.plan())
+    desk.complete(desk.plan())
+    last_block = desk.plan()
+    assert starts(last_block) == {1: 8}
+    assert desk.scheduler.plan_step() is None
+    assert desk.scheduler.load.waiting == 1
+    assert desk.pool.num_available == 3
+    desk.validate()

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from core.block_pool import BlockPool
+from core.block_pool import BlockIds, BlockPool
 from core.lease_events import FailAttempt
 from core.references import check_references
 from core.request import AttemptKey, RequestKey, SamplingParams
@@ -41,10 +41,39 @@ PROMPTS = st.builds(
 MAX_TOKENS = st.integers(1, 10)
 ANSWERS = st.sampled_from([1, 1, 1, 2, 3])
 STEP_LIMIT = 3000
+TRANSFERRED = np.uint64(0xDEAD)
 
 
 def key(number: int) -> AttemptKey:
     return AttemptKey(RequestKey("default", f"r{number}"), 1)
+
+
+class Leases:
+    """Blocks that transfers write into, at once and at every stage, while steps are under way.
+
+    A step that still touches them would read the transfer's bytes, or damage them.
+    """
+
+    def __init__(self, pool: BlockPool, engine: FakeEngine) -> None:
+        self._pool = pool
+        self._engine = engine
+        self._held: list[BlockIds] = []
+
+    def take(self, count: int) -> None:
+        block_ids = self._pool.allocate(min(count, self._pool.num_available))
+        assert block_ids is not None
+        self._engine.memory[:, block_ids] = TRANSFERRED
+        self._held.append(block_ids)
+
+    def give_back(self) -> None:
+        for block_ids in self._held:
+            assert (self._engine.memory[:, block_ids] == TRANSFERRED).all()
+            self._pool.release(block_ids)
+        self._held.clear()
+
+    @property
+    def references(self) -> list[BlockIds]:
+        return self._held
 
 
 class Decoding:
@@ -53,6 +82,7 @@ class Decoding:
     def __init__(self, depth: int, num_blocks: int) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
         self.engine = FakeEngine(num_blocks, SIZE, depth)
+        self.leases = Leases(self.pool, self.engine)
         self.scheduler = DecodeScheduler(
             self.pool,
             max_num_seqs=4,
@@ -80,6 +110,10 @@ class Decoding:
         self.scheduler.end_answer(name, index)
         self.scheduler.admit(0)
 
+    def give_back(self) -> None:
+        self.leases.give_back()
+        self.scheduler.admit(0)
+
     def plan(self) -> bool:
         """Plans and submits a step; false if there is nothing to do."""
         plan = self.scheduler.plan_step() if self.engine.has_room else None
@@ -103,6 +137,7 @@ class Decoding:
 
     def finish(self) -> None:
         """Goes on until nothing is left. An idle engine always has a next step: no standstill."""
+        self.give_back()
         for _ in range(STEP_LIMIT):
             while self.plan():
                 pass
@@ -118,7 +153,8 @@ class Decoding:
 
     def validate(self) -> None:
         self.pool.validate()
-        check_references(self.pool, self.scheduler.held_references())
+        held = [*self.scheduler.held_references(), *self.leases.references]
+        check_references(self.pool, held)
 
     def judge(self) -> None:
         """Every answer is what a lone worker gives, and complete unless somebody cut it short."""
@@ -159,6 +195,14 @@ class DecodeMachine(RuleBasedStateMachine):
         name = data.draw(st.sampled_from(list(self.worker.requests)))
         _, params = self.worker.requests[name]
         self.worker.stop(name, data.draw(st.integers(0, params.n - 1)))
+
+    @rule(count=st.integers(1, 5))
+    def transfer(self, count: int) -> None:
+        self.worker.leases.take(count)
+
+    @rule()
+    def end_transfers(self) -> None:
+        self.worker.give_back()
 
     @rule()
     def plan(self) -> None:
@@ -228,6 +272,7 @@ class Prefilling:
     def __init__(self, depth: int, num_blocks: int) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
         self.engine = FakeEngine(num_blocks, SIZE, depth)
+        self.leases = Leases(self.pool, self.engine)
         self.scheduler = PrefillScheduler(
             self.pool,
             max_num_seqs=4,
@@ -248,6 +293,10 @@ class Prefilling:
     def end(self, name: AttemptKey) -> None:
         self.ended.add(name)
         self.scheduler.end(name)
+        self.scheduler.start_next()
+
+    def give_back(self) -> None:
+        self.leases.give_back()
         self.scheduler.start_next()
 
     def plan(self) -> bool:
@@ -277,6 +326,7 @@ class Prefilling:
 
     def finish(self) -> None:
         """Computes what is left; each complete prompt is handed over before the next step."""
+        self.give_back()
         for _ in range(STEP_LIMIT):
             for name in list(self.complete_prompts()):
                 self.end(name)
@@ -293,7 +343,8 @@ class Prefilling:
 
     def validate(self) -> None:
         self.pool.validate()
-        check_references(self.pool, self.scheduler.held_references())
+        held = [*self.scheduler.held_references(), *self.leases.references]
+        check_references(self.pool, held)
 
 
 class PrefillMachine(RuleBasedStateMachine):
@@ -305,10 +356,11 @@ class PrefillMachine(RuleBasedStateMachine):
     def ask(self, prompt: np.ndarray) -> None:
         self.worker.ask(prompt)
 
-    @precondition(lambda self: self.worker.prompts)
+    @precondition(lambda self: len(self.worker.ended) < len(self.worker.prompts))
     @rule(data=st.data())
     def end(self, data: st.DataObject) -> None:
-        self.worker.end(data.draw(st.sampled_from(list(self.worker.prompts))))
+        open_ones = [name for name in self.worker.prompts if name not in self.worker.ended]
+        self.worker.end(data.draw(st.sampled_from(open_ones)))
 
     @precondition(lambda self: self.worker.prompts)
     @rule(data=st.data())
@@ -316,9 +368,18 @@ class PrefillMachine(RuleBasedStateMachine):
         self.worker.scheduler.ticketed(data.draw(st.sampled_from(list(self.worker.prompts))))
         self.worker.scheduler.start_next()
 
+    @rule(count=st.integers(1, 5))
+    def transfer(self, count: int) -> None:
+        self.worker.leases.take(count)
+
+    @rule()
+    def end_transfers(self) -> None:
+        self.worker.give_back()
+
     @rule()
     def plan(self) -> None:
-        self.worker.plan()
+        while self.worker.plan():
+            pass
 
     @precondition(lambda self: self.worker.engine.movable())
     @rule(data=st.data())
