@@ -8,7 +8,15 @@ from pathlib import Path
 
 import psutil
 
-_OUR_THREADS = ("engine-loop", "shm-export", "tcp-accept", "tcp-serve", "kv-copy", "kv-describe")
+_OUR_THREADS = (
+    "engine-",
+    "shm-export",
+    "tcp-accept",
+    "tcp-serve",
+    "kv-copy",
+    "kv-describe",
+    "rank-",
+)
 _THREAD_PATIENCE_S = 20.0
 _OUR_PROGRAMS = ("router.main", "cluster.cli.main")
 

@@ -1,0 +1,40 @@
+"""When a rank computed its last steps, for `status`, tests and people who ask what happened."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+from core.step import StepPlan
+from crossdock.v1 import worker_pb2 as pb
+
+_KEPT = 64
+Result = TypeVar("Result")
+
+
+class StepIntervals:
+    """Of the last 64 steps, counted from 1. Written by one thread, read by others."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._kept: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
+
+    def timed(self, execute: Callable[[StepPlan], Result]) -> Callable[[StepPlan], Result]:
+        """``execute`` itself, with its time taken."""
+
+        def timed_execute(plan: StepPlan) -> Result:
+            start = time.monotonic()
+            result = execute(plan)
+            self._steps += 1
+            self._kept.append((self._steps, start, time.monotonic()))
+            return result
+
+        return timed_execute
+
+    def to_wire(self) -> list[pb.StepInterval]:
+        return [
+            pb.StepInterval(step=step, start_s=start, end_s=end)
+            for step, start, end in self._kept.copy()
+        ]
