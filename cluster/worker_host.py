@@ -1,7 +1,9 @@
-"""One worker process from settings to a serving gRPC endpoint. No Ray in here.
+"""The leading rank of a replica from settings to a serving gRPC endpoint. No Ray in here.
 
-Covers: binding the process to its cores before torch starts threads, loading the model, hosting
-the role's service, draining and stopping. Does not cover: who starts it (`cluster.worker_actor`).
+Covers: binding the process to its cores before torch starts threads, waiting for the other ranks,
+loading the model, hosting the role's service, draining and stopping, the end of a replica that
+lost a rank. Does not cover: who starts it (`cluster.worker_actor`), the other ranks
+(`cluster.rank_host`).
 """
 
 from __future__ import annotations
@@ -11,11 +13,18 @@ import logging
 import os
 import secrets
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 
-from core.worker_settings import WorkerSettings
+from cluster.process_binding import bind_cores, bind_process
+from core.worker_settings import LeaderAddress, WorkerSettings
 from kv_transfer.prefill_session import MAX_MESSAGE_BYTES
+from worker.daemon_call import call_in_daemon
+from worker.ranks.group import RankGroup
+
+if TYPE_CHECKING:
+    from cluster.worker_parts import LoadedRank
 
 _log = logging.getLogger(__name__)
 _STREAM_GRACE_S = 1.0
@@ -44,33 +53,50 @@ class WorkerPlace:
     pid: int
 
 
-def bind_process(settings: WorkerSettings) -> None:
-    """Pins this process and its torch threads. Call before anything starts threads."""
-    if settings.cores:
-        os.sched_setaffinity(0, settings.cores)
-    import torch
-
-    torch.set_num_threads(settings.threads)
-
-
 class WorkerHost:
-    """Loads a model and serves one role until stopped."""
+    """Loads a model and serves one role until stopped.
+
+    After a failure, of `start` too, the process has to end: its engine may hang. The other ranks
+    of the replica end in the same moment.
+    """
 
     def __init__(self, settings: WorkerSettings) -> None:
         self._settings = settings
         self._ending = asyncio.Lock()
+        self._group: RankGroup | None = None
+
+    def prepare(self) -> LeaderAddress | None:
+        """Listens for the other ranks, which are to be told where; None if there are none.
+
+        Call before `start`. Quick: loads nothing.
+        """
+        bind_cores(self._settings.cores)
+        if self._settings.shape.num_ranks == 1:
+            return None
+        self._group = RankGroup(self._settings)
+        return self._group.address
 
     async def start(self) -> WorkerPlace:
-        """Returns when the worker accepts work."""
-        settings = self._settings
-        bind_process(settings)
-        # Imported only now: torch reads the affinity of the process when it is imported.
-        from cluster.worker_parts import load_model, make_senders, make_service
+        """Returns when all ranks have loaded the model and the worker accepts work."""
+        alone = self._settings.shape.num_ranks == 1
+        assert alone or self._group is not None, "the other ranks are told where by prepare()"
+        bind_process(self._settings.cores, self._settings.threads)
+        try:
+            return await self._start()
+        except BaseException as error:
+            if self._group is not None:
+                self._group.fail(error)
+            raise
 
-        self._model = await asyncio.to_thread(load_model, settings)
+    async def _start(self) -> WorkerPlace:
+        settings = self._settings
+        # Imported only now: torch reads the affinity of the process when it is imported.
+        from cluster.worker_parts import make_service
+
+        self._rank = await self._load()
         epoch = secrets.randbits(62) + 1
-        self._senders = make_senders(settings, self._model)
-        self._service = make_service(settings, epoch, self._model, self._senders)
+        self._service = make_service(settings, epoch, self._rank, self._group)
+        self._service.closed.add_done_callback(self._on_closed)
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         self._service.register(self._server)
         port = self._server.add_insecure_port(f"{settings.host}:0")
@@ -79,8 +105,27 @@ class WorkerHost:
         endpoint = f"{settings.host}:{port}"
         return WorkerPlace(settings.worker, endpoint, epoch, settings.role.value, os.getpid())
 
+    async def _load(self) -> LoadedRank:
+        """Fails at once if a rank is lost, also while torch waits for it."""
+        from cluster.worker_parts import load_leading_rank
+
+        group = self._group
+        loading = call_in_daemon(lambda: load_leading_rank(self._settings, group), "rank-load")
+        if group is not None:
+            lost = asyncio.wrap_future(group.lost)
+            await asyncio.wait((loading, lost), return_when=asyncio.FIRST_COMPLETED)
+            if lost.done():
+                lost.result()
+        return await loading
+
+    def _on_closed(self, closed: asyncio.Future[None]) -> None:
+        error = closed.exception()
+        if error is not None and self._group is not None:
+            self._group.fail(error)
+
     async def wait_closed(self) -> None:
-        """Returns when the worker was stopped; raises what its engine crashed with."""
+        """Returns when the worker was stopped; raises what its engine crashed with, or that one of
+        its ranks is lost."""
         await asyncio.shield(self._service.closed)
 
     async def stop(self, drain_s: float) -> None:
@@ -97,8 +142,9 @@ class WorkerHost:
     async def _end(self) -> None:
         await self._server.stop(_STREAM_GRACE_S)
         await self._service.stop()
-        for sender in self._senders:
-            sender.close()
-        self._model.pool.close()
-        if not self._service.closed.done():
-            self._service.closed.set_result(None)
+        if self._service.closed.done():
+            return  # It crashed meanwhile: what its engine may work on stays.
+        if self._group is not None:
+            self._group.close()
+        self._rank.close()
+        self._service.closed.set_result(None)

@@ -33,6 +33,7 @@ from kv_transfer.rank_ports import RankReceiver
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
 from worker.pool import new_block_pool
+from worker.ranks.replica import Replica
 from worker.service import WorkerService
 
 
@@ -48,6 +49,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         identity: WorkerIdentity,
         model: LoadedModel,
         tokenizer: Tokenizer,
+        replica: Replica,
         receivers: Sequence[RankReceiver],
     ) -> None:
         times = LeaseTimes(lease=settings.lease_s, beat=settings.beat_s)
@@ -59,7 +61,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             times=times,
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
-        super().__init__(settings, identity.epoch, model, tokenizer, decoder)
+        super().__init__(settings, identity.epoch, model, tokenizer, decoder, replica)
         self._handoff: HandoffServer | None = None
         if receivers:
             self._handoff = HandoffServer(identity, receivers, self.submit)

@@ -37,6 +37,7 @@ from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
 from worker.pool import new_block_pool
+from worker.ranks.replica import Replica
 from worker.service import WorkerService
 
 # How many bytes of each rank D is told of at once: large enough that messages cost nothing beside
@@ -53,6 +54,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         identity: WorkerIdentity,
         model: LoadedModel,
         tokenizer: Tokenizer,
+        replica: Replica,
         senders: Sequence[RankSender],
     ) -> None:
         prefiller = Prefiller(
@@ -63,7 +65,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             times=LeaseTimes(lease=settings.lease_s, beat=settings.beat_s),
             ends_by_text=self._ends_by_text,
         )
-        super().__init__(settings, identity.epoch, model, tokenizer, prefiller)
+        super().__init__(settings, identity.epoch, model, tokenizer, prefiller, replica)
         self._prefiller = prefiller
         self._identity = identity
         self._senders = senders

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Generic, TypeVar
 
 import grpc
 
-from core.errors import CrossdockError, InvalidField
+from core.errors import CrossdockError, InternalError, InvalidField
 from core.handoff import FailureCause
 from core.outputs import TokenOutput
 from core.request import AttemptKey, SamplingParams
@@ -26,7 +27,6 @@ from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
-from engine.local_executor import LocalExecutor
 from engine.loop import EngineLoop
 from engine.runner import LoadedModel
 from text.tokenizer import Tokenizer
@@ -39,6 +39,8 @@ from wire.attempts import (
 )
 from worker.answers import Answers
 from worker.brain import Brain
+from worker.daemon_call import call_in_daemon
+from worker.ranks.replica import Replica
 from worker.router_streams import RouterStreams
 from worker.stats import make_stats
 
@@ -61,12 +63,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         model: LoadedModel,
         tokenizer: Tokenizer,
         brain: Brain[Event, Command],
+        replica: Replica,
     ) -> None:
         self.settings = settings
         self.epoch = epoch
         self.model = model
         self.tokenizer = tokenizer
         self.brain = brain
+        self._replica = replica
         self.streams = RouterStreams(self, self._greet)
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
@@ -75,7 +79,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._answers = Answers(tokenizer)
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
         self._engine: EngineLoop[None] = EngineLoop(
-            LocalExecutor(model.runner.execute),
+            replica.executor,
             self,
             deliver=self._deliver,
             crashed=self._crashed,
@@ -93,16 +97,28 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def start(self) -> None:
         self._engine.start()
+        self._replica.on_lost(self._crashed)
         self._ticker = asyncio.create_task(self._tick_for_ever())
 
     async def stop(self) -> None:
-        """Ends the engine's thread and the ticker. The gRPC server is stopped before."""
+        """Ends the engine's thread and the ticker. The gRPC server is stopped before.
+
+        `closed` gets an exception if the engine hangs or its replica is lost meanwhile: what it
+        works on must not be given up then, the process has to end.
+        """
         if self._ticker is not None:
             self._ticker.cancel()
-        if not await self._loop.run_in_executor(None, self._engine.stop, _STEP_LIMIT_S):
-            _log.error("the step under way did not end within %g s", _STEP_LIMIT_S)
+        await self._stop_engine()
         for timer in self._timers.values():
             timer.cancel()
+
+    async def _stop_engine(self) -> None:
+        stopping = call_in_daemon(lambda: self._engine.stop(_STEP_LIMIT_S), "engine-stop")
+        # A lost replica's engine may wait for a rank that hangs: it is not waited for.
+        await asyncio.wait((stopping, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        if stopping.done() and not stopping.result():
+            late = f"the step under way did not end within {_STEP_LIMIT_S:g} s"
+            self._report_crash(InternalError(late, reason="ENGINE_HANGS"))
 
     def refuse_new(self) -> None:
         """From now on new attempts are sent back to the router, which takes them elsewhere."""
@@ -163,8 +179,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             self._carry_out(self._decided.popleft())
 
     def _crashed(self, error: BaseException) -> None:
-        _log.critical("the engine of %s crashed", self.settings.worker, exc_info=error)
-        self._loop.call_soon_threadsafe(self._report_crash, error)
+        _log.critical("%s crashed", self.settings.worker, exc_info=error)
+        # The loop may be closed already when the worker stops.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._report_crash, error)
 
     def _report_crash(self, error: BaseException) -> None:
         if not self.closed.done():
@@ -326,11 +344,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         request: pb.GetStatsRequest,
         context: grpc.aio.ServicerContext[pb.GetStatsRequest, pb.WorkerStats],
     ) -> pb.WorkerStats:
+        ranks = await self._replica.stats()
         try:
             with self._engine.lock:
                 if request.validate:
                     self.brain.validate()
                 edges, routers = self.edge_stats(), self.streams.num_routers
-                return make_stats(self.settings, self.epoch, self.brain, edges, routers)
+                return make_stats(self.settings, self.epoch, self.brain, edges, ranks, routers)
         except CrossdockError as error:
             await context.abort(grpc.StatusCode.INTERNAL, error.message)

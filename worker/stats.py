@@ -17,6 +17,7 @@ def make_stats(
     epoch: int,
     brain: Brain[Any, Any],
     edges: Sequence[pb.EdgeStats],
+    ranks: Sequence[pb.RankStats],
     routers: int,
 ) -> pb.WorkerStats:
     """A snapshot; the caller holds the lock that guards ``brain``."""
@@ -47,4 +48,5 @@ def make_stats(
         pid=os.getpid(),
         steps=counters.steps,
         routers=routers,
+        ranks=ranks,
     )

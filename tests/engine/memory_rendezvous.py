@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
-from pathlib import Path
-
-from core.errors import InternalError
 
 
 class InMemory:

@@ -16,6 +16,7 @@ from core.shards import ONE_RANK
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from engine.kv_pool import KVPool
+from engine.local_executor import LocalExecutor
 from engine.runner import LoadedModel
 from kv_transfer.handshake import WorkerIdentity
 from kv_transfer.rank_sender import LocalRankSender
@@ -24,6 +25,7 @@ from prefill_worker.service import PrefillService
 from text.tokenizer import Tokenizer
 from wire.attempts import key_to_wire, sampling_to_wire, tokens_to_wire
 from worker.pool import host_pool
+from worker.ranks.replica import Replica
 
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=8, block_size=4, dtype="float32")
 SETTINGS = WorkerSettings(
@@ -74,7 +76,8 @@ async def shell(model: LoadedModel) -> AsyncIterator[Shell]:
     sender = LocalRankSender(
         host_pool(model.pool), LAYOUT, ONE_RANK, 0, [SETTINGS.transport], "127.0.0.1"
     )
-    opened = Shell(SETTINGS, identity, model, tokenizer, [sender])
+    replica = Replica(LocalExecutor(model.runner.execute), pb.RankStats)
+    opened = Shell(SETTINGS, identity, model, tokenizer, replica, [sender])
     yield opened
     await opened.stop()
     sender.close()

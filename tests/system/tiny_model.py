@@ -16,9 +16,11 @@ TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path) -> Path:
-    """Writes a model folder and returns it. The same weights each time."""
-    torch.manual_seed(0)
+def make_tiny_model(
+    folder: Path, *, heads: int = 4, kv_heads: int = 2, layers: int = 2, seed: int = 0
+) -> Path:
+    """Writes a model folder and returns it. The same weights each time for the same ``seed``."""
+    torch.manual_seed(seed)
     bytes_of_text = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {character: i for i, character in enumerate(bytes_of_text)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -28,11 +30,11 @@ def make_tiny_model(folder: Path) -> Path:
     end = tokenizer.token_to_id(END)
     config = LlamaConfig(
         vocab_size=end + 1,
-        hidden_size=64,
+        hidden_size=16 * heads,
         intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         max_position_embeddings=2048,
         eos_token_id=end,
         bos_token_id=end,

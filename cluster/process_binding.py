@@ -1,0 +1,21 @@
+"""Which cores and how many threads a process of the engine uses. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+
+def bind_cores(cores: Sequence[int]) -> None:
+    """Pins this thread, and all that are started after it; no cores: leaves it as it is."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+
+
+def bind_process(cores: Sequence[int], threads: int) -> None:
+    """Pins this process and torch's threads. Call before anything starts threads: torch reads the
+    affinity of the process when it is imported."""
+    bind_cores(cores)
+    import torch
+
+    torch.set_num_threads(threads)

@@ -1,0 +1,92 @@
+"""A rank of a replica that does not lead it, from settings to computing. No Ray in here.
+
+Covers: binding the process to its cores before torch starts threads, joining the leading rank,
+loading this rank's part of the model, the end. Does not cover: who starts it, the leading rank
+(`cluster.worker_host`), what a rank does for its leader (`worker.ranks.follower`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from cluster.process_binding import bind_process
+from core.errors import Unavailable
+from core.worker_settings import LeaderAddress, RankSettings
+from worker.daemon_call import call_in_daemon
+from worker.ranks.connect import connect_to_leader
+
+if TYPE_CHECKING:
+    from cluster.worker_parts import LoadedRank
+    from worker.ranks.follower import Follower
+
+
+class RankHost:
+    """After a failure, of `start` or told by `wait_closed`, the process has to end: its engine may
+    hang in a collective operation."""
+
+    def __init__(self, settings: RankSettings) -> None:
+        self._settings = settings
+        self._follower: Follower | None = None
+        self._rank: LoadedRank | None = None
+
+    async def start(self, leader: LeaderAddress) -> int:
+        """Joins the replica and loads; returns this process's id when the rank is ready.
+
+        Raises ``Unavailable`` if the leader can't be reached or is lost meanwhile, ``Incompatible``
+        if it refuses this rank.
+        """
+        settings = self._settings
+        bind_process(settings.cores, settings.threads)
+        # Imported only now: torch reads the affinity of the process when it is imported.
+        from worker.ranks.follower import Follower
+
+        connection = await asyncio.to_thread(connect_to_leader, leader)
+        follower = self._follower = Follower(settings, connection)
+        try:
+            await follower.join()
+            self._rank = await self._load(follower)
+            self._serve(follower, self._rank)
+        except Exception as error:
+            follower.crash(error)
+            raise follower.ended.exception() or error from error
+        return os.getpid()
+
+    async def wait_closed(self) -> None:
+        """Returns when the replica was stopped in order; raises why this rank can't go on."""
+        assert self._follower is not None, "start() comes first"
+        await asyncio.shield(self._follower.ended)
+
+    async def stop(self) -> None:
+        """Ends this rank and frees its memory, unless its engine hangs in it."""
+        if self._follower is None or not await self._follower.stop():
+            return
+        if self._rank is not None:
+            self._rank.close()
+            self._rank = None
+
+    async def _load(self, follower: Follower) -> LoadedRank:
+        """Fails at once if the leader is lost, also while torch waits for it."""
+        from cluster.worker_parts import load_rank
+
+        settings = self._settings
+        loading = call_in_daemon(
+            lambda: load_rank(settings.worker, settings.rank, settings.host, follower.key_values),
+            "rank-load",
+        )
+        await asyncio.wait((loading, follower.ended), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            follower.ended.result()
+            raise Unavailable("the replica was stopped while it loaded", reason="REPLICA_STOPPED")
+        return await loading
+
+    def _serve(self, follower: Follower, rank: LoadedRank) -> None:
+        model = rank.model
+        follower.serve(
+            model.runner.execute,
+            model.pool.generations,
+            rank.model_hash,
+            rank.sender,
+            rank.receiver,
+        )
