@@ -34,10 +34,8 @@ class Buffers:
     def __add__(self, other: Buffers) -> Buffers:
         return Buffers(np.concatenate([self.iovecs, other.iovecs]), self.owners + other.owners)
 
-    @property
-    def size(self) -> int:
-        """All bytes."""
-        return int(self.iovecs[:, 1].sum())
+    def __getitem__(self, stretches: slice) -> Buffers:
+        return Buffers(self.iovecs[stretches], self.owners)
 
     def views(self) -> Iterator[memoryview]:
         """Each stretch, for calls that take no iovecs. Writable whatever the memory is."""
@@ -52,7 +50,7 @@ def over(data: bytes | bytearray) -> Buffers:
 
 
 def over_parts(pool: PoolBytes, ids: npt.NDArray[np.integer], runs: Runs) -> Buffers:
-    """These runs of these blocks, in order; neighbours are joined if the runs are whole blocks.
+    """These runs of these blocks, in order: ``len(runs)`` stretches for each block.
 
     Raises ``ValueError`` if anything lies outside the pool.
     """
@@ -63,25 +61,10 @@ def over_parts(pool: PoolBytes, ids: npt.NDArray[np.integer], runs: Runs) -> Buf
         raise ValueError(f"a block outside a pool of {num_blocks}")
     if (runs[:, 0] < 0).any() or (runs.sum(axis=1) > block_bytes).any():
         raise ValueError(f"a run outside a block of {block_bytes} bytes")
-    base = _address(pool)
-    if runs[0, 1] == block_bytes:
-        stretches = np.array(consecutive_runs(ids), np.int64).reshape(-1, 2) * block_bytes
-        stretches[:, 0] += base
-        return Buffers(stretches.astype(np.uint64), (pool,))
     iovecs = np.empty((len(ids), len(runs), 2), np.uint64)
-    iovecs[..., 0] = base + ids.astype(np.int64)[:, None] * block_bytes + runs[:, 0]
+    iovecs[..., 0] = _address(pool) + ids.astype(np.int64)[:, None] * block_bytes + runs[:, 0]
     iovecs[..., 1] = runs[:, 1]
     return Buffers(iovecs.reshape(-1, 2), (pool,))
-
-
-def consecutive_runs(ids: npt.NDArray[np.integer]) -> list[tuple[int, int]]:
-    """(first id, length) of each stretch in which every id is one more than that before it."""
-    if not len(ids):
-        return []
-    steps = np.diff(ids.astype(np.int64))
-    starts = np.concatenate([[0], np.flatnonzero(steps != 1) + 1])
-    lengths = np.diff(starts, append=len(ids))
-    return list(zip(ids[starts].tolist(), lengths.tolist(), strict=True))
 
 
 def without_first(iovecs: Iovecs, size: int) -> Iovecs:

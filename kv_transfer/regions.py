@@ -49,7 +49,7 @@ def checksum_part(block: BlockBytes, runs: Runs) -> int:
 
     Runs as `part_view` takes them.
     """
-    return _digest(part_view(block.reshape(1, -1), runs)[0])
+    return digest(part_view(block.reshape(1, -1), runs)[0])
 
 
 def checksum_parts(
@@ -57,7 +57,15 @@ def checksum_parts(
 ) -> list[list[int]]:
     """Checksums [block][part] of these blocks of a pool."""
     views = [part_view(blocks, runs) for runs in parts]
-    return [[_digest(view[block_id]) for view in views] for block_id in block_ids]
+    return [[digest(view[block_id]) for view in views] for block_id in block_ids]
+
+
+def digest(part: npt.NDArray[np.void]) -> int:
+    """The checksum of one row of a `PartView`.
+
+    Scattered runs are gathered first: hashing one by one costs more than that copy.
+    """
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(part).view(np.uint8).data)
 
 
 class PartCopier:
@@ -76,7 +84,7 @@ class PartCopier:
 
     def checksum(self, destination_id: int) -> int:
         """Of what lies in D's block now; right after `copy` it is still in the cache."""
-        return _digest(self._landed[destination_id])
+        return digest(self._landed[destination_id])
 
 
 def _split(runs: Runs, count: int) -> Runs:
@@ -87,8 +95,3 @@ def _split(runs: Runs, count: int) -> Runs:
     length = size // count
     starts = start + length * np.arange(count, dtype=np.int64)
     return np.stack([starts, np.full_like(starts, length)], axis=1)
-
-
-def _digest(part: npt.NDArray[np.void]) -> int:
-    """Scattered runs are gathered first: hashing one by one costs more than that copy."""
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(part).view(np.uint8).data)

@@ -25,7 +25,7 @@ from core.errors import Incompatible
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
 from kv_transfer.iovecs import over_parts
-from kv_transfer.regions import checksum_part
+from kv_transfer.regions import digest, part_view
 from kv_transfer.socket_io import SocketPlace, prepare, start_connecting, wait_connected, wake
 from kv_transfer.tcp_channel import Channel, channel_over, receive_bytes, send_bytes
 from kv_transfer.transport import EdgeTarget
@@ -67,6 +67,7 @@ class TcpStream:
         self._tls = tls
         self._wanted = target.plan.source_runs
         self._landing = target.plan.destination_runs
+        self._landed = part_view(target.blocks, self._landing)
         self._part_bytes = target.plan.block_bytes
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -130,18 +131,17 @@ class TcpStream:
         head = receive_bytes(channel, wire.HEADER_BYTES + len(copies), deadline)
         flags = wire.read_answer(head, number, len(copies))
         coming = [item for item, flag in zip(copies, flags, strict=True) if flag]
-        size = max(1, _GROUP_BYTES // self._part_bytes)
+        ids = np.array([item.destination for item in coming], np.int64)
+        places = over_parts(self._target.blocks, ids, self._landing)
+        size, runs = max(1, _GROUP_BYTES // self._part_bytes), len(self._landing)
         for first in range(0, len(coming), size):
-            yield from self._receive(channel, coming[first : first + size], deadline)
-
-    def _receive(self, channel: Channel, group: Sequence[PieceCopy], deadline: float) -> list[int]:
-        ids = np.array([item.destination for item in group], np.int64)
-        channel.receive_into(over_parts(self._target.blocks, ids, self._landing), deadline)
-        return [item.index for item in group if self._is_intact(item)]
+            channel.receive_into(places[first * runs : (first + size) * runs], deadline)
+            yield from (
+                item.index for item in coming[first : first + size] if self._is_intact(item)
+            )
 
     def _is_intact(self, item: PieceCopy) -> bool:
-        landed = checksum_part(self._target.blocks[item.destination], self._landing)
-        return self._target.matches(item.piece, landed)
+        return self._target.matches(item.piece, digest(self._landed[item.destination]))
 
     @contextlib.contextmanager
     def _failing_as(self, what: str, reason: str) -> Iterator[None]:

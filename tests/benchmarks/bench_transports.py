@@ -3,14 +3,16 @@
     python tests/benchmarks/bench_transports.py [--runs 30] [--json]
 
 P is a process of its own, as in a cluster. Blocks are those of SmolLM2-135M in bfloat16 (368,640
-bytes), in random places of both pools, in memory as workers have it: 64 of them (a prompt of 1,024 tokens, 23.6 MB) and 728
-(268 MB). Checksums are verified unless a row says otherwise. Floors, in the same run: a memcpy of
-the same block ids by one core (block by block, as numpy does it), a bare loopback socket
-(sendall and recv_into, nothing verified) and gloo's send and recv of one tensor of that size.
+bytes), in random places of both pools, which are memory as workers have it: 64 of them (a prompt of
+1,024 tokens, 23.6 MB) and 728 (268 MB). Checksums are verified unless a row says otherwise.
+Floors, in the same run: a memcpy of the same block ids by one core (block by block, as numpy does
+it), a bare loopback socket (sendall and recv_into of each block, nothing verified), and gloo's send
+and recv of one tensor of that size.
 
 Rows of unequal splits move one edge: a third of the heads (3×1 → 1×1) or a fifth of the layers
-(1×1 → 1×5) of the same blocks; their floor is a memcpy of the same pieces. Times are medians in
-milliseconds, all ways in turn, so that what disturbs the machine disturbs all alike.
+(1×1 → 1×5) of the same blocks; their floors are a memcpy of the same pieces and the same share of
+the bare socket's time. Times are medians in milliseconds, all ways in turn, so that what disturbs
+the machine disturbs all alike.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from unittest import mock
 
 import numpy as np
@@ -37,13 +39,13 @@ import torch.distributed as dist
 
 from core.handoff import Piece
 from core.kv_layout import KVLayout
+from core.kv_pool_layout import PoolLayout
 from core.lease_events import PieceCopy
 from core.shards import ONE_RANK, ParallelShape
 from core.transfer_plan import EdgePlan, make_plan
 from crossdock.v1 import handoff_pb2 as pb
 from engine.kv_pool import KVPool
 from kv_transfer.regions import PartCopier, checksum_parts
-from kv_transfer.selection import open_source
 from kv_transfer.shm import PoolExporter, SharedMemorySource
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
@@ -220,7 +222,10 @@ class Edge:
         blocks, self.memory = (pool.block_bytes_view for pool in self.pools)
         assert blocks is not None
         self.target = EdgeTarget(blocks, plan, place=0)
-        self.shm = {threads: open_shm(offer, self.target, threads) for threads in (1, 2)}
+        self.shm = {count: open_shm(offer, self.target, count) for count in (1, 2)}
+        self.unverified = {
+            count: open_shm(offer, self.target, count, Unverified) for count in (1, 2)
+        }
         self.tcp = {streams: open_tcp(offer, self.target, streams) for streams in (1, 2)}
         places = np.random.default_rng(2).permutation(max(SIZES)).tolist()
         self.copies = [
@@ -232,8 +237,11 @@ class Edge:
         copies = self.copies[:size]
         name = self.split.name
         ways: Ways = {f"{name}: memcpy, one core": self.memcpy(copies)}
+        unannounced = [replace(c, piece=replace(c.piece, checksums=(0,))) for c in copies]
+        for threads, source in self.unverified.items():
+            way = f"{name}: shm, {threads} thread(s), no checksum"
+            ways[way] = copying(source, unannounced)
         for threads, source in self.shm.items():
-            ways[f"{name}: shm, {threads} thread(s), no checksum"] = unverified(source, copies)
             ways[f"{name}: shm, {threads} thread(s)"] = copying(source, copies)
         for streams, source in self.tcp.items():
             ways[f"{name}: tcp, {streams} stream(s)"] = copying(source, copies)
@@ -251,18 +259,26 @@ class Edge:
         return run
 
     def close(self) -> None:
-        for source in (*self.shm.values(), *self.tcp.values()):
+        for source in (*self.shm.values(), *self.unverified.values(), *self.tcp.values()):
             source.close()
         for pool in self.pools:
             pool.close()
 
 
-def open_shm(offer: pb.RankOffer, target: EdgeTarget, threads: int) -> PieceSource:
-    def build(*arguments: object) -> SharedMemorySource:
-        return SharedMemorySource(*arguments, threads=threads)  # type: ignore[arg-type]
+class Unverified(PartCopier):
+    """What a copy costs without its checksum; all pieces then announce 0."""
 
-    with mock.patch("kv_transfer.selection.SharedMemorySource", build):
-        return open_source(offer, ["shm"], target, "P").source
+    def checksum(self, destination_id: int) -> int:
+        return 0
+
+
+def open_shm(
+    offer: pb.RankOffer, target: EdgeTarget, threads: int, copier: type[PartCopier] = PartCopier
+) -> PieceSource:
+    layout = PoolLayout(offer.shm.num_blocks, target.plan.source_layout.block_bytes)
+    path, nonce = offer.shm.socket_path, offer.shm.nonce
+    with mock.patch("kv_transfer.shm.PartCopier", copier):
+        return SharedMemorySource(path, nonce, layout, target, threads)
 
 
 def open_tcp(offer: pb.RankOffer, target: EdgeTarget, streams: int) -> PieceSource:
@@ -273,17 +289,6 @@ def open_tcp(offer: pb.RankOffer, target: EdgeTarget, streams: int) -> PieceSour
 def copying(source: PieceSource, copies: list[PieceCopy]) -> Callable[[], None]:
     def run() -> None:
         assert len(source.copy(copies).good) == len(copies)
-
-    return run
-
-
-def unverified(source: PieceSource, copies: list[PieceCopy]) -> Callable[[], None]:
-    def run() -> None:
-        with (
-            mock.patch.object(PartCopier, "checksum", return_value=0),
-            mock.patch.object(EdgeTarget, "matches", return_value=True),
-        ):
-            source.copy(copies)
 
     return run
 
