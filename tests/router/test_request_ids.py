@@ -3,8 +3,8 @@
 import pytest
 
 from core.errors import AlreadyExists
-from core.request import RequestKey
 from core.request import REQUEST_ID_KEPT_S as KEPT_S
+from core.request import RequestKey
 from router.request_ids import RequestIds
 
 KEY = RequestKey("default", "mine")

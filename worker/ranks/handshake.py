@@ -15,6 +15,7 @@ import secrets
 import socket
 import struct
 
+from kv_transfer.iovecs import over
 from kv_transfer.socket_io import receive, send
 
 TOKEN_BYTES = 16
@@ -30,12 +31,12 @@ _LEADER_PROOF = struct.Struct("<32s")
 def admit(connection: socket.socket, token: bytes, deadline: float) -> None:
     """The leader's part. ``deadline``: monotonic seconds. Raises ``OSError`` for strangers."""
     leader = secrets.token_bytes(_CHALLENGE_BYTES)
-    send(connection, [memoryview(_GREETING.pack(_MAGIC, _VERSION, leader))], deadline)
+    send(connection, over(_GREETING.pack(_MAGIC, _VERSION, leader)), deadline)
     rank, proof = _RANK_PROOF.unpack(receive(connection, _RANK_PROOF.size, deadline))
     if not hmac.compare_digest(_sign(token, b"rank", leader, rank), proof):
         raise ConnectionError("whoever connected does not know the token")
     answer = _LEADER_PROOF.pack(_sign(token, b"leader", leader, rank))
-    send(connection, [memoryview(answer)], deadline)
+    send(connection, over(answer), deadline)
 
 
 def introduce(connection: socket.socket, token: bytes, deadline: float) -> None:
@@ -48,7 +49,7 @@ def introduce(connection: socket.socket, token: bytes, deadline: float) -> None:
         raise ConnectionError(f"the leading rank speaks version {version}, we speak {_VERSION}")
     rank = secrets.token_bytes(_CHALLENGE_BYTES)
     proof = _RANK_PROOF.pack(rank, _sign(token, b"rank", leader, rank))
-    send(connection, [memoryview(proof)], deadline)
+    send(connection, over(proof), deadline)
     (answer,) = _LEADER_PROOF.unpack(receive(connection, _LEADER_PROOF.size, deadline))
     if not hmac.compare_digest(_sign(token, b"leader", leader, rank), answer):
         raise ConnectionError("the leading rank does not know the token")
