@@ -108,7 +108,7 @@ def _run_rank(settings: RankSettings, pipe: Connection) -> None:
 
 async def _lead(settings: WorkerSettings, pipe: Connection) -> None:
     host = WorkerHost(settings)
-    pipe.send(await host.prepare())
+    pipe.send(host.prepare())
     pipe.send(dataclasses.asdict(await host.start()))
     told = asyncio.create_task(asyncio.to_thread(pipe.recv))
     ended = asyncio.create_task(host.wait_closed())
