@@ -12,6 +12,12 @@ import pytest
 from served_cluster import ServedCluster, served
 from tiny_model import make_tiny_model
 
+from cluster.cli.main import main
+from cluster.model_folder import ModelFolder
+from cluster.plan import check_shapes
+from core.config import ClusterSpec
+from core.shards import ONE_RANK
+
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -51,6 +57,22 @@ def test_the_two_commands_exist_and_are_executable() -> None:
     for script in scripts:
         assert script.stat().st_mode & 0o111
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_what_is_served_in_the_readme_suits_the_demo_model(monkeypatch) -> None:
+    demo = ModelFolder(Path("/models/SmolLM2-135M-Instruct"), 30, 9, 3, 64, "bfloat16", 8192)
+    served_specs: list[ClusterSpec] = []
+    take = lambda options, progress: served_specs.append(options.spec)  # noqa: E731
+    monkeypatch.setattr("cluster.launch.run_serve", take)
+    lines = [line for line in LINES if line.startswith(".venv/bin/crossdock serve")]
+    for line in lines:
+        monkeypatch.setattr(sys, "argv", ["crossdock", *shlex.split(line)[1:]])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, line
+    assert {spec.pools.prefill.shape for spec in served_specs} > {ONE_RANK}
+    for spec in served_specs:
+        check_shapes(spec, demo)
 
 
 def test_what_the_readme_shows_works(tmp_path: Path) -> None:

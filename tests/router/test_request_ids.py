@@ -3,8 +3,7 @@
 import pytest
 
 from core.errors import AlreadyExists
-from core.request import REQUEST_ID_KEPT_S as KEPT_S
-from core.request import RequestKey
+from core.request import REQUEST_ID_KEPT_S, RequestKey
 from router.request_ids import RequestIds
 
 KEY = RequestKey("default", "mine")
@@ -17,8 +16,8 @@ def test_an_id_is_taken_while_it_runs_and_for_a_minute_after() -> None:
         ids.claim(KEY, now=1000.0)
     ids.release(KEY, now=1000.0)
     with pytest.raises(AlreadyExists):
-        ids.claim(KEY, now=1000.0 + KEPT_S - 1)
-    ids.claim(KEY, now=1000.0 + KEPT_S)
+        ids.claim(KEY, now=1000.0 + REQUEST_ID_KEPT_S - 1)
+    ids.claim(KEY, now=1000.0 + REQUEST_ID_KEPT_S)
 
 
 def test_tenants_have_their_own_ids() -> None:
