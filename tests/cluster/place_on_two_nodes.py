@@ -11,6 +11,7 @@ import os
 import secrets
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cluster.placement_fit import ReplicaNeed
 from cluster.plan import Slot
@@ -63,7 +64,12 @@ def main() -> None:
         os.environ |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_USAGE_STATS_ENABLED": "0"}
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 2, "node_ip_address": "127.0.0.1", "object_store_memory": 100 * 2**20}
+        node: dict[str, Any] = {
+            "num_cpus": 2,
+            "node_ip_address": "127.0.0.1",
+            "object_store_memory": 100 * 2**20,
+        }
+        node["temp_dir"] = folder
         cluster = Cluster(initialize_head=True, head_node_args=node)
         cluster.add_node(**node)
         try:
