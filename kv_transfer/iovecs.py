@@ -116,8 +116,8 @@ for _function in (_LIBC.sendmsg, _LIBC.recvmsg):
 def _call(
     function: ctypes._NamedFuncPointer, connection: socket.socket, iovecs: Iovecs, flags: int
 ) -> int:
-    part = np.ascontiguousarray(iovecs[:MAX_IOVECS])
-    header = _MessageHeader(iovecs=_address(part), iovec_count=len(part))
+    count = min(len(iovecs), MAX_IOVECS)
+    header = _MessageHeader(iovecs=_address(iovecs), iovec_count=count)
     moved: int = function(connection.fileno(), ctypes.byref(header), flags)
     if moved < 0:
         code = ctypes.get_errno()

@@ -17,7 +17,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from kv_transfer.iovecs import Buffers, Iovecs, over, receive_once, send_once, without_first
+from kv_transfer.iovecs import (
+    Buffers,
+    Iovecs,
+    over,
+    receive_once,
+    send_once,
+    without_first,
+)
 
 _LOCAL_BUFFER_BYTES = 256 << 10
 _TIMEVAL = struct.Struct("@ll")
@@ -115,8 +122,9 @@ def _move_all(
     buffers: Buffers,
     deadline: float,
 ) -> None:
-    left = without_first(buffers.iovecs, 0)
-    while len(left):
+    left = buffers.iovecs
+    size = int(left[:, 1].sum())
+    while size:
         limit = _timeval(time_left(deadline))
         # The kernel's own limit: with Python's, calls would return after each segment.
         connection.setsockopt(socket.SOL_SOCKET, time_limit, limit)
@@ -128,7 +136,9 @@ def _move_all(
             raise TimeoutError("the transfer did not end in time") from None
         if moved == 0:
             raise ConnectionError("the peer closed the connection")
-        left = without_first(left, moved)
+        size -= moved
+        if size:
+            left = without_first(left, moved)
 
 
 def _timeval(seconds: float) -> bytes:
