@@ -29,6 +29,7 @@ from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.edge_counters import EdgeBook, EdgeCounters, StreamCounters
 from kv_transfer.handoff_wire import check_checksums, from_prefill_wire, to_prefill_wire
 from kv_transfer.handshake import WorkerIdentity, find_difference, hello_reply, refusal
+from kv_transfer.outbox import Outbox, messages_of
 from kv_transfer.rank_ports import EdgeChoice, RankReceiver
 from kv_transfer.replica_receiver import ReplicaReceiver
 
@@ -41,11 +42,9 @@ class _Stream:
 
     worker: str
     counters: StreamCounters
-    # None ends the stream.
-    outbox: asyncio.Queue[ToPrefill | None] = field(default_factory=asyncio.Queue)
-
-    def end(self) -> None:
-        self.outbox.put_nowait(None)
+    outbox: Outbox[ToPrefill, pb.DecodeMessage] = field(
+        default_factory=lambda: Outbox(to_prefill_wire)
+    )
 
 
 class _Sessions:
@@ -100,7 +99,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
         """Queues a message; without effect if the peer's stream is gone."""
         stream = self._streams.get(peer)
         if stream is not None:
-            stream.outbox.put_nowait(message)
+            stream.outbox.put(message)
 
     def copy(self, command: CopyPieces) -> None:
         """Copies in the background; the result comes as one `Copied` event, always."""
@@ -126,7 +125,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
     async def _converse(
         self,
         hello: pb.Hello,
-        messages: AsyncIterator[pb.PrefillMessage],
+        frames: AsyncIterator[pb.PrefillMessage],
         context: grpc.aio.ServicerContext[pb.PrefillMessage, pb.DecodeMessage],
     ) -> None:
         peer = f"{hello.worker}@{hello.epoch:x}/{next(self._stream_numbers)}"
@@ -138,13 +137,13 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
             return
         stream = _Stream(hello.worker, self._book.opened(hello.worker, choices))
         self._streams[peer] = stream
-        reader = asyncio.create_task(self._read(peer, messages, len(choices)))
-        reader.add_done_callback(lambda _: stream.end())
+        reader = asyncio.create_task(self._read(peer, frames, len(choices)))
+        reader.add_done_callback(lambda _: stream.outbox.end())
         try:
             transports = [choice.transport for choice in choices]
             await context.write(pb.DecodeMessage(hello=hello_reply(self._identity, transports)))
-            while (message := await stream.outbox.get()) is not None:
-                await context.write(to_prefill_wire(message))
+            while (frame := await stream.outbox.next_frame()) is not None:
+                await context.write(frame)
         finally:
             reader.cancel()
             try:
@@ -153,13 +152,14 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
                 self._lose(peer, stream)
 
     async def _read(
-        self, peer: str, messages: AsyncIterator[pb.PrefillMessage], num_edges: int
+        self, peer: str, frames: AsyncIterator[pb.PrefillMessage], num_edges: int
     ) -> None:
         try:
-            async for wire in messages:
-                message = from_prefill_wire(wire)
-                check_checksums(message, num_edges)
-                self._on_event(FromPrefill(peer, message))
+            async for frame in frames:
+                for wire in messages_of(frame):
+                    message = from_prefill_wire(wire)
+                    check_checksums(message, num_edges)
+                    self._on_event(FromPrefill(peer, message))
         except (ValueError, CrossdockError):
             _log.exception("closing the stream of %s after a message that makes no sense", peer)
 
@@ -194,7 +194,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
                 stream.counters[traffic.source, traffic.destination].add(traffic)
             if result.lost:
                 _log.error("ending the stream of %s: %s", command.peer, result.lost)
-                stream.end()
+                stream.outbox.end()
         self._on_event(Copied(command.lease_id, result.good, result.bad))
 
     def _begin(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,9 +1,9 @@
 """P's end of the handoff stream to one decode worker.
 
 Covers: offers of all ranks, connecting, the handshake, sending (announcements wait for their
-checksums, nothing else waits for them), telling the owner of every message and of the stream's
-end. One stream per decode worker. Does not cover: what to send when (``core.push``), the ranks
-(``kv_transfer.replica_sender``), how D copies (``kv_transfer.decode_session``).
+checksums, what is said of other prompts does not), telling the owner of every message and of the
+stream's end. One stream per decode worker. Does not cover: what to send when (``core.push``), the
+ranks (``kv_transfer.replica_sender``), how D copies (``kv_transfer.decode_session``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import grpc
 
 from core.errors import Incompatible
-from core.handoff import Announce, FailureCause, ToDecode, ToPrefill
+from core.handoff import Announce, Commit, FailureCause, ToDecode, ToPrefill
 from core.request import AttemptKey
 from core.shards import ParallelShape
 from core.transfer_plan import EdgePlan
@@ -24,6 +24,7 @@ from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handoff_wire import from_decode_wire, to_decode_wire
 from kv_transfer.handshake import WorkerIdentity, accepted_plan, hello, stated_shape
+from kv_transfer.outbox import Outbox, messages_of
 from kv_transfer.rank_ports import RankSender
 from kv_transfer.replica_sender import ReplicaSender
 from wire.grpc_streams import read, written_by
@@ -95,20 +96,20 @@ class PrefillSession:
         self._blocks_per_announcement = blocks_per_announcement
         self._on_message = on_message
         self._on_lost = on_lost
-        self._outbox: asyncio.Queue[ToDecode] = asyncio.Queue()
-        self._to_describe: asyncio.Queue[Announcement] = asyncio.Queue()
+        self._outbox: Outbox[ToDecode, pb.PrefillMessage] = Outbox(to_decode_wire)
+        self._to_describe: asyncio.Queue[Announcement | Commit] = asyncio.Queue()
         self._closing = False
         self._task = asyncio.create_task(self._run())
         # Of each edge, in the plan's order; empty before the handshake.
         self.transports: tuple[str, ...] = ()
 
     def send(self, message: ToDecode | Announcement) -> None:
-        """Queues a message. Announcements keep their order among themselves, and the others
-        theirs; none of these waits for a checksum."""
-        if isinstance(message, Announcement):
+        """Queues a message. Announcements and commits keep their order, and all others theirs:
+        these never wait for a checksum."""
+        if isinstance(message, (Announcement, Commit)):
             self._to_describe.put_nowait(message)
         else:
-            self._outbox.put_nowait(message)
+            self._outbox.put(message)
 
     async def close(self) -> None:
         """Ends the stream without telling of a loss."""
@@ -147,19 +148,24 @@ class PrefillSession:
             self.transports = tuple(first.hello.transports)
             shape = stated_shape(first.hello)
             async with written_by(call, lambda: self._announce_all(shape, plan)):
-                while (reply := await read(call)) is not None:
-                    self._on_message(from_decode_wire(reply))
+                while (frame := await read(call)) is not None:
+                    for message in messages_of(frame):
+                        self._on_message(from_decode_wire(message))
 
     async def _write(self, call: grpc.aio.StreamStreamCall, greeting: pb.Hello) -> None:  # type: ignore[type-arg]
         await call.write(pb.PrefillMessage(hello=greeting))
-        while True:
-            await call.write(to_decode_wire(await self._outbox.get()))
+        while (frame := await self._outbox.next_frame()) is not None:
+            await call.write(frame)
 
     async def _announce_all(self, destination: ParallelShape, plan: Sequence[EdgePlan]) -> None:
         while True:
             item = await self._to_describe.get()
+            if isinstance(item, Commit):
+                # In one frame with the announcement before it: nothing runs in between.
+                self._outbox.put(item)
+                continue
             for part in item.parts(self._blocks_per_announcement):
                 pieces = await self._sender.describe(
                     self._stream, destination, plan, part.block_ids, part.generations
                 )
-                self._outbox.put_nowait(Announce(part.key, part.lease_id, part.first, pieces))
+                self._outbox.put(Announce(part.key, part.lease_id, part.first, pieces))

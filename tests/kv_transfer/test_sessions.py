@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 
 import grpc
 import pytest
 from replicas import (
     KEY,
+    TOKENS,
     DecodeReplica,
+    OtherSender,
     PrefillReplica,
     UnreachableSender,
     prefill_identity,
     serving,
 )
 
-from core.handoff import Ack, Cancel, Commit, Committed, FailureCause, LeaseLost
+from core.handoff import Ack, Cancel, Commit, Committed, FailureCause, LeaseLost, Reserve
 from core.kv_layout import KVLayout
+from core.request import AttemptKey, RequestKey, SamplingParams
 from core.shards import ONE_RANK, ParallelShape
 from core.step import SampledToken
 from crossdock.v1 import handoff_pb2 as pb
@@ -30,6 +34,7 @@ from kv_transfer.transport import TRANSPORTS
 
 pytestmark = pytest.mark.processes
 
+OTHER = AttemptKey(RequestKey("default", "other"), 1)
 LAYOUT = KVLayout(num_layers=2, num_kv_heads=1, head_dim=8, block_size=4, dtype="float32")
 PREFILL = prefill_identity(LAYOUT, ONE_RANK)
 
@@ -76,13 +81,36 @@ async def test_a_prompt_is_reserved_pushed_and_committed(
     await session.close()
 
 
-async def test_a_commit_may_overtake_what_it_waits_for(
+@dataclass
+class HeldSender(OtherSender):
+    """Describes nothing until it may."""
+
+    may_describe: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def describe(
+        self, stream: str, destination: ParallelShape, block_ids: Sequence[int]
+    ) -> list[list[int]]:
+        await self.may_describe.wait()
+        return await super().describe(stream, destination, block_ids)
+
+
+async def test_only_the_commit_waits_for_the_checksums_of_what_was_announced(
     decode: DecodeReplica, plain_prefill: PrefillReplica
 ) -> None:
+    held = HeldSender(plain_prefill.senders[0])
+    plain_prefill.senders[0] = held
     session = plain_prefill.connect(decode.endpoint)
     lease = await plain_prefill.reserve(session)
-    session.send(Commit(KEY, lease, (SampledToken(42),), 0))
     session.send(Announcement(KEY, lease, 0, (6, 2, 4), (0, 0, 0)))
+    session.send(Commit(KEY, lease, (SampledToken(42),), 0))
+    # Said later and of another prompt; its answer shows that all before it was heard.
+    session.send(Cancel(OTHER, "aborted by the router"))
+    session.send(Reserve(OTHER, TOKENS, 0, SamplingParams(8)))
+    assert await plain_prefill.heard.get() == LeaseLost(
+        OTHER, 0, "cancelled: aborted by the router"
+    )
+    assert decode.leases.num_granted == 1
+    held.may_describe.set()
     assert await plain_prefill.heard.get() == Ack(KEY, lease, 2, ())
     assert await plain_prefill.heard.get() == Ack(KEY, lease, 3, ())
     assert await plain_prefill.heard.get() == Committed(KEY, lease)

@@ -8,36 +8,40 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PrefillMessage(_message.Message):
-    __slots__ = ("hello", "reserve", "announce", "commit", "beat", "cancel")
+    __slots__ = ("hello", "reserve", "announce", "commit", "beat", "cancel", "more")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     RESERVE_FIELD_NUMBER: _ClassVar[int]
     ANNOUNCE_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     reserve: Reserve
     announce: Announce
     commit: Commit
     beat: Beat
     cancel: Cancel
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[PrefillMessage]
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., reserve: _Optional[_Union[Reserve, _Mapping]] = ..., announce: _Optional[_Union[Announce, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., beat: _Optional[_Union[Beat, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., more: _Optional[_Iterable[_Union[PrefillMessage, _Mapping]]] = ...) -> None: ...
 
 class DecodeMessage(_message.Message):
-    __slots__ = ("hello", "ticket", "no_room", "ack", "committed", "lost")
+    __slots__ = ("hello", "ticket", "no_room", "ack", "committed", "lost", "more")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     TICKET_FIELD_NUMBER: _ClassVar[int]
     NO_ROOM_FIELD_NUMBER: _ClassVar[int]
     ACK_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     LOST_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     hello: HelloReply
     ticket: Ticket
     no_room: NoRoom
     ack: Ack
     committed: Committed
     lost: LeaseLost
-    def __init__(self, hello: _Optional[_Union[HelloReply, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., lost: _Optional[_Union[LeaseLost, _Mapping]] = ...) -> None: ...
+    more: _containers.RepeatedCompositeFieldContainer[DecodeMessage]
+    def __init__(self, hello: _Optional[_Union[HelloReply, _Mapping]] = ..., ticket: _Optional[_Union[Ticket, _Mapping]] = ..., no_room: _Optional[_Union[NoRoom, _Mapping]] = ..., ack: _Optional[_Union[Ack, _Mapping]] = ..., committed: _Optional[_Union[Committed, _Mapping]] = ..., lost: _Optional[_Union[LeaseLost, _Mapping]] = ..., more: _Optional[_Iterable[_Union[DecodeMessage, _Mapping]]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol_version", "worker", "epoch", "decode_epoch", "model_hash", "layout_hash", "dtype", "block_size", "tensor_parallel_size", "pipeline_parallel_size", "ranks")
