@@ -42,7 +42,7 @@ from worker.service import WorkerService
 
 # How many bytes of each rank D is told of at once: large enough that messages cost nothing beside
 # copies, small enough that both sides work at the same time.
-_ANNOUNCEMENT_BYTES = 4 << 20
+_ANNOUNCEMENT_BYTES = 8 << 20
 
 
 class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
