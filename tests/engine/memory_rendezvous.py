@@ -1,4 +1,4 @@
-"""Keys and values that the ranks of a test share: in memory for threads, in files for processes."""
+"""Keys and values that ranks share which are threads of one process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 
 
 class InMemory:
-    """For ranks that are threads of one process."""
+    """``engine.rendezvous.KeyValues``; a wait ends after ``timeout_s``."""
 
     def __init__(self, timeout_s: float = 60.0) -> None:
         self._values: dict[str, bytes] = {}

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from replica import Replica, logits_of
 
 from core.request import SamplingParams
-from core.step import BlockCopy, SampleSpec, Slice, StepPlan
-from engine.batch import build_batch
+from core.step import BlockCopy, SampleSpec, Slice, StepPlan, StepResult
 from engine.runner import LoadedModel
-from kernels.paged_attention import PoolShape
 
 ONE_TOKEN = SamplingParams(max_tokens=1)
 
@@ -41,7 +40,7 @@ class Text:
 class Stepper:
     """Blocks are taken from the far end of the pool and never given back."""
 
-    def __init__(self, model: LoadedModel, chunk: int = 256) -> None:
+    def __init__(self, model: LoadedModel | Replica, chunk: int = 256) -> None:
         self.model = model
         self.chunk = chunk
         self.free = list(range(model.pool.num_blocks))
@@ -62,7 +61,7 @@ class Stepper:
         source = self.add(prompt, params)
         part = self.slice(source)
         samples = tuple(replace(part.samples[0], sequence_index=i) for i in range(params.n))
-        result = self.model.runner.execute(StepPlan((replace(part, samples=samples),)))
+        result = self.execute(StepPlan((replace(part, samples=samples),)))
         self.texts.pop()
         return [
             self._fork_one(source, i, drawn.token)
@@ -110,12 +109,19 @@ class Stepper:
         """One step of all texts that go on."""
         copies, self.copies = tuple(self.copies), []
         plan = StepPlan(tuple(self.slice(text) for text in self.texts if text.goes_on), copies)
-        result = self.model.runner.execute(plan)
+        result = self.execute(plan)
         for part in plan.slices:
             text = self.texts[part.sequence_id]
             text.computed = part.end
             text.failed = result.failed.get(text.id)
             text.tokens += [drawn.token for drawn in result.sampled.get(text.id, ())]
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        if isinstance(self.model, Replica):
+            return self.model.execute(plan)
+        result = self.model.runner.execute(plan)
+        assert result is not None
+        return result
 
     def logits(self, text: Text) -> torch.Tensor:
         """Computes the next chunk and gives the float32 logits [vocab] after its last token."""
@@ -127,11 +133,12 @@ class Stepper:
             replace(self.slice(text), samples=(SampleSpec(ONE_TOKEN, position=0),))
             for text in texts
         ]
-        model, pool = self.model.runner.model, self.model.pool.tensor
-        shape = PoolShape.of(pool)
-        batch = build_batch(StepPlan(tuple(parts)), shape, model.device, model.config.windows)
-        order = [part.sequence_id for part in batch.sampled_slices]
-        rows = dict(zip(order, model.forward(batch, pool), strict=True))
+        plan = StepPlan(tuple(parts))
+        if isinstance(self.model, Replica):
+            rows = self.model.logits(plan)
+        else:
+            rows = logits_of(self.model, plan)
+            assert rows is not None
         for text, part in zip(texts, parts, strict=True):
             text.computed = part.end
         return [rows[text.id] for text in texts]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from stepper import Stepper, Text
-from tiny_models import LAYERS, MODELS, make_model
+from tiny_models import MODELS, make_model
 from transformers import AutoModelForCausalLM
 
 from engine.config_fields import read_json
@@ -111,7 +111,7 @@ def without(config: ModelConfig) -> dict[str, ModelConfig]:
     """The config with each feature that it has taken away."""
     rope = dataclasses.replace(config.rope, scaling=None)
     removed = {
-        "window": dataclasses.replace(config, layer_windows=(None,) * LAYERS),
+        "window": dataclasses.replace(config, layer_windows=(None,) * config.num_layers),
         "a token of the window": dataclasses.replace(
             config, layer_windows=tuple(w and w + 1 for w in config.layer_windows)
         ),

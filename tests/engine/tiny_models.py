@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-LAYERS = 3
 SHAPE: dict[str, Any] = {
     "hidden_size": 48,
-    "num_hidden_layers": LAYERS,
+    "num_hidden_layers": 3,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "intermediate_size": 80,
@@ -72,6 +71,16 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3 with 8 KV heads and 5 layers": (
+        "qwen3",
+        {
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 8,
+            "num_hidden_layers": 5,
+            "tie_word_embeddings": True,
+        },
+    ),
     "qwen3 with biases and listed windows": (
         "qwen3",
         {
