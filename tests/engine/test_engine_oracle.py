@@ -1,14 +1,17 @@
-"""The engine's greedy float32 tokens on the real model equal those of transformers."""
+"""The engine's greedy float32 tokens on the real model equal those of transformers, on one rank and
+on several."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from replica import Replica
 from stepper import Stepper
 from tokenizers import Tokenizer
 
 from core.request import SamplingParams
+from core.shards import ParallelShape
 from engine.runner import load_runner
 from oracle import Oracle, assert_same_tokens
 
@@ -46,3 +49,19 @@ def test_eight_prompts_together_in_chunks_of_256(smollm2: Path, oracle: Oracle) 
         for ours, prompt in zip(answers, prompts, strict=True)
     )
     print(f"{len(prompts)} prompts, {near_ties} near ties of the oracle")
+
+
+@pytest.mark.parametrize(
+    "shape", [ParallelShape(3, 1), ParallelShape(3, 2), ParallelShape(1, 5)], ids=str
+)
+def test_several_ranks_answer_as_transformers(
+    smollm2: Path, oracle: Oracle, shape: ParallelShape
+) -> None:
+    tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
+    prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS[:-1]]
+    replica = Replica(smollm2, shape, num_blocks=64, block_size=16)
+    replica.forget()
+    answers = Stepper(replica, chunk=64).generate(prompts, SamplingParams(ANSWER_TOKENS))
+    replica.close()
+    for ours, prompt in zip(answers, prompts, strict=True):
+        assert_same_tokens(ours, oracle.greedy(prompt, ANSWER_TOKENS))
