@@ -18,7 +18,6 @@ from multiprocessing.context import ForkServerProcess
 from typing import Any
 
 from cluster.rank_host import RankHost
-
 from cluster.worker_host import WorkerHost, WorkerPlace
 from core.worker_settings import LeaderAddress, RankSettings, WorkerSettings
 
