@@ -8,7 +8,6 @@ import time
 
 from core.errors import Unavailable
 from core.worker_settings import LeaderAddress
-from kv_transfer.socket_io import prepare, resolve, start_connecting, wait_connected
 from worker.ranks.handshake import introduce
 
 _LIMIT_S = 10.0
@@ -32,12 +31,10 @@ def connect_to_leader(leader: LeaderAddress, limit_s: float = _LIMIT_S) -> socke
 
 
 def _connect(leader: LeaderAddress, deadline: float) -> socket.socket:
-    family, place = resolve(leader.host, leader.port)[0]
+    left_s = deadline - time.monotonic()
     with contextlib.ExitStack() as on_failure:
-        connection = on_failure.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        start_connecting(connection, place)
-        wait_connected(connection, deadline)
-        prepare(connection)
+        connection = socket.create_connection((leader.host, leader.port), left_s)
+        on_failure.enter_context(connection)
         introduce(connection, leader.token, deadline)
         on_failure.pop_all()
     return connection

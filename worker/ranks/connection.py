@@ -52,6 +52,8 @@ class RankConnection:
         # Guards the two above and the answers that are awaited.
         self._lock = threading.Lock()
         self._awaited: dict[int, Answer] = {}
+        connection.setblocking(True)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         microseconds = round(silence_s * 1e6)
         # The kernel's own timeout: Python's would make every call two.
         limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))

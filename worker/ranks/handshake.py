@@ -14,9 +14,7 @@ import hmac
 import secrets
 import socket
 import struct
-
-from kv_transfer.iovecs import over
-from kv_transfer.socket_io import receive, send
+import time
 
 TOKEN_BYTES = 16
 
@@ -31,29 +29,51 @@ _LEADER_PROOF = struct.Struct("<32s")
 def admit(connection: socket.socket, token: bytes, deadline: float) -> None:
     """The leader's part. ``deadline``: monotonic seconds. Raises ``OSError`` for strangers."""
     leader = secrets.token_bytes(_CHALLENGE_BYTES)
-    send(connection, over(_GREETING.pack(_MAGIC, _VERSION, leader)), deadline)
-    rank, proof = _RANK_PROOF.unpack(receive(connection, _RANK_PROOF.size, deadline))
+    _send(connection, _GREETING.pack(_MAGIC, _VERSION, leader), deadline)
+    rank, proof = _RANK_PROOF.unpack(_receive(connection, _RANK_PROOF.size, deadline))
     if not hmac.compare_digest(_sign(token, b"rank", leader, rank), proof):
         raise ConnectionError("whoever connected does not know the token")
-    answer = _LEADER_PROOF.pack(_sign(token, b"leader", leader, rank))
-    send(connection, over(answer), deadline)
+    _send(connection, _LEADER_PROOF.pack(_sign(token, b"leader", leader, rank)), deadline)
 
 
 def introduce(connection: socket.socket, token: bytes, deadline: float) -> None:
     """The rank's part. Raises ``OSError`` if it is not our leader who listens there."""
-    greeting = receive(connection, _GREETING.size, deadline)
+    greeting = _receive(connection, _GREETING.size, deadline)
     magic, version, leader = _GREETING.unpack(greeting)
     if magic != _MAGIC:
         raise ConnectionError("what answers there is not the leading rank of a replica")
     if version != _VERSION:
         raise ConnectionError(f"the leading rank speaks version {version}, we speak {_VERSION}")
     rank = secrets.token_bytes(_CHALLENGE_BYTES)
-    proof = _RANK_PROOF.pack(rank, _sign(token, b"rank", leader, rank))
-    send(connection, over(proof), deadline)
-    (answer,) = _LEADER_PROOF.unpack(receive(connection, _LEADER_PROOF.size, deadline))
+    _send(connection, _RANK_PROOF.pack(rank, _sign(token, b"rank", leader, rank)), deadline)
+    (answer,) = _LEADER_PROOF.unpack(_receive(connection, _LEADER_PROOF.size, deadline))
     if not hmac.compare_digest(_sign(token, b"leader", leader, rank), answer):
         raise ConnectionError("the leading rank does not know the token")
 
 
 def _sign(token: bytes, who: bytes, leader: bytes, rank: bytes) -> bytes:
     return hmac.digest(token, who + leader + rank, "sha256")
+
+
+def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
+    _limit(connection, deadline)
+    connection.sendall(data)
+
+
+def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
+    data = b""
+    while len(data) < size:
+        _limit(connection, deadline)
+        part = connection.recv(size - len(data))
+        if not part:
+            raise ConnectionError("the peer closed the connection")
+        data += part
+    return data
+
+
+def _limit(connection: socket.socket, deadline: float) -> None:
+    """Bounds the next call on the connection."""
+    left_s = deadline - time.monotonic()
+    if left_s <= 0:
+        raise TimeoutError("timed out")
+    connection.settimeout(left_s)

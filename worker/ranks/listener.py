@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from kv_transfer.socket_io import prepare
 from worker.ranks.handshake import admit
 
 _log = logging.getLogger(__name__)
@@ -77,7 +76,6 @@ class RankListener:
 
     def _shake_hands(self, connection: socket.socket) -> None:
         try:
-            prepare(connection)
             admit(connection, self._token, time.monotonic() + _HANDSHAKE_LIMIT_S)
         except OSError as error:
             _log.debug("a connection was not admitted: %s", error)
