@@ -2,8 +2,9 @@
 # shellcheck shell=bash
 
 readonly VENV=".venv"
-# Download, cache and installed files of torch and Ray together, in MiB.
+# Download, cache and installed files, in MiB: of torch and Ray together; of Triton, cupy and NCCL.
 readonly NEEDED_MIB=4000
+readonly NEEDED_GPU_MIB=2500
 
 say() { echo "$*" >&2; }
 die() { say "error: $*"; exit 1; }
@@ -19,7 +20,11 @@ ensure_venv() {
     if [[ -f "$stamp" && "$(cat "$stamp")" == "$(pins_hash)" ]]; then
         return
     fi
-    check_disk
+    if [[ ",$extras," == *,gpu,* ]]; then
+        check_disk $((NEEDED_MIB + NEEDED_GPU_MIB))
+    else
+        check_disk "$NEEDED_MIB"
+    fi
     say "installing pinned dependencies into $VENV (the first time takes a few minutes) …"
     pip_install -c constraints.txt -e ./protos -e ".[$extras]"
     # It asks for a whole command-line tool that is not needed to read its model file.
@@ -30,7 +35,7 @@ ensure_venv() {
 make_venv() {
     local python
     python="$(find_python)" || die "Python 3.11 or newer is needed and was not found"
-    check_disk
+    check_disk "$NEEDED_MIB"
     say "making $VENV with $("$python" --version) …"
     "$python" -m venv "$VENV" ||
         { rm -rf "$VENV"; die "$python can't make a virtual environment (on Debian: apt install python3-venv)"; }
@@ -48,10 +53,10 @@ find_python() {
 }
 
 check_disk() {
-    local free
+    local needed="$1" free
     free="$(df -Pm . | awk 'NR == 2 { print $4 }')"
-    ((free >= NEEDED_MIB)) ||
-        die "$free MiB of disk are free here, about $NEEDED_MIB MiB are needed for the dependencies"
+    ((free >= needed)) ||
+        die "$free MiB of disk are free here, about $needed MiB are needed for the dependencies"
 }
 
 pip_install() {
