@@ -16,6 +16,8 @@ from kv_transfer.regions import PoolBytes as PoolBytes
 
 Generations = npt.NDArray[np.uint64]
 
+CUDA_IPC = "cuda_ipc"
+NCCL = "nccl"
 SHM = "shm"
 TCP = "tcp"
 # All of them, the fastest first.

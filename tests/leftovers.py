@@ -16,6 +16,7 @@ _OUR_THREADS = (
     "kv-copy",
     "kv-describe",
     "rank-",
+    "nccl-",
 )
 _THREAD_PATIENCE_S = 20.0
 _OUR_PROGRAMS = ("router.main", "cluster.cli.main")
