@@ -19,33 +19,23 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from kernels.block_region import BlockRegion
-from kernels.checksum_blocks import checksum_blocks
-from kernels.pack_blocks import pack_blocks, unpack_blocks
 from kv_transfer import nccl_events as ev
 from kv_transfer import nccl_wire as wire
-from kv_transfer.device import Device, Event, Stream
+from kv_transfer.device import Device, Event
 from kv_transfer.iovecs import over
 from kv_transfer.nccl_communicator import UINT8, Communicator, Nccl
 from kv_transfer.socket_io import receive, send, wait_readable, wake
+from kv_transfer.staging import FAILURES, Staging
 from kv_transfer.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-# Of one batch: staging on each side.
-BATCH_BYTES = 64 << 20
 # The rest of a message that has begun to arrive, or to be sent.
 _MESSAGE_LIMIT_S = 5.0
 _POLL_S = 20e-6
 _POLLS_PER_CHECK = 64
-
-
-# What a call into NCCL (cupy: RuntimeError), CUDA (torch: RuntimeError), a socket or a kernel that
-# refuses its arguments (ValueError) may raise.
-FAILURES = (OSError, RuntimeError, ValueError)
 
 
 class Rules(Protocol):
@@ -76,43 +66,6 @@ def drive(
 
 class Fenced(ConnectionError):
     """The edge was fenced: by a deadline, an error, or because its owner gave it up."""
-
-
-class Staging:
-    """Memory for one batch, and the ids of its blocks. Made before anything is under way: with a
-    receive pending, an allocation on the GPU or loading a kernel can wait for it.
-
-    ``rows``: uint8 [most rows of a batch, row bytes].
-    """
-
-    def __init__(self, device: Device, stream: Stream, pool: torch.Tensor, region: BlockRegion):
-        row_bytes, count = region.row_bytes(pool), self.rows_for(pool, region)
-        with device.on(stream):
-            self.rows = device.empty(count, row_bytes, dtype=torch.uint8)
-            self.ids = device.empty(count, dtype=torch.int64)
-            self._load_kernels(device.empty(1, *pool.shape[1:], dtype=pool.dtype), region)
-        device.synchronize(stream)
-
-    @staticmethod
-    def rows_for(pool: torch.Tensor, region: BlockRegion) -> int:
-        """The most rows of a batch."""
-        return max(1, min(BATCH_BYTES // region.row_bytes(pool), len(pool), wire.MAX_PIECES))
-
-    def _load_kernels(self, block: torch.Tensor, region: BlockRegion) -> None:
-        """Runs each once on a block that is nobody's."""
-        only, row = torch.zeros_like(self.ids[:1]), self.rows[:1]
-        pack_blocks(block, only, region, row)
-        unpack_blocks(row, block, only, region)
-        checksum_blocks(block, only, region)
-
-    def fill_first(self, row: npt.NDArray[np.uint8]) -> None:
-        self.rows[0].copy_(torch.from_numpy(row.copy()))
-
-    def take_ids(self, ids: list[int]) -> torch.Tensor:
-        """int64 [len(ids)] on the GPU."""
-        here = self.ids[: len(ids)]
-        here.copy_(torch.tensor(ids, dtype=torch.int64))
-        return here
 
 
 class NcclEdge:

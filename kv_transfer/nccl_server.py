@@ -17,10 +17,11 @@ from kv_transfer import nccl_events as ev
 from kv_transfer.communicator_room import CommunicatorRoom
 from kv_transfer.device import DevicePool
 from kv_transfer.nccl_communicator import PREFILL_RANK, Nccl
-from kv_transfer.nccl_edge import FAILURES, NcclEdge, drive
+from kv_transfer.nccl_edge import NcclEdge, drive
 from kv_transfer.nccl_receiver_rules import Limits
 from kv_transfer.nccl_sender_rules import Phase, SenderRules
 from kv_transfer.nccl_wire import PIECE
+from kv_transfer.staging import FAILURES
 from kv_transfer.tcp_wire import Flags, Pieces, find_present
 from kv_transfer.token_listener import Admitted, TokenListener
 from kv_transfer.watchdog import Watchdog

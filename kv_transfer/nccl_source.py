@@ -26,8 +26,9 @@ from kv_transfer import nccl_events as ev
 from kv_transfer.communicator_room import CommunicatorRoom
 from kv_transfer.device import DeviceTarget, block_region, unsigned
 from kv_transfer.nccl_communicator import DECODE_RANK, Nccl
-from kv_transfer.nccl_edge import FAILURES, NcclEdge, Staging, drive
+from kv_transfer.nccl_edge import NcclEdge, drive
 from kv_transfer.nccl_receiver_rules import Limits, Phase, ReceiverRules
+from kv_transfer.staging import FAILURES, Staging
 from kv_transfer.token_listener import TokenAddress, connect_with_token
 from kv_transfer.transport import NCCL, CopyResult
 from kv_transfer.watchdog import Watchdog

@@ -18,7 +18,7 @@ from kv_transfer import nccl_events as ev
 
 UNIQUE_ID_BYTES = 128
 # Of one batch: what P is willing to read at once.
-MAX_PIECES = 1 << 16
+MAX_PIECES = 65_535
 
 # As `kv_transfer.tcp_wire.find_present` takes them.
 PIECE = np.dtype([("block_id", "<u4"), ("generation", "<u8")])

@@ -105,9 +105,9 @@ class SharedMemorySource:
         self._target = target
         self._aborted = False
         self._threads = threads or min(2, len(os.sched_getaffinity(0)))
-        fd = _receive_descriptor(socket_path)
+        fd = receive_descriptor(socket_path)
         try:
-            self._map = _map_read_only(fd, source.total_bytes)
+            self._map = map_read_only(fd, source.total_bytes)
         finally:
             os.close(fd)
         if not self._passes_test(nonce, source):
@@ -193,7 +193,7 @@ class SharedMemorySource:
         return data.reshape(count, block_bytes)
 
 
-def _receive_descriptor(socket_path: str) -> int:
+def receive_descriptor(socket_path: str) -> int:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(_CONNECT_TIMEOUT_S)
         try:
@@ -213,7 +213,7 @@ def _receive_descriptor(socket_path: str) -> int:
     return descriptors[0]
 
 
-def _map_read_only(fd: int, size: int) -> mmap.mmap:
+def map_read_only(fd: int, size: int) -> mmap.mmap:
     if os.fstat(fd).st_size != size:
         raise Incompatible(
             f"shared pool has {os.fstat(fd).st_size} bytes, expected {size}",

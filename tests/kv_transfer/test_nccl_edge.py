@@ -57,7 +57,7 @@ def test_a_part_of_a_split_pool_arrives_and_nothing_else_is_touched() -> None:
 
 
 def test_many_blocks_come_in_batches(edges: Edges, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kv_transfer.nccl_edge.BATCH_BYTES", 2 * edges.plan.block_bytes)
+    monkeypatch.setattr("kv_transfer.staging.BATCH_BYTES", 2 * edges.plan.block_bytes)
     source = edges.open()
     assert source.copy(edges.announce(*range(8))).good == tuple(range(8))
     # The self-test and four batches of two.
@@ -194,7 +194,7 @@ def test_a_wrong_token_is_refused(edges: Edges) -> None:
 
 
 def test_a_wrong_self_test_is_found(edges: Edges, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kv_transfer.nccl_edge.Staging.fill_first", lambda self, row: None)
+    monkeypatch.setattr("kv_transfer.staging.Staging.fill_first", lambda self, row: None)
     with pytest.raises(Incompatible, match="self-test failed"):
         edges.open()
 
