@@ -111,7 +111,7 @@ class KVSpec(_Section):
     block_size: int = Field(default=16, ge=1, le=1024)
     memory: ByteSize | None = Field(default=None, ge=1)
     num_blocks: int | None = Field(default=None, ge=1)
-    transport: Literal["auto", "shm", "tcp"] = "auto"
+    transport: Literal["auto", "cuda_ipc", "nccl", "shm", "tcp"] = "auto"
     lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
     # Workers look at their clocks four times a second.
     beat: float = Field(default=5.0, ge=0.2, validate_default=True)

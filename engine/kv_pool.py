@@ -36,8 +36,9 @@ class KVPool:
 
     ``tensor``: (num_blocks, *layout.block_shape) in the layout's dtype. ``generations``: uint64
     [num_blocks], written by ``core.block_pool.BlockPool``. ``nonce``: 64 random bits, never 0.
-    ``fd``, ``size`` (bytes) and ``block_bytes_view`` (uint8 [num_blocks, block_bytes], writable,
-    the same memory as ``tensor``) exist on CPU only: elsewhere None, 0 and None.
+    ``fd`` and ``size`` (bytes): the shared memory that holds ``generations`` and ``nonce``, and on
+    CPU the blocks. ``block_bytes_view``: uint8 [num_blocks, block_bytes], writable, the same memory
+    as ``tensor``; None on other devices.
     """
 
     def __init__(
@@ -67,8 +68,18 @@ class KVPool:
         nonce = secrets.randbits(64) or 1
         if torch.device(device).type == "cpu":
             return cls._shared(layout, num_blocks, nonce)
-        generations = np.zeros(num_blocks, dtype=np.uint64)
-        return cls(layout, _device_tensor(layout, num_blocks, device), generations, nonce)
+        return cls._on_device(layout, num_blocks, nonce, device)
+
+    @classmethod
+    def _on_device(cls, layout: KVLayout, num_blocks: int, nonce: int, device: str) -> KVPool:
+        """Generations and nonce lie in host memory that peers map, as if blocks had no bytes."""
+        tensor = _device_tensor(layout, num_blocks, device)
+        parts = PoolLayout(num_blocks, 0)
+        fd, memory = _shared_memory(parts)
+        raw = np.frombuffer(memory, dtype=np.uint8)
+        generations = raw[parts.generations_offset :][: num_blocks * 8].view(np.uint64)
+        raw[parts.nonce_offset :][:8].view(np.uint64)[0] = nonce
+        return cls(layout, tensor, generations, nonce, fd, parts.total_bytes)
 
     @classmethod
     def _shared(cls, layout: KVLayout, num_blocks: int, nonce: int) -> KVPool:

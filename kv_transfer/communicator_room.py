@@ -70,3 +70,7 @@ class CommunicatorRoom:
         with self._changed:
             self._live.pop(tenant, None)
             self._changed.notify_all()
+
+
+# Of this process: both roles of a mixed worker share it.
+ROOM = CommunicatorRoom()

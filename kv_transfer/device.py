@@ -102,6 +102,14 @@ class DevicePool:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class DeviceBlocks:
+    """The pool of a rank of D in GPU memory; ``tensor`` as in `DevicePool`."""
+
+    tensor: torch.Tensor
+    device: Device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class DeviceTarget:
     """D's end of one edge, in GPU memory.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from core.lease_events import PieceCopy
 from crossdock.v1 import handoff_pb2 as pb
+from kv_transfer.device import DeviceTarget
 from kv_transfer.rank_ports import EdgeChoice, EdgeTraffic
 from kv_transfer.selection import open_source
 from kv_transfer.transport import CopyResult, EdgeTarget, PieceSource
@@ -34,7 +35,7 @@ class EdgeCopied:
 class Edge:
     """From one rank of ``peer`` (for people to read). All but `abort` from the event loop."""
 
-    def __init__(self, target: EdgeTarget, peer: str) -> None:
+    def __init__(self, target: EdgeTarget | DeviceTarget, peer: str) -> None:
         self._target = target
         self._peer = peer
         self._source: PieceSource | None = None

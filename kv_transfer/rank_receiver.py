@@ -14,6 +14,7 @@ from core.lease_events import PieceCopy
 from core.shards import ParallelShape
 from core.transfer_plan import EdgePlan, edges_to, make_plan
 from crossdock.v1 import handoff_pb2 as pb
+from kv_transfer.device import DeviceBlocks, DeviceTarget
 from kv_transfer.edge import Edge
 from kv_transfer.handshake import stated_shape
 from kv_transfer.opening import open_all
@@ -27,14 +28,15 @@ class LocalRankReceiver:
 
     def __init__(
         self,
-        blocks: PoolBytes,
+        blocks: PoolBytes | DeviceBlocks,
         layout: KVLayout,
         shape: ParallelShape,
         rank: int,
         transports: Sequence[str],
     ) -> None:
-        """``blocks``: uint8 [num_blocks, block bytes of this rank]; ``layout``: blocks of the
-        whole model, split as ``shape``; ``transports``: those allowed, the fastest first."""
+        """``blocks``: uint8 [num_blocks, block bytes of this rank], or a pool on a GPU;
+        ``layout``: blocks of the whole model, split as ``shape``; ``transports``: those allowed,
+        the fastest first."""
         self._blocks = blocks
         self._layout = layout
         self._shape = shape
@@ -45,7 +47,7 @@ class LocalRankReceiver:
     async def open(self, stream: str, hello: pb.Hello) -> tuple[EdgeChoice, ...]:
         plan = make_plan(self._layout, stated_shape(hello), self._shape)
         edges = {
-            place: Edge(EdgeTarget(self._blocks, plan[place], place), _name(plan[place], hello))
+            place: Edge(_target(self._blocks, plan[place], place), _name(plan[place], hello))
             for place in edges_to(plan, self._rank)
         }
         self._edges[stream] = list(edges.values())
@@ -78,6 +80,14 @@ class LocalRankReceiver:
 
     async def close(self, stream: str) -> None:
         await asyncio.gather(*(edge.close() for edge in self._edges.pop(stream, ())))
+
+
+def _target(
+    blocks: PoolBytes | DeviceBlocks, edge: EdgePlan, place: int
+) -> EdgeTarget | DeviceTarget:
+    if isinstance(blocks, DeviceBlocks):
+        return DeviceTarget(blocks.tensor, blocks.device, edge, place)
+    return EdgeTarget(blocks, edge, place)
 
 
 def _name(edge: EdgePlan, hello: pb.Hello) -> str:

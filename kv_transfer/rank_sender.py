@@ -12,8 +12,10 @@ from functools import lru_cache
 
 from core.kv_layout import KVLayout
 from core.shards import ParallelShape
-from core.transfer_plan import Runs, edges_from, make_plan
+from core.transfer_plan import EdgePlan, edges_from, make_plan
 from crossdock.v1 import handoff_pb2 as pb
+from kv_transfer.device import DevicePool
+from kv_transfer.device_offers import DeviceOffers
 from kv_transfer.offers import PoolOffers
 from kv_transfer.regions import checksum_parts
 from kv_transfer.transport import HostPool
@@ -24,7 +26,7 @@ class LocalRankSender:
 
     def __init__(
         self,
-        pool: HostPool,
+        pool: HostPool | DevicePool,
         layout: KVLayout,
         shape: ParallelShape,
         rank: int,
@@ -36,7 +38,7 @@ class LocalRankSender:
         self._layout = layout
         self._shape = shape
         self._rank = rank
-        self._offers = PoolOffers(pool, transports, host)
+        self._offers = _offers_of(pool, transports, host)
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
 
     async def offer(self, stream: str) -> pb.RankOffer:
@@ -46,11 +48,9 @@ class LocalRankSender:
         self, stream: str, destination: ParallelShape, block_ids: Sequence[int]
     ) -> list[list[int]]:
         del stream
-        parts = _parts_from(self._layout, self._shape, destination, self._rank)
+        edges = _edges_from(self._layout, self._shape, destination, self._rank)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._describer, checksum_parts, self._pool.blocks, block_ids, parts
-        )
+        return await loop.run_in_executor(self._describer, _checksums, self._pool, block_ids, edges)
 
     def withdraw(self, stream: str) -> None:
         self._offers.withdraw(stream)
@@ -62,9 +62,26 @@ class LocalRankSender:
 
 
 @lru_cache(maxsize=256)
-def _parts_from(
+def _edges_from(
     layout: KVLayout, shape: ParallelShape, destination: ParallelShape, rank: int
-) -> tuple[Runs, ...]:
-    """What of a block goes over each edge that starts at ``rank``."""
+) -> tuple[EdgePlan, ...]:
+    """Those that start at ``rank``, in the order of the plan."""
     plan = make_plan(layout, shape, destination)
-    return tuple(plan[place].source_runs for place in edges_from(plan, rank))
+    return tuple(plan[place] for place in edges_from(plan, rank))
+
+
+def _checksums(
+    pool: HostPool | DevicePool, block_ids: Sequence[int], edges: Sequence[EdgePlan]
+) -> list[list[int]]:
+    """[block][edge]: xxh3-64 in host memory, ``kernels.checksum_blocks`` on a GPU."""
+    if isinstance(pool, DevicePool):
+        return pool.describe(block_ids, [edge.source_region for edge in edges])
+    return checksum_parts(pool.blocks, block_ids, [edge.source_runs for edge in edges])
+
+
+def _offers_of(
+    pool: HostPool | DevicePool, transports: Sequence[str], host: str
+) -> PoolOffers | DeviceOffers:
+    if isinstance(pool, DevicePool):
+        return DeviceOffers(pool, transports, host)
+    return PoolOffers(pool, transports, host)

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from core.errors import Incompatible
 from core.kv_pool_layout import PoolLayout
 from crossdock.v1 import handoff_pb2 as pb
+from kv_transfer.communicator_room import ROOM
+from kv_transfer.cuda_ipc import CudaIpcSource, IpcAddress
+from kv_transfer.cuda_memory import CudaIpcMemory, ExportedMemory
+from kv_transfer.device import DeviceTarget
+from kv_transfer.nccl_communicator import CupyNccl
+from kv_transfer.nccl_source import NcclSource
 from kv_transfer.shm import SharedMemorySource
 from kv_transfer.tcp_source import TcpSource
 from kv_transfer.tcp_stream import TcpAddress
-from kv_transfer.transport import SHM, TCP, EdgeTarget, PieceSource
+from kv_transfer.token_listener import TokenAddress
+from kv_transfer.transport import CUDA_IPC, NCCL, SHM, TCP, EdgeTarget, PieceSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +34,7 @@ class Chosen:
 
 
 def open_source(
-    offer: pb.RankOffer, allowed: Sequence[str], target: EdgeTarget, peer: str
+    offer: pb.RankOffer, allowed: Sequence[str], target: EdgeTarget | DeviceTarget, peer: str
 ) -> Chosen:
     """Tries the ``allowed`` transports that a rank of P offers, in this order; takes seconds at
     worst.
@@ -40,7 +47,7 @@ def open_source(
             failed.append(f"{name}: not offered by {peer}")
             continue
         try:
-            return Chosen(_OPENERS[name](offer, target), "; ".join(failed))
+            return Chosen(_open(name, offer, target), "; ".join(failed))
         except (Incompatible, OSError) as error:
             failed.append(f"{name}: {error.message if isinstance(error, Incompatible) else error}")
     raise Incompatible(
@@ -48,6 +55,16 @@ def open_source(
         f"(offered: {', '.join(offer.transports)})",
         reason="NO_COMMON_TRANSPORT",
     )
+
+
+def _open(name: str, offer: pb.RankOffer, target: EdgeTarget | DeviceTarget) -> PieceSource:
+    if isinstance(target, DeviceTarget):
+        if name in _DEVICE_OPENERS:
+            return _DEVICE_OPENERS[name](offer, target)
+    elif name in _OPENERS:
+        return _OPENERS[name](offer, target)
+    where = "on a GPU" if isinstance(target, DeviceTarget) else "in host memory"
+    raise Incompatible(f"the KV pool of this worker is {where}", reason="WRONG_MEMORY")
 
 
 def _open_shm(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
@@ -63,4 +80,27 @@ def _open_tcp(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
 _OPENERS: Mapping[str, Callable[[pb.RankOffer, EdgeTarget], PieceSource]] = {
     SHM: _open_shm,
     TCP: _open_tcp,
+}
+
+
+def _open_cuda_ipc(offer: pb.RankOffer, target: DeviceTarget) -> PieceSource:
+    ipc = offer.cuda_ipc
+    address = IpcAddress(
+        ipc.socket_path, ipc.nonce, ipc.num_blocks, _from_wire(ipc.pool), _from_wire(ipc.probe)
+    )
+    return CudaIpcSource(address, target, CudaIpcMemory())
+
+
+def _open_nccl(offer: pb.RankOffer, target: DeviceTarget) -> PieceSource:
+    address = TokenAddress(offer.nccl.host, offer.nccl.port, offer.nccl.token)
+    return NcclSource(address, target, CupyNccl(target.tensor.device.index), ROOM)
+
+
+def _from_wire(memory: pb.CudaMemory) -> ExportedMemory:
+    return ExportedMemory(memory.handle, memory.offset, memory.size)
+
+
+_DEVICE_OPENERS: Mapping[str, Callable[[pb.RankOffer, DeviceTarget], PieceSource]] = {
+    CUDA_IPC: _open_cuda_ipc,
+    NCCL: _open_nccl,
 }

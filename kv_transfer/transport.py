@@ -20,8 +20,9 @@ CUDA_IPC = "cuda_ipc"
 NCCL = "nccl"
 SHM = "shm"
 TCP = "tcp"
-# All of them, the fastest first.
+# Between pools in host memory, and between pools on GPUs; the fastest first.
 TRANSPORTS = (SHM, TCP)
+DEVICE_TRANSPORTS = (CUDA_IPC, NCCL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,7 @@ class PieceSource(Protocol):
         """Gives up the way; nothing is written into D's pool after it returns."""
 
 
-def allowed_transports(setting: str) -> tuple[str, ...]:
-    """What ``kv.transport`` allows, the fastest first: "auto" is all of them."""
-    return TRANSPORTS if setting == "auto" else (setting,)
+def allowed_transports(setting: str, on_device: bool = False) -> tuple[str, ...]:
+    """What ``kv.transport`` allows, the fastest first: "auto" is all for the memory of the pool."""
+    fitting = DEVICE_TRANSPORTS if on_device else TRANSPORTS
+    return fitting if setting == "auto" else (setting,)

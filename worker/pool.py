@@ -4,11 +4,12 @@ handoff."""
 from __future__ import annotations
 
 from core.block_pool import BlockPool
-from core.errors import Incompatible
 from core.kv_layout import KVLayout
 from core.worker_settings import WorkerSettings
 from engine.kv_pool import KVPool
 from engine.runner import LoadedModel
+from kv_transfer.cuda_device import CudaDevice
+from kv_transfer.device import DeviceBlocks, DevicePool
 from kv_transfer.rank_receiver import LocalRankReceiver
 from kv_transfer.rank_sender import LocalRankSender
 from kv_transfer.regions import PoolBytes
@@ -21,18 +22,19 @@ def new_block_pool(model: LoadedModel) -> BlockPool:
     return BlockPool(pool.num_blocks, pool.layout.block_size, pool.generations)
 
 
-def pool_bytes(pool: KVPool) -> PoolBytes:
-    """uint8 [num_blocks, block_bytes]. Raises `Incompatible` for a pool in device memory."""
-    if pool.block_bytes_view is None:
-        raise _not_in_host_memory()
-    return pool.block_bytes_view
+def sending_pool(pool: KVPool) -> HostPool | DevicePool:
+    """The pool of an open model, as P's transports export it."""
+    fd = -1 if pool.fd is None else pool.fd
+    if pool.block_bytes_view is not None:
+        return HostPool(fd, pool.nonce, pool.block_bytes_view, pool.generations)
+    return DevicePool(pool.tensor, pool.generations, pool.nonce, fd, _device_of(pool))
 
 
-def host_pool(pool: KVPool) -> HostPool:
-    """What transports export. Raises `Incompatible` as `pool_bytes` does."""
-    if pool.fd is None:
-        raise _not_in_host_memory()
-    return HostPool(pool.fd, pool.nonce, pool_bytes(pool), pool.generations)
+def receiving_blocks(pool: KVPool) -> PoolBytes | DeviceBlocks:
+    """The pool of an open model, as D's transports write it."""
+    if pool.block_bytes_view is not None:
+        return pool.block_bytes_view
+    return DeviceBlocks(pool.tensor, _device_of(pool))
 
 
 def local_sender(
@@ -40,26 +42,26 @@ def local_sender(
 ) -> LocalRankSender:
     """For rank ``rank`` of a prefill worker; close it before the model's pool is closed.
 
-    ``host``: where it listens for decode workers. Raises `Incompatible` as `pool_bytes` does.
+    ``host``: where it listens for decode workers.
     """
     return LocalRankSender(
-        host_pool(model.pool),
+        sending_pool(model.pool),
         whole_layout(settings, model),
         settings.shape,
         rank,
-        allowed_transports(settings.transport),
+        allowed_transports(settings.transport, model.pool.block_bytes_view is None),
         host,
     )
 
 
 def local_receiver(settings: WorkerSettings, model: LoadedModel, rank: int) -> LocalRankReceiver:
-    """For rank ``rank`` of a decode worker. Raises `Incompatible` as `pool_bytes` does."""
+    """For rank ``rank`` of a decode worker."""
     return LocalRankReceiver(
-        pool_bytes(model.pool),
+        receiving_blocks(model.pool),
         whole_layout(settings, model),
         settings.shape,
         rank,
-        allowed_transports(settings.transport),
+        allowed_transports(settings.transport, model.pool.block_bytes_view is None),
     )
 
 
@@ -68,9 +70,5 @@ def whole_layout(settings: WorkerSettings, model: LoadedModel) -> KVLayout:
     return model.config.kv_layout(settings.block_size, settings.dtype)
 
 
-def _not_in_host_memory() -> Incompatible:
-    return Incompatible(
-        "this KV pool is in device memory; handing blocks over needs a transport for it, "
-        "and this version has only those for host memory: use --prefill 0",
-        reason="NO_DEVICE_TRANSPORT",
-    )
+def _device_of(pool: KVPool) -> CudaDevice:
+    return CudaDevice(pool.tensor.device.index)

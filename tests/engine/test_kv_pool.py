@@ -122,8 +122,14 @@ def test_memory_is_what_the_machine_has_and_the_cgroup_allows(tmp_path: Path) ->
     assert available_memory(tmp_path / "none", tmp_path / "none") is None
 
 
-def test_pools_on_other_devices_share_no_memory() -> None:
+def test_a_pool_on_another_device_shares_its_generations_and_not_its_blocks() -> None:
     pool = KVPool.create(LAYOUT, 3, "meta")
-    assert (pool.fd, pool.size, pool.block_bytes_view) == (None, 0, None)
+    parts = PoolLayout(3, 0)
+    assert pool.block_bytes_view is None
     assert pool.tensor.shape == (3, *LAYOUT.block_shape)
-    assert pool.generations.shape == (3,)
+    assert (pool.fd is not None, pool.size) == (True, parts.total_bytes)
+    pool.generations[:] = (4, 5, 6)
+    seen = os.pread(pool.fd or 0, 24, parts.generations_offset)
+    assert np.frombuffer(seen, np.uint64).tolist() == [4, 5, 6]
+    assert int.from_bytes(os.pread(pool.fd or 0, 8, parts.nonce_offset), "little") == pool.nonce
+    pool.close()

@@ -18,10 +18,13 @@ from core.kv_pool_layout import PoolLayout
 from core.lease_events import PieceCopy
 from core.shards import ParallelShape
 from core.transfer_plan import make_plan
+from crossdock.v1 import handoff_pb2 as pb
 from kernels.pack_blocks import pack_reference
 from kv_transfer.cuda_ipc import CudaIpcSource, IpcExporter
 from kv_transfer.cuda_memory import ExportedMemory
 from kv_transfer.device import DevicePool, DeviceTarget, block_region
+from kv_transfer.selection import open_source
+from kv_transfer.transport import DEVICE_TRANSPORTS, TRANSPORTS, EdgeTarget, allowed_transports
 
 NONCE = 0x1234_5678_9ABC_DEF0
 
@@ -156,3 +159,19 @@ def test_after_an_abort_nothing_is_copied(edge: Edge) -> None:
     assert source.copy(edge.announce(5)).bad == (0,)
     assert not edge.destination.view(torch.uint8).any()
     source.close()
+
+
+def test_a_pool_in_the_wrong_memory_is_named_as_the_reason(edge: Edge) -> None:
+    on_gpu = DeviceTarget(edge.destination, edge.gpu, edge.plan, place=1)
+    in_host = EdgeTarget(np.zeros((1, 8), np.uint8), edge.plan, place=1)
+    offered = pb.RankOffer(transports=[*TRANSPORTS, *DEVICE_TRANSPORTS])
+    with pytest.raises(Incompatible, match="shm: the KV pool of this worker is on a GPU"):
+        open_source(offered, TRANSPORTS, on_gpu, "P0")
+    with pytest.raises(Incompatible, match="nccl: the KV pool of this worker is in host memory"):
+        open_source(offered, DEVICE_TRANSPORTS, in_host, "P0")
+
+
+def test_auto_means_what_fits_the_memory_of_the_pool() -> None:
+    assert allowed_transports("auto") == TRANSPORTS
+    assert allowed_transports("auto", on_device=True) == DEVICE_TRANSPORTS
+    assert allowed_transports("nccl", on_device=True) == ("nccl",)

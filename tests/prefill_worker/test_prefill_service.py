@@ -24,7 +24,7 @@ from prefill_worker.messages import DecodeLost
 from prefill_worker.service import PrefillService
 from text.tokenizer import Tokenizer
 from wire.attempts import key_to_wire, sampling_to_wire, tokens_to_wire
-from worker.pool import host_pool
+from worker.pool import sending_pool
 from worker.ranks.replica import Replica
 
 LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=8, block_size=4, dtype="float32")
@@ -74,7 +74,7 @@ async def shell(model: LoadedModel) -> AsyncIterator[Shell]:
     identity = WorkerIdentity("P0", epoch=1, model_hash=5, layout=LAYOUT)
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE()))
     sender = LocalRankSender(
-        host_pool(model.pool), LAYOUT, ONE_RANK, 0, [SETTINGS.transport], "127.0.0.1"
+        sending_pool(model.pool), LAYOUT, ONE_RANK, 0, [SETTINGS.transport], "127.0.0.1"
     )
     replica = Replica(LocalExecutor(model.runner.execute), pb.RankStats)
     opened = Shell(SETTINGS, identity, model, tokenizer, replica, [sender])

@@ -70,14 +70,18 @@ class Hello(_message.Message):
     def __init__(self, protocol_version: _Optional[int] = ..., worker: _Optional[str] = ..., epoch: _Optional[int] = ..., decode_epoch: _Optional[int] = ..., model_hash: _Optional[int] = ..., layout_hash: _Optional[int] = ..., dtype: _Optional[str] = ..., block_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., pipeline_parallel_size: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankOffer, _Mapping]]] = ...) -> None: ...
 
 class RankOffer(_message.Message):
-    __slots__ = ("transports", "shm", "tcp")
+    __slots__ = ("transports", "shm", "tcp", "cuda_ipc", "nccl")
     TRANSPORTS_FIELD_NUMBER: _ClassVar[int]
     SHM_FIELD_NUMBER: _ClassVar[int]
     TCP_FIELD_NUMBER: _ClassVar[int]
+    CUDA_IPC_FIELD_NUMBER: _ClassVar[int]
+    NCCL_FIELD_NUMBER: _ClassVar[int]
     transports: _containers.RepeatedScalarFieldContainer[str]
     shm: ShmOffer
     tcp: TcpOffer
-    def __init__(self, transports: _Optional[_Iterable[str]] = ..., shm: _Optional[_Union[ShmOffer, _Mapping]] = ..., tcp: _Optional[_Union[TcpOffer, _Mapping]] = ...) -> None: ...
+    cuda_ipc: CudaIpcOffer
+    nccl: NcclOffer
+    def __init__(self, transports: _Optional[_Iterable[str]] = ..., shm: _Optional[_Union[ShmOffer, _Mapping]] = ..., tcp: _Optional[_Union[TcpOffer, _Mapping]] = ..., cuda_ipc: _Optional[_Union[CudaIpcOffer, _Mapping]] = ..., nccl: _Optional[_Union[NcclOffer, _Mapping]] = ...) -> None: ...
 
 class ShmOffer(_message.Message):
     __slots__ = ("socket_path", "nonce", "num_blocks")
@@ -90,6 +94,40 @@ class ShmOffer(_message.Message):
     def __init__(self, socket_path: _Optional[str] = ..., nonce: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
 
 class TcpOffer(_message.Message):
+    __slots__ = ("host", "port", "token")
+    HOST_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    host: str
+    port: int
+    token: bytes
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
+
+class CudaIpcOffer(_message.Message):
+    __slots__ = ("socket_path", "nonce", "num_blocks", "pool", "probe")
+    SOCKET_PATH_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    POOL_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
+    socket_path: str
+    nonce: int
+    num_blocks: int
+    pool: CudaMemory
+    probe: CudaMemory
+    def __init__(self, socket_path: _Optional[str] = ..., nonce: _Optional[int] = ..., num_blocks: _Optional[int] = ..., pool: _Optional[_Union[CudaMemory, _Mapping]] = ..., probe: _Optional[_Union[CudaMemory, _Mapping]] = ...) -> None: ...
+
+class CudaMemory(_message.Message):
+    __slots__ = ("handle", "offset", "size")
+    HANDLE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    handle: bytes
+    offset: int
+    size: int
+    def __init__(self, handle: _Optional[bytes] = ..., offset: _Optional[int] = ..., size: _Optional[int] = ...) -> None: ...
+
+class NcclOffer(_message.Message):
     __slots__ = ("host", "port", "token")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
