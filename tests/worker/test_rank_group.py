@@ -125,6 +125,7 @@ async def test_a_rank_that_says_nothing_is_lost() -> None:
     connection = await asyncio.to_thread(connect_to_leader, group.address)
     joining = pb.RankMessage(request=1, join=join_message(settings_of(2, 1), 1))
     connection.sendall(pack_message(joining))
+    connection.sendall(pack_message(pb.RankMessage(ready=pb.RankReady(model_hash=7))))
     error = await asyncio.to_thread(group.lost.exception, 10)
     connection.close()
     assert str(error) == "rank 1 is lost: rank 1 said nothing for 0.05 s"

@@ -54,10 +54,14 @@ class RankConnection:
         self._awaited: dict[int, Answer] = {}
         connection.setblocking(True)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        microseconds = round(silence_s * 1e6)
+        self.limit_silence(silence_s)
+
+    def limit_silence(self, silence_s: float) -> None:
+        """Another limit. On the reading thread: it holds for what is read next."""
+        self._silence_s = silence_s
         # The kernel's own timeout: Python's would make every call two.
-        limit = struct.pack("@ll", *divmod(microseconds, 1_000_000))
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        limit = struct.pack("@ll", *divmod(round(silence_s * 1e6), 1_000_000))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def start(
         self,

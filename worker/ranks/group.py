@@ -1,8 +1,9 @@
 """The leading rank's hold on the other ranks of its replica.
 
 Covers: waiting until all have joined and are ready, their rendezvous, pings, sending to them, and
-the end: a rank whose connection ends, that is silent for 10 s or that says it crashed is lost, and
-with it the replica, once; all connections end in the same moment, so the other ranks end too.
+the end: a rank whose connection ends, that is silent for 10 s (60 s while it loads) or that says it
+crashed is lost, and with it the replica, once; all connections end in the same moment, so the other
+ranks end too.
 Does not cover: steps (``worker.ranks.executor``), blocks (``worker.ranks.remote_sender`` and
 ``remote_receiver``).
 """
@@ -30,6 +31,8 @@ from worker.ranks.membership import Membership
 _log = logging.getLogger(__name__)
 PING_S = 2.0
 _SILENCE_S = 10.0
+# While a rank loads: many processes that import torch on few cores starve each other.
+_LOADING_SILENCE_S = 60.0
 _RENDEZVOUS_S = 120.0
 
 
@@ -140,7 +143,7 @@ class RankGroup:
 
     def _admitted(self, connection: socket.socket) -> None:
         """A connection of somebody who knows the token; its first message says which rank it is."""
-        peer = _Peer(RankConnection(connection, "a new rank", self._silence_s))
+        peer = _Peer(RankConnection(connection, "a new rank", _LOADING_SILENCE_S))
         peer.connection.start(
             functools.partial(self._on_message, peer), functools.partial(self._on_end, peer)
         )
@@ -192,6 +195,7 @@ class RankGroup:
 
     def _note_ready(self, sender: _Peer, message: pb.RankReady) -> None:
         assert sender.rank is not None
+        sender.connection.limit_silence(self._silence_s)
         with self._lock:
             self._members.ready(sender.rank, message.model_hash)
             complete = self._members.all_ready
