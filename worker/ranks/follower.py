@@ -30,8 +30,8 @@ from worker.ranks.membership import join_message
 from worker.ranks.own_stats import own_stats
 
 _log = logging.getLogger(__name__)
-# The leader pings every 2 s. It is given longer than it gives us: a leader that hung for a while, or
-# starves while it loads, should find its ranks.
+# The leader pings every 2 s. It is given longer than it gives us: a leader that hung for a while,
+# or starves while it loads, should find its ranks.
 _SILENCE_S = 60.0
 _RENDEZVOUS_S = 120.0
 # How long the engine may take for its last steps, and how long after a failure: it hangs then,
