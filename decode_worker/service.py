@@ -57,6 +57,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             new_block_pool(model),
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            depth=replica.executor.depth,
             eos=frozenset(tokenizer.eos_token_ids),
             times=times,
             new_lease_id=lambda: secrets.randbits(63) + 1,

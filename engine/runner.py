@@ -47,8 +47,9 @@ class ModelRunner:
         logits = self.model.forward(batch, self.pool.tensor)
         result = None if logits is None else sample(logits, batch.sampled_slices)
         if self.model.device.type == "cuda":
-            # What follows a step (handing its blocks over) must find them written.
-            torch.cuda.synchronize(self.model.device)
+            # What follows a step (handing its blocks over) must find them written. Not the whole
+            # device: a transfer that waits for a slow peer is under way on a stream of its own.
+            torch.cuda.current_stream(self.model.device).synchronize()
         return result
 
 

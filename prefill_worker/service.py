@@ -61,6 +61,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             new_block_pool(model),
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
+            depth=replica.executor.depth,
             eos=frozenset(tokenizer.eos_token_ids),
             times=LeaseTimes(lease=settings.lease_s, beat=settings.beat_s),
             ends_by_text=self._ends_by_text,

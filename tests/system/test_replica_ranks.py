@@ -19,6 +19,7 @@ from tiny_model import make_tiny_model
 from core.request import Role, SamplingParams
 from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import worker_pb2 as pb
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
@@ -83,17 +84,26 @@ async def test_a_handoff_between_many_ranks_changes_no_token(
 async def test_a_stage_starts_the_next_step_before_the_other_ended_this_one(
     settings: WorkerSettings,
 ) -> None:
+    """While prompts are computed, and with two answers that were drawn in one step."""
     with start_replica(replace(settings, shape=ParallelShape(1, 2))) as replica:
         async with attached(replica.place.endpoint) as router:
             await router.generate(PROMPTS, GREEDY)
-            stats = await router.stats()
+            prompts = overlapping_steps(await router.stats())
+            await router.generate(PROMPTS[:1], replace(GREEDY, n=2, max_tokens=60))
+            answers = overlapping_steps(await router.stats())
+    assert prompts
+    # Each of the two answers is in every other step; 64 steps are remembered.
+    assert len(answers) > 20
+
+
+def overlapping_steps(stats: pb.WorkerStats) -> list[int]:
+    """Those that the second stage had not ended when the first one began the next."""
     first, second = ({i.step: i for i in rank.intervals} for rank in stats.ranks)
-    overlapping = [
+    return [
         step
-        for step in first.keys() & second.keys()
+        for step in sorted(first.keys() & second.keys())
         if step + 1 in first and first[step + 1].start_s < second[step].end_s
     ]
-    assert overlapping
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
