@@ -18,7 +18,7 @@ from core.request import AttemptKey, RequestKey
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.answer_stream import Deliver, Prompt
-from router.flow import Flow
+from router.flow import Flow, RetryLimits
 from router.flow_messages import (
     ClientGone,
     Command,
@@ -79,6 +79,7 @@ class Dispatcher:
         disaggregation: Disaggregation,
         metrics: Metrics,
         random: Random,
+        limits: RetryLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
@@ -88,6 +89,7 @@ class Dispatcher:
         self._disaggregation = disaggregation
         self._metrics = metrics
         self._random = random
+        self._limits = limits
         self._clock = clock
         self._ids = RequestIds()
         self._running: dict[RequestKey, _Running] = {}
@@ -101,7 +103,7 @@ class Dispatcher:
         """
         now = self._clock()
         self._ids.claim(prompt.key, now)
-        flow = Flow(prompt.key, prompt.arrived, prompt.deadline, prompt.sampling.n)
+        flow = Flow(prompt.key, prompt.arrived, prompt.deadline, prompt.sampling.n, self._limits)
         running = _Running(prompt, flow, deliver)
         self._running[prompt.key] = running
         self.idle.clear()

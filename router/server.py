@@ -21,6 +21,7 @@ from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from router.directory import Directory
 from router.dispatcher import Dispatcher
+from router.flow import RetryLimits
 from router.grpc_decoding import RefuseUnreadable
 from router.grpc_limits import SERVER_OPTIONS
 from router.http_bodies import MAX_BODY_BYTES
@@ -46,7 +47,8 @@ _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
-    """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs."""
+    """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
+    ``limits``: of each request."""
 
     registry: str
     model: Path
@@ -58,6 +60,7 @@ class RouterSettings:
     block_size: int = 16
     disaggregation: Disaggregation = Disaggregation.AUTO
     drain_s: float = 30.0
+    limits: RetryLimits = field(default_factory=RetryLimits)
     router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
 
 
@@ -77,6 +80,7 @@ class RouterServer:
             disaggregation=settings.disaggregation,
             metrics=self._metrics,
             random=Random(),
+            limits=settings.limits,
         )
         self._intake = RequestIntake(
             model,

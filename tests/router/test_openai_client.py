@@ -12,13 +12,18 @@ from fake_worker import FakeWorker, sequence_output
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from router.flow import RetryLimits
+
 SCRIPT = ((10, "hello"), (11, " world"))
 CHAT: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
 async def cluster(start_cluster: Any) -> Any:
-    return await start_cluster(FakeWorker("d0", "decode", script=SCRIPT))
+    d0 = FakeWorker("d0", "decode", script=SCRIPT)
+    return await start_cluster(
+        d0, limits=RetryLimits(attach_patience_s=0.2, replacement_patience_s=0.2)
+    )
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from core.block_hash import block_hashes
 from crossdock.client import AsyncClient, Client, ServerError
 from crossdock.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
+from router.flow import RetryLimits
 
 SCRIPT = ((10, "hello"), (11, " world"))
 
@@ -271,7 +272,8 @@ async def test_a_decode_worker_killed_after_tokens_aborts_with_their_number(
 async def test_no_decode_worker_left_is_unavailable_with_a_time_to_retry(
     start_cluster: Any,
 ) -> None:
-    cluster = await start_cluster(prefill(), decode())
+    limits = RetryLimits(replacement_patience_s=0.2)
+    cluster = await start_cluster(prefill(), decode(), limits=limits)
     answer = asyncio.create_task(refused(cluster.client, "hello"))
     await cluster["d0"].got("open")
     await cluster["d0"].kill()
