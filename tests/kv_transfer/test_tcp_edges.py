@@ -21,7 +21,7 @@ from scripted_prefill import (
     introduce,
 )
 
-from core.handoff import Beat, FailureCause
+from core.handoff import Ack, Beat, FailureCause, ToPrefill
 from core.lease_events import Copied, CopyPieces, FromPrefill, PeerLost, PieceCopy
 from core.request import AttemptKey, RequestKey
 from core.shards import ONE_RANK, ParallelShape
@@ -99,6 +99,7 @@ class Stream:
     """P's end of a handoff stream, with an offer of our choice."""
 
     def __init__(self, decode: Decode, address: TcpAddress, worker: str = "P0") -> None:
+        self.heard: asyncio.Queue[ToPrefill] = asyncio.Queue()
         self.lost: asyncio.Queue[tuple[FailureCause, str]] = asyncio.Queue()
         self.session = PrefillSession(
             decode.endpoint,
@@ -107,7 +108,7 @@ class Stream:
             [Offering(address)],
             stream="to D0",
             blocks_per_announcement=1,
-            on_message=lambda message: None,
+            on_message=self.heard.put_nowait,
             on_lost=lambda cause, detail: self.lost.put_nowait((cause, detail)),
         )
         self.session.send(Beat((), 0.0))
@@ -136,8 +137,13 @@ async def test_why_no_faster_way_was_taken_is_told_to_both_sides(
     decode: Decode, server: TcpServer
 ) -> None:
     stream = Stream(decode, invited(server))
-    decode.copy(await decode.peer(), one_copy(3))
+    peer = await decode.peer()
+    decode.copy(peer, one_copy(3))
     assert await decode.events.get() == Copied(1, (0,), ())
+    acknowledged = Ack(KEY, lease_id=1, verified=1, resend=())
+    decode.handoff.send(peer, acknowledged)
+    # Behind D's hello on the same stream: P has read that one, too.
+    assert await stream.heard.get() == acknowledged
     (edge,) = decode.handoff.edge_counters
     assert (stream.session.transports, edge.transport) == (("tcp",), "tcp")
     assert (edge.blocks, edge.bytes) == (1, BLOCK_BYTES)
