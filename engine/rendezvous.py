@@ -21,6 +21,9 @@ class KeyValues(Protocol):
     def get(self, key: str) -> bytes:
         """Waits until some rank has set it. Raises TimeoutError, or what ended the wait."""
 
+    def has(self, key: str) -> bool:
+        """Whether some rank has set it. Raises what ended the replica."""
+
 
 class PrefixedStore(Store):
     """The keys of one process group. The deadline of a wait is that of ``values``.
@@ -45,3 +48,12 @@ class PrefixedStore(Store):
         del timeout
         for key in keys:
             self.get(key)
+
+    def check(self, keys: Sequence[str]) -> bool:
+        """Whether all are set, at once: NCCL's watchdog looks whether another rank gave up."""
+        return all(self._values.has(self._prefix + key) for key in keys)
+
+    def clone(self) -> PrefixedStore:
+        """For another thread, which may as well use this one; and nobody would keep a new one
+        alive."""
+        return self

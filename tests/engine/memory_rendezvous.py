@@ -18,6 +18,10 @@ class InMemory:
             self._values[key] = value
             self._changed.notify_all()
 
+    def has(self, key: str) -> bool:
+        with self._changed:
+            return key in self._values
+
     def get(self, key: str) -> bytes:
         with self._changed:
             if not self._changed.wait_for(lambda: key in self._values, self._timeout_s):

@@ -37,6 +37,8 @@ async def test_values_travel_between_ranks() -> None:
         await asyncio.to_thread(one.set, "address", b"\x00here")
         assert await waiting == b"\x00here"
         assert replica.group.key_values.get("address") == b"\x00here"
+        assert await asyncio.to_thread(two.has, "address")
+        assert not await asyncio.to_thread(two.has, "of nobody")
 
 
 def test_who_does_not_know_the_token_hears_a_greeting_only() -> None:

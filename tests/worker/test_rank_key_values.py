@@ -24,6 +24,13 @@ def test_get_waits_for_set() -> None:
         assert [got.result() for got in waiting] == [b"here"] * 3
 
 
+def test_has_does_not_wait() -> None:
+    values = LeaderKeyValues(timeout_s=3600)
+    assert not values.has("address")
+    values.set("address", b"")
+    assert values.has("address")
+
+
 def test_a_value_that_never_comes_is_named() -> None:
     with pytest.raises(TimeoutError, match=r"no rank has set stage0/1 within 0.01 s"):
         LeaderKeyValues(timeout_s=0.01).get("stage0/1")
@@ -36,3 +43,5 @@ def test_the_end_of_the_replica_ends_every_wait() -> None:
     assert isinstance(before.exception(0), ConnectionError)
     with pytest.raises(ConnectionError, match="rank 1 is lost"):
         values.get("b")
+    with pytest.raises(ConnectionError, match="rank 1 is lost"):
+        values.has("b")

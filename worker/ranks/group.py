@@ -211,7 +211,12 @@ class RankGroup:
             value = pb.FoundValue(value=found.result())
             connection.answer(message, pb.RankMessage(found_value=value))
 
-        self.key_values.when_set(message.get_value.key).add_done_callback(answer)
+        found = self.key_values.when_set(message.get_value.key)
+        if message.get_value.now and not found.done():
+            missing = pb.FoundValue(missing=True)
+            connection.answer(message, pb.RankMessage(found_value=missing))
+            return
+        found.add_done_callback(answer)
 
 
 class _Peer:

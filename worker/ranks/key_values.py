@@ -39,6 +39,14 @@ class LeaderKeyValues:
         except TimeoutError:
             raise _missing(key, self._timeout_s) from None
 
+    def has(self, key: str) -> bool:
+        """Whether it is there now. Raises why it never will be."""
+        found = self.when_set(key)
+        if not found.done():
+            return False
+        found.result()
+        return True
+
     def when_set(self, key: str) -> Future[bytes]:
         """Done as soon as there is a value. Not to be cancelled: others wait for the same."""
         with self._lock:
@@ -74,11 +82,18 @@ class RemoteKeyValues:
 
     def get(self, key: str) -> bytes:
         """Blocks until it is there. Raises ``TimeoutError`` or ``ConnectionError``."""
-        asked = self._leader.ask(pb.RankMessage(get_value=pb.GetValue(key=key)))
+        return self._ask(pb.GetValue(key=key)).value
+
+    def has(self, key: str) -> bool:
+        """Whether it is there now. Raises as `get`."""
+        return not self._ask(pb.GetValue(key=key, now=True)).missing
+
+    def _ask(self, question: pb.GetValue) -> pb.FoundValue:
+        asked = self._leader.ask(pb.RankMessage(get_value=question))
         try:
-            return asked.result(self._timeout_s).found_value.value
+            return asked.result(self._timeout_s).found_value
         except TimeoutError:
-            raise _missing(key, self._timeout_s) from None
+            raise _missing(question.key, self._timeout_s) from None
 
 
 def _missing(key: str, timeout_s: float) -> TimeoutError:

@@ -109,16 +109,20 @@ class SetValue(_message.Message):
     def __init__(self, key: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class GetValue(_message.Message):
-    __slots__ = ("key",)
+    __slots__ = ("key", "now")
     KEY_FIELD_NUMBER: _ClassVar[int]
+    NOW_FIELD_NUMBER: _ClassVar[int]
     key: str
-    def __init__(self, key: _Optional[str] = ...) -> None: ...
+    now: bool
+    def __init__(self, key: _Optional[str] = ..., now: bool = ...) -> None: ...
 
 class FoundValue(_message.Message):
-    __slots__ = ("value",)
+    __slots__ = ("value", "missing")
     VALUE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     value: bytes
-    def __init__(self, value: _Optional[bytes] = ...) -> None: ...
+    missing: bool
+    def __init__(self, value: _Optional[bytes] = ..., missing: bool = ...) -> None: ...
 
 class RankReady(_message.Message):
     __slots__ = ("model_hash",)
