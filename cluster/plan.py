@@ -17,6 +17,7 @@ from core.config import ClusterSpec
 from core.errors import InvalidField
 from core.request import Role
 from core.shards import check_kv_split
+from core.tls_files import TlsFiles
 from core.worker_settings import RankSettings, WorkerSettings
 
 POOLS = ("prefill", "decode")
@@ -165,6 +166,7 @@ def replica_settings(
         lease_s=spec.kv.lease,
         beat_s=spec.kv.beat,
         shape=pool.shape,
+        tls=TlsFiles(**spec.tls.model_dump()) if spec.tls is not None else None,
     )
     others = range(1, len(places))
     return ReplicaSettings(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from cluster.tls_check import usable_tls
 from core.config import ClusterSpec, make_spec
 from core.errors import InvalidField
 
@@ -14,9 +15,13 @@ from core.errors import InvalidField
 def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
     """The spec in the file at ``path`` (None: all defaults), with ``overrides`` by dotted path.
 
-    Raises ``InvalidField`` if the file can't be read, is not YAML, or says what can't be served.
+    Raises ``InvalidField`` if the file can't be read, is not YAML, or says what can't be served,
+    or if a file that it names for ``tls`` can't be used.
     """
-    return make_spec(_read(path) if path else None, overrides)
+    spec = make_spec(_read(path) if path else None, overrides)
+    if spec.tls is None:
+        return spec
+    return spec.model_copy(update={"tls": usable_tls(spec.tls)})
 
 
 def _read(path: Path) -> Mapping[str, object]:

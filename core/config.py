@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -149,6 +149,15 @@ class RouterSpec(_Section):
     disaggregation: Literal["auto", "always"] = "auto"
 
 
+class TlsSpec(_Section):
+    """Paths of PEM files, the same on every node: who signed all certificates, this cluster's
+    certificate, and its key. With it, KV blocks that go over TCP do so by mutual TLS."""
+
+    ca: str = Field(min_length=1)
+    cert: str = Field(min_length=1)
+    key: str = Field(min_length=1)
+
+
 class ClusterSpec(_Section):
     """``model``: an imported model folder; None: the demo model. ``max_model_len`` in tokens;
     None: as much as the model and the KV pool allow."""
@@ -160,6 +169,22 @@ class ClusterSpec(_Section):
     pools: PoolsSpec = PoolsSpec()
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
+    tls: TlsSpec | None = None
+
+    @field_validator("tls")
+    @classmethod
+    def _covers_all_that_leaves_a_host(
+        cls, tls: TlsSpec | None, info: ValidationInfo
+    ) -> TlsSpec | None:
+        engine, kv = info.data.get("engine"), info.data.get("kv")
+        if tls is None or engine is None or kv is None:
+            return tls
+        if engine.device == "cuda" and kv.transport in ("auto", "nccl"):
+            raise ValueError(
+                "on GPUs KV blocks go over NCCL, which is not encrypted: leave tls out, or set "
+                "kv.transport to cuda_ipc, which leaves no host"
+            )
+        return tls
 
 
 def make_spec(
@@ -184,8 +209,9 @@ def field_paths(model: type[BaseModel] = ClusterSpec, prefix: str = "") -> list[
     paths: list[str] = []
     for name, info in model.model_fields.items():
         paths.append(prefix + name)
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            paths += field_paths(info.annotation, f"{prefix}{name}.")
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                paths += field_paths(kind, f"{prefix}{name}.")
     return paths
 
 
@@ -205,6 +231,9 @@ def _in_plain_words(error: ErrorDetails) -> InvalidField:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         return InvalidField(path, error["input"], _nearest(path), reason="UNKNOWN_FIELD")
+    if error["type"] == "missing":
+        section = ".".join(str(part) for part in error["loc"][:-1])
+        return InvalidField(path, None, f"is missing: {section} needs it beside the others")
     message = error["msg"].removeprefix("Value error, ")
     value = "…" if isinstance(error["input"], dict) else error["input"]
     return InvalidField(path or "config", value, message[0].lower() + message[1:])

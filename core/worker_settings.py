@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
+from core.tls_files import TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,8 @@ class WorkerSettings:
 
     ``num_blocks`` is the size of each rank's KV pool in blocks; ``max_num_batched_tokens`` the
     budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
-    to (empty: not bound); ``transport`` is ``kv.transport``; times are in seconds.
+    to (empty: not bound); ``transport`` is ``kv.transport``; ``tls`` is for KV blocks over TCP
+    (None: in the clear); times are in seconds.
     """
 
     worker: str
@@ -34,6 +36,7 @@ class WorkerSettings:
     lease_s: float = 30.0
     beat_s: float = 5.0
     shape: ParallelShape = ONE_RANK
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from core.lease_events import PieceCopy
+from core.tls_files import TlsFiles
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.device import DeviceTarget
 from kv_transfer.rank_ports import EdgeChoice, EdgeTraffic
@@ -35,9 +36,13 @@ class EdgeCopied:
 class Edge:
     """From one rank of ``peer`` (for people to read). All but `abort` from the event loop."""
 
-    def __init__(self, target: EdgeTarget | DeviceTarget, peer: str) -> None:
+    def __init__(
+        self, target: EdgeTarget | DeviceTarget, peer: str, tls: TlsFiles | None = None
+    ) -> None:
+        """``tls``: with which TCP is taken; None: in the clear."""
         self._target = target
         self._peer = peer
+        self._tls = tls
         self._source: PieceSource | None = None
         self._aborted = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-copy")
@@ -47,7 +52,7 @@ class Edge:
         """Raises `Incompatible` if no transport works."""
         loop = asyncio.get_running_loop()
         chosen = await loop.run_in_executor(
-            self._thread, open_source, offer, allowed, self._target, self._peer
+            self._thread, open_source, offer, allowed, self._target, self._peer, self._tls
         )
         self._source = chosen.source
         plan = self._target.plan

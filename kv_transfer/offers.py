@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from core.tls_files import TlsFiles
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.shm import PoolExporter
 from kv_transfer.tcp_server import TcpServer
@@ -11,13 +12,19 @@ from kv_transfer.transport import SHM, TCP, HostPool
 
 
 class PoolOffers:
-    """Exports ``pool`` over each of ``transports``. TCP listens on ``host``, any free port."""
+    """Exports ``pool`` over each of ``transports``. TCP listens on ``host``, any free port, and
+    takes only peers with a certificate unless ``tls`` is None."""
 
-    def __init__(self, pool: HostPool, transports: Sequence[str], host: str) -> None:
+    def __init__(
+        self, pool: HostPool, transports: Sequence[str], host: str, tls: TlsFiles | None
+    ) -> None:
         self._pool = pool
         self._host = host
+        self._with_tls = tls is not None
         self._shm = PoolExporter(pool.fd) if SHM in transports else None
-        self._tcp = TcpServer(host, pool.blocks, pool.generations) if TCP in transports else None
+        self._tcp: TcpServer | None = None
+        if TCP in transports:
+            self._tcp = TcpServer(host, pool.blocks, pool.generations, tls)
         self._tcp_tokens: dict[str, bytes] = {}
 
     def new_offer(self, stream: str) -> pb.RankOffer:
@@ -34,6 +41,7 @@ class PoolOffers:
             offer.tcp.host = self._host
             offer.tcp.port = self._tcp.port
             offer.tcp.token = self._tcp_tokens[stream]
+            offer.tcp.tls = self._with_tls
         return offer
 
     def withdraw(self, stream: str) -> None:

@@ -12,6 +12,7 @@ from functools import lru_cache
 
 from core.kv_layout import KVLayout
 from core.shards import ParallelShape
+from core.tls_files import TlsFiles
 from core.transfer_plan import EdgePlan, edges_from, make_plan
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.device import DevicePool
@@ -32,13 +33,15 @@ class LocalRankSender:
         rank: int,
         transports: Sequence[str],
         host: str,
+        tls: TlsFiles | None = None,
     ) -> None:
-        """``pool``: of this rank; ``layout``: blocks of the whole model, split as ``shape``."""
+        """``pool``: of this rank; ``layout``: blocks of the whole model, split as ``shape``;
+        ``tls``: with which TCP is offered, None: in the clear."""
         self._pool = pool
         self._layout = layout
         self._shape = shape
         self._rank = rank
-        self._offers = _offers_of(pool, transports, host)
+        self._offers = _offers_of(pool, transports, host, tls)
         self._describer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-describe")
 
     async def offer(self, stream: str) -> pb.RankOffer:
@@ -80,8 +83,8 @@ def _checksums(
 
 
 def _offers_of(
-    pool: HostPool | DevicePool, transports: Sequence[str], host: str
+    pool: HostPool | DevicePool, transports: Sequence[str], host: str, tls: TlsFiles | None
 ) -> PoolOffers | DeviceOffers:
     if isinstance(pool, DevicePool):
         return DeviceOffers(pool, transports, host)
-    return PoolOffers(pool, transports, host)
+    return PoolOffers(pool, transports, host, tls)

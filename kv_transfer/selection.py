@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from core.errors import Incompatible
 from core.kv_pool_layout import PoolLayout
+from core.tls_files import TlsFiles
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.communicator_room import ROOM
 from kv_transfer.cuda_ipc import CudaIpcSource, IpcAddress
@@ -34,12 +35,17 @@ class Chosen:
 
 
 def open_source(
-    offer: pb.RankOffer, allowed: Sequence[str], target: EdgeTarget | DeviceTarget, peer: str
+    offer: pb.RankOffer,
+    allowed: Sequence[str],
+    target: EdgeTarget | DeviceTarget,
+    peer: str,
+    tls: TlsFiles | None = None,
 ) -> Chosen:
     """Tries the ``allowed`` transports that a rank of P offers, in this order; takes seconds at
     worst.
 
-    ``peer``: P's name, for messages. Raises `Incompatible`, with the reason of each, if none works.
+    ``peer``: P's name, for messages; ``tls``: with which TCP is taken, None: in the clear. Raises
+    `Incompatible`, with the reason of each, if none works.
     """
     failed: list[str] = []
     for name in allowed:
@@ -47,7 +53,7 @@ def open_source(
             failed.append(f"{name}: not offered by {peer}")
             continue
         try:
-            return Chosen(_open(name, offer, target), "; ".join(failed))
+            return Chosen(_open(name, offer, target, tls), "; ".join(failed))
         except (Incompatible, OSError) as error:
             failed.append(f"{name}: {error.message if isinstance(error, Incompatible) else error}")
     raise Incompatible(
@@ -57,12 +63,16 @@ def open_source(
     )
 
 
-def _open(name: str, offer: pb.RankOffer, target: EdgeTarget | DeviceTarget) -> PieceSource:
+def _open(
+    name: str, offer: pb.RankOffer, target: EdgeTarget | DeviceTarget, tls: TlsFiles | None
+) -> PieceSource:
     if isinstance(target, DeviceTarget):
         if name in _DEVICE_OPENERS:
             return _DEVICE_OPENERS[name](offer, target)
-    elif name in _OPENERS:
-        return _OPENERS[name](offer, target)
+    elif name == SHM:
+        return _open_shm(offer, target)
+    elif name == TCP:
+        return _open_tcp(offer, target, tls)
     where = "on a GPU" if isinstance(target, DeviceTarget) else "in host memory"
     raise Incompatible(f"the KV pool of this worker is {where}", reason="WRONG_MEMORY")
 
@@ -72,15 +82,20 @@ def _open_shm(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
     return SharedMemorySource(offer.shm.socket_path, offer.shm.nonce, layout, target)
 
 
-def _open_tcp(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
+def _open_tcp(offer: pb.RankOffer, target: EdgeTarget, tls: TlsFiles | None) -> PieceSource:
+    # Each side would wait for the other's first word.
+    if offer.tcp.tls and tls is None:
+        raise _only_one_has_tls("takes only peers with TLS, and this worker has no certificate")
+    if tls is not None and not offer.tcp.tls:
+        raise _only_one_has_tls("offers TCP without TLS, and this worker takes it only with TLS")
     address = TcpAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
-    return TcpSource(address, target)
+    return TcpSource(address, target, tls=tls)
 
 
-_OPENERS: Mapping[str, Callable[[pb.RankOffer, EdgeTarget], PieceSource]] = {
-    SHM: _open_shm,
-    TCP: _open_tcp,
-}
+def _only_one_has_tls(what: str) -> Incompatible:
+    return Incompatible(
+        f"the peer {what}: start both with the setting tls, or both without", reason="TLS_DIFFERS"
+    )
 
 
 def _open_cuda_ipc(offer: pb.RankOffer, target: DeviceTarget) -> PieceSource:

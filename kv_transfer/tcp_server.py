@@ -17,13 +17,14 @@ import socket
 import threading
 import time
 
+from core.tls_files import TlsFiles
 from core.transfer_plan import Runs
 from kv_transfer import tcp_wire as wire
 from kv_transfer.iovecs import over, over_parts
 from kv_transfer.regions import PoolBytes
 from kv_transfer.socket_io import prepare, wake
 from kv_transfer.tcp_channel import Channel, channel_over, receive_bytes, send_bytes
-from kv_transfer.tls import TlsFiles
+from kv_transfer.tls import server_context
 from kv_transfer.transport import Generations
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class TcpServer:
         tls: TlsFiles | None = None,
     ) -> None:
         """``tls``: take only peers with a certificate; None: in the clear."""
-        self._tls = tls.server_context() if tls is not None else None
+        self._tls = server_context(tls) if tls is not None else None
         self._pool = pool
         self._generations = generations
         self._lock = threading.Lock()

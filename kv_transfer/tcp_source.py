@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from core.errors import Incompatible
 from core.lease_events import PieceCopy
+from core.tls_files import TlsFiles
 from kv_transfer.socket_io import resolve
 from kv_transfer.tcp_stream import CONNECT_LIMIT_S, TcpAddress, TcpStream
-from kv_transfer.tls import TlsFiles
+from kv_transfer.tls import client_context
 from kv_transfer.transport import TCP, CopyResult, EdgeTarget
 
 # A copy ends long before a lease does (20 s without a sign of life on P, by default).
@@ -43,7 +44,7 @@ class TcpSource:
         ``streams``: connections that share the pieces of a copy. ``tls``: None is in the clear.
         """
         self._limit_s = limit_s
-        context = tls.client_context() if tls is not None else None
+        context = client_context(tls) if tls is not None else None
         # Resolved once: no deadline bounds that, and one life of P stays where it is.
         try:
             places = resolve(address.host, address.port)

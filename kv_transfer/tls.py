@@ -7,41 +7,41 @@ beforehand, and each offer carries a token that its holder proves. Does not cove
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
 
 from core.errors import InvalidField
+from core.tls_files import TlsFiles
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
-    """Paths of PEM files. ``ca``: who signed the certificates of all workers. ``key``: of
-    ``cert``, this worker's own."""
+def server_context(files: TlsFiles) -> ssl.SSLContext:
+    """Raises ``InvalidField`` if the files can't be used."""
+    context = _load(files, ssl.PROTOCOL_TLS_SERVER)
+    # Nobody resumes, and a client that says nothing first should not have to read them.
+    context.num_tickets = 0
+    return context
 
-    ca: str
-    cert: str
-    key: str
 
-    def server_context(self) -> ssl.SSLContext:
-        """Raises ``InvalidField`` if the files can't be used."""
-        context = self._load(ssl.PROTOCOL_TLS_SERVER)
-        # Nobody resumes, and a client that says nothing first should not have to read them.
-        context.num_tickets = 0
-        return context
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """Raises ``InvalidField`` if the files can't be used."""
+    return _load(files, ssl.PROTOCOL_TLS_CLIENT)
 
-    def client_context(self) -> ssl.SSLContext:
-        """Raises ``InvalidField`` if the files can't be used."""
-        return self._load(ssl.PROTOCOL_TLS_CLIENT)
 
-    def _load(self, protocol: int) -> ssl.SSLContext:
-        context = ssl.SSLContext(protocol)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_REQUIRED
-        try:
-            context.load_verify_locations(self.ca)
-            context.load_cert_chain(self.cert, self.key)
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidField(
-                "tls", str(self), f"these files can't be used: {error}", reason="TLS_FILES"
-            ) from error
-        return context
+def _load(files: TlsFiles, protocol: int) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_REQUIRED
+    try:
+        context.load_verify_locations(files.ca)
+    except (OSError, ssl.SSLError) as error:
+        fix = f"can't be used: {error}; must be the PEM file of who signed all certificates"
+        raise InvalidField("tls.ca", files.ca, fix, reason="TLS_FILES") from error
+    try:
+        # The password: one asked for on the terminal would stop a worker for good.
+        context.load_cert_chain(files.cert, files.key, password="")
+    except (OSError, ssl.SSLError) as error:
+        fix = (
+            f"can't be used with tls.key = {files.key!r}: {error}; must be PEM files of a "
+            "certificate and its private key, without a password"
+        )
+        raise InvalidField("tls.cert", files.cert, fix, reason="TLS_FILES") from error
+    return context

@@ -51,6 +51,7 @@ def local_sender(
         rank,
         allowed_transports(settings.transport, model.pool.block_bytes_view is None),
         host,
+        settings.tls,
     )
 
 
@@ -62,6 +63,7 @@ def local_receiver(settings: WorkerSettings, model: LoadedModel, rank: int) -> L
         settings.shape,
         rank,
         allowed_transports(settings.transport, model.pool.block_bytes_view is None),
+        settings.tls,
     )
 
 

@@ -23,6 +23,7 @@ from core.config import make_spec
 from core.errors import InvalidField
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
+from core.tls_files import TlsFiles
 
 
 def model(dtype: str = "bfloat16") -> ModelFolder:
@@ -120,6 +121,13 @@ def test_workers_are_told_how_blocks_may_move_and_how_long_leases_last() -> None
     spec = make_spec({"kv": {"transport": "tcp", "lease": 9, "beat": 2}})
     told = [settings_of(spec, slot, (0,)).leader for slot in list_slots(spec)]
     assert [(t.transport, t.lease_s, t.beat_s) for t in told] == [("tcp", 9.0, 2.0)] * 2
+
+
+def test_workers_are_told_where_their_certificates_are() -> None:
+    files = {"ca": "/ca.pem", "cert": "/worker.pem", "key": "/worker.key"}
+    for told, tls in ((TlsFiles(**files), files), (None, None)):
+        spec = make_spec({"tls": tls})
+        assert {settings_of(spec, slot, (0,)).leader.tls for slot in list_slots(spec)} == {told}
 
 
 def test_every_rank_is_told_its_own_place_and_the_settings_of_its_worker() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from certificates import make_authority, make_worker, openssl
 
 from cluster.spec_file import load_spec
 from core.errors import InvalidField
@@ -42,3 +43,41 @@ def test_a_bad_file_is_refused_in_plain_words(tmp_path: Path, text: str, words: 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidField, match="can't be read"):
         load_spec(tmp_path / "nowhere.yaml")
+
+
+@pytest.fixture
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with ca.pem, worker.pem and worker.key."""
+    make_authority(tmp_path)
+    make_worker(tmp_path, "worker", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TLS = "tls: {ca: ca.pem, cert: worker.pem, key: worker.key}"
+
+
+def test_tls_files_are_found_from_wherever_workers_run(certified: Path) -> None:
+    tls = load_spec(write(certified, TLS)).tls
+    assert tls is not None
+    assert (tls.ca, tls.cert) == (str(certified / "ca.pem"), str(certified / "worker.pem"))
+    assert tls.key == str(certified / "worker.key")
+
+
+def test_a_tls_file_that_is_not_there_is_named(certified: Path) -> None:
+    (certified / "worker.key").unlink()
+    with pytest.raises(InvalidField, match=r"tls.key = .*worker.key.* can't be read: No such file"):
+        load_spec(write(certified, TLS))
+
+
+def test_a_key_with_a_password_is_refused_and_not_asked_for(certified: Path) -> None:
+    openssl(
+        *["ec", "-in", "worker.key", "-out", "locked.key", "-aes256", "-passout", "pass:secret"]
+    )
+    with pytest.raises(InvalidField, match=r"tls.cert = .* without a password"):
+        load_spec(write(certified, TLS.replace("worker.key", "locked.key")))
+
+
+def test_a_key_of_another_certificate_is_refused(certified: Path) -> None:
+    with pytest.raises(InvalidField, match=r"tls.cert = .* can't be used with tls.key"):
+        load_spec(write(certified, TLS.replace("worker.key", "ca.key")))

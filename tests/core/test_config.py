@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from core.config import ClusterSpec, field_paths, make_spec, parse_bytes
+from core.config import ClusterSpec, TlsSpec, field_paths, make_spec, parse_bytes
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
 from core.request import REQUEST_ID_KEPT_S
 from core.shards import ONE_RANK, ParallelShape
+
+TLS = {"ca": "ca.pem", "cert": "worker.pem", "key": "worker.key"}
 
 
 def refusal(settings: dict) -> str:
@@ -40,8 +42,10 @@ def test_a_full_config_is_taken_as_written() -> None:
                 },
             },
             "kv": {"block_size": 32, "memory": "1GiB", "transport": "tcp", "lease": 9, "beat": 2},
+            "tls": TLS,
         }
     )
+    assert spec.tls == TlsSpec(**TLS)
     assert (spec.kv.lease, spec.kv.beat) == (9.0, 2.0)
     assert spec.pools.prefill.resources == {"CPU": 0.5}
     assert spec.pools.decode.max_num_batched_tokens == 256
@@ -70,6 +74,7 @@ def test_what_is_no_size_is_refused(text: object) -> None:
         ({"modle": "x"}, "modle", "model"),
         ({"kv": {"blocksize": 8}}, "kv.blocksize", "kv.block_size"),
         ({"block_size": 8}, "block_size", "kv.block_size"),
+        ({"tls": {"certs": "worker.pem"} | TLS}, "tls.certs", "tls.cert"),
         ({"pools": {"decode": {"replica": 2}}}, "pools.decode.replica", "pools.decode.replicas"),
     ],
 )
@@ -107,6 +112,10 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
         ({"kv": {"lease": float("nan")}}, "kv.lease = nan"),
         ({"kv": {"beat": 0.1}}, "kv.beat = 0.1"),
         ({"pools": 3}, "pools = 3"),
+        ({"tls": {"ca": "ca.pem", "cert": "worker.pem"}},
+         "tls.key = None: is missing: tls needs it beside the others"),
+        ({"tls": {"ca": "", "cert": "worker.pem", "key": "worker.key"}}, "tls.ca = ''"),
+        ({"tls": TLS, "engine": {"device": "cuda"}}, "NCCL, which is not encrypted: leave tls out"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_served_is_refused_by_name(settings: dict, words: str) -> None:
@@ -130,6 +139,6 @@ def test_flags_win_over_the_file_and_leave_the_rest() -> None:
 
 
 def test_every_section_lists_its_paths() -> None:
-    assert {"model", "engine.threads", "pools.prefill.resources", "kv.num_blocks"} <= set(
+    assert {"model", "engine.threads", "pools.prefill.resources", "tls", "tls.key"} <= set(
         field_paths()
     )

@@ -38,6 +38,7 @@ from core.lease_events import (
 )
 from core.request import AttemptKey, RequestKey, SamplingParams
 from core.shards import ParallelShape, kv_shards, shard_layout
+from core.tls_files import TlsFiles
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.decode_session import HandoffServer
@@ -150,7 +151,11 @@ class PrefillReplica:
     what was heard from D."""
 
     def __init__(
-        self, layout: KVLayout, shape: ParallelShape, transports: Sequence[str] = TRANSPORTS
+        self,
+        layout: KVLayout,
+        shape: ParallelShape,
+        transports: Sequence[str] = TRANSPORTS,
+        tls: TlsFiles | None = None,
     ) -> None:
         self.identity = prefill_identity(layout, shape)
         generator = np.random.default_rng(1)
@@ -158,7 +163,7 @@ class PrefillReplica:
         self.model = generator.integers(0, 256, size, dtype=np.uint8)
         self.pools = [SharedPool.holding(part) for part in split(self.model, layout, shape)]
         self.local = [
-            LocalRankSender(pool.exported, layout, shape, rank, transports, "127.0.0.1")
+            LocalRankSender(pool.exported, layout, shape, rank, transports, "127.0.0.1", tls)
             for rank, pool in enumerate(self.pools)
         ]
         self.senders: list[RankSender] = list(self.local)
@@ -197,6 +202,7 @@ class DecodeReplica:
     layout: KVLayout
     shape: ParallelShape
     receivers: list[RankReceiver] = field(default_factory=list)
+    tls: TlsFiles | None = None
     started: list[StartSequence] = field(default_factory=list)
     copied: list[Copied] = field(default_factory=list)
     endpoint: str = ""
@@ -210,7 +216,7 @@ class DecodeReplica:
         self.leases = LeaseTable(self.pool, LeaseTimes(), itertools.count(1).__next__)
         self.lost = asyncio.Event()
         self.receivers = self.receivers or [
-            LocalRankReceiver(blocks, self.layout, self.shape, rank, TRANSPORTS)
+            LocalRankReceiver(blocks, self.layout, self.shape, rank, TRANSPORTS, self.tls)
             for rank, blocks in enumerate(self.blocks)
         ]
         identity = decode_identity(self.layout, self.shape)
@@ -244,6 +250,15 @@ class DecodeReplica:
         await self.server.start()
         self.endpoint = f"127.0.0.1:{port}"
         self.handle(Opened(KEY))
+
+
+@asynccontextmanager
+async def prefilling(
+    layout: KVLayout, shape: ParallelShape, transport: str = "shm", tls: TlsFiles | None = None
+) -> AsyncIterator[PrefillReplica]:
+    replica = PrefillReplica(layout, shape, [transport], tls)
+    yield replica
+    replica.close()
 
 
 @asynccontextmanager

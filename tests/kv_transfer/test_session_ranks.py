@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,11 +14,11 @@ from replicas import (
     DecodeReplica,
     OtherReceiver,
     OtherSender,
-    PrefillReplica,
     UnreachableSender,
+    prefilling,
     serving,
-    split,
 )
+from whole_handoff import hand_over, landed_bit_for_bit
 
 from core.handoff import Ack, Commit, Committed, FailureCause
 from core.kv_layout import KVLayout
@@ -27,7 +26,7 @@ from core.lease_events import PieceCopy
 from core.shards import ONE_RANK, ParallelShape
 from core.step import SampledToken
 from crossdock.v1 import handoff_pb2 as pb
-from kv_transfer.prefill_session import Announcement, PrefillSession
+from kv_transfer.prefill_session import Announcement
 from kv_transfer.rank_ports import EdgeChoice, RankCopied
 
 pytestmark = pytest.mark.processes
@@ -38,33 +37,6 @@ TENSOR = [ParallelShape(n) for n in (1, 2, 4, 8)]
 SHAPES = [ParallelShape(*shape) for shape in ((1, 1), (3, 1), (1, 2), (3, 2), (1, 5))]
 TWO = ParallelShape(2)
 STAGES = ParallelShape(1, 2)
-IDS = (6, 2, 4)
-
-
-@asynccontextmanager
-async def prefilling(
-    layout: KVLayout, shape: ParallelShape, transport: str = "shm"
-) -> AsyncIterator[PrefillReplica]:
-    replica = PrefillReplica(layout, shape, [transport])
-    yield replica
-    replica.close()
-
-
-async def hand_over(prefill: PrefillReplica, session: PrefillSession) -> None:
-    """The whole prompt, in one go."""
-    lease = await prefill.reserve(session)
-    session.send(Announcement(KEY, lease, 0, IDS, (0, 0, 0)))
-    session.send(Commit(KEY, lease, (SampledToken(42),), 0))
-    assert await prefill.heard.get() == Ack(KEY, lease, 2, ())
-    assert await prefill.heard.get() == Ack(KEY, lease, 3, ())
-    assert await prefill.heard.get() == Committed(KEY, lease)
-
-
-def landed_bit_for_bit(prefill: PrefillReplica, decode: DecodeReplica) -> bool:
-    (start,) = decode.started
-    wanted = split(prefill.model[list(IDS)], decode.layout, decode.shape)
-    ranks = zip(decode.blocks, wanted, strict=True)
-    return all(np.array_equal(blocks[start.block_ids], part) for blocks, part in ranks)
 
 
 @pytest.mark.parametrize("theirs", TENSOR, ids=str)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
+from certificates import make_authority, make_worker
 from equal_edge import announced, whole_target
 from scripted_prefill import HOST
 
@@ -17,45 +16,20 @@ from core.handoff import Piece
 from core.kv_layout import KVLayout
 from core.lease_events import PieceCopy
 from core.shards import ONE_RANK, ParallelShape
+from core.tls_files import TlsFiles
 from core.transfer_plan import make_plan
 from kv_transfer import tcp_server, tcp_stream
 from kv_transfer.regions import checksum_parts
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
 from kv_transfer.tcp_stream import TcpAddress
-from kv_transfer.tls import TlsFiles
+from kv_transfer.tls import server_context
 from kv_transfer.transport import EdgeTarget
 
 # Larger than what is encrypted by one call.
 LAYOUT = KVLayout(num_layers=5, num_kv_heads=4, head_dim=64, block_size=32, dtype="float32")
 assert LAYOUT.block_bytes > 256 << 10
 NUM_BLOCKS = 4
-
-
-def openssl(*arguments: str) -> None:
-    subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-
-
-def make_authority(folder: Path) -> None:
-    openssl(
-        *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-        *("-subj", "/CN=authority", "-days", "2"),
-        *("-keyout", f"{folder}/ca.key", "-out", f"{folder}/ca.pem"),
-    )
-
-
-def make_worker(folder: Path, name: str, authority: Path) -> TlsFiles:
-    request = folder / f"{name}.csr"
-    files = TlsFiles(f"{folder}/ca.pem", f"{folder}/{name}.pem", f"{folder}/{name}.key")
-    openssl(
-        *("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
-        *("-subj", f"/CN={name}", "-keyout", files.key, "-out", str(request)),
-    )
-    openssl(
-        *("x509", "-req", "-in", str(request), "-days", "2", "-set_serial", "1"),
-        *("-CA", f"{authority}/ca.pem", "-CAkey", f"{authority}/ca.key", "-out", files.cert),
-    )
-    return files
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +181,11 @@ def test_a_copy_that_gets_no_answer_ends_in_time(
 
 
 def test_files_that_cannot_be_used_are_named(ours: TlsFiles) -> None:
-    for wrong in (TlsFiles(ours.ca, ours.cert, "nowhere"), TlsFiles(ours.key, ours.cert, ours.key)):
-        with pytest.raises(InvalidField, match="these files can't be used"):
-            wrong.server_context()
+    wrong = {
+        "tls.ca": TlsFiles(ours.key, ours.cert, ours.key),
+        "tls.cert": TlsFiles(ours.ca, ours.cert, "nowhere"),
+    }
+    for field, files in wrong.items():
+        with pytest.raises(InvalidField, match=f"{field} = .* can't be used") as refused:
+            server_context(files)
+        assert refused.value.field == field

@@ -94,14 +94,16 @@ class ShmOffer(_message.Message):
     def __init__(self, socket_path: _Optional[str] = ..., nonce: _Optional[int] = ..., num_blocks: _Optional[int] = ...) -> None: ...
 
 class TcpOffer(_message.Message):
-    __slots__ = ("host", "port", "token")
+    __slots__ = ("host", "port", "token", "tls")
     HOST_FIELD_NUMBER: _ClassVar[int]
     PORT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TLS_FIELD_NUMBER: _ClassVar[int]
     host: str
     port: int
     token: bytes
-    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ...) -> None: ...
+    tls: bool
+    def __init__(self, host: _Optional[str] = ..., port: _Optional[int] = ..., token: _Optional[bytes] = ..., tls: bool = ...) -> None: ...
 
 class CudaIpcOffer(_message.Message):
     __slots__ = ("socket_path", "nonce", "num_blocks", "pool", "probe")
