@@ -7,7 +7,7 @@ over their holders. Does not cover: moving the bytes (``kv_transfer``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,10 +68,13 @@ def make_plan(
     """
     senders = kv_shards(layout, source)
     receivers = kv_shards(layout, destination)
+    holders: dict[Region, list[int]] = {}
+    for i, held in enumerate(senders):
+        holders.setdefault(held, []).append(i)
     return tuple(
         _edge(layout, senders, receivers, i, j)
         for j in range(len(receivers))
-        for i in _sources_of(senders, receivers[j], j)
+        for i in _sources_of(holders, receivers[j], j)
     )
 
 
@@ -102,13 +105,18 @@ def region_runs(layout: KVLayout, region: Region) -> Runs:
     return np.stack([starts, np.full_like(starts, length)], axis=1)
 
 
-def _sources_of(senders: Sequence[Region], wanted: Region, destination: int) -> list[int]:
-    """The ranks of P that send to a rank of D: one for each different part that it needs."""
-    holders: dict[Region, list[int]] = {}
-    for i, held in enumerate(senders):
-        if not held.intersection(wanted).is_empty:
-            holders.setdefault(held, []).append(i)
-    return sorted(ranks[destination % len(ranks)] for ranks in holders.values())
+def _sources_of(
+    holders: Mapping[Region, Sequence[int]], wanted: Region, destination: int
+) -> list[int]:
+    """The ranks of P that send to a rank of D: one for each different part that it needs.
+
+    ``holders``: which ranks hold each part.
+    """
+    return sorted(
+        ranks[destination % len(ranks)]
+        for held, ranks in holders.items()
+        if not held.intersection(wanted).is_empty
+    )
 
 
 def _edge(

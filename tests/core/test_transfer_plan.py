@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +13,7 @@ from hypothesis import strategies as st
 from core.errors import InvalidField
 from core.kv_layout import KVLayout
 from core.shards import ParallelShape, Region, check_kv_split, kv_shards, shard_layout
-from core.transfer_plan import EdgePlan, edges_from, edges_to, make_plan
+from core.transfer_plan import edges_from, edges_to, make_plan, region_runs
 
 SIZES = range(1, 9)
 SHAPES = [ParallelShape(tensor, pipeline) for tensor in SIZES for pipeline in SIZES]
@@ -40,37 +43,67 @@ def part(block: np.ndarray, region: Region) -> np.ndarray:
     ]
 
 
-def carry_out(edge: EdgePlan, source: np.ndarray, destination: np.ndarray) -> None:
-    """Byte by byte, as a transport with iovecs does it."""
-    taken = np.concatenate(
-        [source[first : first + length] for first, length in edge.source_runs.tolist()]
-    )
-    done = 0
-    for first, length in edge.destination_runs.tolist():
-        destination[first : first + length] = taken[done : done + length]
-        done += length
-    assert done == len(taken) == edge.block_bytes
+@cache
+def places_of(layout: KVLayout, region: Region) -> np.ndarray:
+    """Where each byte of a region lies, in the order in which a transport moves them."""
+    runs = region_runs(layout, region).tolist()
+    return np.concatenate([np.arange(first, first + length) for first, length in runs])
+
+
+@cache
+def shards_of(layout: KVLayout, shape: ParallelShape) -> list[np.ndarray]:
+    """The part of the block that each rank holds, as bytes."""
+    parts = [part(block_of(layout), shard) for shard in kv_shards(layout, shape)]
+    return [np.ascontiguousarray(one).view(np.uint8).reshape(-1) for one in parts]
+
+
+def check_every_shard_arrives(
+    layout: KVLayout, source: ParallelShape, destination: ParallelShape
+) -> None:
+    sent, expected = shards_of(layout, source), shards_of(layout, destination)
+    landed = [np.full_like(wanted, 255) for wanted in expected]
+    for edge in make_plan(layout, source, destination):
+        taken = sent[edge.source][places_of(edge.source_layout, edge.source_region)]
+        places = places_of(edge.destination_layout, edge.destination_region)
+        landed[edge.destination][places] = taken
+    for arrived, wanted in zip(landed, expected, strict=True):
+        assert arrived.tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("num_kv_heads", [3, 4])
+def test_every_shard_arrives_whole(num_kv_heads: int) -> None:
+    """All pairs: heads that are split, whole, and held several times, on both sides."""
+    layout = layout_of(num_kv_heads)
+    shapes = [shape for shape in SHAPES if splits(layout, shape)]
+    for source, destination in product(shapes, shapes):
+        check_every_shard_arrives(layout, source, destination)
+
+
+@given(st.sampled_from([1, 2, 6, 8]), st.data())
+def test_every_shard_arrives_whole_with_other_heads(num_kv_heads: int, data: st.DataObject) -> None:
+    layout = layout_of(num_kv_heads)
+    shapes = st.sampled_from([shape for shape in SHAPES if splits(layout, shape)])
+    check_every_shard_arrives(layout, data.draw(shapes), data.draw(shapes))
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 3, 4, 8])
-@pytest.mark.parametrize("source", SHAPES, ids=str)
-def test_every_shard_arrives_whole(num_kv_heads: int, source: ParallelShape) -> None:
+def test_a_shape_that_does_not_split_has_no_plan(num_kv_heads: int) -> None:
     layout = layout_of(num_kv_heads)
-    if not splits(layout, source):
-        with pytest.raises(InvalidField, match="can be split into"):
-            make_plan(layout, source, ParallelShape())
-        return
-    whole = block_of(layout)
-    sent = [np.ascontiguousarray(part(whole, shard)) for shard in kv_shards(layout, source)]
-    for destination in filter(lambda shape: splits(layout, shape), SHAPES):
-        plan = make_plan(layout, source, destination)
-        for rank, shard in enumerate(kv_shards(layout, destination)):
-            landed = np.full(shard_layout(layout, shard).block_bytes, 255, np.uint8)
-            for place in edges_to(plan, rank):
-                edge = plan[place]
-                carry_out(edge, sent[edge.source].view(np.uint8).reshape(-1), landed)
-            expected = np.ascontiguousarray(part(whole, shard)).view(np.uint8).reshape(-1)
-            assert (landed == expected).all()
+    for shape in SHAPES:
+        if not splits(layout, shape):
+            with pytest.raises(InvalidField, match="can be split into"):
+                make_plan(layout, shape, ParallelShape())
+            with pytest.raises(InvalidField, match="can be split into"):
+                make_plan(layout, ParallelShape(), shape)
+
+
+def test_an_edge_moves_the_bytes_of_its_regions() -> None:
+    for edge in make_plan(layout_of(4), ParallelShape(2, 3), ParallelShape(4, 2)):
+        there = region_runs(edge.source_layout, edge.source_region)
+        here = region_runs(edge.destination_layout, edge.destination_region)
+        assert np.array_equal(edge.source_runs, there)
+        assert np.array_equal(edge.destination_runs, here)
+        assert there[:, 1].sum() == here[:, 1].sum() == edge.block_bytes
 
 
 @given(
