@@ -25,16 +25,15 @@ from pydantic_core import ErrorDetails
 
 from core.errors import InvalidField
 from core.request import REQUEST_ID_KEPT_S
-from core.shards import ParallelShape
+from core.shards import MAX_RANKS, ParallelShape
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 # Of one pool.
 MAX_REPLICAS = 1024
-# In one direction; a model's own limits are far below.
-MAX_PARALLEL_SIZE = 1024
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+_TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
 
 
 def parse_bytes(value: object) -> int:
@@ -46,7 +45,7 @@ def parse_bytes(value: object) -> int:
 
 
 ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
-ParallelSize = Annotated[int, Field(ge=1, le=MAX_PARALLEL_SIZE, strict=True)]
+ParallelSize = Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)]
 Amount = Annotated[float, Field(gt=0)]
 
 
@@ -78,6 +77,17 @@ class PoolSpec(_Section):
     max_num_batched_tokens: int | None = Field(default=None, ge=1)
     tensor_parallel_size: ParallelSize = 1
     pipeline_parallel_size: ParallelSize = 1
+
+    @field_validator("pipeline_parallel_size")
+    @classmethod
+    def _not_too_many_ranks(cls, pipeline: int, info: ValidationInfo) -> int:
+        tensor = info.data.get("tensor_parallel_size", 1)
+        if tensor * pipeline > MAX_RANKS:
+            raise ValueError(
+                f"with tensor_parallel_size = {tensor} it must be at most {MAX_RANKS // tensor}: "
+                f"a replica has at most {MAX_RANKS} ranks"
+            )
+        return pipeline
 
     @property
     def shape(self) -> ParallelShape:
@@ -170,6 +180,19 @@ class ClusterSpec(_Section):
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
     tls: TlsSpec | None = None
+
+    @field_validator("kv")
+    @classmethod
+    def _transport_suits_the_device(cls, kv: KVSpec, info: ValidationInfo) -> KVSpec:
+        engine = info.data.get("engine")
+        if engine is None or kv.transport in ("auto", *_TRANSPORTS_OF[engine.device]):
+            return kv
+        valid = ", ".join(("auto", *_TRANSPORTS_OF[engine.device]))
+        raise InvalidField(
+            "kv.transport",
+            kv.transport,
+            f"with engine.device = {engine.device} KV blocks can go over {valid}",
+        )
 
     @field_validator("tls")
     @classmethod

@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from core.errors import InvalidField
 from core.kv_layout import KVLayout
 
+# Of one replica; whoever states more at a handshake is refused.
+MAX_RANKS = 256
+
 
 @dataclass(frozen=True, slots=True)
 class ParallelShape:

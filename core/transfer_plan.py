@@ -34,16 +34,9 @@ class EdgePlan:
     destination_layout: KVLayout
 
     @property
-    def is_whole(self) -> bool:
-        """Both ranks' blocks are equal: one block is one copy."""
-        return self.source_layout == self.destination_layout and self.block_bytes == (
-            self.source_layout.block_bytes
-        )
-
-    @property
     def block_bytes(self) -> int:
         """Bytes of one block that come over this edge."""
-        return region_layout(self.source_layout, self.source_region).block_bytes
+        return shard_layout(self.source_layout, self.source_region).block_bytes
 
     @property
     def source_runs(self) -> Runs:
@@ -86,11 +79,6 @@ def edges_from(plan: Sequence[EdgePlan], rank: int) -> list[int]:
 def edges_to(plan: Sequence[EdgePlan], rank: int) -> list[int]:
     """Places in the plan of the edges that end at this rank of D."""
     return [place for place, edge in enumerate(plan) if edge.destination == rank]
-
-
-def region_layout(layout: KVLayout, region: Region) -> KVLayout:
-    """The layout that the region's bytes have when they lie together."""
-    return shard_layout(layout, region)
 
 
 def region_runs(layout: KVLayout, region: Region) -> Runs:

@@ -11,12 +11,11 @@ from dataclasses import dataclass
 
 from core.errors import Incompatible, InvalidField
 from core.kv_layout import PROTOCOL_VERSION, KVLayout
-from core.shards import ONE_RANK, ParallelShape, check_kv_split
+from core.shards import MAX_RANKS, ONE_RANK, ParallelShape, check_kv_split
 from core.transfer_plan import EdgePlan, make_plan
 from crossdock.v1 import handoff_pb2 as pb
 
 # Far above any real replica: a plan of this many ranks on both sides is still made in no time.
-_MAX_RANKS = 256
 _MAX_NAME = 256
 
 
@@ -117,8 +116,8 @@ def _find_wrong_split(layout: KVLayout, offered: pb.Hello) -> str:
 
 
 def _find_wrong_shape(layout: KVLayout, shape: ParallelShape) -> str:
-    if not 1 <= shape.num_ranks <= _MAX_RANKS:
-        return f"shape {shape}: must have 1 to {_MAX_RANKS} ranks"
+    if not 1 <= shape.num_ranks <= MAX_RANKS:
+        return f"shape {shape}: must have 1 to {MAX_RANKS} ranks"
     try:
         check_kv_split(shape, layout.num_layers, layout.num_kv_heads)
     except InvalidField as error:

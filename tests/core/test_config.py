@@ -142,3 +142,21 @@ def test_every_section_lists_its_paths() -> None:
     assert {"model", "engine.threads", "pools.prefill.resources", "tls", "tls.key"} <= set(
         field_paths()
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "transport", "valid"),
+    [("cpu", "nccl", "auto, shm, tcp"), ("cuda", "shm", "auto, cuda_ipc, nccl")],
+)
+def test_a_transport_that_the_device_can_not_have_is_refused(
+    device: str, transport: str, valid: str
+) -> None:
+    with pytest.raises(InvalidField, match=valid) as refused:
+        make_spec({"engine": {"device": device}, "kv": {"transport": transport}})
+    assert refused.value.metadata["field"] == "kv.transport"
+
+
+def test_a_replica_of_too_many_ranks_is_refused() -> None:
+    pool = {"tensor_parallel_size": 16, "pipeline_parallel_size": 32}
+    with pytest.raises(InvalidField, match="must be at most 16"):
+        make_spec({"pools": {"decode": pool}})

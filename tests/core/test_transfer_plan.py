@@ -131,7 +131,7 @@ def test_equal_splits_copy_whole_blocks_between_equal_ranks() -> None:
     layout, shape = layout_of(4), ParallelShape(2, 3)
     plan = make_plan(layout, shape, shape)
     assert [(edge.source, edge.destination) for edge in plan] == [(i, i) for i in range(6)]
-    assert all(edge.is_whole and len(edge.source_runs) == 1 for edge in plan)
+    assert all(len(edge.source_runs) == len(edge.destination_runs) == 1 for edge in plan)
 
 
 def test_heads_that_p_holds_several_times_come_from_different_holders() -> None:
