@@ -66,6 +66,12 @@ class ForkedReplica:
         self.kill()
         assert codes == [0] * len(codes), f"{self.settings.worker} ended with {codes}"
 
+    def signal(self, sign: signal.Signals) -> None:
+        """To all of its ranks."""
+        for process in self.processes:
+            assert process.pid is not None
+            os.kill(process.pid, sign)
+
     def kill(self) -> None:
         for process in self.processes:
             if process.is_alive() and process.pid is not None:

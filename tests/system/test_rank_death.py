@@ -1,6 +1,7 @@
-"""One rank of a replica killed or stopped at any phase: the whole replica ends, nobody else hangs.
+"""Ranks of a replica killed or stopped at any phase: nobody hangs, and the other side frees all.
 
-The other side frees every block, and its next handoff, to a fresh replica, gives the same tokens.
+When one rank is lost, the whole replica ends. When all are stopped past the lease and go on,
+nothing late lands, and the next handoff gives the same tokens as the first.
 """
 
 from __future__ import annotations
@@ -11,22 +12,27 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import psutil
 import pytest
 from forked_replicas import ForkedReplica, forked_replicas
 from handoff_driver import HandoffDriver, HandoffFailed, attached
 
+from core.handoff import LeaseTimes
 from core.request import Role
 from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
+from router.flow import RetryLimits
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 PROMPT = [(7 * i) % 250 for i in range(1500)]
 TOKENS = 400
+SHORTER = PROMPT[:500]
 PEERS_LEAVE_S = 5.0
 STOPPED_LEAVE_S = 20.0
 
@@ -110,6 +116,71 @@ def test_a_stopped_rank_ends_its_replica(tiny_model: Path, side: str) -> None:
         victim.kill()
 
 
+@pytest.mark.parametrize("side", ["prefill", "decode"])
+def test_a_replica_that_is_stopped_past_the_lease_does_no_harm_when_it_goes_on(
+    tiny_model: Path, side: str
+) -> None:
+    prefill = settings(tiny_model, Role.PREFILL, ParallelShape(2, 1))
+    with forked_replicas(
+        # Many short steps: there is time to stop it in between.
+        replace(prefill, max_num_batched_tokens=4),
+        settings(tiny_model, Role.DECODE, ParallelShape(1, 2)),
+    ) as replicas:
+        victim = replicas[0 if side == "prefill" else 1]
+        if not asyncio.run(goes_on_after_a_stop(replicas, victim)):
+            wait_ended(victim, STOPPED_LEAVE_S)
+            replicas.remove(victim)
+            victim.kill()
+
+
+async def goes_on_after_a_stop(replicas: list[ForkedReplica], victim: ForkedReplica) -> bool:
+    """Whether the victim could be used after it was stopped for longer than a lease."""
+    (survivor,) = [replica for replica in replicas if replica is not victim]
+    names = [replica.settings.worker for replica in (victim, survivor)]
+    times = LeaseTimes(survivor.settings.lease_s, survivor.settings.beat_s)
+    async with attached([replica.place for replica in replicas if replica.place]) as driver:
+        expected = await driver.answer("prefill", "decode", SHORTER, count=8)
+        before = await copied(driver)
+        answer = asyncio.create_task(driver.answer("prefill", "decode", SHORTER, TOKENS))
+        await until(driver, "decode", lambda stats: blocks_over(stats) > before)
+        victim.signal(signal.SIGSTOP)
+        over = time.monotonic() + times.decode_deadline
+        held = await driver.stats(names[1])
+        assert held.free_blocks + held.cached_blocks < held.total_blocks
+        with pytest.raises(HandoffFailed):
+            await answer
+        await until(driver, names[1], lambda stats: is_free(stats) and time.monotonic() > over)
+        landed = await copied(driver) if names[1] == "decode" else None
+        victim.signal(signal.SIGCONT)
+        try:
+            await until(driver, names[0], is_free)
+            assert landed in (None, await copied(driver)), "it came too late"
+            assert await answer_in_the_end(driver) == expected
+            await until(driver, names[0], is_free)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):  # Its connections have ended.
+            return False
+        finally:
+            await until(driver, names[1], is_free)
+    return True
+
+
+async def answer_in_the_end(driver: HandoffDriver) -> list[int]:
+    """As a router asks: who has just woken may not know yet which of its streams are lost."""
+    for _ in range(RetryLimits().max_attempts - 1):
+        with contextlib.suppress(HandoffFailed):
+            return await driver.answer("prefill", "decode", SHORTER, count=8)
+    return await driver.answer("prefill", "decode", SHORTER, count=8)
+
+
+async def copied(driver: HandoffDriver) -> int:
+    return blocks_over(await driver.stats("decode"))
+
+
+def blocks_over(stats: pb.WorkerStats) -> int:
+    """Parts of blocks that came over D's edges so far."""
+    return sum(edge.blocks for edge in stats.edges)
+
+
 async def kill_at(
     phase: Phase,
     victim: ForkedReplica,
@@ -135,11 +206,11 @@ async def kill_at(
             with contextlib.suppress(HandoffFailed, asyncio.CancelledError):
                 await answer
         await driver.abort_all(name)
-        await until(
-            driver,
-            name,
-            lambda stats: (
-                stats.leases == stats.leased_blocks == stats.quarantined_blocks == 0
-                and stats.free_blocks + stats.cached_blocks == stats.total_blocks
-            ),
-        )
+        await until(driver, name, is_free)
+
+
+def is_free(stats: pb.WorkerStats) -> bool:
+    return (
+        stats.leases == stats.leased_blocks == stats.quarantined_blocks == 0
+        and stats.free_blocks + stats.cached_blocks == stats.total_blocks
+    )
