@@ -75,8 +75,10 @@ class PartCopier:
         theirs, ours = plan.source_runs, plan.destination_runs
         # One side may hold in one stretch what is many runs on the other.
         count = max(len(theirs), len(ours))
-        self._source = part_view(source, _split(theirs, count))
-        self._destination = part_view(destination, _split(ours, count))
+        # While numpy copies bytes, other threads run; not so while it copies one large element.
+        view = _one_stretch if count == 1 else part_view
+        self._source = view(source, _split(theirs, count))
+        self._destination = view(destination, _split(ours, count))
         self._landed = part_view(destination, ours)
 
     def copy(self, source_id: int, destination_id: int) -> None:
@@ -85,6 +87,12 @@ class PartCopier:
     def checksum(self, destination_id: int) -> int:
         """Of what lies in D's block now; right after `copy` it is still in the cache."""
         return digest(self._landed[destination_id])
+
+
+def _one_stretch(blocks: PoolBytes, runs: Runs) -> PoolBytes:
+    """uint8 [num_blocks, run bytes]: a part that is one run."""
+    ((start, size),) = runs.tolist()
+    return blocks[:, start : start + size]
 
 
 def _split(runs: Runs, count: int) -> Runs:
