@@ -50,7 +50,7 @@ from kv_transfer.prefill_session import Announcement, PrefillSession
 from kv_transfer.rank_receiver import LocalRankReceiver
 from kv_transfer.rank_sender import LocalRankSender
 from kv_transfer.regions import checksum_parts
-from worker.pool import host_pool, pool_bytes
+from worker.pool import receiving_blocks, sending_pool
 
 HOST = "127.0.0.1"
 DECODE_EPOCH = 11
@@ -81,7 +81,7 @@ class Decode:
         self.pool = KVPool.create(self.layout, NUM_BLOCKS, "cpu")
         self.blocks = BlockPool(NUM_BLOCKS, self.layout.block_size, self.pool.generations)
         self.leases = LeaseTable(self.blocks, LeaseTimes(), itertools.count(1).__next__)
-        receiver = LocalRankReceiver(pool_bytes(self.pool), self.layout, ONE_RANK, 0, ["shm"])
+        receiver = LocalRankReceiver(receiving_blocks(self.pool), self.layout, ONE_RANK, 0, ["shm"])
         me = identity("D", DECODE_EPOCH, self.layout)
         self.handoffs = HandoffServer(me, [receiver], self.handle)
 
@@ -127,7 +127,7 @@ async def measure(name: str, runs: int) -> dict[str, float]:
     assert decode.stdout is not None
     layout = LAYOUTS[name]
     pool = KVPool.create(layout, NUM_BLOCKS, "cpu")
-    sender = LocalRankSender(host_pool(pool), layout, ONE_RANK, 0, ["shm"], HOST)
+    sender = LocalRankSender(sending_pool(pool), layout, ONE_RANK, 0, ["shm"], HOST)
     heard: asyncio.Queue[ToPrefill] = asyncio.Queue()
     session = PrefillSession(
         f"{HOST}:{int(decode.stdout.readline())}",
@@ -170,11 +170,12 @@ async def hand_over(
 
 def describing(pool: KVPool) -> float:
     """Seconds that P's checksums take, alone."""
+    assert pool.block_bytes_view is not None
     runs = [np.array([[0, pool.layout.block_bytes]])]
     times = []
     for _ in range(20):
         started = time.perf_counter()
-        checksum_parts(pool_bytes(pool), range(PROMPT_BLOCKS), runs)
+        checksum_parts(pool.block_bytes_view, range(PROMPT_BLOCKS), runs)
         times.append(time.perf_counter() - started)
     return statistics.median(times)
 
