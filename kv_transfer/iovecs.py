@@ -34,7 +34,7 @@ class Buffers:
     def __add__(self, other: Buffers) -> Buffers:
         return Buffers(np.concatenate([self.iovecs, other.iovecs]), self.owners + other.owners)
 
-    def __getitem__(self, stretches: slice) -> Buffers:
+    def __getitem__(self, stretches: slice | npt.NDArray[np.bool_]) -> Buffers:
         return Buffers(self.iovecs[stretches], self.owners)
 
     def views(self) -> Iterator[memoryview]:

@@ -128,12 +128,14 @@ class TcpStream:
         """One request."""
         number = next(self._numbers)
         send_bytes(channel, wire.pack_request(number, copies), deadline)
+        # While P reads that.
+        ids = np.array([item.destination for item in copies], np.int64)
+        places = over_parts(self._target.blocks, ids, self._landing)
         head = receive_bytes(channel, wire.HEADER_BYTES + len(copies), deadline)
         flags = wire.read_answer(head, number, len(copies))
         coming = [item for item, flag in zip(copies, flags, strict=True) if flag]
-        ids = np.array([item.destination for item in coming], np.int64)
-        places = over_parts(self._target.blocks, ids, self._landing)
         size, runs = max(1, _GROUP_BYTES // self._part_bytes), len(self._landing)
+        places = places[np.repeat(flags, runs)]
         for first in range(0, len(coming), size):
             channel.receive_into(places[first * runs : (first + size) * runs], deadline)
             yield from (

@@ -35,7 +35,7 @@ from core.handoff import Piece
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_server, tcp_source, tcp_stream
 from kv_transfer import tcp_wire as wire
-from kv_transfer.socket_io import receive, resolve, wait_connected
+from kv_transfer.socket_io import prepare, receive, resolve, wait_connected
 from kv_transfer.tcp_channel import Channel
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
@@ -112,6 +112,15 @@ def rest_of(connection: socket.socket) -> bytes:
 
 
 # Honest peers
+
+
+def test_within_a_host_no_link_is_estimated() -> None:
+    with socket.create_server((HOST, 0)) as listener:
+        ours = socket.create_connection(listener.getsockname())
+        prepare(ours)
+        chosen = ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        assert chosen.rstrip(b"\0") == b"reno"
+        ours.close()
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
