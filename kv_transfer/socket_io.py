@@ -26,6 +26,8 @@ from kv_transfer.iovecs import (
     without_first,
 )
 
+# Enough that neither side waits for the other at each turn, and still in the cache.
+_LOCAL_BUFFER_BYTES = 1 << 20
 # Always there, whatever the system's default is.
 _LOCAL_CONGESTION_CONTROL = b"reno"
 _TIMEVAL = struct.Struct("@ll")
@@ -62,14 +64,16 @@ def wait_connected(connection: socket.socket, deadline: float) -> None:
 def prepare(connection: socket.socket) -> None:
     """Options of a connection that carries blocks.
 
-    Buffer sizes are left to the kernel, which lets them grow further than we may ask for. Within a
-    host there is no link to find out about: BBR, where it is the default, would estimate one and
-    hold back to that.
+    Between hosts, buffer sizes are left to the kernel, which lets them grow further than we may ask
+    for. Within a host there is no delay to fill, and no link to find out about: BBR, where it is
+    the default, would estimate one and hold back to that.
     """
     connection.setblocking(True)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if connection.getpeername()[0] == connection.getsockname()[0]:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_BUFFER_BYTES)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LOCAL_BUFFER_BYTES)
         with contextlib.suppress(OSError):
             connection.setsockopt(
                 socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LOCAL_CONGESTION_CONTROL
