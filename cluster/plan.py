@@ -166,6 +166,7 @@ def replica_settings(
         lease_s=spec.kv.lease,
         beat_s=spec.kv.beat,
         shape=pool.shape,
+        tcp_streams=spec.kv.tcp_streams,
         tls=TlsFiles(**spec.tls.model_dump()) if spec.tls is not None else None,
     )
     others = range(1, len(places))

@@ -114,6 +114,7 @@ class KVSpec(_Section):
     """The KV pool of one rank: its size in bytes (``memory``) or in blocks, not both.
 
     ``transport`` moves blocks between workers; "auto": on each edge the fastest that works there.
+    ``tcp_streams``: connections of one edge; between hosts several may fill a link that one can't.
     ``lease`` and ``beat`` are seconds (``core.handoff.LeaseTimes``): how long a decode worker keeps
     room for a prompt without news of it, and how often a prefill worker sends some.
     """
@@ -122,6 +123,7 @@ class KVSpec(_Section):
     memory: ByteSize | None = Field(default=None, ge=1)
     num_blocks: int | None = Field(default=None, ge=1)
     transport: Literal["auto", "cuda_ipc", "nccl", "shm", "tcp"] = "auto"
+    tcp_streams: int = Field(default=1, ge=1, le=16)
     lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
     # Workers look at their clocks four times a second.
     beat: float = Field(default=5.0, ge=0.2, validate_default=True)

@@ -16,7 +16,8 @@ class WorkerSettings:
 
     ``num_blocks`` is the size of each rank's KV pool in blocks; ``max_num_batched_tokens`` the
     budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
-    to (empty: not bound); ``transport`` is ``kv.transport``; ``tls`` is for KV blocks over TCP
+    to (empty: not bound); ``transport`` is ``kv.transport``; ``tcp_streams`` connections carry the KV
+    blocks of one edge over TCP, by ``tls``
     (None: in the clear); times are in seconds.
     """
 
@@ -37,6 +38,7 @@ class WorkerSettings:
     beat_s: float = 5.0
     shape: ParallelShape = ONE_RANK
     tls: TlsFiles | None = None
+    tcp_streams: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from core.lease_events import PieceCopy
-from core.tls_files import TlsFiles
+from core.tcp_options import PLAIN_TCP, TcpOptions
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.device import DeviceTarget
 from kv_transfer.rank_ports import EdgeChoice, EdgeTraffic
@@ -37,12 +37,12 @@ class Edge:
     """From one rank of ``peer`` (for people to read). All but `abort` from the event loop."""
 
     def __init__(
-        self, target: EdgeTarget | DeviceTarget, peer: str, tls: TlsFiles | None = None
+        self, target: EdgeTarget | DeviceTarget, peer: str, tcp: TcpOptions = PLAIN_TCP
     ) -> None:
-        """``tls``: with which TCP is taken; None: in the clear."""
+        """``tcp``: how TCP is taken."""
         self._target = target
         self._peer = peer
-        self._tls = tls
+        self._tcp = tcp
         self._source: PieceSource | None = None
         self._aborted = False
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kv-copy")
@@ -52,7 +52,7 @@ class Edge:
         """Raises `Incompatible` if no transport works."""
         loop = asyncio.get_running_loop()
         chosen = await loop.run_in_executor(
-            self._thread, open_source, offer, allowed, self._target, self._peer, self._tls
+            self._thread, open_source, offer, allowed, self._target, self._peer, self._tcp
         )
         self._source = chosen.source
         plan = self._target.plan

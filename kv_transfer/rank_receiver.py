@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from core.kv_layout import KVLayout
 from core.lease_events import PieceCopy
 from core.shards import ParallelShape
-from core.tls_files import TlsFiles
+from core.tcp_options import PLAIN_TCP, TcpOptions
 from core.transfer_plan import EdgePlan, edges_to, make_plan
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.device import DeviceBlocks, DeviceTarget
@@ -34,24 +34,24 @@ class LocalRankReceiver:
         shape: ParallelShape,
         rank: int,
         transports: Sequence[str],
-        tls: TlsFiles | None = None,
+        tcp: TcpOptions = PLAIN_TCP,
     ) -> None:
         """``blocks``: uint8 [num_blocks, block bytes of this rank], or a pool on a GPU;
         ``layout``: blocks of the whole model, split as ``shape``; ``transports``: those allowed,
-        the fastest first; ``tls``: with which TCP is taken, None: in the clear."""
+        the fastest first; ``tcp``: how TCP is taken."""
         self._blocks = blocks
         self._layout = layout
         self._shape = shape
         self._rank = rank
         self._transports = transports
-        self._tls = tls
+        self._tcp = tcp
         self._edges: dict[str, list[Edge]] = {}
 
     async def open(self, stream: str, hello: pb.Hello) -> tuple[EdgeChoice, ...]:
         plan = make_plan(self._layout, stated_shape(hello), self._shape)
         edges = {
             place: Edge(
-                _target(self._blocks, plan[place], place), _name(plan[place], hello), self._tls
+                _target(self._blocks, plan[place], place), _name(plan[place], hello), self._tcp
             )
             for place in edges_to(plan, self._rank)
         }

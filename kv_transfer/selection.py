@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from core.errors import Incompatible
 from core.kv_pool_layout import PoolLayout
-from core.tls_files import TlsFiles
+from core.tcp_options import PLAIN_TCP, TcpOptions
 from crossdock.v1 import handoff_pb2 as pb
 from kv_transfer.communicator_room import ROOM
 from kv_transfer.cuda_ipc import CudaIpcSource, IpcAddress
@@ -39,12 +39,12 @@ def open_source(
     allowed: Sequence[str],
     target: EdgeTarget | DeviceTarget,
     peer: str,
-    tls: TlsFiles | None = None,
+    tcp: TcpOptions = PLAIN_TCP,
 ) -> Chosen:
     """Tries the ``allowed`` transports that a rank of P offers, in this order; takes seconds at
     worst.
 
-    ``peer``: P's name, for messages; ``tls``: with which TCP is taken, None: in the clear. Raises
+    ``peer``: P's name, for messages; ``tcp``: how TCP is taken. Raises
     `Incompatible`, with the reason of each, if none works.
     """
     failed: list[str] = []
@@ -53,7 +53,7 @@ def open_source(
             failed.append(f"{name}: not offered by {peer}")
             continue
         try:
-            return Chosen(_open(name, offer, target, tls), "; ".join(failed))
+            return Chosen(_open(name, offer, target, tcp), "; ".join(failed))
         except (Incompatible, OSError) as error:
             failed.append(f"{name}: {error.message if isinstance(error, Incompatible) else error}")
     raise Incompatible(
@@ -64,7 +64,7 @@ def open_source(
 
 
 def _open(
-    name: str, offer: pb.RankOffer, target: EdgeTarget | DeviceTarget, tls: TlsFiles | None
+    name: str, offer: pb.RankOffer, target: EdgeTarget | DeviceTarget, tcp: TcpOptions
 ) -> PieceSource:
     if isinstance(target, DeviceTarget):
         if name in _DEVICE_OPENERS:
@@ -72,7 +72,7 @@ def _open(
     elif name == SHM:
         return _open_shm(offer, target)
     elif name == TCP:
-        return _open_tcp(offer, target, tls)
+        return _open_tcp(offer, target, tcp)
     where = "on a GPU" if isinstance(target, DeviceTarget) else "in host memory"
     raise Incompatible(f"the KV pool of this worker is {where}", reason="WRONG_MEMORY")
 
@@ -82,14 +82,14 @@ def _open_shm(offer: pb.RankOffer, target: EdgeTarget) -> PieceSource:
     return SharedMemorySource(offer.shm.socket_path, offer.shm.nonce, layout, target)
 
 
-def _open_tcp(offer: pb.RankOffer, target: EdgeTarget, tls: TlsFiles | None) -> PieceSource:
+def _open_tcp(offer: pb.RankOffer, target: EdgeTarget, tcp: TcpOptions) -> PieceSource:
     # Each side would wait for the other's first word.
-    if offer.tcp.tls and tls is None:
+    if offer.tcp.tls and tcp.tls is None:
         raise _only_one_has_tls("takes only peers with TLS, and this worker has no certificate")
-    if tls is not None and not offer.tcp.tls:
+    if tcp.tls is not None and not offer.tcp.tls:
         raise _only_one_has_tls("offers TCP without TLS, and this worker takes it only with TLS")
     address = TcpAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
-    return TcpSource(address, target, tls=tls)
+    return TcpSource(address, target, streams=tcp.streams, tls=tcp.tls)
 
 
 def _only_one_has_tls(what: str) -> Incompatible:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from core.block_pool import BlockPool
 from core.kv_layout import KVLayout
+from core.tcp_options import TcpOptions
 from core.worker_settings import WorkerSettings
 from engine.kv_pool import KVPool
 from engine.runner import LoadedModel
@@ -63,7 +64,7 @@ def local_receiver(settings: WorkerSettings, model: LoadedModel, rank: int) -> L
         settings.shape,
         rank,
         allowed_transports(settings.transport, model.pool.block_bytes_view is None),
-        settings.tls,
+        TcpOptions(settings.tcp_streams, settings.tls),
     )
 
 

@@ -38,6 +38,7 @@ from core.lease_events import (
 )
 from core.request import AttemptKey, RequestKey, SamplingParams
 from core.shards import ParallelShape, kv_shards, shard_layout
+from core.tcp_options import TcpOptions
 from core.tls_files import TlsFiles
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
@@ -216,7 +217,9 @@ class DecodeReplica:
         self.leases = LeaseTable(self.pool, LeaseTimes(), itertools.count(1).__next__)
         self.lost = asyncio.Event()
         self.receivers = self.receivers or [
-            LocalRankReceiver(blocks, self.layout, self.shape, rank, TRANSPORTS, self.tls)
+            LocalRankReceiver(
+                blocks, self.layout, self.shape, rank, TRANSPORTS, TcpOptions(tls=self.tls)
+            )
             for rank, blocks in enumerate(self.blocks)
         ]
         identity = decode_identity(self.layout, self.shape)
