@@ -16,8 +16,8 @@ from cluster.ray_errors import own_error
 
 # After the first failure, the one that explains it is waited for so long.
 EXPLANATION_S = 0.5
-# What ranks say of each other's end (``worker.ranks``).
-_CONSEQUENCES = ("RANK_LOST", "RANKS_MISSING", "LEADER_LOST", "LEADER_UNREACHABLE")
+# What ranks say of each other's end (``worker.ranks``, ``engine.process_group``).
+_CONSEQUENCES = ("RANK_LOST", "PEERS_LOST", "RANKS_MISSING", "LEADER_LOST", "LEADER_UNREACHABLE")
 
 
 class RankCalls:
@@ -70,10 +70,13 @@ class RankCalls:
         return self._accused() or self._failed[0] if cause is None else cause
 
     def _explained(self) -> int | None:
-        """The rank that failed first by itself; the leader's word counts more than the order."""
+        """The rank that failed first by itself; the leader's word counts more than the order,
+        unless the rank that it names says that it fell because of another."""
         accused = self._accused()
-        if accused is not None:
-            return accused if accused in self._failed else None
+        if accused is not None and accused not in self._failed:
+            return None
+        if accused is not None and not self._is_consequence(accused):
+            return accused
         return next((rank for rank in self._failed if not self._is_consequence(rank)), None)
 
     def _accused(self) -> int | None:

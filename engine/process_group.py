@@ -35,7 +35,7 @@ class TorchCommunicator:
     """One rank of ``shape``. All ranks must be made at the same time, over the same ``store``.
 
     ``host``: address of this machine that the other ranks reach. ``timeout_s`` bounds every wait
-    for another rank. All methods raise InternalError, reason RANK_LOST, when a peer is gone or
+    for another rank. All methods raise InternalError, reason PEERS_LOST, when a peer is gone or
     silent for so long; nothing can be computed after that.
     """
 
@@ -115,7 +115,7 @@ class TorchCommunicator:
             raise InternalError(
                 f"rank {self.rank} of {self.shape} lost other ranks of its replica, or they did "
                 f"not answer in time, when it was to {task} ({error}): start the replica anew",
-                reason="RANK_LOST",
+                reason="PEERS_LOST",
                 metadata={"rank": str(self.rank), "shape": str(self.shape)},
             ) from error
 

@@ -24,6 +24,10 @@ class Died(Exception):
 
 
 CRASH = RayReport(InternalError("out of memory", reason="ENGINE_FAILED"))
+# The process group only knows that somebody is gone.
+PEERS_LOST = RayReport(
+    InternalError("lost other ranks", reason="PEERS_LOST", metadata={"rank": "0"})
+)
 LEADER_LOST = RayReport(Unavailable("the leader is gone", reason="LEADER_LOST"))
 
 
@@ -72,6 +76,23 @@ async def test_the_rank_that_failed_by_itself_is_the_cause_in_any_order(crash: E
 
 async def test_a_neighbour_that_crashed_because_of_it_is_not_the_cause() -> None:
     assert await Ranks(3).cause_of((2, CRASH), (0, rank_lost(1)), (1, Died("killed"))) == 1
+
+
+async def test_a_leader_whose_process_group_broke_accuses_nobody() -> None:
+    for order in ((0, 1, 2), (2, 0, 1)):
+        story = [(0, PEERS_LOST), (1, CRASH), (2, LEADER_LOST)]
+        assert await Ranks(3).cause_of(*(story[i] for i in order)) == 1
+
+
+async def test_a_rank_whose_neighbour_died_is_not_the_cause_although_the_leader_names_it() -> None:
+    """Its word of a broken process group was faster than the end of the dead one's connection."""
+    story = [(0, rank_lost(1)), (1, PEERS_LOST), (2, Died("killed"))]
+    for order in ((0, 1, 2), (1, 0, 2), (2, 1, 0)):
+        assert await Ranks(3).cause_of(*(story[i] for i in order)) == 2
+
+
+async def test_without_another_cause_the_leader_is_believed(impatient) -> None:
+    assert await Ranks(3).cause_of((1, PEERS_LOST), (0, rank_lost(1)), (2, LEADER_LOST)) == 1
 
 
 async def test_when_the_leader_fails_the_others_follow() -> None:

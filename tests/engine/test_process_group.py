@@ -116,7 +116,7 @@ def test_no_more_steps_are_kept_for_a_stage_than_there_are_stages() -> None:
             ranks.start(0, lambda me, i=i: me.send_to_next_stage(numbers(i, 4))).result()
         with pytest.raises(InternalError, match="send to the next stage") as error:
             ranks.start(0, lambda me: me.send_to_next_stage(numbers(3, 4))).result()
-        assert error.value.reason == "RANK_LOST"
+        assert error.value.reason == "PEERS_LOST"
 
 
 # Tensor ranks, stages, the rank that waits for the last one to leave, and for what.
@@ -141,7 +141,7 @@ def test_a_rank_that_is_gone_ends_the_waits_of_others_at_once(wait: str, gone_be
         ranks.start(leaving, TorchCommunicator.close).result()
         with pytest.raises(InternalError, match=f"rank {waiting} of") as error:
             futures[waiting].result()
-    assert error.value.reason == "RANK_LOST"
+    assert error.value.reason == "PEERS_LOST"
     assert "start the replica anew" in error.value.message
 
 
@@ -159,7 +159,7 @@ def test_a_rank_that_never_comes_is_an_error() -> None:
     store = InMemory(timeout_s=0.1)
     with pytest.raises(InternalError, match=r"rank 0 of 2×1 .* connect to them") as error:
         TorchCommunicator(store, ParallelShape(2), 0, "127.0.0.1", "cpu", timeout_s=0.2)
-    assert error.value.reason == "RANK_LOST"
+    assert error.value.reason == "PEERS_LOST"
 
 
 def test_one_rank_of_one_needs_no_others() -> None:

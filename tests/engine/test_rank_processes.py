@@ -73,4 +73,4 @@ def test_a_killed_rank_ends_the_others(tiny_llama: Path, tmp_path: Path) -> None
         ranks[1].kill()
         for rank in (ranks[0], ranks[2], ranks[3]):
             _, errors = rank.communicate(timeout=30)
-            assert (rank.returncode, errors) == (3, "RANK_LOST\n")
+            assert (rank.returncode, errors) == (3, "PEERS_LOST\n")

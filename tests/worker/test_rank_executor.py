@@ -96,7 +96,7 @@ async def test_a_collective_that_broke_is_explained_by_the_rank_that_is_lost() -
 
         def broken(plan: StepPlan) -> StepResult:
             replica.group.fail(Unavailable("rank 1 is lost: it crashed", reason="RANK_LOST"))
-            raise InternalError("a peer is gone", reason="RANK_LOST")
+            raise InternalError("a peer is gone", reason="PEERS_LOST")
 
         with pytest.raises(Unavailable, match="rank 1 is lost: it crashed"):
             lead(replica, FakeEngine(), broken).submit(step())

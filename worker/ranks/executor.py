@@ -90,7 +90,7 @@ class RankExecutor:
         try:
             return self._execute(plan)
         except InternalError as error:
-            if error.reason != "RANK_LOST":
+            if error.reason != "PEERS_LOST":
                 raise
             # The process group only knows that a peer is gone; the connection tells which, and why.
             with contextlib.suppress(TimeoutError):
