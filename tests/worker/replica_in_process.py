@@ -56,8 +56,10 @@ class FakeEngine:
 @dataclass
 class FakeSender:
     calls: list[tuple[object, ...]] = field(default_factory=list)
+    offered: list[str] = field(default_factory=list)
 
     async def offer(self, stream: str) -> handoff_pb2.RankOffer:
+        self.offered.append(stream)
         return handoff_pb2.RankOffer(transports=[f"for {stream}"])
 
     async def describe(
@@ -68,6 +70,8 @@ class FakeSender:
 
     def withdraw(self, stream: str) -> None:
         self.calls.append(("withdraw", stream))
+        if stream in self.offered:
+            self.offered.remove(stream)
 
 
 @dataclass

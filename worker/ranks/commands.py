@@ -1,15 +1,16 @@
 """What a rank does for the handoff when its leader asks: offers, checksums, edges and copies.
 
 The other end of ``worker.ranks.remote_sender`` and ``worker.ranks.remote_receiver``. Everything
-runs on the rank's event loop, in the order in which the leader asked, as far as it does not wait.
+runs on the rank's event loop and begins in the order in which the leader asked: one turn of the
+loop later, as tasks do, also what needs none.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +26,9 @@ from worker.ranks.finished_steps import FinishedSteps
 _log = logging.getLogger(__name__)
 _INT32 = np.dtype("<i4")
 
+Argument = TypeVar("Argument")
+_Work = Callable[[Argument], Coroutine[Any, Any, pb.RankMessage]]
+
 
 class RankCommands:
     """``sender`` exists on ranks of P, ``receiver`` on those of D."""
@@ -36,6 +40,7 @@ class RankCommands:
         sender: RankSender | None,
         receiver: RankReceiver | None,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._leader = leader
         self._finished = finished
         self._sender = sender
@@ -44,62 +49,74 @@ class RankCommands:
         self._busy: dict[str, set[asyncio.Task[None]]] = {}
         self._aborted: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._ending = False
 
     def handle(self, message: pb.RankMessage) -> bool:
-        """Does what the leader asks, in the background; false if it is nothing of this."""
+        """Does what the leader asks, in the background; false if it is nothing of this.
+
+        Without effect after `abort_all`.
+        """
+        if self._ending:
+            return True
         match message.WhichOneof("message"):
             case "make_offer":
-                self._start(message, self._make_offer(message.make_offer.stream))
+                self._start(message, self._make_offer, message.make_offer.stream)
             case "describe":
-                self._start(message, self._describe(message.describe))
+                self._start(message, self._describe, message.describe)
             case "withdraw":
-                self._need_sender().withdraw(message.withdraw.stream)
+                self._loop.call_soon(self._need_sender().withdraw, message.withdraw.stream)
             case "open":
-                self._start_for(message.open.stream, message, self._open(message.open))
+                self._start_for(message.open.stream, message, self._open, message.open)
             case "copy":
-                self._start_for(message.copy.stream, message, self._copy(message.copy))
+                self._start_for(message.copy.stream, message, self._copy, message.copy)
             case "abort":
-                self._abort(message.abort.stream)
+                self._loop.call_soon(self._abort, message.abort.stream)
             case "close":
-                self._start(message, self._close(message.close.stream))
+                task = self._start(message, self._close, message.close.stream)
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
             case _:
                 return False
         return True
 
     def abort_all(self) -> None:
         """The leader is gone: copies under way end at once, and none begins."""
+        self._ending = True
         for stream in self._busy:
-            self._abort(stream)
+            # After what was asked for in the same turn, which would open its edges otherwise.
+            self._loop.call_soon(self._abort, stream)
 
     async def end(self) -> None:
         """Closes every edge and ends all that is under way. Call after `abort_all`."""
-        for task in self._tasks:
+        # Who closes edges has to see it through: nobody else knows of them any more.
+        for task in self._tasks - self._closing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for stream in self._busy:
             await self._need_receiver().close(stream)
 
     def _start_for(
-        self, stream: str, request: pb.RankMessage, work: Coroutine[Any, Any, pb.RankMessage]
+        self, stream: str, request: pb.RankMessage, work: _Work[Argument], argument: Argument
     ) -> None:
         busy = self._busy.setdefault(stream, set())
-        task = self._start(request, work)
+        task = self._start(request, work, argument)
         busy.add(task)
         task.add_done_callback(busy.discard)
 
     def _start(
-        self, request: pb.RankMessage, work: Coroutine[Any, Any, pb.RankMessage]
+        self, request: pb.RankMessage, work: _Work[Argument], argument: Argument
     ) -> asyncio.Task[None]:
-        task = asyncio.create_task(self._answer(request, work))
+        task = asyncio.create_task(self._answer(request, work, argument))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     async def _answer(
-        self, request: pb.RankMessage, work: Coroutine[Any, Any, pb.RankMessage]
+        self, request: pb.RankMessage, work: _Work[Argument], argument: Argument
     ) -> None:
         try:
-            answer = await work
+            answer = await work(argument)
         except Exception as error:
             _log.warning("%s failed", request.WhichOneof("message"), exc_info=True)
             self._leader.refuse(request, error)
