@@ -42,7 +42,7 @@ class RankHost:
         # Imported only now: torch reads the affinity of the process when it is imported.
         from worker.ranks.follower import Follower
 
-        connection = await asyncio.to_thread(connect_to_leader, leader)
+        connection = await call_in_daemon(lambda: connect_to_leader(leader), "rank-connect")
         follower = self._follower = Follower(settings, connection)
         try:
             await follower.join()

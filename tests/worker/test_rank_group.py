@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from replica_in_process import FakeEngine, replica_of, settings_of, step
@@ -16,6 +18,7 @@ from worker.ranks.connect import connect_to_leader
 from worker.ranks.connection import pack_message
 from worker.ranks.executor import RankExecutor
 from worker.ranks.group import RankGroup
+from worker.ranks.handshake import admit
 from worker.ranks.membership import join_message
 
 
@@ -45,7 +48,7 @@ def test_who_does_not_know_the_token_hears_a_greeting_only() -> None:
     group = RankGroup(settings_of(2, 1))
     wrong = LeaderAddress(group.address.host, group.address.port, bytes(16))
     with pytest.raises(Unavailable, match="the peer closed the connection"):
-        connect_to_leader(wrong)
+        connect_to_leader(wrong, limit_s=0)
     with socket.create_connection((wrong.host, wrong.port)) as stranger:
         stranger.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
         stranger.settimeout(10)
@@ -81,7 +84,21 @@ def test_a_leader_that_says_nothing_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = LeaderAddress("127.0.0.1", server.getsockname()[1], bytes(16))
         with pytest.raises(Unavailable, match="timed out"):
-            connect_to_leader(place, limit_s=0.05)
+            connect_to_leader(place, limit_s=0, attempt_s=0.05)
+
+
+def test_a_leader_that_has_no_time_is_tried_again() -> None:
+    token = bytes(16)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+        place = LeaderAddress("127.0.0.1", server.getsockname()[1], token)
+        connecting = threads.submit(connect_to_leader, place)
+        # As a leader does that has too many strangers.
+        server.accept()[0].close()
+        connection, _ = server.accept()
+        with connection:
+            admit(connection, token, time.monotonic() + 10)
+            with connecting.result(10) as admitted:
+                assert admitted.getpeername() == connection.getsockname()
 
 
 async def test_a_rank_that_is_there_already_is_refused_and_hurts_nobody() -> None:

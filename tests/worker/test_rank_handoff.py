@@ -100,6 +100,8 @@ async def test_a_copy_that_waits_for_a_step_copies_nothing_once_it_is_aborted() 
         await asyncio.sleep(0)
         receiver.abort("p-0")
         closing = asyncio.create_task(receiver.close("p-0"))
+        # Answered behind it on the same connection.
+        await RemoteRankSender(replica.group, 1).offer("d-0")
         member.engine.release.set()
         assert await copying == RankCopied((), (3, 4))
         await closing

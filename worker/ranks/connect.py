@@ -1,4 +1,4 @@
-"""A rank's way to its leader: connecting and the handshake, in bounded time."""
+"""A rank's way to its leader: connecting and the handshake, again until the leader has time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,35 @@ from core.errors import Unavailable
 from core.worker_settings import LeaderAddress
 from worker.ranks.handshake import introduce
 
-_LIMIT_S = 10.0
+# As long as the leader waits for all to join.
+_LIMIT_S = 120.0
+_ATTEMPT_S = 10.0
+_PAUSE_S = 0.2
+# A leader that starves, or that strangers keep busy. Anything else stays as it is.
+_PASSING = (TimeoutError, ConnectionResetError, BrokenPipeError)
 
 
-def connect_to_leader(leader: LeaderAddress, limit_s: float = _LIMIT_S) -> socket.socket:
+def connect_to_leader(
+    leader: LeaderAddress, limit_s: float = _LIMIT_S, attempt_s: float = _ATTEMPT_S
+) -> socket.socket:
     """A connection on which both sides have shown that they know the token.
 
-    Raises ``Unavailable``, naming the address and what failed.
+    A leader that says nothing for ``attempt_s`` or hangs up is tried again; no attempt begins after
+    ``limit_s``. Raises ``Unavailable``, naming the address and what failed at last.
     """
-    deadline = time.monotonic() + limit_s
+    last_start = time.monotonic() + limit_s
+    while True:
+        try:
+            return _attempt(leader, attempt_s)
+        except Unavailable as error:
+            if not isinstance(error.__cause__, _PASSING) or time.monotonic() >= last_start:
+                raise
+        time.sleep(_PAUSE_S)
+
+
+def _attempt(leader: LeaderAddress, limit_s: float) -> socket.socket:
     try:
-        return _connect(leader, deadline)
+        return _connect(leader, time.monotonic() + limit_s)
     except OSError as error:
         place = f"{leader.host}:{leader.port}"
         raise Unavailable(

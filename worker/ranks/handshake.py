@@ -66,7 +66,7 @@ def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
         _limit(connection, deadline)
         part = connection.recv(size - len(data))
         if not part:
-            raise ConnectionError("the peer closed the connection")
+            raise ConnectionResetError("the peer closed the connection")
         data += part
     return data
 
