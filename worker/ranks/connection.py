@@ -49,7 +49,7 @@ class RankConnection:
         self._sending = threading.Lock()
         self._ended: BaseException | None = None
         self._numbers = itertools.count(1)
-        # Guards the two above and the answers that are awaited.
+        # Guards the end and the answers that are awaited.
         self._lock = threading.Lock()
         self._awaited: dict[int, Answer] = {}
         connection.setblocking(True)
@@ -89,7 +89,12 @@ class RankConnection:
 
     def ask(self, message: pb.RankMessage) -> Answer:
         """Sends it under a number of its own. The future gets the answer, or why there is none:
-        ``Incompatible`` or ``InternalError`` if the peer refused, else ``ConnectionError``."""
+        ``Incompatible`` or ``InternalError`` if the peer refused, else ``ConnectionError``.
+
+        Raises ``InternalError`` if the message is too large.
+        """
+        message.request = next(self._numbers)
+        frame = pack_message(message)
         answer = Answer()
         # Whoever waits may give up; the answer still comes.
         answer.set_running_or_notify_cancel()
@@ -97,18 +102,22 @@ class RankConnection:
             if self._ended is not None:
                 answer.set_exception(ConnectionError(str(self._ended)))
                 return answer
-            message.request = next(self._numbers)
             self._awaited[message.request] = answer
         # If it fails, the connection ends, and with it all that was asked.
         with contextlib.suppress(OSError):
-            self.send(message)
+            self.send_packed(frame)
         return answer
 
     def answer(self, request: pb.RankMessage, message: pb.RankMessage) -> None:
-        """Without effect once the connection has ended."""
+        """Without effect once the connection has ended. One that is too large is a refusal."""
         message.answer = request.request
+        try:
+            frame = pack_message(message)
+        except InternalError as error:
+            self.refuse(request, error)
+            return
         with contextlib.suppress(OSError):
-            self.send(message)
+            self.send_packed(frame)
 
     def refuse(self, request: pb.RankMessage, error: BaseException) -> None:
         """Answers with what kept us from it."""
