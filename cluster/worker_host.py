@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -113,6 +113,8 @@ class WorkerHost:
         loading = call_in_daemon(lambda: load_leading_rank(self._settings, group), "rank-load")
         if group is not None:
             lost = asyncio.wrap_future(group.lost)
+            for outcome in (loading, lost):
+                outcome.add_done_callback(_look_at)
             await asyncio.wait((loading, lost), return_when=asyncio.FIRST_COMPLETED)
             if lost.done():
                 lost.result()
@@ -148,3 +150,9 @@ class WorkerHost:
             self._group.close()
         self._rank.close()
         self._service.closed.set_result(None)
+
+
+def _look_at(outcome: asyncio.Future[Any]) -> None:
+    """Only the first of several failures is raised; asyncio shall not miss the others."""
+    if not outcome.cancelled():
+        outcome.exception()
