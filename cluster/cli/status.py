@@ -21,8 +21,8 @@ def status(
 ) -> None:
     """Workers, their load and cache, and how many KV bytes moved between them and how.
 
-    Of a worker of several ranks the cores of each are shown, and edges are between ranks:
-    prefill-0/2 is rank 2 of prefill-0.
+    Of a worker of several ranks the cores of each are shown, "?" for one that does not answer, and
+    edges are between ranks: prefill-0/2 is rank 2 of prefill-0.
     """
     found = plain(fetch_status(admin_address(address, name), validate))
     emit(found, output, lambda: _print(found))
@@ -40,15 +40,16 @@ def _print(found: dict[str, Any]) -> None:
          "prefilled", "decoded", "preempted"],
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
+    edges = [(edge, worker) for worker in found["workers"] for edge in worker["stats"]["edges"]]
     split = {worker["worker"] for worker in found["workers"] if _num_ranks(worker) > 1}
-    edges = [
-        _edge_row(edge, worker["worker"], split)
-        for worker in found["workers"]
-        for edge in worker["stats"]["edges"]
-    ]
+    # A peer may be gone.
+    split |= {edge["peer"] for edge, _ in edges if edge["source_rank"]}
     if edges:
         print()
-        print_table(["from", "to", "transport", "blocks", "KV bytes", "why not faster"], edges)
+        print_table(
+            ["from", "to", "transport", "blocks", "KV bytes", "why not faster"],
+            [_edge_row(edge, worker["worker"], split) for edge, worker in edges],
+        )
 
 
 def _worker_row(worker: dict[str, Any]) -> list[object]:
@@ -60,7 +61,7 @@ def _worker_row(worker: dict[str, Any]) -> list[object]:
         return head + ["–"] * 9
     return [
         *head,
-        "|".join(map(_cores, stats["ranks"])) or _cores(stats),
+        _cores_of_ranks(worker),
         stats["load"]["running"],
         stats["load"]["waiting"],
         f"{stats['free_blocks']}/{stats['total_blocks']}",
@@ -76,7 +77,7 @@ def _edge_row(edge: dict[str, Any], worker: str, split: set[str]) -> list[object
     """``split``: workers of several ranks, whose edges are between ranks."""
     source, destination = edge["source_rank"], edge["destination_rank"]
     return [
-        f"{edge['peer']}/{source}" if source or edge["peer"] in split else edge["peer"],
+        f"{edge['peer']}/{source}" if edge["peer"] in split else edge["peer"],
         f"{worker}/{destination}" if worker in split else worker,
         edge["transport"],
         edge["blocks"],
@@ -87,6 +88,11 @@ def _edge_row(edge: dict[str, Any], worker: str, split: set[str]) -> list[object
 
 def _num_ranks(worker: dict[str, Any]) -> int:
     return int(worker["tensor_parallel_size"] * worker["pipeline_parallel_size"])
+
+
+def _cores_of_ranks(worker: dict[str, Any]) -> str:
+    told = {stats["rank"]: _cores(stats) for stats in worker["stats"]["ranks"]}
+    return "|".join(told.get(rank, "?") for rank in range(_num_ranks(worker)))
 
 
 def _cores(stats: dict[str, Any]) -> str:

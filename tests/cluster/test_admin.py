@@ -25,10 +25,17 @@ P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
 
 class FakeWorker(worker_pb2_grpc.WorkerServicer):
     """Answers with its numbers; ``silent`` never answers, ``broken`` fails validation, ``ranks``
-    are so many, with an edge from rank 2 of its peer to its last one."""
+    are so many, with an edge from rank 2 of its peer to its last one, too; ``busy`` ones of them
+    tell nothing."""
 
-    def __init__(self, silent: bool = False, broken: bool = False, ranks: int = 1) -> None:
-        self.silent, self.broken, self.ranks = silent, broken, ranks
+    def __init__(
+        self,
+        silent: bool = False,
+        broken: bool = False,
+        ranks: int = 1,
+        busy: tuple[int, ...] = (),
+    ) -> None:
+        self.silent, self.broken, self.ranks, self.busy = silent, broken, ranks, busy
 
     async def GetStats(self, request, context) -> worker_pb2.WorkerStats:
         if self.silent:
@@ -38,11 +45,18 @@ class FakeWorker(worker_pb2_grpc.WorkerServicer):
         edge = worker_pb2.EdgeStats(
             peer="prefill-0", transport="tcp", bytes=2**40, blocks=3, detail="shm: out of reach"
         )
+        edges = [edge]
         if self.ranks > 1:
-            edge.source_rank, edge.destination_rank = 2, self.ranks - 1
-        ranks = [worker_pb2.RankStats(rank=i, pid=70 + i, cores=[i]) for i in range(self.ranks)]
+            edges.append(worker_pb2.EdgeStats())
+            edges[-1].MergeFrom(edge)
+            edges[-1].source_rank, edges[-1].destination_rank = 2, self.ranks - 1
+        ranks = [
+            worker_pb2.RankStats(rank=i, pid=70 + i, cores=[i])
+            for i in range(self.ranks)
+            if i not in self.busy
+        ]
         return worker_pb2.WorkerStats(
-            worker="decode-0", total_blocks=8, edges=[edge], ranks=ranks, cores=[0]
+            worker="decode-0", total_blocks=8, edges=edges, ranks=ranks, cores=[0]
         )
 
 
@@ -171,6 +185,24 @@ async def test_workers_of_several_ranks_show_their_shape_and_edges_between_ranks
     assert prefill[1:3] == ["3×1", "starting"]
     assert lines[-1].split()[:3] == ["prefill-0/2", "decode-0/1", "tcp"]
     assert [rank["pid"] for rank in found["workers"][0]["stats"]["ranks"]] == [70, 71]
+
+
+async def test_a_rank_that_tells_nothing_of_itself_keeps_its_place(capsys) -> None:
+    from cluster.cli.status import _print
+
+    async with serve_worker(ranks=3, busy=(1,)) as endpoint:
+        _print(await status(ready(endpoint), shapes={"decode": ParallelShape(3, 1)}))
+    [decode] = [x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("decode-0")]
+    assert decode[4] == "0|?|2"
+
+
+async def test_edges_from_ranks_of_a_worker_that_is_gone_are_still_told_apart(capsys) -> None:
+    from cluster.cli.status import _print
+
+    async with serve_worker(ranks=3) as endpoint:
+        _print(await status(ready(endpoint), shapes={"decode": ParallelShape(3, 1)}))
+    edges = [line.split()[:2] for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert edges == [["prefill-0/0", "decode-0/0"], ["prefill-0/2", "decode-0/2"]]
 
 
 async def test_a_draining_worker_shows_what_it_still_has() -> None:
