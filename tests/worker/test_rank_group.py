@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from replica_in_process import FakeEngine, replica_of, settings_of, step
@@ -15,7 +16,7 @@ from core.errors import Incompatible, Unavailable
 from core.worker_settings import LeaderAddress
 from crossdock.v1 import rank_pb2 as pb
 from worker.ranks.connect import connect_to_leader
-from worker.ranks.connection import pack_message
+from worker.ranks.connection import RankConnection, pack_message
 from worker.ranks.executor import RankExecutor
 from worker.ranks.group import RankGroup
 from worker.ranks.handshake import admit
@@ -166,6 +167,39 @@ async def test_an_engine_that_crashes_says_why() -> None:
         assert "it crashed: ValueError: assignment destination is read-only" in str(error)
         with pytest.raises(ValueError, match="read-only"):
             await member.follower.ended
+
+
+async def test_one_rank_that_is_gone_keeps_no_other_from_hearing_of_the_stop() -> None:
+    async with replica_of(3, 1) as replica:
+        one, two = [await replica.join(rank, FakeEngine()) for rank in (1, 2)]
+        send = replica.group._ranks[1].send_packed
+
+        def broken(frame: bytes) -> None:
+            raise BrokenPipeError
+
+        replica.group._ranks[1].send_packed = broken  # type: ignore[method-assign]
+        replica.group.close()
+        await two.follower.ended
+        replica.group._ranks[1].send_packed = send  # type: ignore[method-assign]
+        with pytest.raises(Unavailable, match="lost its leading rank"):
+            await one.follower.ended
+
+
+async def test_who_never_says_which_rank_it_is_is_hung_up_on_at_the_end(monkeypatch) -> None:
+    started = threading.Event()
+    start = RankConnection.start
+
+    def noted_start(self: RankConnection, *arguments: Any) -> None:
+        start(self, *arguments)
+        started.set()
+
+    monkeypatch.setattr(RankConnection, "start", noted_start)
+    group = RankGroup(settings_of(2, 1))
+    with connect_to_leader(group.address) as connection:
+        assert started.wait(10)
+        group.close()
+        connection.settimeout(10)
+        assert _receive(connection) == b""
 
 
 async def test_a_stop_in_order_is_no_failure() -> None:

@@ -56,6 +56,8 @@ class RankGroup:
         self._lock = threading.Lock()
         self._members = Membership(settings)
         self._ranks: dict[int, RankConnection] = {}
+        # Also those of which nobody knows yet which rank they are.
+        self._connections: set[RankConnection] = set()
         self._ended = threading.Event()
         token = secrets.token_bytes(TOKEN_BYTES)
         self._listener = RankListener(settings.host, token, self._admitted)
@@ -102,6 +104,10 @@ class RankGroup:
     def ask(self, rank: int, message: pb.RankMessage) -> Answer:
         return self._ranks[rank].ask(message)
 
+    def lose(self, rank: int, why: str) -> None:
+        """The replica can't go on, by the fault of ``rank``. Without effect after its end."""
+        self.fail(_lost(rank, why))
+
     def fail(self, error: BaseException) -> None:
         """The replica can't go on, for this reason. Without effect after its end."""
         if not self._begin_end():
@@ -118,8 +124,10 @@ class RankGroup:
         """Ends in order: the other ranks are told that nobody failed."""
         if not self._begin_end():
             return
-        with contextlib.suppress(OSError):
-            self.send_to(self.ranks, pb.RankMessage(stop=pb.StopRank()))
+        for rank in self.ranks:
+            # One that is gone keeps nobody else from hearing it.
+            with contextlib.suppress(OSError):
+                self.send(rank, pb.RankMessage(stop=pb.StopRank()))
         self._disconnect()
 
     def _begin_end(self) -> bool:
@@ -131,8 +139,10 @@ class RankGroup:
 
     def _disconnect(self) -> None:
         self._listener.close()
-        for rank in self.ranks:
-            self._ranks[rank].close()
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.close()
 
     def _ping(self) -> None:
         while not self._ended.wait(PING_S):
@@ -144,9 +154,14 @@ class RankGroup:
     def _admitted(self, connection: socket.socket) -> None:
         """A connection of somebody who knows the token; its first message says which rank it is."""
         peer = _Peer(RankConnection(connection, "a new rank", _LOADING_SILENCE_S))
+        with self._lock:
+            self._connections.add(peer.connection)
+            late = self._ended.is_set()
         peer.connection.start(
             functools.partial(self._on_message, peer), functools.partial(self._on_end, peer)
         )
+        if late:
+            peer.connection.close()
 
     def _on_message(self, sender: _Peer, message: pb.RankMessage) -> None:
         kind = message.WhichOneof("message")
@@ -171,8 +186,10 @@ class RankGroup:
                 raise ConnectionError(f"{sender.connection.name} sent {kind}, which no rank sends")
 
     def _on_end(self, sender: _Peer, error: BaseException) -> None:
+        with self._lock:
+            self._connections.discard(sender.connection)
         if sender.rank is not None:
-            self.fail(_lost(sender.rank, error))
+            self.lose(sender.rank, str(error))
 
     def _join(self, sender: _Peer, message: pb.RankMessage) -> None:
         rank = message.join.rank
@@ -232,7 +249,7 @@ def _reach(stage: Future[None]) -> None:
         stage.set_result(None)
 
 
-def _lost(rank: int, error: BaseException) -> Unavailable:
+def _lost(rank: int, why: str) -> Unavailable:
     return Unavailable(
-        f"rank {rank} is lost: {error}", reason="RANK_LOST", metadata={"rank": str(rank)}
+        f"rank {rank} is lost: {why}", reason="RANK_LOST", metadata={"rank": str(rank)}
     )
