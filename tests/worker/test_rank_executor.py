@@ -12,7 +12,7 @@ from replica_in_process import NUM_BLOCKS, FakeEngine, InProcessReplica, replica
 from core.errors import InternalError, Unavailable
 from core.step import BlockCopy, StepPlan, StepResult
 from crossdock.v1 import worker_pb2
-from worker.ranks.executor import RankExecutor, written_blocks
+from worker.ranks.executor import _STEP_LIMIT_S, RankExecutor, written_blocks
 from worker.ranks.replica import Replica
 
 
@@ -88,6 +88,29 @@ async def test_a_rank_that_is_lost_fails_the_results_that_it_owes() -> None:
             await asyncio.wrap_future(owed)
         with pytest.raises(ConnectionError):
             executor.submit(step())
+
+
+async def test_a_rank_that_owes_a_result_for_too_long_is_lost() -> None:
+    """Its engine hangs; it still answers pings."""
+    async with replica_of(1, 2) as replica:
+        checks: list[Callable[[float], None]] = []
+        replica.group.check_often = checks.append  # type: ignore[method-assign]
+        await replica.join(1, FakeEngine(draws=1, blocked=True))
+        owed = lead(replica, FakeEngine()).submit(step())
+        for now in (1000.0, 1000.0 + _STEP_LIMIT_S - 1):
+            checks[0](now)
+        assert not replica.group.lost.done()
+        checks[0](1000.0 + _STEP_LIMIT_S)
+        with pytest.raises(Unavailable, match="rank 1 is lost: no result of step 1 came for 120 s"):
+            await asyncio.wrap_future(owed)
+
+
+async def test_the_leading_rank_that_draws_itself_waits_for_nobody() -> None:
+    async with replica_of(2, 1) as replica:
+        checks: list[Callable[[float], None]] = []
+        replica.group.check_often = checks.append  # type: ignore[method-assign]
+        lead(replica, FakeEngine(draws=1))
+        assert not checks
 
 
 async def test_a_collective_that_broke_is_explained_by_the_rank_that_is_lost() -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from replica_in_process import FakeEngine, replica_of, settings_of, step
 from core.errors import Incompatible, Unavailable
 from core.worker_settings import LeaderAddress
 from crossdock.v1 import rank_pb2 as pb
+from worker.ranks import group as group_module
 from worker.ranks.connect import connect_to_leader
 from worker.ranks.connection import RankConnection, pack_message
 from worker.ranks.executor import RankExecutor
@@ -167,6 +169,15 @@ async def test_an_engine_that_crashes_says_why() -> None:
         assert "it crashed: ValueError: assignment destination is read-only" in str(error)
         with pytest.raises(ValueError, match="read-only"):
             await member.follower.ended
+
+
+async def test_a_check_is_made_again_and_again(monkeypatch) -> None:
+    monkeypatch.setattr(group_module, "PING_S", 0.01)
+    async with replica_of(2, 1) as replica:
+        times: SimpleQueue[float] = SimpleQueue()
+        replica.group.check_often(times.put)
+        first, second = [await asyncio.to_thread(times.get, timeout=10) for _ in range(2)]
+        assert first < second
 
 
 async def test_one_rank_that_is_gone_keeps_no_other_from_hearing_of_the_stop() -> None:

@@ -20,15 +20,20 @@ from core.step import StepPlan, StepResult
 from crossdock.v1 import rank_pb2 as pb
 from wire.rank_steps import plan_to_wire, result_from_wire
 from worker.ranks.group import RankGroup
+from worker.ranks.step_limit import StepLimit
 
 _INT32 = np.dtype("<i4")
 _UINT64 = np.dtype("<u8")
 # Between the end of a rank as its process group sees it and as its connection does.
 _LOSS_NEWS_S = 1.0
+# Ranks wait 60 s for each other's tensors (``engine.process_group``): so long may a step take until
+# it is in the last stage, and there it gets as long again.
+_STEP_LIMIT_S = 120.0
 
 
 class RankExecutor:
-    """An ``engine.loop.StepExecutor``. As many steps may be under way as there are stages.
+    """An ``engine.loop.StepExecutor``. As many steps may be under way as there are stages. Where
+    another rank draws, it is lost if no result comes for 120 s.
 
     ``execute`` computes the leading rank's part; ``generations`` (uint64 [num_blocks]) are its
     pool's, ``block_size`` in tokens.
@@ -48,11 +53,14 @@ class RankExecutor:
         self._generations = generations
         self._block_size = block_size
         self._submitted = 0
+        self._limit = StepLimit(_STEP_LIMIT_S)
         # Results that another rank owes, by the number of the step.
         self._owed: dict[int, Future[StepResult]] = {}
         self._lock = threading.Lock()
         group.deliver_results(self._on_result)
         group.lost.add_done_callback(self._fail_owed)
+        if self._drawing_rank:
+            group.check_often(self._check_progress)
 
     @property
     def depth(self) -> int:
@@ -96,6 +104,13 @@ class RankExecutor:
             with contextlib.suppress(TimeoutError):
                 raise self._group.lost.exception(_LOSS_NEWS_S) or error from error
             raise
+
+    def _check_progress(self, now: float) -> None:
+        """On the group's thread. A step that has just been submitted may be missed once."""
+        completed = self._group.completed_steps
+        if self._limit.overdue(self._submitted, completed, now):
+            late = f"no result of step {completed + 1} came for {self._limit.limit_s:g} s"
+            self._group.lose(self._drawing_rank, late)
 
     def _message(self, number: int, plan: StepPlan, *, draws_here: bool) -> pb.RankMessage:
         block_ids = written_blocks(plan, self._block_size)

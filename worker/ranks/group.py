@@ -16,6 +16,7 @@ import logging
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, InvalidStateError
 
@@ -53,6 +54,7 @@ class RankGroup:
         self.key_values = LeaderKeyValues(_RENDEZVOUS_S)
         self._silence_s = silence_s
         self._on_result: Callable[[pb.RankStepResult], None] | None = None
+        self._check: Callable[[float], None] | None = None
         self._lock = threading.Lock()
         self._members = Membership(settings)
         self._ranks: dict[int, RankConnection] = {}
@@ -90,6 +92,11 @@ class RankGroup:
     def deliver_results(self, on_result: Callable[[pb.RankStepResult], None]) -> None:
         """``on_result`` gets what ranks drew, on the thread that reads from them."""
         self._on_result = on_result
+
+    def check_often(self, check: Callable[[float], None]) -> None:
+        """``check`` gets the monotonic time in seconds with each round of pings, on a thread of
+        the group. It must not block."""
+        self._check = check
 
     def send(self, rank: int, message: pb.RankMessage) -> None:
         """Raises ``ConnectionError`` if the rank is lost."""
@@ -148,6 +155,8 @@ class RankGroup:
         while not self._ended.wait(PING_S):
             for connection in [self._ranks[rank] for rank in self.ranks]:
                 connection.ping()
+            if self._check is not None:
+                self._check(time.monotonic())
 
     # On the threads that read
 
