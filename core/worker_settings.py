@@ -16,9 +16,9 @@ class WorkerSettings:
 
     ``num_blocks`` is the size of each rank's KV pool in blocks; ``max_num_batched_tokens`` the
     budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
-    to (empty: not bound); ``transport`` is ``kv.transport``; ``tcp_streams`` connections carry the KV
-    blocks of one edge over TCP, by ``tls``
-    (None: in the clear); times are in seconds.
+    to (empty: not bound); ``transport`` is ``kv.transport``;
+    ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
+    clear); times are in seconds.
     """
 
     worker: str

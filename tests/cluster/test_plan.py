@@ -153,7 +153,7 @@ def test_every_rank_is_told_its_own_place_and_the_settings_of_its_worker() -> No
 )
 def test_a_shape_that_the_model_can_not_be_split_into_is_refused(split, field, valid) -> None:
     smollm2 = ModelFolder(Path("/models/smollm2"), 30, 9, 3, 64, "bfloat16", 8192)
-    check_shapes(make_spec(shapes((3, 5), (9, 30))), smollm2)
+    check_shapes(make_spec(shapes((9, 5), (3, 30))), smollm2)
     with pytest.raises(InvalidField, match=valid) as caught:
         check_shapes(make_spec(shapes(**split)), smollm2)
     assert field in caught.value.message
