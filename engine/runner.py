@@ -40,7 +40,7 @@ class ModelRunner:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
 
         A slice whose logits are not finite fails alone. None on ranks that do not sample. Raises
-        InternalError, reason RANK_LOST, when another rank of the replica is gone.
+        InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
         batch = build_batch(plan, self._shape, self.model.device, self._windows)
