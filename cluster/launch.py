@@ -7,9 +7,12 @@ Down: router (drains) → workers → registry and admin → Ray.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TextIO
 
 import grpc
 import uvloop
@@ -60,9 +63,12 @@ TellReady = Callable[[str, str, str], None]
 
 
 async def serve(
-    options: ServeOptions, progress: Progress, tell_ready: TellReady | None = None
+    options: ServeOptions,
+    progress: Progress,
+    stdout: TextIO,
+    tell_ready: TellReady | None = None,
 ) -> None:
-    """Runs until a signal. Prints the ready line on stdout. Raises ``CrossdockError``."""
+    """Runs until a signal. Prints the ready line on ``stdout``. Raises ``CrossdockError``."""
     stop = StopSignal()
     stop.install()
     cluster = ServingCluster(options, progress, after_ray=stop.install)
@@ -71,7 +77,8 @@ async def serve(
             return
         if tell_ready is not None:
             tell_ready(cluster.grpc_address, cluster.http_address, cluster.admin_address)
-        print(f"ready grpc={cluster.grpc_address} http={cluster.http_address}", flush=True)
+        where = f"grpc={cluster.grpc_address} http={cluster.http_address}"
+        print(f"ready {where}", file=stdout, flush=True)
         await first_of(asyncio.create_task(cluster.watch()), stop.drain)
     finally:
         progress.step("stopping")
@@ -279,5 +286,10 @@ async def _add_health_and_reflection(server: grpc.aio.Server) -> None:
 def run_serve(
     options: ServeOptions, progress: Progress, tell_ready: TellReady | None = None
 ) -> None:
-    """``serve`` on an event loop of its own; blocks."""
-    uvloop.run(serve(options, progress, tell_ready))
+    """``serve`` on an event loop of its own; blocks.
+
+    Stdout is for the ready line alone: Ray prints its warnings there, too.
+    """
+    stdout = sys.stdout
+    with contextlib.redirect_stdout(sys.stderr):
+        uvloop.run(serve(options, progress, stdout, tell_ready))

@@ -132,7 +132,7 @@ class HandoffServer(handoff_pb2_grpc.HandoffServicer):
         try:
             choices = await self._shake_hands(peer, hello)
         except Incompatible as error:
-            _log.warning("refused a prefill worker: %s", error.message)
+            self._book.refused(hello.worker[:256], error.message[:2000])
             await context.write(pb.DecodeMessage(hello=refusal(error.message)))
             return
         stream = _Stream(hello.worker, self._book.opened(hello.worker, choices))

@@ -12,6 +12,8 @@ from kv_transfer.rank_ports import EdgeChoice, EdgeTraffic
 _log = logging.getLogger(__name__)
 # Names of workers are never used again: without a limit, counters of those gone would pile up.
 _MAX_GONE = 64
+# What stands in the place of a transport for a prefill worker that was refused.
+REFUSED = "refused"
 
 
 @dataclass(slots=True)
@@ -48,14 +50,27 @@ class EdgeBook:
     def __init__(self) -> None:
         self._peers: dict[str, dict[tuple[int, int, str], EdgeCounters]] = {}
         self._live: Counter[str] = Counter()
+        self._refused: dict[str, EdgeCounters] = {}
 
     @property
     def counters(self) -> list[EdgeCounters]:
-        return [edge for edges in self._peers.values() for edge in edges.values()]
+        """Those of prefill workers whose last try was refused come last, with the reason."""
+        edges = [edge for edges in self._peers.values() for edge in edges.values()]
+        return [*edges, *self._refused.values()]
+
+    def refused(self, peer: str, reason: str) -> None:
+        """This prefill worker's stream came to nothing."""
+        known = self._refused.pop(peer, None)
+        if known is None or known.detail != reason:
+            _log.warning("refused prefill worker %s: %s", peer, reason)
+        self._refused[peer] = EdgeCounters(peer, REFUSED, 0, 0, reason)
+        for name in list(self._refused)[:-_MAX_GONE]:
+            del self._refused[name]
 
     def opened(self, peer: str, choices: Sequence[EdgeChoice]) -> StreamCounters:
         """A stream of this prefill worker begins; tell of its end with `lost`."""
         self._live[peer] += 1
+        self._refused.pop(peer, None)
         edges = self._peers.setdefault(peer, {})
         stream: StreamCounters = {}
         for choice in choices:

@@ -93,8 +93,8 @@ def test_nccl_sends_to_itself() -> None:
 
 
 @needs_one
-def test_an_abort_from_another_thread_ends_a_receive_that_nobody_answers() -> None:
-    """A communicator of one rank can't wait for a peer: two GPUs' test covers the wait itself."""
+def test_a_communicator_can_be_aborted_from_another_thread() -> None:
+    """One that waits for nobody: a communicator of one rank can't."""
     import cupy.cuda.nccl as nccl
 
     communicator = nccl.NcclCommunicator(1, nccl.get_unique_id(), 0)

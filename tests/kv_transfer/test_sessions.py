@@ -271,12 +271,20 @@ async def test_a_piece_without_a_checksum_for_each_edge_ends_the_stream(
 async def test_a_way_that_does_not_work_is_refused_with_the_reason(
     decode: DecodeReplica, plain_prefill: PrefillReplica
 ) -> None:
-    plain_prefill.senders[0] = UnreachableSender(plain_prefill.senders[0])
+    working = plain_prefill.senders[0]
+    plain_prefill.senders[0] = UnreachableSender(working)
     session = plain_prefill.connect(decode.endpoint)
     cause, detail = await plain_prefill.lost.get()
     assert cause is FailureCause.INCOMPATIBLE
     assert "shm: the memory can't be reached" in detail
     await session.close()
+    (told,) = decode.handoffs.edge_counters
+    assert (told.peer, told.transport, told.detail) == ("P0", "refused", detail)
+    plain_prefill.senders[0] = working
+    again = plain_prefill.connect(decode.endpoint)
+    await plain_prefill.reserve(again)
+    assert {edge.transport for edge in decode.handoffs.edge_counters} == {"shm"}
+    await again.close()
 
 
 async def test_blocks_that_moved_on_before_they_were_described_are_refused(

@@ -1,6 +1,6 @@
 """kv_transfer: what each transport costs between two processes of one host, beside its floors.
 
-    python tests/benchmarks/bench_transports.py [--runs 30] [--json]
+    python tests/benchmarks/bench_kv_transfer.py [--runs 30] [--json]
 
 P is a process of its own, as in a cluster. Blocks are those of SmolLM2-135M in bfloat16 (368,640
 bytes), in random places of both pools, which are memory as workers have it: 64 of them (a prompt of
