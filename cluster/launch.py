@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
@@ -43,6 +44,9 @@ from engine.memory import available_memory
 
 KILL_PATIENCE_S = 5.0
 LEAVE_RAY_S = 10.0
+# Ending workers and leaving Ray together. A call to Ray whose daemons are gone already may hold up the
+# whole event loop for a minute.
+END_LIMIT_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,20 +161,28 @@ class ServingCluster:
         """Drains, then takes everything down. Works at any point of the start."""
         if self._router is not None:
             await self._router.stop()
+        giving_up = threading.Timer(END_LIMIT_S, self._give_up)
+        giving_up.daemon = True
+        giving_up.start()
         if self._controller is not None:
             # The router has drained: what is left on the workers has no reader.
             await self._controller.stop(drain_s=0.0)
         await self._stop_servers()
         await self._leave_ray()
+        giving_up.cancel()
+
+    def _give_up(self) -> None:
+        """Ends this process; what it started ends with it."""
+        self._ray.abandon()
+        os._exit(0)
 
     async def _leave_ray(self) -> None:
         """Ray's calls wait a minute for daemons that a signal to our whole group ended first."""
         leaving = asyncio.create_task(asyncio.to_thread(self._ray.shutdown))
         done, _ = await asyncio.wait({leaving}, timeout=LEAVE_RAY_S)
         if not done:
-            self._ray.abandon()
             # The thread can't be stopped. All that it was to end has ended already.
-            os._exit(0)
+            self._give_up()
         leaving.result()
 
     async def kill(self) -> None:
