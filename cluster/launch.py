@@ -44,8 +44,8 @@ from engine.memory import available_memory
 
 KILL_PATIENCE_S = 5.0
 LEAVE_RAY_S = 10.0
-# Ending workers and leaving Ray together. A call to Ray whose daemons are gone already may hold up the
-# whole event loop for a minute.
+# Ending workers and leaving Ray together. A call to Ray whose daemons are gone already may hold up
+# the whole event loop for a minute.
 END_LIMIT_S = 25.0
 
 
