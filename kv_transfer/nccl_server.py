@@ -61,6 +61,7 @@ class NcclServer:
         self._listener.close(_CLOSE_LIMIT_S)
 
     def _serve(self, admitted: Admitted) -> None:
+        admitted.show_token()
         _SendingEdge(admitted, self._pool, self._nccl, self._room, self._limits).serve()
 
 

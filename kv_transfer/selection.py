@@ -21,7 +21,6 @@ from kv_transfer.nccl_communicator import CupyNccl
 from kv_transfer.nccl_source import NcclSource
 from kv_transfer.shm import SharedMemorySource
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tcp_stream import TcpAddress
 from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import CUDA_IPC, NCCL, SHM, TCP, EdgeTarget, PieceSource
 
@@ -88,7 +87,7 @@ def _open_tcp(offer: pb.RankOffer, target: EdgeTarget, tcp: TcpOptions) -> Piece
         raise _only_one_has_tls("takes only peers with TLS, and this worker has no certificate")
     if tcp.tls is not None and not offer.tcp.tls:
         raise _only_one_has_tls("offers TCP without TLS, and this worker takes it only with TLS")
-    address = TcpAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
+    address = TokenAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
     return TcpSource(address, target, streams=tcp.streams, tls=tcp.tls)
 
 

@@ -17,8 +17,9 @@ from core.errors import Incompatible
 from core.lease_events import PieceCopy
 from core.tls_files import TlsFiles
 from kv_transfer.socket_io import resolve
-from kv_transfer.tcp_stream import CONNECT_LIMIT_S, TcpAddress, TcpStream
+from kv_transfer.tcp_stream import CONNECT_LIMIT_S, TcpStream
 from kv_transfer.tls import client_context
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import TCP, CopyResult, EdgeTarget
 
 # A copy ends long before a lease does (20 s without a sign of life on P, by default).
@@ -32,7 +33,7 @@ class TcpSource:
 
     def __init__(
         self,
-        address: TcpAddress,
+        address: TokenAddress,
         target: EdgeTarget,
         limit_s: float = COPY_LIMIT_S,
         streams: int = 1,

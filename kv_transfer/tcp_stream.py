@@ -17,7 +17,6 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -28,6 +27,7 @@ from kv_transfer.iovecs import over_parts
 from kv_transfer.regions import digest, part_view
 from kv_transfer.socket_io import SocketPlace, prepare, start_connecting, wait_connected, wake
 from kv_transfer.tcp_channel import Channel, channel_over, receive_bytes, send_bytes
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import EdgeTarget
 
 _log = logging.getLogger(__name__)
@@ -38,24 +38,12 @@ CONNECT_LIMIT_S = 5.0
 _GROUP_BYTES = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class TcpAddress:
-    """Where P listens, and the token that it gave us."""
-
-    host: str
-    port: int
-    token: bytes = field(repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
 class TcpStream:
     """One connection, opened again if it breaks. Used by one thread at a time, but for `abort`."""
 
     def __init__(
         self,
-        address: TcpAddress,
+        address: TokenAddress,
         places: Sequence[tuple[int, SocketPlace]],
         target: EdgeTarget,
         tls: ssl.SSLContext | None,

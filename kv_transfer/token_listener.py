@@ -1,14 +1,16 @@
 """P's side of connections that decode workers make with a token: who may speak, and until when.
 
-Covers: one listener, one thread per connection, tokens and their end, strangers. Greeting and proof
-are those of ``kv_transfer.tcp_wire``. Does not cover: what is said afterwards.
+Covers: one listener, one thread per connection, tokens and their end, strangers, TLS if it is asked
+for. Greeting and proof are those of ``kv_transfer.tcp_wire``. Does not cover: what is said then.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +18,16 @@ from dataclasses import dataclass, field
 
 from core.errors import Incompatible
 from kv_transfer import tcp_wire as wire
-from kv_transfer.iovecs import over
-from kv_transfer.socket_io import prepare, receive, send, wake
+from kv_transfer.socket_io import prepare, wake
+from kv_transfer.tcp_channel import Channel, channel_over, receive_bytes, send_bytes
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_LIMIT_S = 5.0
 _ACCEPT_PAUSE_S = 0.1
 # Strangers who connect and say nothing must not use up threads.
 _MAX_STRANGERS = 64
+# Of one token, that is of all ranks of a decode worker with all their streams.
+_MAX_CONNECTIONS = 256
 # Shows that P knows the token, too.
 _PROOF_OF_PREFILL_BYTES = 32
 
@@ -48,11 +52,18 @@ class Admitted:
     """
 
     connection: socket.socket
+    channel: Channel
     challenges: wire.Challenges
     token: bytes = field(repr=False)
+    # Of the handshake, in monotonic seconds.
+    deadline: float
 
     def known_bytes(self, size: int) -> bytes:
         return self.challenges.probe(self.token, size)
+
+    def show_token(self) -> None:
+        """P's side: shows that it knows the token, too, where nothing else will."""
+        send_bytes(self.channel, self.known_bytes(_PROOF_OF_PREFILL_BYTES), self.deadline)
 
 
 class TokenListener:
@@ -62,8 +73,16 @@ class TokenListener:
     the token is revoked.
     """
 
-    def __init__(self, host: str, name: str, serve: Callable[[Admitted], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        name: str,
+        serve: Callable[[Admitted], None],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """``tls``: take only peers with a certificate; None: in the clear."""
         self._name = name
+        self._tls = tls
         self._serve_admitted = serve
         self._lock = threading.Lock()
         self._tokens: list[bytes] = []
@@ -119,7 +138,14 @@ class TokenListener:
                 # Out of descriptors, most likely: peers try again, and so do we.
                 time.sleep(_ACCEPT_PAUSE_S)
                 continue
-            self._welcome(connection)
+            with contextlib.suppress(OSError):
+                self._welcome(self._wrap(connection))
+
+    def _wrap(self, connection: socket.socket) -> socket.socket:
+        """Says nothing yet: a peer that does not answer must not hold up others."""
+        if self._tls is None:
+            return connection
+        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def _welcome(self, connection: socket.socket) -> None:
         with self._lock:
@@ -157,19 +183,29 @@ class TokenListener:
     def _admit(self, connection: socket.socket) -> Admitted | None:
         """None if the peer knows no token. It has heard nothing but the greeting then."""
         prepare(connection)
+        channel = channel_over(connection)
         deadline = time.monotonic() + _HANDSHAKE_LIMIT_S
+        channel.shake_hands(deadline)
         challenge = wire.new_challenge()
-        send(connection, over(wire.pack_greeting(challenge)), deadline)
-        proof = receive(connection, wire.PROOF_BYTES, deadline)
+        send_bytes(channel, wire.pack_greeting(challenge), deadline)
+        proof = receive_bytes(channel, wire.PROOF_BYTES, deadline)
+        found = self._recognize(connection, challenge, proof)
+        return Admitted(connection, channel, *found, deadline) if found is not None else None
+
+    def _recognize(
+        self, connection: socket.socket, challenge: bytes, proof: bytearray
+    ) -> tuple[wire.Challenges, bytes] | None:
+        """The challenges of this connection and its token; None if it has to go."""
         with self._lock:
             found = wire.Challenges.read_proof(challenge, proof, self._tokens)
             if found is None or self._closing:
                 return None
-            challenges, token = found
-            self._connections[connection] = token
-        admitted = Admitted(connection, challenges, token)
-        send(connection, over(admitted.known_bytes(_PROOF_OF_PREFILL_BYTES)), deadline)
-        return admitted
+            same = sum(token == found[1] for token in self._connections.values())
+            if same >= _MAX_CONNECTIONS:
+                _log.warning("a decode worker has %d connections and gets no more", same)
+                return None
+            self._connections[connection] = found[1]
+            return found
 
 
 def connect_with_token(address: TokenAddress, limit_s: float = _HANDSHAKE_LIMIT_S) -> Admitted:
@@ -195,11 +231,12 @@ def connect_with_token(address: TokenAddress, limit_s: float = _HANDSHAKE_LIMIT_
 
 def _prove(connection: socket.socket, token: bytes, deadline: float) -> Admitted:
     prepare(connection)
-    greeting = receive(connection, wire.GREETING_BYTES, deadline)
+    channel = channel_over(connection)
+    greeting = receive_bytes(channel, wire.GREETING_BYTES, deadline)
     challenges = wire.Challenges(wire.read_greeting(greeting), wire.new_challenge())
-    send(connection, over(challenges.pack_proof(token)), deadline)
-    admitted = Admitted(connection, challenges, token)
-    shown = receive(connection, _PROOF_OF_PREFILL_BYTES, deadline)
+    send_bytes(channel, challenges.pack_proof(token), deadline)
+    admitted = Admitted(connection, channel, challenges, token, deadline)
+    shown = receive_bytes(channel, _PROOF_OF_PREFILL_BYTES, deadline)
     if not secrets.compare_digest(bytes(shown), admitted.known_bytes(_PROOF_OF_PREFILL_BYTES)):
         raise ConnectionError("what answers there is not the prefill worker")
     return admitted

@@ -49,7 +49,7 @@ from kv_transfer.regions import PartCopier, checksum_parts
 from kv_transfer.shm import PoolExporter, SharedMemorySource
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tcp_stream import TcpAddress
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import TRANSPORTS, EdgeTarget, PieceSource
 
 MODEL = KVLayout(num_layers=30, num_kv_heads=3, head_dim=64, block_size=16, dtype="bfloat16")
@@ -282,7 +282,7 @@ def open_shm(
 
 
 def open_tcp(offer: pb.RankOffer, target: EdgeTarget, streams: int) -> PieceSource:
-    address = TcpAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
+    address = TokenAddress(offer.tcp.host, offer.tcp.port, offer.tcp.token)
     return TcpSource(address, target, streams=streams)
 
 

@@ -15,7 +15,7 @@ from equal_edge import announced
 from core.lease_events import PieceCopy
 from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import receive
-from kv_transfer.tcp_stream import TcpAddress
+from kv_transfer.token_listener import TokenAddress
 
 HOST = "127.0.0.1"
 BLOCK_BYTES = 5000
@@ -34,8 +34,8 @@ class ScriptedPrefill:
         self.thread.start()
 
     @property
-    def address(self) -> TcpAddress:
-        return TcpAddress(HOST, self.listener.getsockname()[1], self.token)
+    def address(self) -> TokenAddress:
+        return TokenAddress(HOST, self.listener.getsockname()[1], self.token)
 
     def play(self) -> None:
         for script in self.scripts:

@@ -25,7 +25,7 @@ from kv_transfer.regions import checksum_parts
 from kv_transfer.shm import PoolExporter, SharedMemorySource
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tcp_stream import TcpAddress
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import EdgeTarget, PieceSource
 
 MODEL = KVLayout(num_layers=6, num_kv_heads=8, head_dim=8, block_size=4, dtype="float32")
@@ -75,7 +75,7 @@ def shm_rank(blocks: np.ndarray) -> Iterator[Rank]:
 @contextlib.contextmanager
 def tcp_rank(blocks: np.ndarray) -> Iterator[Rank]:
     server = TcpServer(HOST, blocks, np.zeros(NUM_BLOCKS, np.uint64))
-    address = TcpAddress(HOST, server.port, server.invite())
+    address = TokenAddress(HOST, server.port, server.invite())
     yield Rank(blocks, lambda target: TcpSource(address, target))
     server.close()
 

@@ -33,13 +33,14 @@ from scripted_prefill import (
 from core.errors import Incompatible
 from core.handoff import Piece
 from core.lease_events import PieceCopy
-from kv_transfer import tcp_server, tcp_source, tcp_stream
+from kv_transfer import tcp_server, tcp_source, tcp_stream, token_listener
 from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import prepare, receive, resolve, wait_connected
 from kv_transfer.tcp_channel import Channel
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tcp_stream import TcpAddress, TcpStream
+from kv_transfer.tcp_stream import TcpStream
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import CopyResult
 
 NUM_BLOCKS = 24
@@ -55,8 +56,8 @@ class Prefill:
     token: bytes
 
     @property
-    def address(self) -> TcpAddress:
-        return TcpAddress(HOST, self.server.port, self.token)
+    def address(self) -> TokenAddress:
+        return TokenAddress(HOST, self.server.port, self.token)
 
     def piece(self, block_id: int) -> Piece:
         (piece,) = announced(self.blocks, [block_id], [int(self.generations[block_id])])
@@ -156,7 +157,7 @@ def test_more_pieces_than_one_request_or_one_system_call_may_hold(
     destination = np.zeros((8000, 64), np.uint8)
     generations = np.zeros(4000, np.uint64)
     server = TcpServer(HOST, blocks, generations)
-    source = TcpSource(TcpAddress(HOST, server.port, server.invite()), whole_target(destination))
+    source = TcpSource(TokenAddress(HOST, server.port, server.invite()), whole_target(destination))
     order = np.random.default_rng(2).permutation(4000).tolist()
     pieces = announced(blocks, order, [0] * 4000)
     result = source.copy([PieceCopy(i, piece, 2 * i) for i, piece in enumerate(pieces)])
@@ -169,7 +170,7 @@ def test_more_pieces_than_one_request_or_one_system_call_may_hold(
 
 def test_many_decode_workers_are_served_side_by_side(prefill: Prefill) -> None:
     pools = [np.zeros((NUM_BLOCKS, BLOCK_BYTES), np.uint8) for _ in range(4)]
-    addresses = [TcpAddress(HOST, prefill.server.port, prefill.server.invite()) for _ in pools]
+    addresses = [TokenAddress(HOST, prefill.server.port, prefill.server.invite()) for _ in pools]
     sources = [TcpSource(a, whole_target(pool)) for a, pool in zip(addresses, pools, strict=True)]
     copies = [PieceCopy(i, prefill.piece(i), i) for i in range(NUM_BLOCKS)]
     threads = [threading.Thread(target=source.copy, args=(copies,)) for source in sources]
@@ -275,11 +276,11 @@ def test_if_one_of_several_connections_fails_to_open_the_others_are_closed(
 def test_one_decode_worker_cannot_have_any_number_of_connections(
     prefill: Prefill, destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_server, "_MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(token_listener, "_MAX_CONNECTIONS", 2)
     with pytest.raises(Incompatible, match=r"closed|reset"):
         TcpSource(prefill.address, whole_target(destination), streams=3)
     token = prefill.server.invite()
-    other = TcpAddress(HOST, prefill.server.port, token)
+    other = TokenAddress(HOST, prefill.server.port, token)
     TcpSource(other, whole_target(destination), streams=2).close()
 
 
@@ -287,7 +288,7 @@ def test_one_decode_worker_cannot_have_any_number_of_connections(
 
 
 def test_a_wrong_token_is_refused(prefill: Prefill, destination: np.ndarray) -> None:
-    wrong = TcpAddress(HOST, prefill.server.port, b"?" * wire.TOKEN_BYTES)
+    wrong = TokenAddress(HOST, prefill.server.port, b"?" * wire.TOKEN_BYTES)
     with pytest.raises(Incompatible, match=r"self-test with .* failed"):
         TcpSource(wrong, whole_target(destination))
 
@@ -307,7 +308,7 @@ def test_a_stranger_gets_nothing(prefill: Prefill, said: bytes) -> None:
 def test_strangers_who_say_nothing_are_few(
     prefill: Prefill, destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_server, "_MAX_STRANGERS", 2)
+    monkeypatch.setattr(token_listener, "_MAX_STRANGERS", 2)
     strangers = [prefill.connect(), prefill.connect()]
     with pytest.raises(Incompatible, match=r"closed|reset"):
         TcpSource(prefill.address, whole_target(destination))
@@ -335,7 +336,7 @@ def test_without_threads_a_peer_is_turned_away_and_later_ones_are_served(
 def test_a_stranger_who_says_nothing_is_not_waited_for_for_ever(
     prefill: Prefill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tcp_server, "_HANDSHAKE_LIMIT_S", 0.1)
+    monkeypatch.setattr(token_listener, "_HANDSHAKE_LIMIT_S", 0.1)
     assert rest_of(prefill.connect()) == b""
 
 
@@ -401,7 +402,7 @@ def test_a_revoked_token_ends_its_connection_and_no_other(
     prefill: Prefill, source: TcpSource, destination: np.ndarray
 ) -> None:
     token = prefill.server.invite()
-    other = TcpSource(TcpAddress(HOST, prefill.server.port, token), whole_target(destination))
+    other = TcpSource(TokenAddress(HOST, prefill.server.port, token), whole_target(destination))
     copies = [PieceCopy(0, prefill.piece(1), 0)]
     prefill.server.revoke(token)
     prefill.server.revoke(token)
@@ -569,7 +570,7 @@ def test_a_host_name_that_nobody_knows_is_named(
 
     monkeypatch.setattr(tcp_source, "resolve", find_nothing)
     with pytest.raises(Incompatible, match=r"p0:1 can't be reached: .*not known"):
-        TcpSource(TcpAddress("p0", 1, b""), whole_target(destination))
+        TcpSource(TokenAddress("p0", 1, b""), whole_target(destination))
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from kv_transfer.handshake import WorkerIdentity
 from kv_transfer.prefill_session import PrefillSession
 from kv_transfer.rank_receiver import LocalRankReceiver
 from kv_transfer.tcp_server import TcpServer
-from kv_transfer.tcp_source import TcpAddress, TcpSource
+from kv_transfer.tcp_source import TcpSource
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import TRANSPORTS
 
 pytestmark = pytest.mark.processes
@@ -78,7 +79,7 @@ async def decode() -> AsyncIterator[Decode]:
 class Offering:
     """A rank of P that offers memory that nobody can reach, and TCP at an address of our choice."""
 
-    def __init__(self, address: TcpAddress) -> None:
+    def __init__(self, address: TokenAddress) -> None:
         self.address = address
 
     async def offer(self, stream: str) -> handoff_pb2.RankOffer:
@@ -98,7 +99,7 @@ class Offering:
 class Stream:
     """P's end of a handoff stream, with an offer of our choice."""
 
-    def __init__(self, decode: Decode, address: TcpAddress, worker: str = "P0") -> None:
+    def __init__(self, decode: Decode, address: TokenAddress, worker: str = "P0") -> None:
         self.heard: asyncio.Queue[ToPrefill] = asyncio.Queue()
         self.lost: asyncio.Queue[tuple[FailureCause, str]] = asyncio.Queue()
         self.session = PrefillSession(
@@ -124,8 +125,8 @@ async def server() -> AsyncIterator[TcpServer]:
     opened.close()
 
 
-def invited(server: TcpServer) -> TcpAddress:
-    return TcpAddress(HOST, server.port, server.invite())
+def invited(server: TcpServer) -> TokenAddress:
+    return TokenAddress(HOST, server.port, server.invite())
 
 
 def one_copy(destination: int) -> list[PieceCopy]:

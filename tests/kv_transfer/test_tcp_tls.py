@@ -22,8 +22,8 @@ from kv_transfer import tcp_server, tcp_stream
 from kv_transfer.regions import checksum_parts
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tcp_stream import TcpAddress
 from kv_transfer.tls import server_context
+from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import EdgeTarget
 
 # Larger than what is encrypted by one call.
@@ -61,8 +61,8 @@ def server(ours: TlsFiles, blocks: np.ndarray) -> Iterator[TcpServer]:
 
 
 @pytest.fixture
-def address(server: TcpServer) -> TcpAddress:
-    return TcpAddress(HOST, server.port, server.invite())
+def address(server: TcpServer) -> TokenAddress:
+    return TokenAddress(HOST, server.port, server.invite())
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def target() -> EdgeTarget:
 @pytest.mark.parametrize("streams", [1, 3])
 @pytest.mark.parametrize("shape", [ONE_RANK, ParallelShape(2), ParallelShape(1, 5)], ids=str)
 def test_parts_arrive(
-    address: TcpAddress, ours: TlsFiles, blocks: np.ndarray, shape: ParallelShape, streams: int
+    address: TokenAddress, ours: TlsFiles, blocks: np.ndarray, shape: ParallelShape, streams: int
 ) -> None:
     plan = make_plan(LAYOUT, ONE_RANK, shape)[-1]
     landed = np.zeros((NUM_BLOCKS, plan.destination_layout.block_bytes), np.uint8)
@@ -87,7 +87,7 @@ def test_parts_arrive(
 
 
 def test_a_flipped_bit_is_found(
-    address: TcpAddress, ours: TlsFiles, blocks: np.ndarray, target: EdgeTarget
+    address: TokenAddress, ours: TlsFiles, blocks: np.ndarray, target: EdgeTarget
 ) -> None:
     source = TcpSource(address, target, tls=ours)
     pieces = announced(blocks, range(NUM_BLOCKS), [0] * NUM_BLOCKS)
@@ -98,14 +98,14 @@ def test_a_flipped_bit_is_found(
 
 
 def test_a_stranger_is_not_let_in(
-    address: TcpAddress, strangers: TlsFiles, target: EdgeTarget
+    address: TokenAddress, strangers: TlsFiles, target: EdgeTarget
 ) -> None:
     with pytest.raises(Incompatible, match=r"self-test with .* failed: .*certificate verify"):
         TcpSource(address, target, tls=strangers)
 
 
 def test_a_stranger_who_trusts_us_is_not_let_in(
-    address: TcpAddress, ours: TlsFiles, strangers: TlsFiles, target: EdgeTarget
+    address: TokenAddress, ours: TlsFiles, strangers: TlsFiles, target: EdgeTarget
 ) -> None:
     trusting = TlsFiles(ours.ca, strangers.cert, strangers.key)
     with pytest.raises(Incompatible, match=r"self-test with .* failed"):
@@ -113,7 +113,7 @@ def test_a_stranger_who_trusts_us_is_not_let_in(
 
 
 def test_nobody_is_served_in_the_clear(
-    address: TcpAddress, target: EdgeTarget, monkeypatch: pytest.MonkeyPatch
+    address: TokenAddress, target: EdgeTarget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Both wait for the other's first word.
     monkeypatch.setattr(tcp_stream, "CONNECT_LIMIT_S", 0.1)
@@ -126,17 +126,17 @@ def test_a_server_in_the_clear_is_not_used(
 ) -> None:
     server = TcpServer(HOST, blocks, np.zeros(NUM_BLOCKS, np.uint64))
     with pytest.raises(Incompatible, match="self-test"):
-        TcpSource(TcpAddress(HOST, server.port, server.invite()), target, tls=ours)
+        TcpSource(TokenAddress(HOST, server.port, server.invite()), target, tls=ours)
     server.close()
 
 
 def test_a_wrong_token_is_refused(server: TcpServer, ours: TlsFiles, target: EdgeTarget) -> None:
     with pytest.raises(Incompatible, match="closed"):
-        TcpSource(TcpAddress(HOST, server.port, b"?" * 16), target, tls=ours)
+        TcpSource(TokenAddress(HOST, server.port, b"?" * 16), target, tls=ours)
 
 
 def test_a_copy_can_be_ended_from_outside(
-    address: TcpAddress,
+    address: TokenAddress,
     ours: TlsFiles,
     blocks: np.ndarray,
     target: EdgeTarget,
@@ -164,7 +164,7 @@ def test_a_copy_can_be_ended_from_outside(
 
 
 def test_a_copy_that_gets_no_answer_ends_in_time(
-    address: TcpAddress,
+    address: TokenAddress,
     ours: TlsFiles,
     blocks: np.ndarray,
     target: EdgeTarget,
