@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.attention_index import AttentionIndex
 from engine.batch import Batch
 from engine.communicator import ALONE, Communicator
 from engine.model_config import ModelConfig
@@ -25,8 +24,8 @@ from engine.sliding_window import Window
 from engine.vocabulary import Embedding, Head
 from engine.weight_shapes import EMBEDDING, FINAL_NORM, HEAD
 from kernels.linear import Linear
-from kernels.paged_attention import decode_attention, prefill_attention
-from kernels.rms_norm import rms_norm, rms_norm_heads
+from kernels.paged_attention import paged_attention
+from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_heads
 from kernels.rotary import rotary_angles, rotate_and_store
 from kernels.silu_mul import silu_mul
 
@@ -74,32 +73,38 @@ class Decoder:
         self._frequencies = inverse_frequencies(config.rope, config.head_dim, precise, self.device)
         self._attention_factor = attention_factor(config.rope)
 
-    @property
-    def windows(self) -> tuple[Window, ...]:
-        """The different windows of the layers held here: what a batch is built for."""
-        return tuple(dict.fromkeys(layer.window for layer in self._layers))
-
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor | None:
         """Writes the KV of all tokens to ``pool`` and gives float32 logits [R, vocab].
 
         ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim] in the model's dtype, of the
         layers and KV heads held here; R is the number of rows that the batch wants logits of, and
-        may be 0. The batch must have been built for ``windows``. None on ranks that do not sample.
+        may be 0. None on ranks that do not sample.
         All ranks must compute the same batches in the same order; a rank that is lost raises
         InternalError on others.
         """
         angles = rotary_angles(
             batch.positions, self._frequencies, self._attention_factor, self.dtype
         )
-        x = self._first_hidden(batch)
+        residual = self._first_hidden(batch)
+        update: torch.Tensor | None = None
         for i, layer in enumerate(self._layers):
-            x = x + self._attention(i, layer, x, batch, pool, angles)
-            x = x + self._mlp(layer, x)
+            x = self._norm_sum(update, residual, layer.attention_norm)
+            x = self._attention(i, layer, x, batch, pool, angles)
+            update = self._mlp(layer, self._norm_sum(x, residual, layer.mlp_norm))
+        x = residual if update is None else residual.add_(update)
         if not self.shard.is_last_stage:
             self._communicator.send_to_next_stage(x)
             return None
         return self._logits(x, batch)
+
+    def _norm_sum(
+        self, update: torch.Tensor | None, residual: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        """Adds what the last sublayer gave to ``residual``, and gives the norm of that."""
+        if update is None:
+            return rms_norm(residual, weight, self.config.rms_norm_eps)
+        return add_rms_norm(update, residual, weight, self.config.rms_norm_eps)
 
     def _first_hidden(self, batch: Batch) -> torch.Tensor:
         """What goes into the first layer held here: [T, hidden], the same on all tensor ranks."""
@@ -124,32 +129,16 @@ class Decoder:
         pool: torch.Tensor,
         angles: Angles,
     ) -> torch.Tensor:
-        config = self.config
-        qkv = layer.qkv(rms_norm(x, layer.attention_norm, config.rms_norm_eps))
-        by_head = qkv.view(len(x), -1, config.head_dim)
-        split = len(self.shard.heads) + len(self.shard.kv_heads)
-        qk, values = by_head[:, :split], by_head[:, split:]
+        heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
+        qkv = layer.qkv(x).view(len(x), heads + 2 * kv_heads, self.config.head_dim)
         if layer.qk_norm is not None:
-            qk = rms_norm_heads(qk, layer.qk_norm, config.rms_norm_eps)
-        q = rotate_and_store(qk, values, angles, pool[:, i], batch.block_ids, batch.offsets)
-        attended = _attend(q, pool, i, batch.num_decodes, batch.attention[layer.window])
-        return self._communicator.all_reduce(layer.output(attended.reshape(len(x), -1)))
+            rms_norm_heads(qkv[:, : heads + kv_heads], layer.qk_norm, self.config.rms_norm_eps)
+        q = rotate_and_store(qkv, angles, pool, i, batch.slots)
+        attended = paged_attention(q, pool, i, batch.sequences, layer.window)
+        return self._communicator.all_reduce(layer.output(attended.view(len(x), -1)))
 
     def _mlp(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
-        normed = rms_norm(x, layer.mlp_norm, self.config.rms_norm_eps)
-        return self._communicator.all_reduce(layer.down(silu_mul(layer.gate_up(normed))))
-
-
-def _attend(
-    q: torch.Tensor, pool: torch.Tensor, layer: int, num_decodes: int, index: AttentionIndex
-) -> torch.Tensor:
-    """Attention of every row over its own sequence; [T, heads, head_dim] in and out."""
-    parts: list[torch.Tensor] = []
-    if index.decodes is not None:
-        parts.append(decode_attention(q[:num_decodes], pool, layer, index.decodes))
-    for span in index.prefills:
-        parts.append(prefill_attention(q[span.first : span.last], pool, layer, span.index))
-    return _join(parts)
+        return self._communicator.all_reduce(layer.down(silu_mul(layer.gate_up(x))))
 
 
 def _join(parts: list[torch.Tensor]) -> torch.Tensor:

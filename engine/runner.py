@@ -18,7 +18,6 @@ from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig, read_model_config
 from engine.sampler import sample
 from engine.weights import load_weights
-from kernels.paged_attention import PoolShape
 
 
 class ModelRunner:
@@ -33,8 +32,6 @@ class ModelRunner:
             )
         self.model = model
         self.pool = pool
-        self._shape = PoolShape.of(pool.tensor)
-        self._windows = model.windows
 
     def execute(self, plan: StepPlan) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
@@ -43,7 +40,7 @@ class ModelRunner:
         InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
-        batch = build_batch(plan, self._shape, self.model.device, self._windows)
+        batch = build_batch(plan, self.pool.layout.block_size, self.model.device)
         logits = self.model.forward(batch, self.pool.tensor)
         result = None if logits is None else sample(logits, batch.sampled_slices)
         if self.model.device.type == "cuda":

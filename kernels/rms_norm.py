@@ -11,14 +11,21 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
-def rms_norm_heads(x: torch.Tensor, weights: torch.Tensor, eps: float) -> torch.Tensor:
-    """The same for x [T, heads, head_dim], each head with its own row of weights [heads, head_dim].
+def add_rms_norm(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """``residual += x`` in place, and the norm of the sum; both [T, hidden]."""
+    return rms_norm(residual.add_(x), weight, eps)
+
+
+def rms_norm_heads(x: torch.Tensor, weights: torch.Tensor, eps: float) -> None:
+    """In place, x [T, heads, head_dim], each head with its own row of weights [heads, head_dim].
 
     Rounded to the dtype of ``x`` before the weights come in, as transformers does.
     """
-    return F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weights)
+    x.copy_(F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weights))
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Both, written out, in the dtype of ``x``."""
+    """The norm, written out, in the dtype of ``x``."""
     return weight * x / torch.sqrt(x.square().mean(dim=-1, keepdim=True) + eps)

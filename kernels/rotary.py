@@ -25,24 +25,25 @@ def rotary_angles(
 
 
 def rotate_and_store(
-    qk: torch.Tensor,
-    values: torch.Tensor,
+    qkv: torch.Tensor,
     angles: tuple[torch.Tensor, torch.Tensor],
-    layer_pool: torch.Tensor,
-    block_ids: torch.Tensor,
-    offsets: torch.Tensor,
+    pool: torch.Tensor,
+    layer: int,
+    slots: torch.Tensor,
 ) -> torch.Tensor:
-    """Rotates Q and K, writes K and V to the cache, returns the rotated Q.
+    """Rotates Q and K, writes K and V of ``layer`` to the cache, returns the rotated Q.
 
-    ``qk`` [T, heads + kv_heads, head_dim] holds Q, then K; ``values`` [T, kv_heads, head_dim];
-    ``layer_pool`` [blocks, 2, kv_heads, block_size, head_dim] is one layer's view of the pool;
-    token t goes to ``offsets[t]`` of block ``block_ids[t]`` (int64 [T]). Returns [T, heads,
+    ``qkv`` [T, heads + 2 * kv_heads, head_dim] holds Q, K, V, and may be overwritten; ``angles``
+    as `rotary_angles` gives them; ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim];
+    token t goes to ``slots[t]`` (int64 [T]): block id * block_size + offset. Returns [T, heads,
     head_dim].
     """
-    heads = qk.shape[1] - layer_pool.shape[2]
-    rotated = rotate(qk, *angles)
-    by_token = layer_pool.permute(0, 3, 1, 2, 4)
-    by_token[block_ids, offsets] = torch.stack((rotated[:, heads:], values), dim=1)
+    kv_heads, block_size = pool.shape[3], pool.shape[4]
+    heads = qkv.shape[1] - 2 * kv_heads
+    rotated = rotate(qkv[:, : heads + kv_heads], *angles)
+    by_token = pool[:, layer].permute(0, 3, 1, 2, 4)
+    keys_and_values = torch.stack((rotated[:, heads:], qkv[:, heads + kv_heads :]), dim=1)
+    by_token[slots // block_size, slots % block_size] = keys_and_values
     return rotated[:, :heads]
 
 

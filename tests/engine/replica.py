@@ -15,7 +15,6 @@ from core.step import StepPlan, StepResult
 from engine.batch import build_batch
 from engine.process_group import TorchCommunicator
 from engine.runner import LoadedModel, load_runner
-from kernels.paged_attention import PoolShape
 
 T = TypeVar("T")
 Logits = dict[int, torch.Tensor]
@@ -25,7 +24,7 @@ def logits_of(rank: LoadedModel, plan: StepPlan) -> Logits | None:
     """Computes a step and gives the float32 logits [vocab] of each slice that samples, by its
     sequence; None on a rank that does not sample."""
     model, pool = rank.runner.model, rank.pool.tensor
-    batch = build_batch(plan, PoolShape.of(pool), model.device, model.windows)
+    batch = build_batch(plan, pool.shape[4], model.device)
     logits = model.forward(batch, pool)
     if logits is None:
         return None

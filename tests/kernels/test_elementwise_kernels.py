@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.linear import Linear, linear_reference
-from kernels.rms_norm import rms_norm, rms_norm_heads, rms_norm_reference
+from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_heads, rms_norm_reference
 from kernels.rotary import rotary_angles, rotate, rotate_and_store, rotate_reference
 from kernels.silu_mul import silu_mul, silu_mul_reference
 
@@ -28,11 +28,22 @@ def test_rms_norm(tokens: int, hidden: int) -> None:
 
 @given(rows, st.integers(1, 5), widths)
 def test_rms_norm_of_heads_that_stand_beside_others(tokens: int, heads: int, dim: int) -> None:
-    x, weights = random(tokens, heads + 2, dim)[:, :heads], random(heads, dim)
-    before = x.clone()
-    normed = rms_norm_heads(x, weights, 1e-5)
-    torch.testing.assert_close(normed, rms_norm_reference(x, weights, 1e-5))
-    assert torch.equal(x, before)
+    whole, weights = random(tokens, heads + 2, dim), random(heads, dim)
+    x = whole[:, :heads]
+    beside = whole[:, heads:].clone()
+    expected = rms_norm_reference(x, weights, 1e-5)
+    rms_norm_heads(x, weights, 1e-5)
+    torch.testing.assert_close(x, expected)
+    assert torch.equal(whole[:, heads:], beside)
+
+
+@given(rows, widths)
+def test_rms_norm_of_a_sum(tokens: int, hidden: int) -> None:
+    x, residual, weight = random(tokens, hidden), random(tokens, hidden), random(hidden)
+    total = x + residual
+    normed = add_rms_norm(x, residual, weight, 1e-5)
+    torch.testing.assert_close(residual, total)
+    torch.testing.assert_close(normed, rms_norm_reference(total, weight, 1e-5))
 
 
 def test_rms_norm_of_bfloat16_is_computed_more_precisely_than_bfloat16() -> None:
@@ -88,19 +99,19 @@ def test_angles_of_a_bfloat16_model_are_rounded_only_at_the_end() -> None:
 @pytest.mark.parametrize("heads", [2, 6])
 def test_keys_are_stored_rotated_values_as_they_are_and_nothing_else_is_touched(heads: int) -> None:
     kv_heads, block_size, dim = 2, 4, 8
-    pool = torch.full((5, 2, kv_heads, block_size, dim), 7.0, dtype=torch.float64)
+    pool = torch.full((5, 3, 2, kv_heads, block_size, dim), 7.0, dtype=torch.float64)
     qkv, positions = random(3, heads + 2 * kv_heads, dim), torch.tensor([3, 4, 0])
     block_ids, offsets = torch.tensor([4, 1, 2]), torch.tensor([3, 0, 0])
     angles = rotary_angles(positions, frequencies(dim, 10000.0), 1.0, torch.float64)
-    qk, values = qkv[:, : heads + kv_heads], qkv[:, heads + kv_heads :]
+    turned = rotate_reference(qkv[:, : heads + kv_heads], positions, 10000.0)
+    values = qkv[:, heads + kv_heads :].clone()
 
-    q = rotate_and_store(qk, values, angles, pool, block_ids, offsets)
+    q = rotate_and_store(qkv, angles, pool, 1, block_ids * block_size + offsets)
 
-    turned = rotate_reference(qk, positions, 10000.0)
     torch.testing.assert_close(q, turned[:, :heads])
     for t in range(3):
-        cell = pool[block_ids[t], :, :, offsets[t]]
+        cell = pool[block_ids[t], 1, :, :, offsets[t]]
         torch.testing.assert_close(cell[0], turned[t, heads:])
         torch.testing.assert_close(cell[1], values[t])
-        pool[block_ids[t], :, :, offsets[t]] = 7.0
+        pool[block_ids[t], 1, :, :, offsets[t]] = 7.0
     assert bool((pool == 7.0).all())

@@ -11,16 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.paged_attention import (
-    PoolShape,
-    attention_reference,
-    decode_attention,
-    decode_index,
-    prefill_attention,
-    prefill_index,
-)
+from kernels.paged_attention import attention_reference, paged_attention
+from kernels.paged_sequences import PagedSequences
 
-CPU = torch.device("cpu")
 LAYERS = 2
 
 
@@ -70,45 +63,55 @@ def poison_before(
     pool[table[: first_seen // block_size].astype(np.int64)] = torch.nan
 
 
-@given(shapes, lengths_of_sequences, windows)
-def test_decode_of_many_sequences(shape: Shape, lengths: list[int], window: int | None) -> None:
-    pool, tables = poisoned_pool(shape, lengths)
-    for table, length in zip(tables, lengths, strict=True):
-        poison_before(pool, table, max(0, length - (window or length)), shape.block_size)
-    q = torch.randn(len(lengths), shape.heads, shape.head_dim, dtype=torch.float64)
-    index = decode_index(tables, np.array(lengths, np.int32), PoolShape.of(pool), CPU, window)
-    for layer in range(LAYERS):
-        out = decode_attention(q, pool, layer, index)
-        for i, length in enumerate(lengths):
-            one = q[i : i + 1]
-            expected = attention_reference(one, pool, layer, tables[i], length - 1, window)
-            torch.testing.assert_close(out[i : i + 1], expected)
+def paged(
+    tables: list[npt.NDArray[np.int32]], lengths: list[int], new_tokens: list[int]
+) -> PagedSequences:
+    """Block tables beyond a sequence's own are ids that do not exist."""
+    padded = np.full((len(tables), max(map(len, tables)) + 1), 2**30, dtype=np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return PagedSequences(
+        block_tables=torch.from_numpy(padded),
+        lengths=torch.tensor(lengths, dtype=torch.int32),
+        first_rows=torch.tensor([0, *np.cumsum(new_tokens)], dtype=torch.int32),
+        num_decodes=new_tokens.count(1),
+        longest_query=max(new_tokens),
+        longest=max(lengths),
+    )
 
 
-@given(shapes, st.integers(0, 40), st.integers(1, 40), windows)
-def test_prefill_of_a_chunk_after_a_prefix(
-    shape: Shape, start: int, count: int, window: int | None
+# A batch: single tokens first. Of each sequence its length and its new tokens.
+batches = (
+    st.tuples(
+        st.lists(st.integers(1, 70).map(lambda length: (length, 1)), max_size=5),
+        st.lists(
+            st.tuples(st.integers(0, 40), st.integers(2, 40)).map(lambda p: (p[0] + p[1], p[1])),
+            max_size=3,
+        ),
+    )
+    .map(lambda pair: pair[0] + pair[1])
+    .filter(bool)
+)
+
+
+@given(shapes, batches, windows)
+def test_a_batch_of_decodes_and_prefills(
+    shape: Shape, batch: list[tuple[int, int]], window: int | None
 ) -> None:
-    pool, [table] = poisoned_pool(shape, [start + count])
-    poison_before(pool, table, max(0, start + 1 - (window or start + 1)), shape.block_size)
-    q = torch.randn(count, shape.heads, shape.head_dim, dtype=torch.float64)
-    index = prefill_index(table, start, start + count, PoolShape.of(pool), CPU, window)
+    lengths, new_tokens = [list(column) for column in zip(*batch, strict=True)]
+    pool, tables = poisoned_pool(shape, lengths)
+    for table, length, new in zip(tables, lengths, new_tokens, strict=True):
+        first = length - new
+        poison_before(pool, table, max(0, first + 1 - (window or first + 1)), shape.block_size)
+    q = torch.randn(sum(new_tokens), shape.heads, shape.head_dim, dtype=torch.float64)
+    sequences = paged(tables, lengths, new_tokens)
     for layer in range(LAYERS):
-        expected = attention_reference(q, pool, layer, table, start, window)
-        torch.testing.assert_close(prefill_attention(q, pool, layer, index), expected)
-
-
-def test_block_tables_may_be_longer_than_the_sequence() -> None:
-    shape = Shape(kv_heads=1, group=2, head_dim=8, block_size=4)
-    pool, [table, other] = poisoned_pool(shape, [6, 9])
-    longer = np.concatenate([table, other])
-    q = torch.randn(3, shape.heads, shape.head_dim, dtype=torch.float64)
-    index = prefill_index(longer, 3, 6, PoolShape.of(pool), CPU)
-    expected = attention_reference(q, pool, 0, table, 3)
-    torch.testing.assert_close(prefill_attention(q, pool, 0, index), expected)
-
-    one = decode_index([longer], np.array([6], np.int32), PoolShape.of(pool), CPU)
-    torch.testing.assert_close(decode_attention(q[2:], pool, 0, one), expected[2:])
+        out = paged_attention(q, pool, layer, sequences, window)
+        rows = zip(q.split(new_tokens), out.split(new_tokens), strict=True)
+        for i, (queries, attended) in enumerate(rows):
+            start = lengths[i] - new_tokens[i]
+            expected = attention_reference(queries, pool, layer, tables[i], start, window)
+            torch.testing.assert_close(attended, expected)
 
 
 def test_nan_in_one_sequence_does_not_reach_another() -> None:
@@ -116,8 +119,7 @@ def test_nan_in_one_sequence_does_not_reach_another() -> None:
     pool, tables = poisoned_pool(shape, [3, 30, 5])
     q = torch.randn(3, shape.heads, shape.head_dim, dtype=torch.float64)
     pool[tables[1].astype(np.int64)] = torch.nan
-    index = decode_index(tables, np.array([3, 30, 5], np.int32), PoolShape.of(pool), CPU)
-    out = decode_attention(q, pool, 1, index)
+    out = paged_attention(q, pool, 1, paged(tables, [3, 30, 5], [1, 1, 1]))
     assert bool(out[1].isnan().all())
     assert bool(out[[0, 2]].isfinite().all())
 
@@ -127,24 +129,12 @@ def test_nan_in_one_sequence_does_not_reach_another() -> None:
 )
 def test_lower_precisions_with_poisoned_memory(dtype: torch.dtype, tolerance: float) -> None:
     shape = Shape(kv_heads=3, group=3, head_dim=64, block_size=16)
-    lengths = [1, 15, 16, 17, 40]
+    lengths, new_tokens = [1, 15, 16, 17, 40], [1, 1, 1, 1, 24]
     pool, tables = poisoned_pool(shape, lengths, dtype)
-    q = torch.randn(len(lengths), shape.heads, shape.head_dim, dtype=dtype)
-    index = decode_index(tables, np.array(lengths, np.int32), PoolShape.of(pool), CPU)
-    out = decode_attention(q, pool, 0, index)
-    for i, length in enumerate(lengths):
-        expected = attention_reference(
-            q[i : i + 1].double(), pool.double(), 0, tables[i], length - 1
-        )
-        torch.testing.assert_close(
-            out[i : i + 1].double(), expected, rtol=tolerance, atol=tolerance
-        )
-
-    chunk = torch.randn(24, shape.heads, shape.head_dim, dtype=dtype)
-    one = prefill_index(tables[4], 16, 40, PoolShape.of(pool), CPU)
-    torch.testing.assert_close(
-        prefill_attention(chunk, pool, 1, one).double(),
-        attention_reference(chunk.double(), pool.double(), 1, tables[4], 16),
-        rtol=tolerance,
-        atol=tolerance,
-    )
+    q = torch.randn(sum(new_tokens), shape.heads, shape.head_dim, dtype=dtype)
+    out = paged_attention(q, pool, 0, paged(tables, lengths, new_tokens))
+    rows = zip(q.split(new_tokens), out.split(new_tokens), strict=True)
+    for i, (queries, attended) in enumerate(rows):
+        start = lengths[i] - new_tokens[i]
+        expected = attention_reference(queries.double(), pool.double(), 0, tables[i], start)
+        torch.testing.assert_close(attended.double(), expected, rtol=tolerance, atol=tolerance)
