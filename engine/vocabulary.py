@@ -38,5 +38,4 @@ class Head:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
         """[R, hidden] to float32 logits [R, vocab] on tensor rank 0, None on the others."""
-        logits = self._communicator.gather_columns(self._project(x), self._widths)
-        return None if logits is None else logits.float()
+        return self._communicator.gather_columns(self._project(x, wide=True), self._widths)

@@ -1,43 +1,53 @@
-"""``y = x Wᵀ + b`` with the weight packed once for the CPU's matrix kernels.
+"""``y = x Wᵀ + b`` with the weight packed once for the kernels that read it.
 
-oneDNN keeps the weight in the layout its GEMM reads. Measured over all matmuls of a 135M model on
-one core, against ``F.linear``: bfloat16 18 instead of 30 ms at one row, 20 instead of 38 at eight;
-float32 33 instead of 43 and 40 instead of 70. Elsewhere (no oneDNN, other devices and dtypes) this
-is ``F.linear`` itself.
+Native (``native/linear.cpp``): near memory speed for few rows, near the rate of the CPU's bfloat16
+dot products for many, and a row's result never depends on how many others there are. Without it
+oneDNN's own packing, which takes up to twice as long for few rows (docs/PERFORMANCE.md). CPUs with
+matrix units (AMX) get both: only oneDNN uses these, and they pay from some rows on; the weight is
+kept twice there. Elsewhere (other devices and dtypes) this is ``F.linear``.
 """
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import torch.nn.functional as F
 
-_PACKED_DTYPES = (torch.float32, torch.bfloat16)
-# Rows of x that the packed layout is chosen for; measured to be as good for 1 row as for 512.
+from kernels.dispatch import implementation
+from kernels.native import library
+
+_ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+# Rows of x that oneDNN's layout is chosen for; measured to be as good for 1 row as for 512.
 _ROWS_HINT = 16
+# From this many rows on matrix units are quicker than dot products.
+_ROWS_FOR_TILES = 16
+# Columns of a panel in ``native/linear.cpp``.
+_PANEL = 32
+
+
+class _Multiply(Protocol):
+    def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor: ...
 
 
 class Linear:
-    """A weight [out, in], and a bias [out] or none, of one dtype.
+    """A weight [out, in], and a bias [out] or none, of one dtype."""
 
-    Call with x [T, in] of that dtype to get [T, out].
-    """
-
-    __slots__ = ("_bias", "_packed", "_weight")
+    __slots__ = ("_few", "_many")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self._packed = _can_pack(weight)
-        self._bias = bias
-        self._weight = weight.contiguous()
-        if self._packed:
-            self._weight = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS_HINT)
+        weight = weight.contiguous()
+        self._few = self._many = _multiply(weight, bias)
+        if isinstance(self._few, _Native) and _has_tiles(weight):
+            self._many = _OneDNN(weight, bias)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if not self._packed:
-            return F.linear(x, self._weight, self._bias)
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            x, self._weight, self._bias, "none", [], ""
-        )
-        return product
+    def __call__(self, x: torch.Tensor, wide: bool = False) -> torch.Tensor:
+        """x [T, in] of the weight's dtype, to [T, out].
+
+        ``wide``: the result in float32, and not rounded to a narrower dtype on the way where the
+        implementation can do without.
+        """
+        return (self._few if len(x) < _ROWS_FOR_TILES else self._many)(x, wide)
 
 
 def linear_reference(
@@ -47,8 +57,78 @@ def linear_reference(
     return x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def _can_pack(weight: torch.Tensor) -> bool:
-    if weight.device.type != "cpu" or weight.dtype not in _PACKED_DTYPES:
+def _multiply(weight: torch.Tensor, bias: torch.Tensor | None) -> _Multiply:
+    # The native kernel takes bfloat16 in pairs.
+    if implementation(weight) == "native" and weight.shape[1] % 2 == 0:
+        return _Native(weight, bias)
+    return _OneDNN(weight, bias) if _onednn_packs(weight) else _Plain(weight, bias)
+
+
+class _Native:
+    __slots__ = ("_bias", "_columns", "_depth", "_function", "_packed")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        native = library.library()
+        is_bfloat16 = weight.dtype is torch.bfloat16
+        pack = (
+            native.crossdock_linear_pack_bf16 if is_bfloat16 else native.crossdock_linear_pack_f32
+        )
+        self._function = (
+            native.crossdock_linear_bf16 if is_bfloat16 else native.crossdock_linear_f32
+        )
+        self._columns, self._depth = weight.shape
+        self._bias = None if bias is None else bias.contiguous()
+        panels = -(-self._columns // _PANEL)
+        self._packed = torch.empty(panels, _PANEL * self._depth, dtype=weight.dtype)
+        pack(weight.data_ptr(), self._packed.data_ptr(), self._columns, self._depth)
+
+    def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor:
+        x = x.contiguous()
+        y = torch.empty(len(x), self._columns, dtype=torch.float32 if wide else x.dtype)
+        self._function(
+            x.data_ptr(),
+            self._packed.data_ptr(),
+            None if self._bias is None else self._bias.data_ptr(),
+            y.data_ptr(),
+            len(x),
+            self._columns,
+            self._depth,
+            wide,
+        )
+        return y
+
+
+class _OneDNN:
+    __slots__ = ("_bias", "_weight")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS_HINT)
+        self._bias = bias
+
+    def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self._weight, self._bias, "none", [], ""
+        )
+        return y.float() if wide else y
+
+
+class _Plain:
+    __slots__ = ("_bias", "_weight")
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self._weight, self._bias = weight, bias
+
+    def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor:
+        y = F.linear(x, self._weight, self._bias)
+        return y.float() if wide else y
+
+
+def _has_tiles(weight: torch.Tensor) -> bool:
+    return weight.dtype is torch.bfloat16 and library.has_matrix_tiles() and _onednn_packs(weight)
+
+
+def _onednn_packs(weight: torch.Tensor) -> bool:
+    if weight.device.type != "cpu" or weight.dtype not in _ONEDNN_DTYPES:
         return False
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False

@@ -12,6 +12,12 @@ die() { say "error: $*"; exit 1; }
 # ensure_venv EXTRAS: .venv with `.[EXTRAS]`, the client's distribution and the demo model's package,
 # at the pinned versions.
 ensure_venv() {
+    install_once "$1"
+    # Its sources may have changed since. Without a compiler it says so, and torch's kernels are used.
+    "$VENV/bin/python" -m kernels.native.build >/dev/null || true
+}
+
+install_once() {
     local extras="$1" stamp
     stamp="$VENV/.installed-${extras//,/-}"
     if [[ ! -x "$VENV/bin/python" ]]; then
@@ -67,6 +73,6 @@ pip_install() {
 }
 
 pins_hash() {
-    cat pyproject.toml protos/pyproject.toml constraints.txt scripts/venv.sh |
+    cat pyproject.toml hatch_build.py protos/pyproject.toml constraints.txt scripts/venv.sh |
         sha256sum | cut -d' ' -f1
 }

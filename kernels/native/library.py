@@ -1,0 +1,98 @@
+"""The compiled operations, loaded once for the instruction sets of this machine.
+
+Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the tensors. All
+functions are called with Python's lock released.
+Does not cover: building it (``kernels.native.build``), when it is used (``kernels.dispatch``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels.native.build import library_path, variants
+
+_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+
+# Arguments of the functions, which give nothing back; bfloat16 and float32 have one each.
+_PROTOTYPES: dict[str, tuple[type, ...]] = {
+    "set_threads": (_INT,),
+}
+_BY_DTYPE: dict[str, tuple[type, ...]] = {
+    "linear_pack": (_POINTER, _POINTER, _SIZE, _SIZE),
+    "linear": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The variant that this machine runs and why, or why none: ``library`` is None then."""
+
+    library: ctypes.CDLL | None
+    variant: str | None
+    reason: str
+
+
+@functools.cache
+def choice() -> Choice:
+    """Loads the best variant that this machine knows the instructions of."""
+    flags = _cpu_flags()
+    for variant, instructions in variants().items():
+        if not set(instructions) <= flags:
+            continue
+        path = library_path(variant)
+        if not path.exists():
+            why = "not built, or older than its sources: run `python -m kernels.native.build`"
+            return Choice(None, variant, why)
+        return Choice(_load(path), variant, f"compiled for {variant}")
+    return Choice(None, None, "there is none for this machine's instruction sets")
+
+
+def library() -> ctypes.CDLL:
+    """Raises RuntimeError if there is none; see `is_available`."""
+    found = choice()
+    if found.library is None:
+        raise RuntimeError(f"the native kernels can't be used: {found.reason}")
+    return found.library
+
+
+def is_available() -> bool:
+    return choice().library is not None
+
+
+def has_matrix_tiles() -> bool:
+    """Whether the CPU has matrix units for bfloat16 (AMX), which only oneDNN makes use of here."""
+    return "amx_bf16" in _cpu_flags()
+
+
+def set_threads(count: int) -> None:
+    """How many threads compute, the caller's included; without a library nothing."""
+    if is_available():
+        library().crossdock_set_threads(count)
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
+    prototypes = dict(_PROTOTYPES)
+    for name, arguments in _BY_DTYPE.items():
+        prototypes |= {f"{name}_bf16": arguments, f"{name}_f32": arguments}
+    for name, arguments in prototypes.items():
+        function = loaded[f"crossdock_{name}"]
+        function.argtypes, function.restype = arguments, None
+        setattr(loaded, f"crossdock_{name}", function)
+    return loaded
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """Names as the compiler has them; Linux writes avx512bf16 with a bar."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.split(":", 1)[1].replace("avx512_bf16", "avx512bf16").split())
+    return frozenset()

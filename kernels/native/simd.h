@@ -1,0 +1,118 @@
+// Vectors of 16 floats by the compiler's own vector types, so that one source serves every
+// instruction set: what has narrower registers uses several. Only what has no such expression is an
+// intrinsic, with a plain form beside it.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace crossdock {
+
+typedef float f32x16 __attribute__((vector_size(64)));
+typedef uint32_t u32x16 __attribute__((vector_size(64)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+typedef uint16_t u16x16 __attribute__((vector_size(32)));
+
+typedef f32x16 f32x16_memory __attribute__((aligned(4), may_alias));
+typedef u32x16 u32x16_memory __attribute__((aligned(2), may_alias));
+typedef u16x16 u16x16_memory __attribute__((aligned(2), may_alias));
+
+constexpr int LANES = 16;
+
+static inline f32x16 splat(float value) { return f32x16{} + value; }
+static inline f32x16 as_floats(u32x16 bits) { return (f32x16)bits; }
+
+static inline f32x16 load(const float* from) { return *(const f32x16_memory*)from; }
+static inline void store(float* to, f32x16 values) { *(f32x16_memory*)to = values; }
+
+// bfloat16 is the upper half of a float.
+struct bf16 {
+  uint16_t bits;
+};
+
+static inline f32x16 load(const bf16* from) {
+  u16x16 halves = *(const u16x16_memory*)from;
+  return as_floats(__builtin_convertvector(halves, u32x16) << 16);
+}
+
+static inline float widen(bf16 value) {
+  uint32_t bits = (uint32_t)value.bits << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+static inline float widen(float value) { return value; }
+
+// Round to nearest, ties to even; a NaN stays one.
+static inline bf16 narrow(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if (value != value) return {(uint16_t)((bits >> 16) | 0x40)};
+  return {(uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+static inline void store(bf16* to, f32x16 values) {
+#if defined(__AVX512BF16__)
+  __m256bh halves = _mm512_cvtneps_pbh((__m512)values);
+  std::memcpy(to, &halves, sizeof halves);
+#else
+  u32x16 bits = (u32x16)values;
+  u32x16 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  u32x16 nan = (bits >> 16) | 0x40;
+  u32x16 chosen = (u32x16)(values != values) ? nan : rounded;
+  *(u16x16_memory*)to = __builtin_convertvector(chosen, u16x16);
+#endif
+}
+
+static inline void put(float* to, float value) { *to = value; }
+static inline void put(bf16* to, float value) { *to = narrow(value); }
+
+// The first `count` < 16 lanes; the others are 0 when loaded, and are not written when stored.
+template <typename T>
+static inline f32x16 load_some(const T* from, int count) {
+  T copied[LANES] = {};
+  std::memcpy(copied, from, count * sizeof(T));
+  return load(copied);
+}
+template <typename T>
+static inline void store_some(T* to, f32x16 values, int count) {
+  T copied[LANES];
+  store(copied, values);
+  std::memcpy(to, copied, count * sizeof(T));
+}
+
+static inline float sum(f32x16 values) {
+  float total = 0;
+  for (int i = 0; i < LANES; i++) total += values[i];
+  return total;
+}
+
+static inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
+static inline f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
+
+// e^x to about 1 unit in the last place; 0 below -87.3, and at most e^88.
+// Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
+static inline f32x16 exp(f32x16 x) {
+  i32x16 vanishes = x < -87.3f;
+  x = min(max(x, splat(-87.3f)), splat(88.0f));
+  f32x16 shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
+  f32x16 n = shifted - 12582912.0f;
+  f32x16 r = x - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  f32x16 p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  u32x16 exponent = ((u32x16)__builtin_convertvector(n, i32x16) + 127) << 23;
+  f32x16 result = p * as_floats(exponent);
+  return vanishes ? f32x16{} : result;
+}
+
+}  // namespace crossdock

@@ -1,0 +1,30 @@
+// Threads of this library: a loop's iterations shared among the caller and its helpers.
+//
+// A helper spins only for some microseconds after its last work and then sleeps, so that a process
+// beside this one keeps its core. One that does not wake in time is not waited for.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace crossdock {
+
+typedef void (*Body)(int64_t index, void* context);
+
+// How many threads share the work, the caller's included. One caller at a time.
+void set_threads(int count);
+int threads();
+
+// body(0, context) … body(count - 1, context), in any order; returns when all have ended.
+void run_parallel(int64_t count, Body body, void* context);
+
+template <typename F>
+void parallel_for(int64_t count, const F& work) {
+  if (count == 1 || threads() == 1) {
+    for (int64_t i = 0; i < count; i++) work(i);
+    return;
+  }
+  run_parallel(count, [](int64_t i, void* context) { (*(const F*)context)(i); }, (void*)&work);
+}
+
+}  // namespace crossdock

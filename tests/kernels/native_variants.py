@@ -1,0 +1,31 @@
+"""The compiled libraries that this machine can run, for tests to go through all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kernels.dispatch import forced
+from kernels.native import library
+from kernels.native.build import variants
+
+
+def runnable() -> list[str]:
+    flags = library._cpu_flags()
+    return [name for name, instructions in variants().items() if set(instructions) <= flags]
+
+
+@pytest.fixture(params=["torch", *runnable()])
+def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Torch's operations, then every compiled variant: a machine may choose any of them."""
+    if request.param == "torch":
+        with forced("torch"):
+            yield "torch"
+        return
+    name = request.param
+    if not library.library_path(name).exists():
+        pytest.skip(f"{name} is not built here: no C++ compiler")
+    found = library.Choice(library._load(library.library_path(name)), name, "for a test")
+    monkeypatch.setattr(library, "choice", lambda: found)
+    yield name

@@ -1,0 +1,83 @@
+"""Products with packed weights on every path of this machine, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from native_variants import cpu_path as cpu_path
+
+from kernels.linear import Linear, linear_reference
+
+shared_path = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+)
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
+
+
+@shared_path
+@given(
+    rows=st.integers(1, 45),
+    columns=st.integers(1, 140),
+    depth=st.integers(1, 90),
+    has_bias=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    wide=st.booleans(),
+)
+def test_any_shape(
+    cpu_path: str,
+    rows: int,
+    columns: int,
+    depth: int,
+    has_bias: bool,
+    dtype: torch.dtype,
+    wide: bool,
+) -> None:
+    x, weight = torch.randn(rows, depth).to(dtype), torch.randn(columns, depth).to(dtype)
+    bias = torch.randn(columns).to(dtype) if has_bias else None
+    y = Linear(weight, bias)(x, wide=wide)
+    exact = linear_reference(x.double(), weight.double(), None if bias is None else bias.double())
+    assert y.dtype is (torch.float32 if wide else dtype)
+    scale = float(depth**0.5)
+    torch.testing.assert_close(
+        y.double(), exact, rtol=ROUNDING[dtype], atol=ROUNDING[dtype] * scale
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_does_not_depend_on_its_company(cpu_path: str, dtype: torch.dtype) -> None:
+    if cpu_path == "torch":
+        pytest.skip("oneDNN chooses an order of summation by the number of rows")
+    linear = Linear(torch.randn(200, 576).to(dtype))
+    x = torch.randn(300, 576).to(dtype)
+    whole = linear(x)
+    for count in (1, 2, 7, 14, 15, 29, 299):
+        assert torch.equal(linear(x[:count]), whole[:count])
+
+
+def test_numbers_that_are_none_come_through(cpu_path: str) -> None:
+    x = torch.zeros(3, 64, dtype=torch.bfloat16)
+    x[0, 3], x[1, 5] = torch.nan, torch.inf
+    y = Linear(torch.ones(40, 64, dtype=torch.bfloat16))(x)
+    assert bool(y[0].isnan().all())
+    assert bool(y[1].isposinf().all())
+    assert bool((y[2] == 0).all())
+
+
+def test_a_dtype_that_no_kernel_knows(cpu_path: str) -> None:
+    x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
+    torch.testing.assert_close(Linear(weight)(x), linear_reference(x, weight))
+
+
+def test_several_threads_give_the_same_bits(cpu_path: str) -> None:
+    from kernels.native import library
+
+    if cpu_path == "torch":
+        pytest.skip("only the compiled library has threads of its own")
+    linear, x = Linear(torch.randn(1000, 64)), torch.randn(33, 64)
+    alone = linear(x)
+    for count in (2, 5, 1):
+        library.set_threads(count)
+        for _ in range(20):
+            assert torch.equal(linear(x), alone)
