@@ -68,19 +68,14 @@ class _Native:
     __slots__ = ("_bias", "_columns", "_depth", "_function", "_packed")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        native = library.library()
-        is_bfloat16 = weight.dtype is torch.bfloat16
-        pack = (
-            native.crossdock_linear_pack_bf16 if is_bfloat16 else native.crossdock_linear_pack_f32
-        )
-        self._function = (
-            native.crossdock_linear_bf16 if is_bfloat16 else native.crossdock_linear_f32
-        )
+        self._function = library.by_dtype("linear", weight.dtype)
         self._columns, self._depth = weight.shape
         self._bias = None if bias is None else bias.contiguous()
         panels = -(-self._columns // _PANEL)
         self._packed = torch.empty(panels, _PANEL * self._depth, dtype=weight.dtype)
-        pack(weight.data_ptr(), self._packed.data_ptr(), self._columns, self._depth)
+        library.by_dtype("linear_pack", weight.dtype)(
+            weight.data_ptr(), self._packed.data_ptr(), self._columns, self._depth
+        )
 
     def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor:
         x = x.contiguous()

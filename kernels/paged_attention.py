@@ -19,10 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.dispatch import implementation
+from kernels.native import library
 from kernels.paged_attention_torch import paged_attention_torch
 from kernels.paged_sequences import PagedSequences
 
 IntArray = npt.NDArray[np.int32]
+
+_MAX_NATIVE_DIM = 256
 
 
 def paged_attention(
@@ -33,7 +37,37 @@ def paged_attention(
     window: int | None = None,
 ) -> torch.Tensor:
     """q [T, heads, head_dim], the rows of all ``sequences``, to the same shape; causal."""
+    if implementation(q) == "native" and q.shape[2] % 2 == 0 and q.shape[2] <= _MAX_NATIVE_DIM:
+        return _native(q.contiguous(), pool, layer, sequences, window)
     return paged_attention_torch(q, pool, layer, sequences, window)
+
+
+def _native(
+    q: torch.Tensor,
+    pool: torch.Tensor,
+    layer: int,
+    sequences: PagedSequences,
+    window: int | None,
+) -> torch.Tensor:
+    out = torch.empty_like(q)
+    _, layers, _, kv_heads, block_size, head_dim = pool.shape
+    library.by_dtype("paged_attention", q.dtype)(
+        q.data_ptr(),
+        pool.data_ptr(),
+        out.data_ptr(),
+        sequences.block_tables.data_ptr(),
+        sequences.lengths.data_ptr(),
+        sequences.first_rows.data_ptr(),
+        *sequences.block_tables.shape,
+        layers,
+        layer,
+        q.shape[1],
+        kv_heads,
+        block_size,
+        head_dim,
+        window or 0,
+    )
+    return out
 
 
 def attention_reference(

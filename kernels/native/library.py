@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from kernels.native.build import library_path, variants
 
@@ -23,6 +26,7 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
 _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "linear_pack": (_POINTER, _POINTER, _SIZE, _SIZE),
     "linear": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT),
+    "paged_attention": (_POINTER,) * 6 + (_SIZE,) * 9,
 }
 
 
@@ -56,6 +60,13 @@ def library() -> ctypes.CDLL:
     if found.library is None:
         raise RuntimeError(f"the native kernels can't be used: {found.reason}")
     return found.library
+
+
+def by_dtype(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    """The function ``name`` for bfloat16 or float32. `library` says when there is none."""
+    suffix = "bf16" if dtype is torch.bfloat16 else "f32"
+    function: Callable[..., None] = getattr(library(), f"crossdock_{name}_{suffix}")
+    return function
 
 
 def is_available() -> bool:

@@ -1,0 +1,91 @@
+// The product that everything here is made of: a few rows of one matrix by 16 or 32 columns of
+// another, summed in registers.
+//
+// The second matrix lies with its columns side by side, [depth][columns]; bfloat16 in pairs along
+// the depth, [depth / 2][columns][2], which is what dot-product instructions read. Every element is
+// one chain of additions over the depth in order, whatever the number of rows.
+#pragma once
+
+#include "simd.h"
+
+namespace crossdock {
+
+#if defined(__AVX512F__)
+constexpr int TILE_COLUMNS = 32, TILE_ROWS = 14;  // 28 accumulators of 32 registers
+#else
+constexpr int TILE_COLUMNS = 16, TILE_ROWS = 6;
+#endif
+constexpr int TILE_VECTORS = TILE_COLUMNS / LANES;
+
+template <typename T>
+struct Operand;
+template <>
+struct Operand<float> {
+  static constexpr int DEPTH = 1;  // elements along the depth in one step
+  typedef float Word;              // those of one column
+};
+template <>
+struct Operand<bf16> {
+  static constexpr int DEPTH = 2;
+  typedef uint32_t Word;
+};
+
+static inline void multiply_add(f32x16& sum, const float* a, const float* b) {
+  sum += *a * load(b);
+}
+
+static inline void multiply_add(f32x16& sum, const bf16* a, const uint32_t* b) {
+  uint32_t pair;
+  std::memcpy(&pair, a, sizeof pair);
+#if defined(__AVX512BF16__)
+  sum = (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)pair),
+                                 (__m512bh)_mm512_loadu_si512(b));
+#else
+  u32x16 words = *(const u32x16_memory*)b;
+  sum += as_floats(u32x16{} + (pair << 16)) * as_floats(words << 16);
+  sum += as_floats(u32x16{} + (pair & 0xffff0000u)) * as_floats(words & 0xffff0000u);
+#endif
+}
+
+// `a` has `stride` elements between rows, `b` `width` words between steps. start(i, j) gives what
+// is added to, finish(i, j, sum) takes the result: row i, columns 16 j to 16 j + 15. `ahead`: how
+// many bytes before its use b is asked for, 0 for not at all.
+template <typename T, int ROWS, int AHEAD, typename Start, typename Finish>
+static inline void tile(const T* a, int64_t stride, const typename Operand<T>::Word* b,
+                        int64_t width, int64_t steps, const Start& start, const Finish& finish) {
+  f32x16 sums[ROWS][TILE_VECTORS];
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = start(i, j);
+  for (int64_t k = 0; k < steps; k++, b += width) {
+    if (AHEAD) {
+      __builtin_prefetch((const char*)b + AHEAD);
+      __builtin_prefetch((const char*)b + AHEAD + 64);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+      for (int j = 0; j < TILE_VECTORS; j++)
+        multiply_add(sums[i][j], a + i * stride + k * Operand<T>::DEPTH, b + j * LANES);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 2
+    for (int j = 0; j < TILE_VECTORS; j++) finish(i, j, sums[i][j]);
+}
+
+// Calls f(Rows<n>{}) for n = rows, which is 1 to TILE_ROWS.
+template <int N>
+struct Rows {
+  static constexpr int COUNT = N;
+};
+template <int N = TILE_ROWS, typename F>
+static inline void with_rows(int rows, const F& f) {
+  if constexpr (N > 0) {
+    if (rows == N) return f(Rows<N>{});
+    with_rows<N - 1>(rows, f);
+  }
+}
+
+}  // namespace crossdock
