@@ -47,9 +47,15 @@ void tile_of(int rows, const Call& call, int64_t row, int64_t column) {
   auto panel = (const typename Operand<T>::Word*)call.packed + column / PANEL * (steps * PANEL);
   with_rows(rows, [&](auto count) {
     constexpr int ROWS = decltype(count)::COUNT;
-    tile<T, ROWS, ROWS <= FEW_ROWS ? AHEAD : 0>(
-        x, call.depth, panel + column % PANEL, PANEL, steps, [](int, int) { return f32x16{}; },
-        [&](int i, int j, f32x16 sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); });
+    const auto* w = panel + column % PANEL;
+    tile<T, ROWS, TILE_VECTORS>(
+        x, call.depth, w, PANEL, steps, [](int, int) { return f32x16{}; },
+        [&](int i, int j, f32x16 sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); },
+        [&](int64_t k) {
+          if (ROWS > FEW_ROWS) return;
+          __builtin_prefetch((const char*)(w + k * PANEL) + AHEAD);
+          __builtin_prefetch((const char*)(w + k * PANEL) + AHEAD + 64);
+        });
   });
 }
 

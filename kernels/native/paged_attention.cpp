@@ -93,8 +93,19 @@ static inline void transpose(u32x16 rows[LANES]) {
 }
 #endif
 
-// keys[KEYS] rows of `words` each to columns [words][KEYS].
-static void turn(const uint32_t* const* keys, int64_t words, uint32_t* columns) {
+// Keys and values of a tile, a row of the pool each.
+template <typename T>
+struct Tile {
+  const T *keys[KEYS], *values[KEYS];
+};
+
+static inline void prefetch_row(const void* row, int64_t size) {
+  for (int64_t at = 0; at < size; at += 64) prefetch_line((const char*)row + at);
+}
+
+// keys[KEYS] rows of `words` each to columns [words][KEYS]. Asks for the rows of `next` meanwhile.
+static void turn(const uint32_t* const* keys, const uint32_t* const* next, int64_t words,
+                 uint32_t* columns) {
   int64_t whole = 0;
 #if defined(__AVX512F__)
   whole = words / LANES * LANES;
@@ -102,6 +113,7 @@ static void turn(const uint32_t* const* keys, int64_t words, uint32_t* columns) 
     for (int64_t w = 0; w < whole; w += LANES) {
       u32x16 square[LANES];
       for (int i = 0; i < LANES; i++) square[i] = load_words(keys[first + i] + w);
+      for (int i = 0; i < LANES; i++) prefetch_line(next[first + i] + w);
       transpose(square);
       for (int i = 0; i < LANES; i++) store_words(columns + (w + i) * KEYS + first, square[i]);
     }
@@ -120,11 +132,8 @@ static void lay(const bf16* const* values, int64_t dim, int64_t width, uint32_t*
   for (int i = 0; i < KEYS; i += 2, laid += width) {
     const bf16 *even = values[i], *odd = values[i + 1];
     int64_t d = 0;
-    for (; d + LANES <= dim; d += LANES) {
-      u32x16 low = __builtin_convertvector(*(const u16x16_memory*)(even + d), u32x16);
-      u32x16 high = __builtin_convertvector(*(const u16x16_memory*)(odd + d), u32x16);
-      store_words(laid + d, low | high << 16);
-    }
+    for (; d + LANES <= dim; d += LANES)
+      store_words(laid + d, load_halves(even + d) | load_halves(odd + d) << 16);
     for (; d < dim; d++) laid[d] = even[d].bits | (uint32_t)odd[d].bits << 16;
   }
 }
@@ -146,23 +155,6 @@ static inline f32x16 exp_of(f32x16 x, bf16) {
 }
 static inline f32x16 exp_of(f32x16 x, float) { return exp(x); }
 
-template <int N>
-static inline f32x16 reduce(const f32x16* v, f32x16 (*of)(f32x16, f32x16)) {
-  f32x16 low = v[0];
-  for (int i = 1; i < N; i++) low = of(low, v[i]);
-  return low;
-}
-
-static inline float largest(f32x16 v) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps((__m512)v);
-#else
-  float best = v[0];
-  for (int i = 1; i < LANES; i++) best = v[i] > best ? v[i] : best;
-  return best;
-#endif
-}
-
 // Of a row: the largest score so far and the sum of weights relative to it.
 struct Sum {
   float largest, weights;
@@ -174,39 +166,41 @@ class ItemWork {
   typedef typename Operand<T>::Word Word;
   static constexpr int DEPTH = Operand<T>::DEPTH;
 
-  ItemWork(const Call& call, const Item& item, Scratch& scratch) : call_(call), item_(item) {
+  ItemWork(const Call& call, const Item& item) : call_(call), item_(item) {
     group_ = call.heads / call.kv_heads;
     rows_ = (item.last - item.first) * group_;
     width_ = round_up(call.dim, TILE_COLUMNS);
-    length_ = call.lengths[item.sequence];
     int64_t new_tokens = call.first_rows[item.sequence + 1] - call.first_rows[item.sequence];
-    first_position_ = length_ - new_tokens + item.first;
+    first_position_ = call.lengths[item.sequence] - new_tokens + item.first;
     scale_ = 1.0f / __builtin_sqrtf((float)call.dim);
-    scratch.reserve((rows_ * (call.dim + 32)) * sizeof(T) + rows_ * (width_ + 32) * sizeof(float) +
-                    KEYS * (call.dim + width_ + 32) * sizeof(Word));
-    queries_ = scratch.take<T>(rows_ * call.dim);
-    out_ = scratch.take<float>(rows_ * width_);
-    sums_ = scratch.take<Sum>(rows_);
-    keys_ = scratch.take<Word>(KEYS * call.dim);
-    values_ = scratch.take<Word>(KEYS * width_);
   }
 
-  void run() {
-    begin();
-    int64_t last_position = first_position_ + (item_.last - item_.first) - 1;
-    for (int64_t key = first_seen(first_position_) / KEYS * KEYS; key <= last_position; key += KEYS) {
-      load_tile(key, first_seen(first_position_), last_position);
+  // `now` is what `find_first` found; in the end that is what `next` begins with.
+  void run(Scratch& scratch, Tile<T>*& now, Tile<T>*& ahead, const ItemWork& next) {
+    begin(scratch);
+    for (int64_t key = first_key(); key <= last_position(); key += KEYS) {
+      if (key + KEYS <= last_position()) find(key + KEYS, *ahead);
+      else next.find_first(*ahead);
+      load_tile(*now, *ahead);
       int64_t tiles = (rows_ + TILE_ROWS - 1) / TILE_ROWS;
       for (int64_t i = 0; i < tiles; i++) {
         int64_t row = rows_ * i / tiles, end = rows_ * (i + 1) / tiles;
         if (key > position(end - 1) || key + KEYS <= first_seen(position(row))) continue;
-        with_rows((int)(end - row), [&](auto count) { attend<decltype(count)::COUNT>(key, row); });
+        with_rows((int)(end - row),
+                  [&](auto count) { attend<decltype(count)::COUNT>(key, row, ahead->values); });
       }
+      Tile<T>* done = now;
+      now = ahead;
+      ahead = done;
     }
     end();
   }
 
+  void find_first(Tile<T>& tile) const { find(first_key(), tile); }
+
  private:
+  int64_t last_position() const { return first_position_ + (item_.last - item_.first) - 1; }
+  int64_t first_key() const { return first_seen(first_position_) / KEYS * KEYS; }
   int64_t position(int64_t row) const { return first_position_ + row / group_; }
   int64_t first_seen(int64_t position) const {
     return call_.window && position >= call_.window ? position - call_.window + 1 : 0;
@@ -217,7 +211,14 @@ class ItemWork {
     return (token * call_.heads + item_.kv_head * group_ + row % group_) * call_.dim;
   }
 
-  void begin() {
+  void begin(Scratch& scratch) {
+    scratch.reserve((rows_ * (call_.dim + 32)) * sizeof(T) + rows_ * (width_ + 32) * sizeof(float) +
+                    KEYS * (call_.dim + width_ + 32) * sizeof(Word));
+    queries_ = scratch.take<T>(rows_ * call_.dim);
+    out_ = scratch.take<float>(rows_ * width_);
+    sums_ = scratch.take<Sum>(rows_);
+    keys_ = scratch.take<Word>(KEYS * call_.dim);
+    values_ = scratch.take<Word>(KEYS * width_);
     for (int64_t row = 0; row < rows_; row++) {
       std::memcpy(queries_ + row * call_.dim, (const T*)call_.q + offset(row), call_.dim * sizeof(T));
       sums_[row] = {LOWEST, 0};
@@ -227,47 +228,67 @@ class ItemWork {
     if (width_ > call_.dim) std::memset(values_, 0, KEYS * width_ * sizeof(Word));
   }
 
-  // The keys and values from position `key` on; zeros for those before `first` and after `last`.
-  void load_tile(int64_t key, int64_t first, int64_t last) {
+  // Where keys and values from position `key` on lie; zeros for those that no row may see.
+  void find(int64_t key, Tile<T>& tile) const {
     static const char zeros[1024] = {};
-    const T *keys[KEYS], *values[KEYS];
-    const int32_t* table = call_.tables + item_.sequence * call_.table_width;
+    int64_t first = first_seen(first_position_), last = last_position();
+    if (key < first || key + KEYS - 1 > last)
+      for (int i = 0; i < KEYS; i++) tile.keys[i] = tile.values[i] = (const T*)zeros;
     int64_t side = call_.kv_heads * call_.block_size * call_.dim;
-    for (int i = 0; i < KEYS; i++) {
-      int64_t at = key + i;
-      if (at < first || at > last) {
-        keys[i] = values[i] = (const T*)zeros;
-        continue;
+    const int32_t* table = call_.tables + item_.sequence * call_.table_width;
+    int64_t end = last + 1 - key < KEYS ? last + 1 - key : KEYS;
+    for (int64_t i = key < first ? first - key : 0; i < end;) {
+      int64_t block = (key + i) / call_.block_size, offset = (key + i) % call_.block_size;
+      const T* at = (const T*)call_.pool + (table[block] * call_.layers + call_.layer) * 2 * side +
+                    (item_.kv_head * call_.block_size + offset) * call_.dim;
+      for (; i < end && offset < call_.block_size; i++, offset++, at += call_.dim) {
+        tile.keys[i] = at;
+        tile.values[i] = at + side;
       }
-      int64_t block = table[at / call_.block_size];
-      keys[i] = (const T*)call_.pool + (block * call_.layers + call_.layer) * 2 * side +
-                (item_.kv_head * call_.block_size + at % call_.block_size) * call_.dim;
-      values[i] = keys[i] + side;
     }
-    turn((const uint32_t* const*)keys, call_.dim / DEPTH, (uint32_t*)keys_);
-    lay(values, call_.dim, width_, values_);
+  }
+
+  void load_tile(const Tile<T>& tile, const Tile<T>& ahead) {
+    turn((const uint32_t* const*)tile.keys, (const uint32_t* const*)ahead.keys, call_.dim / DEPTH,
+         (uint32_t*)keys_);
+    lay(tile.values, call_.dim, width_, values_);
   }
 
   template <int ROWS>
-  void attend(int64_t key, int64_t row) {
+  void attend(int64_t key, int64_t row, const T* const* values_ahead) {
+    // Few rows take more columns at once, so that no sum waits for its last addition.
+    constexpr int WIDE = ROWS * 2 <= TILE_ROWS ? 2 * TILE_VECTORS : TILE_VECTORS;
     alignas(64) float scores[ROWS * KEYS];
     alignas(64) T weights[ROWS * KEYS];
     float shrink[ROWS];
-    for (int column = 0; column < KEYS; column += TILE_COLUMNS)
-      tile<T, ROWS, 0>(
+    for (int column = 0; column < KEYS; column += WIDE * LANES)
+      tile<T, ROWS, WIDE>(
           queries_ + row * call_.dim, call_.dim, keys_ + column, KEYS, call_.dim / DEPTH,
           [](int, int) { return f32x16{}; },
           [&](int i, int j, f32x16 sum) {
             store(scores + i * KEYS + column + j * LANES, sum * scale_);
+          },
+          [&](int64_t k) {
+            if (row > 0 || column > 0 || k >= KEYS / 2) return;
+            prefetch_row(values_ahead[2 * k], call_.dim * sizeof(T));
+            prefetch_row(values_ahead[2 * k + 1], call_.dim * sizeof(T));
           });
     for (int i = 0; i < ROWS; i++)
       shrink[i] = weigh(key, row + i, scores + i * KEYS, weights + i * KEYS);
-    float* out = out_ + row * width_;
-    for (int64_t column = 0; column < width_; column += TILE_COLUMNS)
-      tile<T, ROWS, 0>(
-          weights, KEYS, values_ + column, width_, KEYS / DEPTH,
-          [&](int i, int j) { return load(out + i * width_ + column + j * LANES) * shrink[i]; },
-          [&](int i, int j, f32x16 sum) { store(out + i * width_ + column + j * LANES, sum); });
+    int64_t column = 0;
+    for (; column + WIDE * LANES <= width_; column += WIDE * LANES)
+      add_values<ROWS, WIDE>(row, column, weights, shrink);
+    for (; column < width_; column += TILE_COLUMNS)
+      add_values<ROWS, TILE_VECTORS>(row, column, weights, shrink);
+  }
+
+  template <int ROWS, int VECTORS>
+  void add_values(int64_t row, int64_t column, const T* weights, const float* shrink) {
+    float* out = out_ + row * width_ + column;
+    tile<T, ROWS, VECTORS>(
+        weights, KEYS, values_ + column, width_, KEYS / DEPTH,
+        [&](int i, int j) { return load(out + i * width_ + j * LANES) * shrink[i]; },
+        [&](int i, int j, f32x16 sum) { store(out + i * width_ + j * LANES, sum); }, [](int64_t) {});
   }
 
   // Scores of a tile to weights; gives the factor by which what was summed before shrinks.
@@ -311,7 +332,7 @@ class ItemWork {
 
   const Call& call_;
   const Item item_;
-  int64_t group_, rows_, width_, length_, first_position_;
+  int64_t group_, rows_, width_, first_position_;
   float scale_;
   T* queries_;
   float* out_;
@@ -336,9 +357,17 @@ void attend_all(const Call& call) {
       for (int64_t head = 0; head < call.kv_heads; head++)
         items[n++] = {s, head, first, first + tokens < rows ? first + tokens : rows};
   }
-  parallel_for(count, [&](int64_t i) {
+  // A few neighbours at a time: one looks ahead to where the next one's keys lie.
+  int64_t parts = count < 8 * threads() ? count : 8 * threads();
+  parallel_for(parts, [&](int64_t part) {
     static thread_local Scratch scratch;
-    ItemWork<T>(call, items[i], scratch).run();
+    Tile<T> tiles[2], *now = &tiles[0], *ahead = &tiles[1];
+    int64_t first = count * part / parts, last = count * (part + 1) / parts;
+    ItemWork<T>(call, items[first]).find_first(*now);
+    for (int64_t i = first; i < last; i++) {
+      ItemWork<T> next(call, items[i + 1 < last ? i + 1 : i]);
+      ItemWork<T>(call, items[i]).run(scratch, now, ahead, next);
+    }
   });
 }
 

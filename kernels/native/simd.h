@@ -29,15 +29,29 @@ static inline f32x16 as_floats(u32x16 bits) { return (f32x16)bits; }
 static inline f32x16 load(const float* from) { return *(const f32x16_memory*)from; }
 static inline void store(float* to, f32x16 values) { *(f32x16_memory*)to = values; }
 
+// Asks for the cache line at `address`, into the second-level cache. GCC takes a function that does
+// nothing else for one without effect and drops its calls, hence the assembly.
+static inline void prefetch_line(const void* address) {
+#if defined(__x86_64__)
+  __asm__ __volatile__("prefetcht1 %0" : : "m"(*(const char*)address));
+#else
+  __builtin_prefetch(address, 0, 2);
+#endif
+}
+
 // bfloat16 is the upper half of a float.
 struct bf16 {
   uint16_t bits;
 };
 
-static inline f32x16 load(const bf16* from) {
-  u16x16 halves = *(const u16x16_memory*)from;
-  return as_floats(__builtin_convertvector(halves, u32x16) << 16);
+static inline u32x16 load_halves(const bf16* from) {
+#if defined(__AVX512F__)  // GCC 12 takes the conversion of a vector apart
+  return (u32x16)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)from));
+#else
+  return __builtin_convertvector(*(const u16x16_memory*)from, u32x16);
+#endif
 }
+static inline f32x16 load(const bf16* from) { return as_floats(load_halves(from) << 16); }
 
 static inline float widen(bf16 value) {
   uint32_t bits = (uint32_t)value.bits << 16;
@@ -86,9 +100,22 @@ static inline void store_some(T* to, f32x16 values, int count) {
 }
 
 static inline float sum(f32x16 values) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps((__m512)values);
+#else
   float total = 0;
   for (int i = 0; i < LANES; i++) total += values[i];
   return total;
+#endif
+}
+static inline float largest(f32x16 values) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)values);
+#else
+  float best = values[0];
+  for (int i = 1; i < LANES; i++) best = values[i] > best ? values[i] : best;
+  return best;
+#endif
 }
 
 static inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }

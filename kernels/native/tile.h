@@ -48,31 +48,29 @@ static inline void multiply_add(f32x16& sum, const bf16* a, const uint32_t* b) {
 }
 
 // `a` has `stride` elements between rows, `b` `width` words between steps. start(i, j) gives what
-// is added to, finish(i, j, sum) takes the result: row i, columns 16 j to 16 j + 15. `ahead`: how
-// many bytes before its use b is asked for, 0 for not at all.
-template <typename T, int ROWS, int AHEAD, typename Start, typename Finish>
+// is added to, finish(i, j, sum) takes the result: row i, columns 16 j to 16 j + 15. each(k) is
+// called before step k, to ask for memory that is needed later.
+template <typename T, int ROWS, int VECTORS, typename Start, typename Finish, typename Each>
 static inline void tile(const T* a, int64_t stride, const typename Operand<T>::Word* b,
-                        int64_t width, int64_t steps, const Start& start, const Finish& finish) {
-  f32x16 sums[ROWS][TILE_VECTORS];
+                        int64_t width, int64_t steps, const Start& start, const Finish& finish,
+                        const Each& each) {
+  f32x16 sums[ROWS][VECTORS];
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-    for (int j = 0; j < TILE_VECTORS; j++) sums[i][j] = start(i, j);
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) sums[i][j] = start(i, j);
   for (int64_t k = 0; k < steps; k++, b += width) {
-    if (AHEAD) {
-      __builtin_prefetch((const char*)b + AHEAD);
-      __builtin_prefetch((const char*)b + AHEAD + 64);
-    }
+    each(k);
 #pragma GCC unroll 16
     for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-      for (int j = 0; j < TILE_VECTORS; j++)
+#pragma GCC unroll 4
+      for (int j = 0; j < VECTORS; j++)
         multiply_add(sums[i][j], a + i * stride + k * Operand<T>::DEPTH, b + j * LANES);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; i++)
-#pragma GCC unroll 2
-    for (int j = 0; j < TILE_VECTORS; j++) finish(i, j, sums[i][j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < VECTORS; j++) finish(i, j, sums[i][j]);
 }
 
 // Calls f(Rows<n>{}) for n = rows, which is 1 to TILE_ROWS.
