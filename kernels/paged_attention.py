@@ -37,8 +37,14 @@ def paged_attention(
     window: int | None = None,
 ) -> torch.Tensor:
     """q [T, heads, head_dim], the rows of all ``sequences``, to the same shape; causal."""
-    if implementation(q) == "native" and q.shape[2] % 2 == 0 and q.shape[2] <= _MAX_NATIVE_DIM:
+    choice = implementation(q)
+    if choice == "native" and q.shape[2] % 2 == 0 and q.shape[2] <= _MAX_NATIVE_DIM:
         return _native(q.contiguous(), pool, layer, sequences, window)
+    if choice == "triton":
+        # Here, so that a machine without a GPU never loads Triton.
+        from kernels.paged_attention_triton import launch_paged_attention
+
+        return launch_paged_attention(q, pool, layer, sequences, window)
     return paged_attention_torch(q, pool, layer, sequences, window)
 
 

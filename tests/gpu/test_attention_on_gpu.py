@@ -22,6 +22,7 @@ from attention_cases import (
 from hypothesis import given, settings
 
 from kernels.autotune import fitting_decode, fitting_prefill
+from kernels.paged_attention import paged_attention
 from kernels.paged_sequences import PagedSequences
 
 pytestmark = [
@@ -113,8 +114,6 @@ def assert_near(out: torch.Tensor, expected: torch.Tensor, what: str) -> None:
 
 def test_a_pool_larger_than_32_bits_of_elements() -> None:
     """4.7 G elements, used at both ends: offsets in the kernels are 64 bits wide."""
-    from kernels.paged_attention_triton import launch_paged_attention
-
     case = replace(LONG, decodes=(100,), prefills=((20, 60),))
     small = make_batch(case, "cuda")
     blocks, tail = 36_000, len(small.pool) // 2
@@ -126,7 +125,7 @@ def test_a_pool_larger_than_32_bits_of_elements() -> None:
     tables = small.sequences.block_tables
     moved = torch.where(tables >= tail, tables + blocks - len(small.pool), tables)
     sequences = replace(small.sequences, block_tables=moved)
-    out = launch_paged_attention(small.q, pool, 1, sequences, None)
+    out = paged_attention(small.q, pool, 1, sequences, None)
     assert_near(out, gathered_attention(case, small, 1), "ends of the pool")
 
 

@@ -191,7 +191,8 @@ def check_interpreted_kernels() -> None:
 
     from kernels import decode_attention_triton as decode
     from kernels import prefill_attention_triton as prefill
-    from kernels.paged_attention_triton import launch_paged_attention
+    from kernels.dispatch import forced
+    from kernels.paged_attention import paged_attention
 
     repair_bfloat16_dot()
     settings = hypothesis.settings(max_examples=30, deadline=None, database=None)
@@ -218,10 +219,23 @@ def check_interpreted_kernels() -> None:
 
         def launch(*arguments: object) -> None:
             *inputs, out = arguments
-            out.copy_(launch_paged_attention(*inputs))
+            out.copy_(paged_attention(*inputs))
 
-        check_case(case, launch, slice(None))
+        with forced("triton"):
+            check_case(case, launch, slice(None))
 
+    def check_edges() -> None:
+        """Every offset of a window and of the causal edge to a tile."""
+        decode.decode_kernel.configs = [triton.Config({"TILE": 16})]
+        prefill.prefill_kernel.configs = [triton.Config({"ROWS": 16, "TILE": 16})]
+        for shift in range(36):
+            case = Case(torch.float32, 16, 1, 1, 4, shift + 1, (60,), ((32, 9),), shift)
+            check_case(case, decode.launch_decode_attention, slice(1))
+            check_case(case, prefill.launch_prefill_attention, slice(1, None))
+            case = Case(torch.float32, 16, 1, 3, 4, None, (), ((shift, 7), (1, shift + 1)), shift)
+            check_case(case, prefill.launch_prefill_attention, slice(None))
+
+    check_edges()
     check_decode()
     check_prefill()
     check_mixed()
