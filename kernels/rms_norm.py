@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kernels.dispatch import implementation
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """``weight * x / sqrt(mean(x²) + eps)`` for x [..., hidden]; computed in at least float32."""
+    """``weight * x / sqrt(mean(x²) + eps)`` for x [T, hidden]; computed in at least float32."""
+    if implementation(x) == "triton":
+        # Here and below, so that a machine without a GPU never loads Triton.
+        from kernels.rms_norm_triton import launch_rms_norm
+
+        return launch_rms_norm(x, weight, eps)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -15,14 +22,24 @@ def add_rms_norm(
     x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
 ) -> torch.Tensor:
     """``residual += x`` in place, and the norm of the sum; both [T, hidden]."""
+    if implementation(x) == "triton":
+        from kernels.rms_norm_triton import launch_add_rms_norm
+
+        return launch_add_rms_norm(x, residual, weight, eps)
     return rms_norm(residual.add_(x), weight, eps)
 
 
 def rms_norm_heads(x: torch.Tensor, weights: torch.Tensor, eps: float) -> None:
     """In place, x [T, heads, head_dim], each head with its own row of weights [heads, head_dim].
 
-    Rounded to the dtype of ``x`` before the weights come in, as transformers does.
+    A token's heads are contiguous, its row may stand beside others. Rounded to the dtype of ``x``
+    before the weights come in, as transformers does.
     """
+    if implementation(x) == "triton":
+        from kernels.rms_norm_triton import launch_rms_norm_heads
+
+        launch_rms_norm_heads(x, weights, eps)
+        return
     x.copy_(F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weights))
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from kernels.dispatch import implementation
+
 
 def rotary_angles(
     positions: torch.Tensor, frequencies: torch.Tensor, scale: float, dtype: torch.dtype
@@ -35,9 +37,14 @@ def rotate_and_store(
 
     ``qkv`` [T, heads + 2 * kv_heads, head_dim] holds Q, K, V, and may be overwritten; ``angles``
     as `rotary_angles` gives them; ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim];
-    token t goes to ``slots[t]`` (int64 [T]): block id * block_size + offset. Returns [T, heads,
-    head_dim].
+    token t goes to ``slots[t]`` (int64 [T]): block id * block_size + offset. On a GPU a token with
+    a negative slot is not stored: it pads a batch. Returns [T, heads, head_dim].
     """
+    if implementation(qkv) == "triton":
+        # Here, so that a machine without a GPU never loads Triton.
+        from kernels.rotary_triton import launch_rotate_and_store
+
+        return launch_rotate_and_store(qkv, angles, pool, layer, slots)
     kv_heads, block_size = pool.shape[3], pool.shape[4]
     heads = qkv.shape[1] - 2 * kv_heads
     rotated = rotate(qkv[:, : heads + kv_heads], *angles)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kernels.dispatch import implementation
+
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """[T, 2 * n], gate first, to [T, n], in the dtype given."""
+    if implementation(gate_up) == "triton":
+        # Here, so that a machine without a GPU never loads Triton.
+        from kernels.silu_mul_triton import launch_silu_mul
+
+        return launch_silu_mul(gate_up)
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
 

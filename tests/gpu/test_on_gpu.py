@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from block_region_cases import CASES, LARGE, Case, check_case
+from elementwise_triton_cases import check_kernels
 from hypothesis import given, settings
 
 from kernels.checksum_blocks import checksum_blocks
@@ -36,6 +37,11 @@ def test_kernels_large() -> None:
 @given(CASES)
 def test_kernels_of_every_shape(case: Case) -> None:
     check_case(case, pack_blocks, unpack_blocks, checksum_blocks, "cuda")
+
+
+@needs_one
+def test_norm_rotation_and_gate() -> None:
+    check_kernels("cuda", examples=200)
 
 
 @needs_one
