@@ -74,6 +74,7 @@ def load_rank(
         num_blocks=settings.num_blocks,
         block_size=settings.block_size,
         communicator=communicator,
+        max_decodes=settings.max_num_seqs if settings.role.decodes else 0,
     )
     role = settings.role
     # A mixed worker gets no handoffs, so its pool may be in device memory.

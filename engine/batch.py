@@ -12,9 +12,31 @@ import numpy.typing as npt
 import torch
 
 from core.step import Slice, StepPlan
+from engine.upload import Upload
 from kernels.paged_sequences import PagedSequences
 
-IntArray = npt.NDArray[np.signedinteger]
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchArrays:
+    """T tokens of S sequences, in host memory. `Batch` says what is in them.
+
+    int64: ``token_ids``, ``positions`` and ``slots`` [T], ``sampled_rows`` [R]; int32:
+    ``block_tables`` [S, M], ``lengths`` [S], ``first_rows`` [S + 1].
+    """
+
+    token_ids: Int64Array
+    positions: Int64Array
+    slots: Int64Array
+    block_tables: Int32Array
+    lengths: Int32Array
+    first_rows: Int32Array
+    sampled_rows: Int64Array
+    sampled_slices: tuple[Slice, ...]
+    num_decodes: int
+    longest_query: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +44,7 @@ class Batch:
     """T tokens of several sequences; all arrays int64 on the model's device.
 
     ``slots`` [T] say where each token's KV goes: block id * block_size + offset. ``sampled_rows``
-    [R] are the rows whose logits are wanted; they belong to ``sampled_slices`` in this order.
+    [R] are the rows whose logits are wanted.
     """
 
     token_ids: torch.Tensor
@@ -30,11 +52,13 @@ class Batch:
     slots: torch.Tensor
     sequences: PagedSequences
     sampled_rows: torch.Tensor
-    sampled_slices: tuple[Slice, ...]
 
 
-def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
-    """Lays a plan's slices out for a pool with blocks of ``block_size`` tokens."""
+def batch_arrays(plan: StepPlan, block_size: int) -> BatchArrays:
+    """Lays a plan's slices out for a pool with blocks of ``block_size`` tokens.
+
+    The rows that are sampled belong to ``sampled_slices`` in this order.
+    """
     ordered = sorted(plan.slices, key=lambda part: len(part.tokens) > 1)
     counts = np.array([len(part.tokens) for part in ordered])
     positions = [np.arange(part.start, part.end) for part in ordered]
@@ -45,35 +69,49 @@ def build_batch(plan: StepPlan, block_size: int, device: torch.device) -> Batch:
     flat_positions = np.concatenate(positions)
     slots = np.concatenate(block_ids).astype(np.int64) * block_size + flat_positions % block_size
     wanted = [i for i, part in enumerate(ordered) if part.samples]
-    return Batch(
-        token_ids=_to_device(np.concatenate([part.tokens for part in ordered]), device),
-        positions=_to_device(flat_positions, device),
-        slots=_to_device(slots, device),
-        sequences=_sequences(ordered, counts, block_size, device),
-        sampled_rows=_to_device(counts.cumsum()[wanted] - 1, device),
-        sampled_slices=tuple(ordered[i] for i in wanted),
-    )
-
-
-def _sequences(
-    ordered: list[Slice], counts: IntArray, block_size: int, device: torch.device
-) -> PagedSequences:
-    lengths = np.array([part.end for part in ordered], dtype=np.int32)
-    used = -(-lengths // block_size)
-    tables = np.zeros((len(ordered), int(used.max())), dtype=np.int32)
-    for row, part, count in zip(tables, ordered, used, strict=True):
-        row[:count] = part.block_table[:count]
     first_rows = np.zeros(len(ordered) + 1, dtype=np.int32)
     counts.cumsum(out=first_rows[1:])
-    return PagedSequences(
-        block_tables=torch.from_numpy(tables).to(device),
-        lengths=torch.from_numpy(lengths).to(device),
-        first_rows=torch.from_numpy(first_rows).to(device),
+    return BatchArrays(
+        token_ids=np.concatenate([part.tokens for part in ordered]).astype(np.int64),
+        positions=flat_positions,
+        slots=slots,
+        block_tables=_block_tables(ordered, block_size),
+        lengths=np.array([part.end for part in ordered], dtype=np.int32),
+        first_rows=first_rows,
+        sampled_rows=counts.cumsum()[wanted] - 1,
+        sampled_slices=tuple(ordered[i] for i in wanted),
         num_decodes=int((counts == 1).sum()),
         longest_query=int(counts.max()),
-        longest=int(lengths.max()),
     )
 
 
-def _to_device(values: IntArray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.int64)).to(device)
+def to_device(arrays: BatchArrays, upload: Upload) -> Batch:
+    """Enqueues one copy on the current stream, without waiting for it."""
+    token_ids, positions, slots, tables, lengths, first_rows, sampled_rows = upload.to_device(
+        (
+            arrays.token_ids,
+            arrays.positions,
+            arrays.slots,
+            arrays.block_tables,
+            arrays.lengths,
+            arrays.first_rows,
+            arrays.sampled_rows,
+        )
+    )
+    sequences = PagedSequences(
+        block_tables=tables,
+        lengths=lengths,
+        first_rows=first_rows,
+        num_decodes=arrays.num_decodes,
+        longest_query=arrays.longest_query,
+        longest=int(arrays.lengths.max()),
+    )
+    return Batch(token_ids, positions, slots, sequences, sampled_rows)
+
+
+def _block_tables(ordered: list[Slice], block_size: int) -> Int32Array:
+    used = [-(-part.end // block_size) for part in ordered]
+    tables = np.zeros((len(ordered), max(used)), dtype=np.int32)
+    for row, part, count in zip(tables, ordered, used, strict=True):
+        row[:count] = part.block_table[:count]
+    return tables

@@ -116,7 +116,7 @@ class Decoder:
         return x
 
     def _logits(self, x: torch.Tensor, batch: Batch) -> torch.Tensor | None:
-        if not batch.sampled_slices:
+        if not len(batch.sampled_rows):
             return torch.empty(0, self.config.vocab_size) if self.shard.samples else None
         return self._head(rms_norm(x[batch.sampled_rows], self._norm, self.config.rms_norm_eps))
 

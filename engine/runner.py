@@ -1,4 +1,8 @@
-"""Executes step plans on one rank's part of a model and its KV pool."""
+"""Executes step plans on one rank's part of a model and its KV pool.
+
+On a GPU the host waits for it once a step: for the tokens that it reads, or, where none are drawn,
+for the step. All else is only enqueued.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,26 @@ import torch
 from core.errors import Incompatible
 from core.shards import shard_layout
 from core.step import StepPlan, StepResult
-from engine.batch import build_batch
+from engine.batch import BatchArrays, batch_arrays, to_device
 from engine.communicator import ALONE, Communicator
+from engine.cuda_graphs import CudaRecorder, DecodeGraphs
 from engine.decoder import Decoder
 from engine.dtypes import torch_dtype
+from engine.graph_buckets import decode_buckets, has_graphs
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig, read_model_config
 from engine.sampler import sample
+from engine.upload import Upload
 from engine.weights import load_weights
 
 
 class ModelRunner:
-    """Blocking: ``execute`` returns when the step is computed. Not to be called concurrently."""
+    """Blocking: ``execute`` returns when the step is computed. Not to be called concurrently.
 
-    def __init__(self, model: Decoder, pool: KVPool) -> None:
+    ``graphs``: of ``model`` and ``pool``; steps that fit none, or all without them, run eagerly.
+    """
+
+    def __init__(self, model: Decoder, pool: KVPool, graphs: DecodeGraphs | None = None) -> None:
         if pool.tensor.dtype is not model.dtype:
             raise Incompatible(
                 f"the KV pool is {pool.layout.dtype}, the model {model.dtype}: they must agree",
@@ -32,6 +42,8 @@ class ModelRunner:
             )
         self.model = model
         self.pool = pool
+        self._graphs = graphs
+        self._upload = Upload(model.device)
 
     def execute(self, plan: StepPlan) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
@@ -40,14 +52,21 @@ class ModelRunner:
         InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
-        batch = build_batch(plan, self.pool.layout.block_size, self.model.device)
-        logits = self.model.forward(batch, self.pool.tensor)
-        result = None if logits is None else sample(logits, batch.sampled_slices)
-        if self.model.device.type == "cuda":
-            # What follows a step (handing its blocks over) must find them written. Not the whole
-            # device: a transfer that waits for a slow peer is under way on a stream of its own.
+        arrays = batch_arrays(plan, self.pool.layout.block_size)
+        logits = self._forward(arrays)
+        result = None if logits is None else sample(logits, arrays.sampled_slices)
+        if self.model.device.type == "cuda" and (result is None or not arrays.sampled_slices):
+            # What follows a step (handing its blocks over) must find them written; reading tokens
+            # has waited for that. Not the whole device: a transfer that waits for a slow peer is
+            # under way on a stream of its own.
             torch.cuda.current_stream(self.model.device).synchronize()
         return result
+
+    def _forward(self, arrays: BatchArrays) -> torch.Tensor | None:
+        rows = None if self._graphs is None else self._graphs.buckets.bucket_for(arrays)
+        if self._graphs is not None and rows is not None:
+            return self._graphs.run(arrays, rows)
+        return self.model.forward(to_device(arrays, self._upload), self.pool.tensor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +89,12 @@ def load_runner(
     num_blocks: int,
     block_size: int,
     communicator: Communicator = ALONE,
+    max_decodes: int = 0,
 ) -> LoadedModel:
     """Reads this rank's weights as ``dtype`` onto ``device`` and makes a pool of that dtype.
 
+    ``max_decodes``: the most sequences that decode in one step; where that can be done
+    (``engine.graph_buckets``), such steps are captured as graphs now. 0: none.
     Raises InvalidField if the model can't be split into the communicator's shape.
     """
     config = read_model_config(folder)
@@ -81,4 +103,20 @@ def load_runner(
     model = Decoder(config, weights, communicator)
     layout = shard_layout(config.kv_layout(block_size, dtype), model.shard.kv_region)
     pool = KVPool.create(layout, num_blocks, device)
-    return LoadedModel(ModelRunner(model, pool), pool, config)
+    if model.device.type == "cuda":
+        _tune_attention(model, pool)
+    graphs = None
+    if has_graphs(device, shape, max_decodes):
+        buckets = decode_buckets(max_decodes, config.max_positions, num_blocks, block_size)
+        recorder = CudaRecorder(model.device)
+        graphs = DecodeGraphs(model.forward, pool.tensor, config.vocab_size, buckets, recorder)
+    return LoadedModel(ModelRunner(model, pool, graphs), pool, config)
+
+
+def _tune_attention(model: Decoder, pool: KVPool) -> None:
+    """Now, because the first requests would wait for it, and a capture can't measure anything."""
+    # Here, so that a machine without a GPU never loads Triton.
+    from kernels.tune_attention import tune_attention
+
+    for window in {model.config.layer_windows[i] for i in model.shard.layers}:
+        tune_attention(pool.tensor, len(model.shard.heads), window)

@@ -12,9 +12,10 @@ from memory_rendezvous import InMemory
 
 from core.shards import ParallelShape
 from core.step import StepPlan, StepResult
-from engine.batch import build_batch
+from engine.batch import batch_arrays, to_device
 from engine.process_group import TorchCommunicator
 from engine.runner import LoadedModel, load_runner
+from engine.upload import Upload
 
 T = TypeVar("T")
 Logits = dict[int, torch.Tensor]
@@ -24,11 +25,11 @@ def logits_of(rank: LoadedModel, plan: StepPlan) -> Logits | None:
     """Computes a step and gives the float32 logits [vocab] of each slice that samples, by its
     sequence; None on a rank that does not sample."""
     model, pool = rank.runner.model, rank.pool.tensor
-    batch = build_batch(plan, pool.shape[4], model.device)
-    logits = model.forward(batch, pool)
+    arrays = batch_arrays(plan, pool.shape[4])
+    logits = model.forward(to_device(arrays, Upload(model.device)), pool)
     if logits is None:
         return None
-    order = [part.sequence_id for part in batch.sampled_slices]
+    order = [part.sequence_id for part in arrays.sampled_slices]
     return dict(zip(order, logits, strict=True))
 
 
