@@ -1,0 +1,53 @@
+"""Whole steps of a model on the Triton kernels, in a process with TRITON_INTERPRET=1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from replaying_recorder import ReplayingRecorder
+from stepper import Stepper
+
+from core.request import SamplingParams
+from engine.cuda_graphs import DecodeGraphs
+from engine.graph_buckets import decode_buckets
+from engine.runner import LoadedModel, ModelRunner, load_runner
+from kernels.dispatch import forced
+
+BLOCK_SIZE, NUM_BLOCKS = 4, 60
+# Prompts that end within a block, at its border, and one that is decoded from its first token on.
+PROMPTS = [[int(t) for t in np.random.default_rng(n).integers(0, 150, n)] for n in (1, 7, 12)]
+
+
+def check_model(folder: Path) -> None:
+    """Prompts eagerly, decodes in graphs: the tokens are those of torch's operations."""
+    params = SamplingParams(5, temperature=1.0, seed=3)
+    with forced("torch"):
+        expected = Stepper(load(folder)).generate(PROMPTS, params)
+    with forced("triton"):
+        model, recorder = load(folder), ReplayingRecorder()
+        # Of 4 rows for 3 sequences: one is padding.
+        runner = ModelRunner(model.runner.model, model.pool, graphs(model, 4, recorder))
+        with_graphs = LoadedModel(runner, model.pool, model.config)
+        assert Stepper(with_graphs).generate(PROMPTS, params) == expected
+    # The first step has prompts in it.
+    assert recorder.replays == 4
+
+
+def load(folder: Path) -> LoadedModel:
+    """Every cell of its pool holds NaN: what nobody wrote must not be read."""
+    loaded = load_runner(
+        folder, dtype="float32", device="cpu", num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE
+    )
+    loaded.pool.tensor.fill_(torch.nan)
+    return loaded
+
+
+def graphs(model: LoadedModel, most: int, recorder: ReplayingRecorder) -> DecodeGraphs:
+    config = model.config
+    buckets = decode_buckets(most, config.max_positions, NUM_BLOCKS, BLOCK_SIZE)
+    forward = model.runner.model.forward
+    made = DecodeGraphs(forward, model.pool.tensor, config.vocab_size, buckets, recorder)
+    assert model.pool.tensor.isnan().all(), "capturing wrote to the pool"
+    return made
