@@ -21,7 +21,7 @@ from cubin import POINTERS, compile_kernel
 from kernels.autotune import decode_configs, fitting_decode, fitting_prefill, prefill_configs
 
 # Bytes of registers of a thread that may go to local memory: little beside what a tile loads.
-MOST_SPILLED = 400
+MOST_SPILLED = 512
 # Not every product with these is compiled: they take turns.
 GROUPS = (1, 3, 4, 7, 8)
 BLOCK_SIZES = (16, 32, 5, 64)
