@@ -28,7 +28,7 @@ def implementation(x: torch.Tensor) -> Implementation:
         return _forced
     if x.is_cuda:
         return "triton"
-    if x.dtype in NATIVE_DTYPES and x.device.type == "cpu" and library.is_available():
+    if x.is_cpu and x.dtype in NATIVE_DTYPES and library.is_available():
         return "native"
     return "torch"
 

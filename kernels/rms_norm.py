@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.dispatch import implementation
+from kernels.native import library
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -15,6 +16,8 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         from kernels.rms_norm_triton import launch_rms_norm
 
         return launch_rms_norm(x, weight, eps)
+    if implementation(x) == "native":
+        return _native(x.contiguous(), weight, eps)
     return F.rms_norm(x, (x.shape[-1],), weight, eps)
 
 
@@ -26,6 +29,8 @@ def add_rms_norm(
         from kernels.rms_norm_triton import launch_add_rms_norm
 
         return launch_add_rms_norm(x, residual, weight, eps)
+    if implementation(x) == "native":
+        return _add_native(x.contiguous(), residual, weight, eps)
     return rms_norm(residual.add_(x), weight, eps)
 
 
@@ -40,7 +45,35 @@ def rms_norm_heads(x: torch.Tensor, weights: torch.Tensor, eps: float) -> None:
 
         launch_rms_norm_heads(x, weights, eps)
         return
+    if implementation(x) == "native":
+        _heads_native(x, weights, eps)
+        return
     x.copy_(F.rms_norm(x, (x.shape[-1],), None, eps).mul_(weights))
+
+
+def _native(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    out = torch.empty_like(x)
+    rows, width = x.shape
+    norm = library.by_dtype("rms_norm", x.dtype, rows * width)
+    norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, width, eps)
+    return out
+
+
+def _add_native(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> torch.Tensor:
+    out = torch.empty_like(x)
+    rows, width = x.shape
+    norm = library.by_dtype("add_rms_norm", x.dtype, rows * width)
+    pointers = x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr()
+    norm(*pointers, rows, width, eps)
+    return out
+
+
+def _heads_native(x: torch.Tensor, weights: torch.Tensor, eps: float) -> None:
+    rows, heads, width = x.shape
+    norm = library.by_dtype("rms_norm_heads", x.dtype, rows * heads * width)
+    norm(x.data_ptr(), weights.data_ptr(), rows, x.stride(0), heads, width, eps)
 
 
 def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from kernels.dispatch import implementation
+from kernels.native import library
 
 
 def rotary_angles(
@@ -45,6 +46,8 @@ def rotate_and_store(
         from kernels.rotary_triton import launch_rotate_and_store
 
         return launch_rotate_and_store(qkv, angles, pool, layer, slots)
+    if implementation(qkv) == "native":
+        return _native(qkv.contiguous(), angles, pool, layer, slots)
     kv_heads, block_size = pool.shape[3], pool.shape[4]
     heads = qkv.shape[1] - 2 * kv_heads
     rotated = rotate(qkv[:, : heads + kv_heads], *angles)
@@ -52,6 +55,37 @@ def rotate_and_store(
     keys_and_values = torch.stack((rotated[:, heads:], qkv[:, heads + kv_heads :]), dim=1)
     by_token[slots // block_size, slots % block_size] = keys_and_values
     return rotated[:, :heads]
+
+
+def _native(
+    qkv: torch.Tensor,
+    angles: tuple[torch.Tensor, torch.Tensor],
+    pool: torch.Tensor,
+    layer: int,
+    slots: torch.Tensor,
+) -> torch.Tensor:
+    """Slots are not checked: one that the pool does not have would be written elsewhere."""
+    _, layers, _, kv_heads, block_size, dim = pool.shape
+    tokens, all_heads, _ = qkv.shape
+    heads = all_heads - 2 * kv_heads
+    q = qkv.new_empty(tokens, heads, dim)
+    cos, sin = angles
+    library.by_dtype("rotate_and_store", qkv.dtype, qkv.numel())(
+        qkv.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        pool.data_ptr(),
+        slots.data_ptr(),
+        q.data_ptr(),
+        tokens,
+        heads,
+        kv_heads,
+        dim,
+        layers,
+        layer,
+        block_size,
+    )
+    return q
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from kernels.dispatch import implementation
+from kernels.native import library
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -15,8 +16,18 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
         from kernels.silu_mul_triton import launch_silu_mul
 
         return launch_silu_mul(gate_up)
+    if implementation(gate_up) == "native":
+        return _native(gate_up.contiguous())
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate).mul_(up)
+
+
+def _native(gate_up: torch.Tensor) -> torch.Tensor:
+    rows, both = gate_up.shape
+    out = gate_up.new_empty(rows, both // 2)
+    multiply = library.by_dtype("silu_mul", gate_up.dtype, out.numel())
+    multiply(gate_up.data_ptr(), out.data_ptr(), rows, both // 2)
+    return out
 
 
 def silu_mul_reference(gate_up: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """The compiled operations, loaded once for the instruction sets of this machine.
 
-Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the tensors. All
-functions are called with Python's lock released.
+Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the tensors.
+Functions are called with Python's lock released, but brief ones keep it.
 Does not cover: building it (``kernels.native.build``), when it is used (``kernels.dispatch``).
 """
 
@@ -27,14 +27,26 @@ _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "linear_pack": (_POINTER, _POINTER, _SIZE, _SIZE),
     "linear": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT),
     "paged_attention": (_POINTER,) * 6 + (_SIZE,) * 9,
+    "rms_norm": (_POINTER,) * 3 + (_SIZE,) * 2 + (_FLOAT,),
+    "add_rms_norm": (_POINTER,) * 4 + (_SIZE,) * 2 + (_FLOAT,),
+    "rms_norm_heads": (_POINTER,) * 2 + (_SIZE,) * 4 + (_FLOAT,),
+    "rotate_and_store": (_POINTER,) * 6 + (_SIZE,) * 7,
+    "silu_mul": (_POINTER,) * 2 + (_SIZE,) * 2,
 }
+
+# A call with fewer takes less than about 20 µs.
+_BRIEF_ELEMENTS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The variant that this machine runs and why, or why none: ``library`` is None then."""
+    """The variant that this machine runs and why, or why none: ``library`` is None then.
+
+    ``brief`` has the same functions, called with Python's lock kept.
+    """
 
     library: ctypes.CDLL | None
+    brief: ctypes.PyDLL | None
     variant: str | None
     reason: str
 
@@ -49,9 +61,9 @@ def choice() -> Choice:
         path = library_path(variant)
         if not path.exists():
             why = "not built, or older than its sources: run `python -m kernels.native.build`"
-            return Choice(None, variant, why)
-        return Choice(_load(path), variant, f"compiled for {variant}")
-    return Choice(None, None, "there is none for this machine's instruction sets")
+            return Choice(None, None, variant, why)
+        return load(variant, f"compiled for {variant}")
+    return Choice(None, None, None, "there is none for this machine's instruction sets")
 
 
 def library() -> ctypes.CDLL:
@@ -62,10 +74,18 @@ def library() -> ctypes.CDLL:
     return found.library
 
 
-def by_dtype(name: str, dtype: torch.dtype) -> Callable[..., None]:
-    """The function ``name`` for bfloat16 or float32. `library` says when there is none."""
+def by_dtype(name: str, dtype: torch.dtype, elements: int | None = None) -> Callable[..., None]:
+    """The function ``name`` for bfloat16 or float32. `library` says when there is none.
+
+    ``elements``: of a function with some work for each. If few it is called with Python's lock
+    kept: to win that back from a busy event loop may take a thousand times as long as the work.
+    """
+    found = choice()
+    brief = elements is not None and elements < _BRIEF_ELEMENTS
     suffix = "bf16" if dtype is torch.bfloat16 else "f32"
-    function: Callable[..., None] = getattr(library(), f"crossdock_{name}_{suffix}")
+    function: Callable[..., None] = getattr(
+        (found.brief if brief else found.library) or library(), f"crossdock_{name}_{suffix}"
+    )
     return function
 
 
@@ -84,8 +104,16 @@ def set_threads(count: int) -> None:
         library().crossdock_set_threads(count)
 
 
-def _load(path: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(path))
+def load(variant: str, reason: str) -> Choice:
+    """A variant that was built; ``reason``: why this one."""
+    path = str(library_path(variant))
+    brief, released = ctypes.PyDLL(path), ctypes.CDLL(path)
+    for loaded in (brief, released):
+        _set_prototypes(loaded)
+    return Choice(released, brief, variant, reason)
+
+
+def _set_prototypes(loaded: ctypes.CDLL) -> None:
     prototypes = dict(_PROTOTYPES)
     for name, arguments in _BY_DTYPE.items():
         prototypes |= {f"{name}_bf16": arguments, f"{name}_f32": arguments}
@@ -93,7 +121,6 @@ def _load(path: Path) -> ctypes.CDLL:
         function = loaded[f"crossdock_{name}"]
         function.argtypes, function.restype = arguments, None
         setattr(loaded, f"crossdock_{name}", function)
-    return loaded
 
 
 @functools.cache

@@ -85,6 +85,18 @@ static inline void store(bf16* to, f32x16 values) {
 static inline void put(float* to, float value) { *to = value; }
 static inline void put(bf16* to, float value) { *to = narrow(value); }
 
+// As if stored and loaded again.
+template <typename T>
+static inline f32x16 rounded(f32x16 values) {
+  T copied[LANES];
+  store(copied, values);
+  return load(copied);
+}
+template <>
+inline f32x16 rounded<float>(f32x16 values) {
+  return values;
+}
+
 // The first `count` < 16 lanes; the others are 0 when loaded, and are not written when stored.
 template <typename T>
 static inline f32x16 load_some(const T* from, int count) {

@@ -27,4 +27,16 @@ void parallel_for(int64_t count, const F& work) {
   run_parallel(count, [](int64_t i, void* context) { (*(const F*)context)(i); }, (void*)&work);
 }
 
+// work(0) … work(rows - 1) in pieces of at least `least` neighbouring rows; several pieces a thread,
+// so that one that was held up leaves its share to others.
+template <typename F>
+void parallel_rows(int64_t rows, int64_t least, const F& work) {
+  int64_t pieces = rows / (least < 1 ? 1 : least), most = 4 * (int64_t)threads();
+  pieces = pieces < 1 ? 1 : pieces > most ? most : pieces;
+  parallel_for(pieces, [&](int64_t piece) {
+    int64_t last = rows * (piece + 1) / pieces;
+    for (int64_t row = rows * piece / pieces; row < last; row++) work(row);
+  });
+}
+
 }  // namespace crossdock

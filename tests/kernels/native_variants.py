@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from kernels.dispatch import forced
 from kernels.native import library
-from kernels.native.build import variants
+from kernels.native.build import library_path, variants
 
 
 def runnable() -> list[str]:
@@ -24,8 +25,17 @@ def cpu_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
             yield "torch"
         return
     name = request.param
-    if not library.library_path(name).exists():
+    if not library_path(name).exists():
         pytest.skip(f"{name} is not built here: no C++ compiler")
-    found = library.Choice(library._load(library.library_path(name)), name, "for a test")
+    found = library.load(name, "for a test")
     monkeypatch.setattr(library, "choice", lambda: found)
     yield name
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Tensors that are made without values are full of NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert bool(torch.empty(7).isnan().all())
+    yield
+    torch.use_deterministic_algorithms(False)
