@@ -115,9 +115,11 @@ static inline float sum(f32x16 values) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)values);
 #else
-  float total = 0;
-  for (int i = 0; i < LANES; i++) total += values[i];
-  return total;
+  float parts[LANES];
+  store(parts, values);
+  for (int step = LANES / 2; step > 0; step /= 2)
+    for (int i = 0; i < step; i++) parts[i] += parts[i + step];
+  return parts[0];
 #endif
 }
 static inline float largest(f32x16 values) {
@@ -136,10 +138,16 @@ static inline f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
 // e^x to about 1 unit in the last place; 0 below -87.3, and at most e^88.
 // Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
 static inline f32x16 exp(f32x16 x) {
+#if defined(__AVX512F__)
+  __mmask16 stays = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.3f), _CMP_NLT_UQ);
+  x = min(x, splat(88.0f));
+  f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+#else
   i32x16 vanishes = x < -87.3f;
   x = min(max(x, splat(-87.3f)), splat(88.0f));
   f32x16 shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
   f32x16 n = shifted - 12582912.0f;
+#endif
   f32x16 r = x - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   f32x16 p = splat(1.9875691500e-4f);
@@ -149,9 +157,13 @@ static inline f32x16 exp(f32x16 x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
+#if defined(__AVX512F__)
+  return (f32x16)_mm512_maskz_scalef_ps(stays, (__m512)p, (__m512)n);
+#else
   u32x16 exponent = ((u32x16)__builtin_convertvector(n, i32x16) + 127) << 23;
   f32x16 result = p * as_floats(exponent);
   return vanishes ? f32x16{} : result;
+#endif
 }
 
 }  // namespace crossdock
