@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from text.detokenizer import IncrementalDetokenizer
+from text.detokenizer import new_detokenizer
 from text.stop_strings import StopStrings
 from text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ class AnswerText:
         self, tokenizer: Tokenizer, stop: tuple[str, ...] = (), min_tokens: int = 0
     ) -> None:
         """Stop strings count only in text that comes with or after token ``min_tokens``."""
-        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._detokenizer = new_detokenizer(tokenizer)
         self._stop = StopStrings(stop)
         self._exempt = max(0, min_tokens - 1)
 

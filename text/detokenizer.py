@@ -6,6 +6,10 @@ Does not cover: stop strings (``text.stop_strings``).
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
+from collections.abc import Mapping
+from typing import Protocol
+
 from text.tokenizer import Tokenizer
 
 _REPLACEMENT = "\ufffd"
@@ -14,8 +18,45 @@ _MAX_CUT = 3
 _MAX_PENDING = 16
 
 
-class IncrementalDetokenizer:
-    """Decodes one answer token by token, at a cost per token that doesn't grow with its length.
+class Detokenizer(Protocol):
+    """Decodes one answer token by token, at a cost per token that doesn't grow with its length."""
+
+    def push(self, token_id: int) -> str:
+        """Text that is certain now; "" while a character is incomplete."""
+
+    def finish(self) -> str:
+        """What is pending, with U+FFFD for a character that will never be complete."""
+
+
+def new_detokenizer(tokenizer: Tokenizer) -> Detokenizer:
+    """The quickest that gives the text of a whole decode with this tokenizer."""
+    decoded = tokenizer.decoded_bytes
+    return WindowDetokenizer(tokenizer) if decoded is None else ByteDetokenizer(decoded)
+
+
+class ByteDetokenizer:
+    """For tokenizers of which each token stands for bytes of its own (`Tokenizer.decoded_bytes`).
+
+    Both decoders put one U+FFFD for each longest piece that begins a character and ends too early,
+    so it doesn't matter where the bytes are cut.
+    """
+
+    def __init__(self, decoded: Mapping[int, bytes]) -> None:
+        self._decoded = decoded
+        self._pending = b""
+
+    def push(self, token_id: int) -> str:
+        raw = self._pending + self._decoded[token_id]
+        text, used = utf_8_decode(raw, "replace", False)
+        self._pending = raw[used:]
+        return text
+
+    def finish(self) -> str:
+        return utf_8_decode(self._pending, "replace", True)[0]
+
+
+class WindowDetokenizer:
+    """For any tokenizer.
 
     Only a window of tokens is decoded: those whose text was emitted last (decoders need what
     stands before a token to know its spaces), then those still pending. A window starts where
@@ -29,7 +70,6 @@ class IncrementalDetokenizer:
         self._emitted = len(tokenizer.decode(self._window))
 
     def push(self, token_id: int) -> str:
-        """Text that is certain now; "" while a character is incomplete."""
         self._window.append(token_id)
         text = self._tokenizer.decode(self._window)
         pending = len(self._window) - self._context
@@ -40,7 +80,6 @@ class IncrementalDetokenizer:
         return self._emit(text, len(text))
 
     def finish(self) -> str:
-        """What is pending, with U+FFFD for a character that will never be complete."""
         return self._emit(text := self._tokenizer.decode(self._window), len(text))
 
     def _emit(self, text: str, end: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from text.byte_level import byte_level_bytes
 from text.tokenizer import Tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -48,7 +49,7 @@ class TokenBytes:
 
     def _reader(self, decoders: frozenset[str]) -> Callable[[int, str], bytes]:
         if "ByteLevel" in decoders:
-            return _byte_level
+            return lambda _, piece: byte_level_bytes(piece)
         return self._byte_fallback if "ByteFallback" in decoders else self._decoded
 
     def _byte_fallback(self, token_id: int, piece: str) -> bytes:
@@ -60,22 +61,3 @@ class TokenBytes:
         anchor = list(self._tokenizer.anchor_ids)
         before = len(self._tokenizer.decode(anchor))
         return self._tokenizer.decode([*anchor, token_id])[before:].encode()
-
-
-def _byte_level(token_id: int, piece: str) -> bytes:
-    # As the decoder does it: a piece with other characters stands for itself.
-    values = [_BYTE_OF.get(character) for character in piece]
-    known = [value for value in values if value is not None]
-    return bytes(known) if len(known) == len(values) else piece.encode()
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's printable character for each byte: itself if printable, else one from 256 on."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    alphabet = {chr(byte): byte for byte in printable}
-    alphabet |= {chr(256 + number): byte for number, byte in enumerate(others)}
-    return alphabet
-
-
-_BYTE_OF = _byte_alphabet()
