@@ -156,6 +156,8 @@ class BlockPool:
         a prompt. A block stays private if another one is cached under its hash or if its parent
         is not cached. Publishing a block again under the same hash changes nothing.
         """
+        if len(block_ids) == 1 and self._publish_one(int(block_ids[0]), hashes, tokens, parent):
+            return
         self._check_publish(block_ids, hashes, tokens)
         rows = self._as_blocks(tokens, len(block_ids))
         fresh = self._find_unpublished(block_ids, hashes, rows, parent)
@@ -169,6 +171,30 @@ class BlockPool:
         self._tokens[ids] = rows[index]
         self._parent[ids] = parents
         np.add.at(self._children, parents[parents != _NO_BLOCK], 1)
+
+    def _publish_one(
+        self, block_id: int, hashes: HashArray, tokens: TokenArray, parent: int | None
+    ) -> bool:
+        """A new block at the end of a cached chain, as decoding fills them. False: not that, and
+        nothing was done.
+        """
+        if len(hashes) != 1 or len(tokens) != self.block_size or not 0 <= block_id < self.num_blocks:
+            return False
+        value = int(hashes[0])
+        parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)
+        has_parent = parent is None or parent_id != _NO_BLOCK
+        is_new = value not in self._block_of and not self._in_cache[block_id]
+        if not (has_parent and is_new and self._refs[block_id] > 0):
+            return False
+        self._block_of[value] = block_id
+        _note(value, self._stored, self._removed)
+        self._in_cache[block_id] = True
+        self._hash[block_id] = value
+        self._tokens[block_id] = tokens
+        self._parent[block_id] = parent_id
+        if parent is not None:
+            self._children[parent_id] += 1
+        return True
 
     def release(self, block_ids: BlockIds) -> None:
         """One reference less on each. At none, cached blocks stay as cache, others become free."""

@@ -29,13 +29,16 @@ class InFlight:
 
     def add(self, sequence: Sequence) -> None:
         """A plan with a slice of ``sequence`` was made."""
-        self._sequences[sequence.sequence_id] = sequence
-        self._num_plans[sequence.sequence_id] = self._num_plans.get(sequence.sequence_id, 0) + 1
+        sequence_id = sequence.sequence_id
+        self._sequences[sequence_id] = sequence
+        self._num_plans[sequence_id] = self._num_plans.get(sequence_id, 0) + 1
 
     def remove(self, sequence_id: int) -> Sequence:
         """One of the plans with a slice of this sequence is complete."""
         sequence = self._sequences[sequence_id]
-        self._num_plans[sequence_id] -= 1
-        if self._num_plans[sequence_id] == 0:
-            del self._sequences[sequence_id], self._num_plans[sequence_id]
+        left = self._num_plans.pop(sequence_id) - 1
+        if left:
+            self._num_plans[sequence_id] = left
+        else:
+            del self._sequences[sequence_id]
         return sequence

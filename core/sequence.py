@@ -27,15 +27,17 @@ class Sequence:
     __slots__ = (
         "_blocks",
         "_last_hash",
-        "_num_blocks",
+        "_prepared",
         "_tokens",
         "cached_tokens",
         "computed",
         "computed_once",
+        "ended",
         "index",
         "key",
         "last_step",
         "length",
+        "num_blocks",
         "params",
         "planned",
         "prompt_length",
@@ -68,12 +70,15 @@ class Sequence:
         # Positions below this were computed before, here or on P: computing them again is waste.
         self.computed_once = 0
         self.cached_tokens = 0
+        # Nobody waits for its answer any more; steps under way may still touch its blocks.
+        self.ended = False
         self.published = 0
         self._last_hash: int | None = None
         self._tokens: TokenArray = np.empty(capacity, dtype=np.int32)
         self._tokens[: self.length] = prompt
         self._blocks: BlockIds = np.empty(-(-capacity // block_size) + 1, dtype=np.int32)
-        self._num_blocks = 0
+        self.num_blocks = 0
+        self._prepared: Slice | None = None
 
     @property
     def tokens(self) -> TokenArray:
@@ -81,7 +86,8 @@ class Sequence:
 
     @property
     def block_ids(self) -> BlockIds:
-        return self._blocks[: self._num_blocks]
+        """A view of an array to which ids are only appended; after `forget_blocks` of another."""
+        return self._blocks[: self.num_blocks]
 
     @property
     def remaining(self) -> int:
@@ -103,9 +109,9 @@ class Sequence:
         return 1 if self.generated else self.params.n
 
     def add_blocks(self, block_ids: BlockIds) -> None:
-        end = self._num_blocks + len(block_ids)
-        self._blocks[self._num_blocks : end] = block_ids
-        self._num_blocks = end
+        end = self.num_blocks + len(block_ids)
+        self._blocks[self.num_blocks : end] = block_ids
+        self.num_blocks = end
 
     def adopt_prefix(self, block_ids: BlockIds, hashes: npt.NDArray[np.uint64], size: int) -> None:
         """Starts with blocks that already hold the KV of the first ``len(block_ids)`` blocks."""
@@ -117,8 +123,10 @@ class Sequence:
     def advance(self, end: int) -> None:
         """The KV of all positions below ``end`` is in place."""
         self.computed = end
-        self.planned = max(self.planned, end)
-        self.computed_once = max(self.computed_once, end)
+        if end > self.planned:
+            self.planned = end
+        if end > self.computed_once:
+            self.computed_once = end
 
     def append(self, token: int) -> None:
         self._tokens[self.length] = token
@@ -129,8 +137,10 @@ class Sequence:
 
         Only for a sequence of which no step is under way.
         """
-        block_ids = self.block_ids.copy()
-        self._num_blocks = 0
+        block_ids = self.block_ids
+        self._blocks = np.empty_like(self._blocks)
+        self.num_blocks = 0
+        self._prepared = None
         self.computed = self.planned = 0
         self.published = 0
         self._last_hash = None
@@ -140,30 +150,42 @@ class Sequence:
         """Plans the next ``count`` tokens; draws a token if that completes the sequence."""
         start, end = self.planned, self.planned + count
         self.planned = end
-        return Slice(
-            sequence_id=self.sequence_id,
-            start=start,
-            tokens=self._tokens[start:end],
-            block_table=self.block_ids,
-            samples=self._sample_specs(eos) if end == self.length else (),
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and prepared.start == start and end == self.length:
+            return prepared
+        return self._slice(start, end, eos)
+
+    def prepare_slice(self, block_size: int, eos: frozenset[int]) -> None:
+        """Makes the slice of the token that the step under way draws, before it is known.
+
+        Its place among the tokens is: the slice sees what `append` writes there. It stays unused
+        if the answer ends with that token. None is made where it will need a new block.
+        """
+        start = self.length
+        if self.planned == start < len(self._tokens) and start < self.num_blocks * block_size:
+            self._prepared = self._slice(start, start + 1, eos)
+
+    def _slice(self, start: int, end: int, eos: frozenset[int]) -> Slice:
+        tokens, table = self._tokens[start:end], self._blocks[: self.num_blocks]
+        samples = self._sample_specs(end, eos) if end >= self.length else ()
+        return Slice(self.sequence_id, start, tokens, table, samples)
+
+    def _sample_specs(self, position: int, eos: frozenset[int]) -> tuple[SampleSpec, ...]:
+        params, prompt_length, index = self.params, self.prompt_length, self.index
+        tokens = self._tokens[:position]
+        generated = position - prompt_length
+        banned = self._ends(eos) if generated < params.min_tokens else ()
+        if generated or params.n == 1:
+            return (SampleSpec(params, position, tokens, prompt_length, index, banned),)
+        return tuple(
+            SampleSpec(params, position, tokens, prompt_length, i, banned)
+            for i in range(index, index + params.n)
         )
 
-    def _sample_specs(self, eos: frozenset[int]) -> tuple[SampleSpec, ...]:
-        banned: tuple[int, ...] = ()
-        if self.generated < self.params.min_tokens:
-            ends = set() if self.params.ignore_eos else set(eos)
-            banned = tuple(sorted(ends | set(self.params.stop_token_ids)))
-        return tuple(
-            SampleSpec(
-                self.params,
-                position=self.length,
-                tokens=self.tokens,
-                prompt_length=self.prompt_length,
-                sequence_index=index,
-                banned_token_ids=banned,
-            )
-            for index in range(self.index, self.index + self.num_answers)
-        )
+    def _ends(self, eos: frozenset[int]) -> tuple[int, ...]:
+        """Tokens that would end the answer."""
+        ends = set() if self.params.ignore_eos else set(eos)
+        return tuple(sorted(ends | set(self.params.stop_token_ids)))
 
     def fork(self, sequence_id: int, index: int, shared_blocks: int, block_size: int) -> Sequence:
         """Another answer to the same prompt, over the first ``shared_blocks`` of its blocks."""

@@ -106,6 +106,10 @@ class Decoder:
         del now
         return self.scheduler.plan_step()
 
+    def prepare_next(self) -> None:
+        """To be called while a step is computed; see `DecodeScheduler.prepare_next`."""
+        self.scheduler.prepare_next()
+
     def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[DecoderCommand]:
         """Books a step; returns its tokens and what became possible by the blocks it freed."""
         outputs = self.scheduler.complete_step(plan, result)
@@ -177,9 +181,9 @@ class Decoder:
     @property
     def idle(self) -> bool:
         """No sequence, lease, copy, or attempt that waits for its prompt is left."""
-        load, leases = self.load, self.leases
+        leases = self.leases
         promised = leases.num_leases + leases.num_open + leases.num_draining
-        return load.running + load.waiting + promised == 0
+        return self.scheduler.idle and promised == 0
 
     def validate(self) -> None:
         """Raises `InternalError` if any invariant of pool, leases or sequences is broken."""

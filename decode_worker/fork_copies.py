@@ -23,6 +23,10 @@ class ForkCopies:
         self._waiting: dict[int, BlockCopy] = {}
         self._under_way: list[BlockCopy] = []
 
+    def __bool__(self) -> bool:
+        """Whether some fork waits for its copy."""
+        return bool(self._waiting)
+
     @property
     def sources(self) -> BlockIds:
         """Blocks that are held as sources, with one entry for each reference."""

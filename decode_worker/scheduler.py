@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from core.block_hash import TokenArray
 from core.block_pool import BlockIds, BlockPool
@@ -144,6 +145,7 @@ class DecodeScheduler:
         self._leave(sequence)
 
     def _leave(self, sequence: Sequence) -> None:
+        sequence.ended = True
         if sequence in self._running:
             self._running.remove(sequence)
         else:
@@ -190,11 +192,11 @@ class DecodeScheduler:
         With several steps under way each takes its share of the decoding sequences, so that every
         stage of the pipeline has something to do.
         """
-        decoding = [s for s in self._running if s.remaining == 1]
-        prefilling = [s for s in self._running if s.remaining > 1]
+        decoding = [s for s in self._running if s.length - s.computed == 1]
+        prefilling = [s for s in self._running if s.length - s.computed > 1]
         share = -(-len(decoding) // self._depth)
         # Those that waited longest have their turn; with one step at a time that is all of them.
-        turns = sorted(decoding, key=lambda s: s.last_step)
+        turns = sorted(decoding, key=attrgetter("last_step"))
         step = _Step(self._budget)
         self._num_planned += 1
         for sequence in turns:
@@ -206,13 +208,15 @@ class DecodeScheduler:
 
     def _plan(self, sequence: Sequence, step: _Step) -> None:
         """Adds what is to be computed of a sequence, unless it was preempted on the way."""
-        count = min(sequence.unplanned, step.budget)
-        if count == 0 or sequence not in self._running:
+        count = min(sequence.length - sequence.planned, step.budget)
+        # One that runs has blocks.
+        if count == 0 or sequence.num_blocks == 0:
             return
         if not self._ensure_blocks(sequence, sequence.planned + count):
             return
         step.slices.append(sequence.plan_slice(count, self._eos))
-        step.copies += self._forks.take(sequence)
+        if self._forks:
+            step.copies += self._forks.take(sequence)
         step.budget -= count
         sequence.last_step = self._num_planned
         self._in_flight.add(sequence)
@@ -224,7 +228,7 @@ class DecodeScheduler:
         sequence waits for the next completion. It comes to no circle of waiting: who waits has
         its turn before those that were in a step meanwhile, and can take their blocks then.
         """
-        missing = -(-end // self._pool.block_size) - len(sequence.block_ids)
+        missing = -(-end // self._pool.block_size) - sequence.num_blocks
         while missing > 0:
             fresh = self._pool.allocate(missing)
             if fresh is not None:
@@ -245,6 +249,13 @@ class DecodeScheduler:
         self._queue.add_first(sequence)
         self.counters.preemptions += 1
 
+    def prepare_next(self) -> None:
+        """While a step is computed: what can be made of the next one without its tokens."""
+        size = self._pool.block_size
+        for sequence in self._in_flight:
+            if not sequence.ended:
+                sequence.prepare_slice(size, self._eos)
+
     def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput | FailAttempt]:
         """Books what the oldest step under way computed: new tokens, and what went wrong."""
         self.counters.steps += 1
@@ -252,7 +263,7 @@ class DecodeScheduler:
         outputs: list[TokenOutput | FailAttempt] = []
         for piece in plan.slices:
             sequence = self._in_flight.remove(piece.sequence_id)
-            if sequence not in self._by_key.get(sequence.key, ()):
+            if sequence.ended:
                 if sequence not in self._in_flight:
                     self._give_up_blocks(sequence)
             elif piece.sequence_id in result.failed:
@@ -265,10 +276,15 @@ class DecodeScheduler:
                 sequence.publish_full_blocks(self._pool)
                 drawn = result.sampled.get(piece.sequence_id, ())
                 self.counters.decode_tokens += len(drawn)
-                outputs += self._on_tokens(sequence, drawn)
+                if len(drawn) == 1:
+                    outputs.append(self._on_token(sequence, drawn[0]))
+                else:
+                    outputs += self._on_tokens(sequence, drawn)
         return outputs
 
     def _count(self, sequence: Sequence, piece: Slice) -> None:
+        if piece.start >= sequence.prompt_length and piece.start >= sequence.computed_once:
+            return
         again = max(0, min(piece.end, sequence.computed_once) - piece.start)
         self.counters.recomputed_tokens += again
         prompt_end = min(piece.end, sequence.prompt_length)
@@ -282,14 +298,15 @@ class DecodeScheduler:
         return [self._on_token(answer, token) for answer, token in zip(answers, drawn, strict=True)]
 
     def _on_token(self, sequence: Sequence, drawn: SampledToken) -> TokenOutput:
-        first = sequence.generated == 0
-        sequence.append(drawn.token)
-        finish = sequence.finish_reason(drawn.token, self._eos)
+        token = drawn.token
+        first = sequence.length == sequence.prompt_length
+        sequence.append(token)
+        finish = sequence.finish_reason(token, self._eos)
         if finish is not None:
             self._finish(sequence)
         return TokenOutput(
             sequence.key,
-            drawn.token,
+            token,
             finish,
             first,
             sequence.cached_tokens,
@@ -304,7 +321,7 @@ class DecodeScheduler:
         shared = sequence.computed // size
         fork = sequence.fork(self._next_id, index, shared, size)
         self._by_key[fork.key].append(fork)
-        own = self._pool.allocate(len(sequence.block_ids) - shared) if self._has_place else None
+        own = self._pool.allocate(sequence.num_blocks - shared) if self._has_place else None
         if own is None:
             # It starts like a preempted sequence, with the prompt's full blocks in the cache.
             fork.forget_blocks()
@@ -321,9 +338,13 @@ class DecodeScheduler:
 
     @property
     def load(self) -> Load:
-        sequences = [*self._queue.sequences, *self._running]
-        pending = sum(s.remaining for s in sequences if s.remaining > 1)
+        remaining = [s.length - s.computed for s in (*self._queue.sequences, *self._running)]
+        pending = sum(count for count in remaining if count > 1)
         return Load(len(self._running), len(self._queue), self._pool.num_available, pending)
+
+    @property
+    def idle(self) -> bool:
+        return not self._running and not len(self._queue)
 
     def held_references(self) -> list[BlockIds]:
         """Block ids on which sequences hold references, for invariant checks."""
