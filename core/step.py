@@ -62,7 +62,8 @@ class SampledToken:
 class Slice:
     """``tokens`` (int32 [n]) of one sequence at positions ``start`` to ``start + n - 1``.
 
-    ``block_table`` (int32) holds the ids of all blocks that cover positions 0 to start + n - 1.
+    ``block_table`` (int32) holds the ids of all blocks that cover positions 0 to start + n - 1. A
+    later view of the same array, for the same sequence, begins with all that an earlier one holds.
     ``samples``: one draw for each answer that goes on from here: none while more of the prompt
     follows in a later step, n at the end of a prompt, which differ in ``sequence_index`` only.
     """

@@ -14,7 +14,7 @@ import torch
 from core.errors import Incompatible
 from core.shards import shard_layout
 from core.step import StepPlan, StepResult
-from engine.batch import BatchArrays, batch_arrays, to_device
+from engine.batch import BatchArrays, to_device
 from engine.communicator import ALONE, Communicator
 from engine.cuda_graphs import CudaRecorder, DecodeGraphs
 from engine.decoder import Decoder
@@ -22,6 +22,7 @@ from engine.dtypes import torch_dtype
 from engine.graph_buckets import decode_buckets, has_graphs
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig, read_model_config
+from engine.running_batch import RunningBatch
 from engine.sampler import sample
 from engine.upload import Upload
 from engine.weights import load_weights
@@ -44,6 +45,8 @@ class ModelRunner:
         self.pool = pool
         self._graphs = graphs
         self._upload = Upload(model.device)
+        widest = pool.num_blocks if graphs is None else graphs.buckets.table_width
+        self._running = RunningBatch(pool.layout.block_size, widest)
 
     def execute(self, plan: StepPlan) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
@@ -52,7 +55,7 @@ class ModelRunner:
         InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
-        arrays = batch_arrays(plan, self.pool.layout.block_size)
+        arrays = self._running.arrays_of(plan)
         logits = self._forward(arrays)
         result = None if logits is None else sample(logits, arrays.sampled_slices)
         if self.model.device.type == "cuda" and (result is None or not arrays.sampled_slices):
