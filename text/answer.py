@@ -26,11 +26,13 @@ class AnswerText:
     ) -> None:
         """Stop strings count only in text that comes with or after token ``min_tokens``."""
         self._detokenizer = new_detokenizer(tokenizer)
-        self._stop = StopStrings(stop)
+        self._stop = StopStrings(stop) if stop else None
         self._exempt = max(0, min_tokens - 1)
 
     def push(self, token_ids: Iterable[int]) -> TextDelta:
         """Text that is certain after these tokens. After ``stopped`` push no more."""
+        if self._stop is None:
+            return TextDelta("".join([self._detokenizer.push(i) for i in token_ids]), False)
         parts: list[str] = []
         for token_id in token_ids:
             text = self._detokenizer.push(token_id)
@@ -46,5 +48,8 @@ class AnswerText:
 
     def finish(self) -> str:
         """The rest, when the answer ended for another reason than a stop string."""
-        text, stopped = self._stop.push(self._detokenizer.finish())
+        text = self._detokenizer.finish()
+        if self._stop is None:
+            return text
+        text, stopped = self._stop.push(text)
         return text if stopped else text + self._stop.finish()

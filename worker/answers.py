@@ -6,6 +6,7 @@ Does not cover: choosing tokens (``engine``), where answers are sent (``worker.r
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.outputs import TokenOutput
@@ -15,15 +16,26 @@ from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_to_wire, logprobs_to_wire
 
+NewOutput = Callable[[AttemptKey], pb.SequenceOutput]
+
 
 @dataclass(frozen=True, slots=True)
-class AnswerPart:
-    """``stopped``: a stop string ended the answer, which its scheduler does not know yet."""
+class AnswerEnd:
+    """``stopped``: a stop string ended the answer, which its scheduler does not know yet;
+    ``last``: no other answer of the attempt goes on."""
 
     key: AttemptKey
     index: int
-    message: pb.SequenceOutput
     stopped: bool
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Answers that go on, by index; ``key`` as every message names it."""
+
+    key: pb.AttemptKey
+    texts: dict[int, AnswerText]
 
 
 class Answers:
@@ -31,42 +43,56 @@ class Answers:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._texts: dict[AttemptKey, dict[int, AnswerText]] = {}
+        self._attempts: dict[AttemptKey, _Attempt] = {}
 
     def begin(self, key: AttemptKey, params: SamplingParams) -> None:
         """Prepares for the tokens of all n answers."""
-        self._texts[key] = {
+        texts = {
             index: AnswerText(self._tokenizer, params.stop, params.min_tokens)
             for index in range(params.n)
         }
-
-    def goes_on(self, key: AttemptKey) -> bool:
-        """Whether some answer of this attempt has not ended."""
-        return bool(self._texts.get(key))
+        self._attempts[key] = _Attempt(key_to_wire(key), texts)
 
     def forget(self, key: AttemptKey) -> None:
-        self._texts.pop(key, None)
+        self._attempts.pop(key, None)
 
-    def push(self, output: TokenOutput) -> AnswerPart | None:
-        """A token as it is told; None for an answer that ended or was aborted meanwhile."""
-        texts = self._texts.get(output.key, {})
-        text = texts.get(output.index)
-        if text is None:
+    def tell(self, output: TokenOutput, new_output: NewOutput) -> AnswerEnd | None:
+        """Writes a token into a message that ``new_output`` gives; says if its answer ends there.
+
+        No message is asked for if the answer ended or was aborted meanwhile.
+        """
+        attempt = self._attempts.get(output.key)
+        text = None if attempt is None else attempt.texts.get(output.index)
+        if attempt is None or text is None:
             return None
         new, finish = _push(text, output)
-        if finish is not None:
-            del texts[output.index]
-        message = pb.SequenceOutput(
-            key=key_to_wire(output.key),
-            index=output.index,
-            token_ids=[output.token],
-            text=new,
-            finish_reason="" if finish is None else finish.value,
-            cached_tokens=output.cached_tokens if output.first else 0,
-            logprobs=[] if output.logprobs is None else [logprobs_to_wire(output.logprobs)],
-        )
-        stopped = finish is not None and output.finish is None
-        return AnswerPart(output.key, output.index, message, stopped)
+        _fill(new_output(output.key), attempt.key, output, new, finish)
+        if finish is None:
+            return None
+        del attempt.texts[output.index]
+        stopped = output.finish is None
+        return AnswerEnd(output.key, output.index, stopped, not attempt.texts)
+
+
+def _fill(
+    message: pb.SequenceOutput,
+    key: pb.AttemptKey,
+    output: TokenOutput,
+    text: str,
+    finish: FinishReason | None,
+) -> None:
+    # In place, and only what is not the default: there is one for each token of each step.
+    message.key.CopyFrom(key)
+    message.token_ids.append(output.token)
+    message.text = text
+    if output.index:
+        message.index = output.index
+    if finish is not None:
+        message.finish_reason = finish.value
+    if output.first:
+        message.cached_tokens = output.cached_tokens
+    if output.logprobs is not None:
+        message.logprobs.append(logprobs_to_wire(output.logprobs))
 
 
 def _push(text: AnswerText, output: TokenOutput) -> tuple[str, FinishReason | None]:

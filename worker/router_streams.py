@@ -27,7 +27,22 @@ class RouterStream:
     def __init__(self, router_id: str) -> None:
         self.router_id = router_id
         self.outbox: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
-        self.last_load: pb.Load | None = None
+        self._last_load: pb.Load | None = None
+        self._next = pb.WorkerMessage()
+
+    @property
+    def next_step(self) -> pb.Step:
+        """The Step message that the next `send_step` sends."""
+        return self._next.step
+
+    def send_step(self, load: pb.Load) -> None:
+        """Nothing, if there is no output in it and the load is known."""
+        step = self._next.step
+        if step.outputs or self._last_load != load:
+            step.load.CopyFrom(load)
+            self.outbox.put_nowait(self._next)
+            self._next = pb.WorkerMessage()
+            self._last_load = load
 
 
 class RouterHandler(Protocol):
@@ -107,20 +122,15 @@ class RouterStreams:
         """The attempt is over: nothing more will be sent about it."""
         self._owners.pop(key, None)
 
-    def send_outputs(
-        self, outputs: Iterable[tuple[AttemptKey, pb.SequenceOutput]], load: pb.Load
-    ) -> None:
+    def new_output(self, key: AttemptKey) -> pb.SequenceOutput:
+        """A place for an output in the next Step message to the attempt's router."""
+        owner = self._owners.get(key)
+        return pb.SequenceOutput() if owner is None else owner.next_step.outputs.add()
+
+    def send_step(self, load: pb.Load) -> None:
         """One Step message to each router that has outputs in it, or does not know the load."""
-        by_stream: dict[RouterStream, list[pb.SequenceOutput]] = {}
-        for key, output in outputs:
-            owner = self._owners.get(key)
-            if owner is not None:
-                by_stream.setdefault(owner, []).append(output)
         for stream in self._streams:
-            if stream in by_stream or stream.last_load != load:
-                step = pb.Step(outputs=by_stream.get(stream, ()), load=load)
-                stream.outbox.put_nowait(pb.WorkerMessage(step=step))
-                stream.last_load = load
+            stream.send_step(load)
 
     def send_failure(self, key: AttemptKey, failure: pb.AttemptFailed) -> None:
         """Tells the attempt's router, then forgets the attempt."""

@@ -37,7 +37,7 @@ from wire.attempts import (
     load_to_wire,
     sampling_from_wire,
 )
-from worker.answers import Answers
+from worker.answers import AnswerEnd, Answers
 from worker.brain import Brain
 from worker.daemon_call import call_in_daemon
 from worker.ranks.replica import Replica
@@ -222,20 +222,26 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     # Commands
 
     def _carry_out(self, commands: list[Command]) -> None:
-        tokens = [c for c in commands if isinstance(c, TokenOutput)]
-        parts = [part for token in tokens if (part := self._answers.push(token)) is not None]
-        load = self._publish_cache()
+        told = [
+            self._answers.tell(command, self.streams.new_output)
+            for command in commands
+            if isinstance(command, TokenOutput)
+        ]
         # Tokens leave first: another command may end the attempt they belong to.
-        self.streams.send_outputs([(part.key, part.message) for part in parts], load)
-        for part in parts:
-            if part.stopped:
-                self._stop_computing(part.key, part.index)
-            if not self._answers.goes_on(part.key):
-                self.finish(part.key)
+        self.streams.send_step(self._publish_cache())
+        for end in told:
+            if end is not None:
+                self._end_answer(end)
         for command in commands:
             if not isinstance(command, TokenOutput):
                 self.carry_out(command)
         self._note_idleness()
+
+    def _end_answer(self, end: AnswerEnd) -> None:
+        if end.stopped:
+            self._stop_computing(end.key, end.index)
+        if end.last:
+            self.finish(end.key)
 
     def _publish_cache(self) -> pb.Load:
         """Tells routers what changed in the prefix cache; returns the load of that moment."""
