@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli.bench_engine import engine
 from cluster.cli.output import Output, OutputOption, emit, print_table
+from core.errors import InvalidField
 
 if TYPE_CHECKING:
     from tuner.load.report import Report
 
-# A group, so that further kinds of benchmark can become commands of their own below it.
+# A group: other kinds of benchmark are commands of their own below it.
 app = typer.Typer(invoke_without_command=True)
+app.command("engine")(engine)
 
 
 @app.callback()
@@ -82,6 +85,7 @@ def bench(
     Ctrl-C ends the run and prints what was measured so far.
     """
     if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
         return
     from cluster.cli.bench_plans import LoadOptions
     from cluster.cli.bench_run import BenchOptions, run
@@ -119,6 +123,16 @@ def bench(
     emit(report.as_json(), output, lambda: _print(report))
     if not report.total.completed:
         raise typer.Exit(1)
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """An option of this command that stands before another one's name would do nothing."""
+    for name, value in context.params.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            fix = f"does nothing before {context.invoked_subcommand}; leave it out"
+            shown = "(hidden)" if name == "api_key" else value
+            raise InvalidField(f"--{name.replace('_', '-')}", shown, fix)
 
 
 def _print(report: Report) -> None:

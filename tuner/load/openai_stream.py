@@ -1,7 +1,8 @@
 """Reads the stream of one OpenAI answer into an ``AnswerLog``. Pure: no socket.
 
 A piece counts as soon as it holds text, reasoning or a tool call. Servers may also say how many
-tokens it holds: by ``token_ids``, or by a ``usage`` that grows from chunk to chunk.
+tokens it holds: by ``token_ids``, or by a ``usage`` that grows from chunk to chunk. Pieces whose
+token has no text of its own (the end of an answer, a part of a character) are counted on request.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ _VISIBLE = ("content", "reasoning_content", "reasoning", "tool_calls")
 
 
 class OpenAIStream:
-    """``feed`` bytes while they come, then ``close``; both raise ``Unavailable``."""
+    """``feed`` bytes while they come, then ``close``; both raise ``Unavailable``.
 
-    def __init__(self, answer: AnswerLog) -> None:
+    ``count_hidden``: a piece without text counts too if the usage that came with it has grown.
+    """
+
+    def __init__(self, answer: AnswerLog, count_hidden: bool = False) -> None:
         self._answer = answer
+        self._count_hidden = count_hidden
         self._events = EventParser()
         self._finished = False
         # Tokens of the usage that some piece has been said to hold.
@@ -54,11 +59,18 @@ class OpenAIStream:
 
     def _choice(self, choice: dict[str, Any]) -> None:
         delta = choice.get("delta") or {}
-        if choice.get("text") or any(delta.get(name) for name in _VISIBLE):
+        visible = choice.get("text") or any(delta.get(name) for name in _VISIBLE)
+        if visible or (self._count_hidden and self._holds_hidden()):
             ids = choice.get("token_ids")
             self._answer.chunk(len(ids) if ids else self._new_tokens())
         if choice.get("finish_reason"):
             self._finished = True
+
+    def _holds_hidden(self) -> bool:
+        """A usage that comes only at the end tells of no piece."""
+        usage = self._answer.usage
+        told_before = self._counted > 0 or not self._answer.chunk_times
+        return usage is not None and told_before and usage.completion_tokens > self._counted
 
     def _new_tokens(self) -> int | None:
         """Tokens since the piece before, with those whose text was held back; None if unknown."""

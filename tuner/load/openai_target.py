@@ -38,13 +38,15 @@ class Endpoint(StrEnum):
 @dataclass(frozen=True, slots=True)
 class OpenAIOptions:
     """``url``: http(s)://host:port, with or without ``/v1``. ``model`` None: the first one that the
-    server lists. ``ignore_eos``: ask for answers of exactly the wanted length."""
+    server lists. ``ignore_eos``: ask for answers of exactly the wanted length. ``count_hidden``:
+    ask for a usage with each piece, and count pieces without text as well."""
 
     url: str
     endpoint: Endpoint = Endpoint.COMPLETIONS
     model: str | None = None
     ignore_eos: bool = True
     api_key: str | None = None
+    count_hidden: bool = False
 
 
 class OpenAITarget:
@@ -103,7 +105,7 @@ class OpenAITarget:
             if response.content_type != "text/event-stream":
                 message = f"the answer is {response.content_type}, no event stream"
                 raise Unavailable(message, reason=MALFORMED_STREAM)
-            stream = OpenAIStream(answer)
+            stream = OpenAIStream(answer, self._options.count_hidden)
             async for received in response.content.iter_any():
                 stream.feed(received)
             stream.close()
@@ -119,6 +121,8 @@ class OpenAITarget:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if self._options.count_hidden:
+            body["stream_options"]["continuous_usage_stats"] = True
         if ignore_eos:
             body |= {"ignore_eos": True, "min_tokens": output_tokens}
         content = prompt if isinstance(prompt, str) else prompt.tolist()

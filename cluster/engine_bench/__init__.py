@@ -1,0 +1,1 @@
+"""`crossdock bench engine`: the engine beside what the machine could do, and other servers."""

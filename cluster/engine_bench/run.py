@@ -1,0 +1,106 @@
+"""`crossdock bench engine` from its options to its result. No torch in here.
+
+The engine's processes run one after the other, then the servers are asked, one after the other:
+two engines on the same cores would measure each other.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import uvloop
+
+from cluster.demo_model import ensure_demo_model
+from cluster.engine_bench.cases import (
+    BLOCK_SIZE,
+    Cases,
+    check_memory,
+    check_positions,
+    choose_cases,
+    choose_threads,
+)
+from cluster.engine_bench.child import ChildTask
+from cluster.engine_bench.child_process import measure_in_child
+from cluster.engine_bench.results import EngineBenchResult, ServerResult
+from cluster.engine_bench.roofline import ModelWork
+from cluster.engine_bench.server_runs import check_reachable, measure_server
+from cluster.engine_bench.system_memory import read_buffer_bytes
+from cluster.model_folder import ModelFolder, find_model, read_model_folder
+from cluster.plan import STEP_TOKENS, resolve_dtype
+from cluster.progress import Progress
+from core.config import ClusterSpec
+from core.errors import InvalidField
+from core.kv_layout import DTYPE_BYTES
+from engine.memory import available_memory
+from engine.model_config import read_model_config
+from tuner.load.openai_target import check_url
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBenchOptions:
+    """The options as they were typed; see ``cluster.cli.bench_engine``."""
+
+    model: str | None
+    dtype: str
+    threads: str | None
+    quick: bool
+    prompts: str | None
+    batches: str | None
+    contexts: str | None
+    against: tuple[str, ...]
+    api_key: str | None
+
+
+def run(options: EngineBenchOptions, progress: Progress) -> EngineBenchResult:
+    """Raises ``InvalidField`` for an option, another ``CrossdockError`` if nothing can be run:
+    both before anything is measured, as far as it can be known by then."""
+    usable = sorted(os.sched_getaffinity(0))
+    threads = choose_threads(options.threads, len(usable))
+    cases = choose_cases(
+        options.quick, options.prompts, options.batches, options.contexts, STEP_TOKENS["cpu"]
+    )
+    _check_against(options)
+    folder = find_model(options.model) if options.model else ensure_demo_model(progress)
+    model = read_model_folder(folder)
+    dtype = _choose_dtype(options.dtype, model)
+    _check_room(cases, model, dtype)
+    for url in options.against:
+        uvloop.run(check_reachable(url, options.api_key))
+    engine = tuple(
+        measure_in_child(ChildTask(str(folder), dtype, count, tuple(usable[-count:]), cases))
+        for count in threads
+    )
+    servers = tuple(_measure_server(url, options, model, cases, progress)
+                    for url in options.against)  # fmt: skip
+    return EngineBenchResult(model.name, dtype, cases, engine, servers)
+
+
+def _measure_server(
+    url: str, options: EngineBenchOptions, model: ModelFolder, cases: Cases, progress: Progress
+) -> ServerResult:
+    measuring = measure_server(url, options.api_key, model.path, cases, progress.step)
+    result: ServerResult = uvloop.run(measuring)
+    return result
+
+
+def _check_against(options: EngineBenchOptions) -> None:
+    for url in options.against:
+        check_url("--against", url)
+    if options.api_key is not None and len(set(options.against)) != 1:
+        fix = "is for one server: name exactly one with --against"
+        raise InvalidField("--api-key", "(hidden)", fix)
+
+
+def _choose_dtype(given: str, model: ModelFolder) -> str:
+    if given not in ("auto", *DTYPE_BYTES):
+        names = ", ".join(("auto", *DTYPE_BYTES))
+        raise InvalidField("--dtype", given, f"must be one of {names}")
+    return resolve_dtype(ClusterSpec.model_validate({"engine": {"dtype": given}}), model)
+
+
+def _check_room(cases: Cases, model: ModelFolder, dtype: str) -> None:
+    check_positions(cases, model.max_positions)
+    work = ModelWork(read_model_config(model.path), DTYPE_BYTES[dtype])
+    other = work.weight_bytes + read_buffer_bytes()
+    check_memory(cases, model.kv_layout(BLOCK_SIZE, dtype), other, available_memory())
