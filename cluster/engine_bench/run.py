@@ -86,7 +86,7 @@ def _measure_server(
 
 def _check_against(options: EngineBenchOptions) -> None:
     for url in options.against:
-        check_url("--against", url)
+        check_url("--against", url, or_grpc=False)
     if options.api_key is not None and len(set(options.against)) != 1:
         fix = "is for one server: name exactly one with --against"
         raise InvalidField("--api-key", "(hidden)", fix)

@@ -60,3 +60,33 @@ def test_the_report_agrees_with_the_records_and_the_cluster(
 
 def decoded_tokens(cluster: ServedCluster) -> int:
     return sum(stats.decode_tokens for stats in cluster.stats("decode"))
+
+
+def test_the_engine_alone_beside_the_cluster_that_serves_the_same_model(
+    cluster: ServedCluster, tiny_model: Path
+) -> None:
+    sizes = ("--prompts", "20,300", "--batches", "1,3", "--contexts", "24", "--threads", "1")
+    command = [sys.executable, "-P", "-m", "cluster.cli.main", "bench", "engine", "--quick", *sizes]
+    command += ["--model", str(tiny_model), "--against", cluster.http_url, "--output", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    report = json.loads(done.stdout)
+    [engine], [server] = report["engine"], report["servers"]
+    assert len(engine["cores"]) == engine["threads"] == 1
+    assert engine["machine"]["read_bytes_per_s"] > 0
+    assert engine["machine"]["flops_per_s"] > 0
+    for side in (engine, server):
+        assert [case["tokens"] for case in side["prefill"]] == [20, 300]
+        assert [case["batch"] for case in side["decode"]] == [1, 3]
+        for case in (*side["prefill"], *side["decode"]):
+            assert case["timing"] is not None, case["failure"]
+            assert case["timing"]["p10_s"] <= case["timing"]["p90_s"]
+            assert len(case["times_as_fast"]) == 1
+    for case in (*engine["prefill"], *engine["decode"]):
+        assert case["share"] == case["floor_s"] / case["timing"]["median_s"]
+    overhead = engine["overhead"]
+    assert overhead["batch"] == 32
+    assert 0 < overhead["outside_s"] < overhead["step_s"]
+    # What the command cut off is gone from the server.
+    cluster.assert_nothing_is_held()

@@ -165,15 +165,16 @@ class OpenAITarget:
             raise Unavailable(message, reason=DISCONNECTED) from None
 
 
-def check_url(option: str, url: str) -> None:
-    """Raises ``InvalidField`` unless it is an http(s) address."""
+def check_url(option: str, url: str, *, or_grpc: bool = True) -> None:
+    """Raises ``InvalidField`` unless it is an http(s) address. ``or_grpc``: what the fix names."""
     try:
         parts = urlsplit(url)
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
     except ValueError:
         usable = False
     if not usable:
-        fix = "must look like http://127.0.0.1:8000, https://HOST or grpc://127.0.0.1:50051"
+        others = " or grpc://127.0.0.1:50051" if or_grpc else ""
+        fix = f"must look like http://127.0.0.1:8000 or https://HOST{others}"
         raise InvalidField(option, url, fix)
 
 
