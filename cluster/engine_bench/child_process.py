@@ -21,7 +21,13 @@ def measure_in_child(task: ChildTask) -> EngineResult:
     command = [sys.executable, "-P", "-m", _MODULE]
     environment = os.environ | thread_environment(task.threads)
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        # Ctrl-C is for the command, which ends it.
+        process_group=0,
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

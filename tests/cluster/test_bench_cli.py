@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
+from tiny_model import make_tiny_model
 from tokenizers.models import WordLevel
 
 from cluster.cli.main import main
@@ -169,3 +170,36 @@ def test_a_model_that_is_not_imported_needs_a_tokenizer(door, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, *LOAD, "--target", door) == 2
     assert "--tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("engine", "--threads", "99999"), "--threads"),
+        (("engine", "--threads", "two"), "--threads"),
+        (("engine", "--prompts", "0"), "--prompts"),
+        (("engine", "--batches", "4,4"), "--batches"),
+        (("engine", "--contexts", ""), "--contexts"),
+        (("engine", "--against", "grpc://h:1"), "--against"),
+        (("engine", "--api-key", "secret"), "--api-key"),
+        (("engine", "--model", "/nowhere"), "/nowhere"),
+        (("--rate", "2", "engine"), "--rate"),
+        (("--api-key", "secret", "engine"), "--api-key"),
+    ],
+)
+def test_wrong_usage_of_engine_is_named(
+    arguments: tuple[str, ...], named: str, monkeypatch, capsys
+) -> None:
+    assert run(monkeypatch, *arguments) == 2
+    said = capsys.readouterr().err
+    assert named in said
+    assert "secret" not in said
+
+
+def test_a_server_that_is_not_there_is_named_before_the_engine_is_measured(
+    unused_tcp_port: int, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    model = make_tiny_model(tmp_path / "tiny")
+    assert run(monkeypatch, "engine", "--model", str(model), "--against", url) == 1
+    assert f"can't connect to {url}" in capsys.readouterr().err
