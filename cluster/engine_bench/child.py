@@ -121,8 +121,26 @@ def _beside_floors(
         floor = work.decode_floor_s(machine, batch, mean)
         decode.append(DecodeResult(batch, context, timing, mean, floor))
     return EngineResult(
-        task.threads, task.cores, machine, prefill, tuple(decode), measured.overhead
+        threads=task.threads,
+        cores=task.cores,
+        kernels=_kernels(task.dtype),
+        machine=machine,
+        prefill=prefill,
+        decode=tuple(decode),
+        overhead=measured.overhead,
     )
+
+
+def _kernels(dtype: str) -> str:
+    import torch
+
+    from engine.dtypes import torch_dtype
+    from kernels.dispatch import NATIVE_DTYPES, implementation
+    from kernels.native.library import choice
+
+    kind = torch_dtype(dtype)
+    reason = choice().reason if kind in NATIVE_DTYPES else f"none is compiled for {dtype}"
+    return f"{implementation(torch.empty(0, dtype=kind))} ({reason})"
 
 
 def _progress(task: ChildTask, text: str) -> None:

@@ -114,6 +114,7 @@ def headings(result: EngineBenchResult) -> list[str]:
         f"{result.model}, {result.dtype}, prompts in chunks of {result.cases.chunk} tokens",
         f"engine alone, no server, a process for each number of threads, on cores {cores}:",
         *(f"  {_machine_line(engine)}" for engine in result.engine),
+        *(f"  kernels: {kernels}" for kernels in sorted({e.kernels for e in result.engine})),
     ]
     if result.servers:
         lines.append("over HTTP, its doors and queues included:")

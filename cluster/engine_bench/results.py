@@ -53,10 +53,12 @@ class StepOverhead:
 
 @dataclass(frozen=True, slots=True)
 class EngineResult:
-    """The engine without any server, in a process of its own."""
+    """The engine without any server, in a process of its own. ``kernels``: which implementation of
+    the operations ran, and why."""
 
     threads: int
     cores: tuple[int, ...]
+    kernels: str
     machine: MachineRates
     prefill: tuple[PrefillResult, ...]
     decode: tuple[DecodeResult, ...]

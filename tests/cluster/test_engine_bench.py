@@ -16,7 +16,13 @@ from cluster.engine_bench.cases import (
     parse_sizes,
 )
 from cluster.engine_bench.child_process import read_result
-from cluster.engine_bench.report import as_json, decode_table, notes, prefill_table
+from cluster.engine_bench.report import (
+    as_json,
+    decode_table,
+    headings,
+    notes,
+    prefill_table,
+)
 from cluster.engine_bench.results import (
     DecodeResult,
     EngineBenchResult,
@@ -207,6 +213,7 @@ RESULT = EngineBenchResult(
         EngineResult(
             threads=2,
             cores=(0, 1),
+            kernels="torch (not built)",
             machine=MachineRates(1e9, 2e9, "sum", "matmul"),
             prefill=(PrefillResult(100, timing(0.1), 0.05),),
             decode=(DecodeResult(4, 128, timing(0.02), 140.0, 0.015),),
@@ -242,6 +249,13 @@ def test_the_decode_table_has_shares_and_ratios() -> None:
         ("128", "4", "2 threads", "20.0", "10.0–40.0", "15.0", "0.75", "0.40"),
         ("128", "4", "A", "50.0", "25.0–100.0", "–", "–", "1.00"),
     ]
+
+
+def test_what_was_measured_and_how_stands_above_the_tables() -> None:
+    said = "\n".join(headings(RESULT))
+    assert "2 threads: reads 1.0 GB/s (sum), products 2 GFLOP/s (matmul)" in said
+    assert "kernels: torch (not built)" in said
+    assert "A: http://one, model m (token ids)" in said
 
 
 def test_the_json_says_what_was_measured_how() -> None:
