@@ -209,7 +209,8 @@ class _ServerRuns:
 
     async def _stream(self, prepared: list[bytes]) -> list[Stream]:
         """All at once, until the steady part is long enough or all have ended."""
-        watch, enough = SteadyWatch(len(prepared), self._cases.steps), asyncio.Event()
+        streams = [Stream([], []) for _ in prepared]
+        watch, enough = SteadyWatch(streams, self._cases.steps), asyncio.Event()
         logs = [_WatchedLog(watch, i, enough) for i in range(len(prepared))]
         sending = [
             asyncio.create_task(_in_time(self._target.send(body, log)))
@@ -225,7 +226,7 @@ class _ServerRuns:
             for task in (*sending, seen):
                 task.cancel()
             await asyncio.gather(*sending, seen, everything, return_exceptions=True)
-        return [Stream(log.chunk_times, log.counts) for log in logs]
+        return streams
 
     def _new_prompt(self, tokens: int) -> Prompt:
         self._num_prompts += 1
@@ -254,12 +255,8 @@ class _WatchedLog(AnswerLog):
 
     def chunk(self, tokens: int | None = None) -> None:
         super().chunk(tokens)
-        if self._watch.piece(self._stream, tokens or 1):
+        if self._watch.piece(self._stream, self.chunk_times[-1], tokens or 1):
             self._enough.set()
-
-    @property
-    def counts(self) -> list[int]:
-        return [tokens or 1 for tokens in self.chunk_tokens]
 
 
 async def _in_time(sending: Coroutine[None, None, None]) -> None:

@@ -42,15 +42,14 @@ def find_steady_part(streams: Sequence[Stream]) -> SteadyPart | None:
 
     ``streams``: each with at least one piece.
     """
-    start = max(stream.times[0] for stream in streams)
-    end = min(stream.times[-1] for stream in streams)
+    start, end = _borders(streams)
     means, gaps, generated = [], [], []
     for stream in streams:
         times, tokens = np.array(stream.times), np.array(stream.tokens)
         inside = np.flatnonzero((times >= start) & (times <= end))
-        if len(inside) < 2 or tokens[inside[1:]].sum() < LEAST_TOKENS:
-            return None
         counted = tokens[inside[1:]]
+        if counted.sum() < LEAST_TOKENS:
+            return None
         means.append((times[inside[-1]] - times[inside[0]]) / counted.sum())
         gaps.append(np.repeat(np.diff(times[inside]) / counted, counted))
         generated.append(tokens[: inside[0] + 1].sum() + counted.sum() / 2)
@@ -61,20 +60,36 @@ def find_steady_part(streams: Sequence[Stream]) -> SteadyPart | None:
 
 
 class SteadyWatch:
-    """Says while pieces come when the steady part has ``steps`` tokens of each of ``count``
-    streams."""
+    """Says while pieces come when the steady part has ``steps`` tokens of each of ``streams``."""
 
-    def __init__(self, count: int, steps: int) -> None:
+    def __init__(self, streams: Sequence[Stream], steps: int) -> None:
+        self._streams = streams
         self._steps = steps
-        self._before = [0] * count
-        self._inside = [0] * count
-        self._waiting = count
+        self._since_start = [0] * len(streams)
+        self._waiting = len(streams)
 
-    def piece(self, stream: int, tokens: int) -> bool:
-        """Another piece of a stream; true when all have enough."""
-        if self._waiting:
-            self._waiting -= self._before[stream] == 0
-            self._before[stream] += tokens
-        else:
-            self._inside[stream] += tokens
-        return min(self._inside) >= self._steps
+    def piece(self, index: int, time: float, tokens: int) -> bool:
+        """Another piece of a stream, which is noted in it; true when all have enough."""
+        stream = self._streams[index]
+        self._waiting -= not stream.times
+        stream.times.append(time)
+        stream.tokens.append(tokens)
+        if self._waiting == 0:
+            self._since_start[index] += tokens
+        # The second question is dear, and the answer is no as long as the first one's is.
+        return min(self._since_start) >= self._steps and self._is_long_enough()
+
+    def _is_long_enough(self) -> bool:
+        """Where pieces come in bunches, a stream may have its tokens after another one's last."""
+        start, end = _borders(self._streams)
+        return all(_tokens_inside(one, start, end) >= self._steps for one in self._streams)
+
+
+def _tokens_inside(stream: Stream, start: float, end: float) -> int:
+    """Without the first piece in that time, whose tokens were computed before it."""
+    pieces = zip(stream.times, stream.tokens, strict=True)
+    return sum([tokens for time, tokens in pieces if start <= time <= end][1:])
+
+
+def _borders(streams: Sequence[Stream]) -> tuple[float, float]:
+    return max(s.times[0] for s in streams), min(s.times[-1] for s in streams)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,10 +149,31 @@ def test_streams_that_hardly_overlap_have_no_steady_part() -> None:
     assert find_steady_part([stream(0.0, 1.0, 10), stream(20.0, 1.0, 10)]) is None
 
 
+def watched(steps: int, *pieces: tuple[int, float, int]) -> list[bool]:
+    watch = SteadyWatch([Stream([], []), Stream([], [])], steps)
+    return [watch.piece(*piece) for piece in pieces]
+
+
 def test_the_watch_counts_only_what_comes_after_all_have_begun() -> None:
-    watch = SteadyWatch(2, steps=2)
-    assert [watch.piece(0, 5), watch.piece(0, 5), watch.piece(1, 1)] == [False] * 3
-    assert [watch.piece(0, 1), watch.piece(1, 2), watch.piece(0, 1)] == [False, False, True]
+    before = [(0, 0.0, 5), (0, 1.0, 5), (1, 2.0, 1)]
+    after = [(0, 3.0, 1), (1, 3.1, 2), (0, 4.0, 1), (0, 5.0, 1), (1, 6.0, 1)]
+    assert watched(2, *before, *after) == [False] * 7 + [True]
+
+
+def test_the_watch_waits_until_bunched_streams_overlap() -> None:
+    bunches = [(0, 0.0, 1), (1, 0.0, 1), *[(0, 1.0, 1)] * 6, *[(1, 5.0, 1)] * 6]
+    assert not any(watched(4, *bunches))
+    assert watched(4, *bunches, (0, 6.0, 1))[-1]
+
+
+def test_what_the_watch_calls_enough_has_a_steady_part() -> None:
+    streams = [Stream([], []), Stream([], [])]
+    watch = SteadyWatch(streams, steps=4)
+    arrivals = itertools.chain.from_iterable(
+        [*[(0, 2.0 * i + 1.0)] * 3, *[(1, 2.0 * i + 2.0)] * 3] for i in itertools.count()
+    )
+    assert any(watch.piece(index, time, 1) for index, time in arrivals)
+    assert find_steady_part(streams) is not None
 
 
 # Options
