@@ -165,6 +165,7 @@ def replica_settings(
         transport=spec.kv.transport,
         lease_s=spec.kv.lease,
         beat_s=spec.kv.beat,
+        ttft_s=spec.slo.ttft,
         shape=pool.shape,
         tcp_streams=spec.kv.tcp_streams,
         tls=TlsFiles(**spec.tls.model_dump()) if spec.tls is not None else None,

@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from core.errors import InvalidField
+from core.prefill_order import DEFAULT_TTFT_S
 from core.request import REQUEST_ID_KEPT_S
 from core.shards import MAX_RANKS, ParallelShape
 
@@ -161,6 +162,13 @@ class RouterSpec(_Section):
     disaggregation: Literal["auto", "always"] = "auto"
 
 
+class SloSpec(_Section):
+    """``ttft``: seconds in which a request wants its first token. Workers compute prompts in the
+    order in which most of them get it by then (``core.prefill_order``)."""
+
+    ttft: float = Field(default=DEFAULT_TTFT_S, gt=0, allow_inf_nan=False)
+
+
 class TlsSpec(_Section):
     """Paths of PEM files, the same on every node: who signed all certificates, this cluster's
     certificate, and its key. With it, KV blocks that go over TCP do so by mutual TLS."""
@@ -181,6 +189,7 @@ class ClusterSpec(_Section):
     pools: PoolsSpec = PoolsSpec()
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
+    slo: SloSpec = SloSpec()
     tls: TlsSpec | None = None
 
     @field_validator("kv")

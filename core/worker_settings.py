@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.prefill_order import DEFAULT_TTFT_S
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
 from core.tls_files import TlsFiles
@@ -18,7 +19,7 @@ class WorkerSettings:
     budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
     to (empty: not bound); ``transport`` is ``kv.transport``;
     ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
-    clear); times are in seconds.
+    clear); times are in seconds, ``ttft_s`` is ``slo.ttft``.
     """
 
     worker: str
@@ -36,6 +37,7 @@ class WorkerSettings:
     transport: str = "auto"
     lease_s: float = 30.0
     beat_s: float = 5.0
+    ttft_s: float = DEFAULT_TTFT_S
     shape: ParallelShape = ONE_RANK
     tls: TlsFiles | None = None
     tcp_streams: int = 1

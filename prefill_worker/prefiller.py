@@ -7,7 +7,6 @@ Does not cover: the rules themselves (``core.push``, ``prefill_worker.scheduler`
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from core.handoff import (
     ToPrefill,
 )
 from core.outputs import Load, StepCounters, TokenOutput
+from core.prefill_order import DEFAULT_TTFT_S
 from core.push import (
     AnnounceBlocks,
     Push,
@@ -38,6 +38,7 @@ from core.references import check_references
 from core.request import AttemptKey, FinishReason, SamplingParams
 from core.sequence import finish_reason_of
 from core.step import SampledToken, StepPlan, StepResult
+from core.step_clock import StepClock
 from prefill_worker.messages import (
     Abort,
     AnnouncePieces,
@@ -66,7 +67,8 @@ class Prefiller:
     """The decisions of one prefill worker. Not thread-safe: its owner holds a lock.
 
     ``ends_by_text(params, token)`` tells whether the first token completes a stop string.
-    ``depth``: how many steps its engine has under way at once.
+    ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
+    want their first token.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class Prefiller:
         times: LeaseTimes,
         ends_by_text: Callable[[SamplingParams, int], bool],
         depth: int = 1,
+        ttft: float = DEFAULT_TTFT_S,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -88,21 +91,21 @@ class Prefiller:
             max_num_batched_tokens=max_num_batched_tokens,
             eos=eos,
             depth=depth,
+            ttft=ttft,
         )
         self._eos = eos
         self._times = times
         self._ends_by_text = ends_by_text
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._next_beat = 0.0
-        # When each step under way was planned, oldest first.
-        self._planned_at: deque[float] = deque()
+        self._clock = StepClock()
         self._longest_step_s = 0.0
 
     def handle(self, event: PrefillerInput, now: float) -> list[PrefillerCommand]:
         """What follows from an event at monotonic time ``now`` (seconds)."""
         match event:
             case Submit():
-                commands = self._on_submit(event)
+                commands = self._on_submit(event, now)
             case Abort(key):
                 commands = self._on_abort(key)
             case FromDecode(message):
@@ -115,10 +118,10 @@ class Prefiller:
 
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if no prompt waits to be computed."""
-        plan = self.scheduler.plan_step()
+        plan = self.scheduler.plan_step(now)
         if plan is None:
             return None
-        self._planned_at.append(now)
+        self._clock.planned(now)
         for piece in plan.slices:
             key = self.scheduler.key_of(piece.sequence_id)
             self.events.add(now, "chunk started", key, f"tokens {piece.start} to {piece.end}")
@@ -128,21 +131,21 @@ class Prefiller:
         self, plan: StepPlan, result: StepResult, now: float
     ) -> list[PrefillerCommand]:
         """Books the oldest step: announces finished blocks, commits finished prompts."""
-        # From plan to result, the wait for earlier steps included: so long may a prompt that is
-        # computed show no progress.
-        self._longest_step_s = max(self._longest_step_s, now - self._planned_at.popleft())
+        time = self._clock.completed(now)
+        # So long may a prompt that is computed show no progress.
+        self._longest_step_s = max(self._longest_step_s, time.total)
         commands: list[PrefillerCommand] = []
-        for chunk in self.scheduler.complete_step(plan, result):
+        for chunk in self.scheduler.complete_step(plan, result, time.own):
             commands += self._on_chunk(chunk, now)
         return commands + self._start(now)
 
     # Events
 
-    def _on_submit(self, event: Submit) -> list[PrefillerCommand]:
+    def _on_submit(self, event: Submit, now: float) -> list[PrefillerCommand]:
         if event.key in self._attempts:
             return []
         try:
-            self.scheduler.add(event.key, event.tokens, event.params, event.salt)
+            self.scheduler.add(event.key, event.tokens, event.params, event.salt, now)
         except InvalidField as error:
             return [ReportFailure(event.key, FailureCause.REJECTED, error.message)]
         push = Push(event.key, len(event.tokens), self.pool.block_size, self._times)
@@ -201,8 +204,7 @@ class Prefiller:
 
     def _start(self, now: float) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
-        self.scheduler.start_next()
-        for key in self.scheduler.due():
+        for key in self.scheduler.start_next(now):
             attempt = self._attempts[key]
             commands += self._carry_out(attempt, attempt.push.ask(now))
         return commands

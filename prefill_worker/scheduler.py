@@ -1,21 +1,23 @@
-"""P's scheduler: which prompts are computed, in which chunks. Pure: no clock, no I/O.
+"""P's scheduler: which prompts are computed, in which chunks. Pure: the clock is passed in.
 
-Covers: first come, first served over prompts; own blocks before D's; the bound on prompts that
+Covers: own blocks before D's, and only when a prompt's turn is near; the bound on prompts that
 hold blocks without a ticket; chunks within the token budget of a step, several of one prompt
-under way at once; blocks held until the handoff is over and no step under way touches them.
-Does not cover: the handoff (``core.push``), computing (``engine``).
+under way at once; at most one prompt half computed, and chunks for it however many pass it;
+blocks held until the handoff is over and no step under way touches them.
+Does not cover: who passes whom (``core.prefill_order``), the handoff (``core.push``), computing
+(``engine``).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 
-from core.block_hash import TokenArray, block_hashes
+from core.block_hash import HashArray, TokenArray, block_hashes
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.in_flight import InFlight
 from core.outputs import Load, StepCounters
+from core.prefill_order import DEFAULT_TTFT_S, PendingPrefill, PrefillOrder
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import SampledToken, Slice, StepPlan, StepResult
@@ -23,6 +25,9 @@ from core.step import SampledToken, Slice, StepPlan, StepResult
 # Prompts without a ticket may hold this share of the pool, so that D's refusal to take them
 # can never stop those that D did take (DESIGN 6).
 UNTICKETED_SHARE = 0.3
+# A started prompt pins blocks of D, whose lease lasts while there is progress within five steps
+# (``core.handoff.LeaseTimes.stall_limit``): after so many steps without it, it goes first.
+MAX_STEPS_LEFT_OUT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class PrefillScheduler:
     """Prompts that wait, that are computed, and that are held for D. Its owner holds a lock.
 
     ``depth``: how many steps may be under way at once (the stages of the pipeline). They are
-    completed in the order of their plans.
+    completed in the order of their plans. ``ttft``: seconds in which requests want their first
+    token.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class PrefillScheduler:
         max_num_batched_tokens: int,
         eos: frozenset[int],
         depth: int = 1,
+        ttft: float = DEFAULT_TTFT_S,
     ) -> None:
         self.counters = StepCounters()
         self._pool = pool
@@ -63,13 +70,19 @@ class PrefillScheduler:
         self._eos = eos
         self._depth = depth
         self._next_id = 0
-        self._waiting: deque[Sequence] = deque()
-        # Started prompts, oldest first: being computed, or complete and held for D.
+        self._order = PrefillOrder(ttft)
+        # By sequence id, that is by arrival.
+        self._waiting: dict[int, Sequence] = {}
+        # Being computed, or complete and held for D.
         self._started: dict[AttemptKey, Sequence] = {}
+        # Of started prompts with tokens in no step yet: plans in a row without them.
+        self._left_out: dict[int, int] = {}
         self._unticketed: set[AttemptKey] = set()
         self._in_flight = InFlight()
 
-    def add(self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int) -> None:
+    def add(
+        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int, now: float
+    ) -> None:
         """Queues a prompt. Raises `InvalidField` if this pool can never hold it."""
         needed = -(-len(tokens) // self._pool.block_size)
         if needed > self._pool.num_blocks:
@@ -80,36 +93,53 @@ class PrefillScheduler:
                 f"{self._pool.num_blocks * self._pool.block_size} tokens",
             )
         self._next_id += 1
-        self._waiting.append(
-            Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
-        )
+        sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
+        held, _ = self._cached_prefix(sequence)
+        self._waiting[sequence.sequence_id] = sequence
+        uncached = len(tokens) - len(held) * self._pool.block_size
+        self._order.add(sequence.sequence_id, uncached, now)
 
-    def start_next(self) -> list[AttemptKey]:
-        """Gives blocks to waiting prompts in order; returns those that start now."""
-        started = []
-        while self._waiting and len(self._started) < self._max_num_seqs:
-            if not self._take_blocks(self._waiting[0]):
-                break
-            sequence = self._waiting.popleft()
-            self._started[sequence.key] = sequence
-            self._unticketed.add(sequence.key)
-            started.append(sequence.key)
-        return started
+    def start_next(self, now: float) -> list[AttemptKey]:
+        """Gives blocks to prompts that the steps under way or the next one compute.
 
-    def due(self) -> list[AttemptKey]:
-        """Prompts that the steps under way or the next one compute: time to reserve on D.
-
-        Earlier would pin D's blocks, and start the clock of their leases, for prompts that only
-        wait their turn here.
+        Returns those that start now: time to reserve on D. Earlier would pin blocks on both sides,
+        and start the clock of leases, for prompts that only wait their turn here.
         """
-        ahead = 0
-        keys = []
-        for key, sequence in self._started.items():
+        started: list[AttemptKey] = []
+        if not self._waiting:
+            return started
+        ahead = sum(s.planned - s.computed for s in self._in_flight)
+        for pending in self._order.sequence(now):
             if ahead >= (self._depth + 1) * self._budget:
                 break
-            keys.append(key)
-            ahead += 0 if sequence.generated else sequence.remaining
-        return keys
+            sequence = self._waiting.get(pending.number)
+            if sequence is not None:
+                if self._must_wait(pending):
+                    if pending.is_aged:
+                        break
+                    continue
+                if not self._start(sequence):
+                    break
+                started.append(sequence.key)
+            ahead += pending.remaining
+        return started
+
+    def _must_wait(self, pending: PendingPrefill) -> bool:
+        """Whether a prompt of several steps would start long before another one is complete."""
+        if pending.remaining <= self._budget:
+            return False
+        limit = self._depth * self._budget
+        return any(s.unplanned > limit for s in self._started.values() if not s.generated)
+
+    def _start(self, sequence: Sequence) -> bool:
+        if len(self._started) >= self._max_num_seqs or not self._take_blocks(sequence):
+            return False
+        del self._waiting[sequence.sequence_id]
+        self._started[sequence.key] = sequence
+        self._left_out[sequence.sequence_id] = 0
+        self._unticketed.add(sequence.key)
+        self._order.correct(sequence.sequence_id, sequence.unplanned)
+        return True
 
     def ticketed(self, key: AttemptKey) -> None:
         """D has room for this prompt."""
@@ -120,8 +150,13 @@ class PrefillScheduler:
         self._unticketed.discard(key)
         sequence = self._started.pop(key, None)
         if sequence is None:
-            self._waiting = deque(s for s in self._waiting if s.key != key)
-        elif sequence not in self._in_flight:
+            sequence = next((s for s in self._waiting.values() if s.key == key), None)
+        if sequence is None:
+            return
+        self._waiting.pop(sequence.sequence_id, None)
+        self._left_out.pop(sequence.sequence_id, None)
+        self._order.remove(sequence.sequence_id)
+        if sequence not in self._in_flight:
             self._pool.release(sequence.forget_blocks())
 
     def key_of(self, sequence_id: int) -> AttemptKey:
@@ -132,14 +167,20 @@ class PrefillScheduler:
         """Blocks of a started prompt, in order."""
         return self._started[key].block_ids
 
+    def _cached_prefix(self, sequence: Sequence) -> tuple[BlockIds, HashArray]:
+        """Blocks that hold its first tokens already, and the hashes of all its full blocks."""
+        size = self._pool.block_size
+        hashes = block_hashes(sequence.tokens, size, sequence.salt)
+        # The last token is always computed, so that there are logits to draw from.
+        most = (sequence.length - 1) // size
+        return self._pool.match_prefix(hashes[:most], sequence.tokens), hashes
+
     def _take_blocks(self, sequence: Sequence) -> bool:
         size = self._pool.block_size
         needed = -(-sequence.length // size)
         if self._unticketed and self._unticketed_blocks() + needed > self._unticketed_limit():
             return False
-        hashes = block_hashes(sequence.tokens, size, sequence.salt)
-        # The last token is always computed, so that there are logits to draw from.
-        held = self._pool.match_prefix(hashes[: (sequence.length - 1) // size], sequence.tokens)
+        held, hashes = self._cached_prefix(sequence)
         self._pool.acquire(held)
         fresh = self._pool.allocate(needed - len(held))
         if fresh is None:
@@ -157,24 +198,70 @@ class PrefillScheduler:
     def _unticketed_limit(self) -> float:
         return UNTICKETED_SHARE * self._pool.num_blocks
 
-    def plan_step(self) -> StepPlan | None:
-        """Chunks of the oldest unfinished prompts, up to the token budget."""
+    # Steps
+
+    def plan_step(self, now: float) -> StepPlan | None:
+        """Chunks of started prompts, up to the token budget."""
         slices: list[Slice] = []
         budget = self._budget
-        for sequence in self._started.values():
+        turns, urgent = self._turns(now)
+        while budget and (sequence := self._next_turn(turns, urgent, budget)) is not None:
             count = min(sequence.unplanned, budget)
-            if count == 0 or sequence.generated:
-                continue
             slices.append(sequence.plan_slice(count, self._eos))
-            self._in_flight.add(sequence)
             budget -= count
-            if budget == 0:
-                break
+            self._in_flight.add(sequence)
+            self._order.planned(sequence.sequence_id, count)
+        self._note_left_out({piece.sequence_id for piece in slices})
         return StepPlan(tuple(slices)) if slices else None
 
-    def complete_step(self, plan: StepPlan, result: StepResult) -> list[ChunkDone]:
-        """Books what a step computed, the oldest one under way."""
+    def _turns(self, now: float) -> tuple[list[Sequence], set[int]]:
+        """Started prompts with tokens in no step yet, the first to compute first, and the ids of
+        those that nobody may pass any more."""
+        order = self._order.sequence(now)
+        urgent = {p.number for p in order if p.is_aged}
+        urgent |= {n for n, steps in self._left_out.items() if steps >= MAX_STEPS_LEFT_OUT}
+        half = self._half_planned
+        if half is not None and order[0].is_aged and order[0].number in self._waiting:
+            # It may have to wait for that one before it can start, but for nobody else with it.
+            urgent.add(half.sequence_id)
+        by_id = {s.sequence_id: s for s in self._started.values()}
+        turns = [by_id[p.number] for p in order if p.number in by_id]
+        return sorted(turns, key=lambda s: s.sequence_id not in urgent), urgent
+
+    def _next_turn(self, turns: list[Sequence], urgent: set[int], budget: int) -> Sequence | None:
+        """The first that ``budget`` tokens complete, or that may be left half computed.
+
+        That is one prompt at a time: so few blocks wait for a turn on both sides. An urgent prompt
+        that has to wait for it lends it its turn.
+        """
+        half = self._half_planned
+        for sequence in turns:
+            if sequence.unplanned == 0:
+                continue
+            if half in (None, sequence) or sequence.unplanned <= budget:
+                return sequence
+            if sequence.sequence_id in urgent:
+                return half
+        return None
+
+    @property
+    def _half_planned(self) -> Sequence | None:
+        """The one prompt of which some tokens were planned here, and some were not."""
+        started = self._started.values()
+        return next((s for s in started if s.cached_tokens < s.planned < s.prompt_length), None)
+
+    def _note_left_out(self, planned: set[int]) -> None:
+        for sequence in self._started.values():
+            number = sequence.sequence_id
+            if sequence.unplanned == 0 or sequence.generated:
+                self._left_out.pop(number, None)
+            else:
+                self._left_out[number] = 0 if number in planned else self._left_out[number] + 1
+
+    def complete_step(self, plan: StepPlan, result: StepResult, seconds: float) -> list[ChunkDone]:
+        """Books what a step computed, the oldest one under way, which took ``seconds``."""
         self.counters.steps += 1
+        self._order.measured(plan.num_tokens, seconds)
         done = []
         for piece in plan.slices:
             sequence = self._in_flight.remove(piece.sequence_id)
@@ -196,7 +283,7 @@ class PrefillScheduler:
     def load(self) -> Load:
         """``running`` counts started prompts, those held for D included."""
         unfinished = [s for s in self._started.values() if not s.generated]
-        pending = sum(s.remaining for s in [*self._waiting, *unfinished])
+        pending = sum(s.remaining for s in [*self._waiting.values(), *unfinished])
         return Load(len(self._started), len(self._waiting), self._pool.num_available, pending)
 
     def held_references(self) -> list[BlockIds]:

@@ -65,6 +65,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             eos=frozenset(tokenizer.eos_token_ids),
             times=LeaseTimes(lease=settings.lease_s, beat=settings.beat_s),
             ends_by_text=self._ends_by_text,
+            ttft=settings.ttft_s,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, prefiller, replica)
         self._prefiller = prefiller

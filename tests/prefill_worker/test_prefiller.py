@@ -178,15 +178,18 @@ def test_logits_that_are_no_numbers_fail_the_attempt(desk: Desk) -> None:
 def test_prompts_without_a_ticket_hold_at_most_a_part_of_the_pool(desk: Desk) -> None:
     for i in range(3):
         desk.submit(f"p{i}", 20, first=100 * i + 1)
+    for _ in range(5):
+        desk.step()
     # Each takes 5 of 40 blocks; a third one would pass the limit of 12.
     assert (desk.prefiller.load.running, desk.prefiller.load.waiting) == (2, 1)
+    assert desk.prefiller.plan_step(0.0) is None
     desk.ticket("p0")
     assert (desk.prefiller.load.running, desk.prefiller.load.waiting) == (3, 0)
 
 
 def test_it_reserves_only_for_prompts_whose_turn_is_near(desk: Desk) -> None:
     assert len(desk.submit("now", 20)) == 1
-    assert desk.submit("later", 20, first=100) == [], "the first one fills the next two steps"
+    assert desk.submit("later", 8, first=100) == [], "the first one fills the next two steps"
     asked = desk.step()
     assert any(isinstance(c, SendToDecode) and c.message.key == key("later") for c in asked)
 

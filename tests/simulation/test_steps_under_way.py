@@ -287,29 +287,28 @@ class Prefilling:
     def ask(self, prompt: np.ndarray) -> None:
         name = key(len(self.prompts))
         self.prompts[name] = prompt
-        self.scheduler.add(name, prompt, SamplingParams(2), salt=0)
-        self.scheduler.start_next()
+        self.scheduler.add(name, prompt, SamplingParams(2), salt=0, now=0.0)
+        self.scheduler.start_next(0.0)
 
     def end(self, name: AttemptKey) -> None:
         self.ended.add(name)
         self.scheduler.end(name)
-        self.scheduler.start_next()
+        self.scheduler.start_next(0.0)
 
     def give_back(self) -> None:
         self.leases.give_back()
-        self.scheduler.start_next()
+        self.scheduler.start_next(0.0)
 
     def plan(self) -> bool:
-        plan = self.scheduler.plan_step() if self.engine.has_room else None
+        plan = self.scheduler.plan_step(0.0) if self.engine.has_room else None
         if plan is not None:
             keys = {p.sequence_id: self.scheduler.key_of(p.sequence_id) for p in plan.slices}
-            assert set(keys.values()) <= set(self.scheduler.due())
             self.engine.submit(plan, {i: self.prompts[name] for i, name in keys.items()})
         return plan is not None
 
     def complete(self) -> None:
         plan, result = self.engine.take_finished()
-        for chunk in self.scheduler.complete_step(plan, result):
+        for chunk in self.scheduler.complete_step(plan, result, 0.0):
             assert chunk.key not in self.ended
             assert chunk.computed > self.computed.get(chunk.key, 0)
             self.computed[chunk.key] = chunk.computed
@@ -317,7 +316,7 @@ class Prefilling:
             drawn = [sampled.token for sampled in chunk.first_tokens]
             complete = chunk.computed == len(prompt)
             assert drawn == (expected_answer(prompt, 1) if complete else [])
-        self.scheduler.start_next()
+        self.scheduler.start_next(0.0)
 
     def complete_prompts(self) -> Iterator[AttemptKey]:
         for name, prompt in self.prompts.items():
@@ -366,7 +365,7 @@ class PrefillMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def ticketed(self, data: st.DataObject) -> None:
         self.worker.scheduler.ticketed(data.draw(st.sampled_from(list(self.worker.prompts))))
-        self.worker.scheduler.start_next()
+        self.worker.scheduler.start_next(0.0)
 
     @rule(count=st.integers(1, 5))
     def transfer(self, count: int) -> None:

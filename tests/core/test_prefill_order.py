@@ -1,0 +1,96 @@
+"""The order of prompts: as many as possible in time, nobody passed for ever, equals by arrival."""
+
+from __future__ import annotations
+
+from itertools import permutations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.prefill_order import PATIENCE, PrefillOrder
+
+TTFT = 10.0
+DEADLINE = 9.0  # nine tenths are for computing
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def order_of(*lengths: int, speed: float = 1.0) -> PrefillOrder:
+    """Prompts 1, 2, … that came at time 0, on a worker that computes ``speed`` tokens a second."""
+    order = PrefillOrder(TTFT)
+    order.measured(100, 100 / speed)
+    for number, tokens in enumerate(lengths, start=1):
+        order.add(number, tokens, 0.0)
+    return order
+
+
+def numbers(order: PrefillOrder, now: float = 0.0) -> list[int]:
+    return [pending.number for pending in order.sequence(now)]
+
+
+def test_while_all_are_in_time_it_is_first_come_first_served() -> None:
+    assert numbers(order_of(4, 1, 3)) == [1, 2, 3]
+
+
+def test_a_long_prompt_gives_way_where_that_saves_short_ones() -> None:
+    assert numbers(order_of(8, 2, 2)) == [2, 3, 1]
+
+
+def test_what_is_late_anyway_comes_last_by_arrival() -> None:
+    order = order_of(3, 2)
+    order.add(3, 2, 20.0)
+    assert numbers(order, 20.0) == [3, 1, 2]
+
+
+def test_before_the_speed_is_known_it_is_first_come_first_served() -> None:
+    order = PrefillOrder(TTFT)
+    for number in (1, 2, 3):
+        order.add(number, 10 * number, 0.0)
+    assert numbers(order) == [1, 2, 3]
+
+
+def test_the_speed_follows_the_steps() -> None:
+    order = order_of(8, 2)
+    assert numbers(order) == [2, 1]
+    for _ in range(30):
+        order.measured(100, 50.0)
+    assert numbers(order) == [1, 2], "at two tokens a second both are in time"
+
+
+def test_a_prompt_that_was_passed_for_long_goes_first() -> None:
+    order = order_of(9)
+    for number in range(2, 2 + PATIENCE):
+        order.add(number, 9, 9.5)
+        assert numbers(order, 9.5)[0] == number
+        order.planned(number, 9)
+    order.add(99, 1, 9.5)
+    assert numbers(order, 9.5) == [1, 99]
+
+
+def test_tokens_of_earlier_prompts_are_no_passing() -> None:
+    order = order_of(5, 5)
+    order.planned(1, 4)
+    order.planned(2, 3)
+    assert (order[1].passed, order[1].remaining) == (3, 1)
+    assert (order[2].passed, order[2].remaining) == (0, 2)
+    order.planned(1, 1)
+    assert 1 not in order
+
+
+@given(lengths=LENGTHS)
+def test_no_other_order_gets_more_prompts_done_in_time(lengths: list[int]) -> None:
+    def in_time(order: tuple[int, ...]) -> int:
+        ends = [sum(lengths[n - 1] for n in order[: i + 1]) for i in range(len(order))]
+        return sum(end <= DEADLINE for end in ends)
+
+    chosen = tuple(numbers(order_of(*lengths)))
+    assert sorted(chosen) == list(range(1, len(lengths) + 1))
+    assert in_time(chosen) == max(in_time(other) for other in permutations(chosen))
+
+
+@given(
+    length=st.integers(1, 9), count=st.integers(1, 8), now=st.floats(0, 30), speed=st.floats(0.1, 9)
+)
+def test_equals_keep_the_order_of_arrival(
+    length: int, count: int, now: float, speed: float
+) -> None:
+    assert numbers(order_of(*[length] * count, speed=speed), now) == list(range(1, count + 1))
