@@ -23,8 +23,8 @@ PATIENCE = 8
 _PREFILL_SHARE = 0.9
 # As long as nobody says otherwise (``slo.ttft``).
 DEFAULT_TTFT_S = 1.0
-# How much one more step changes the measured speed.
-_SMOOTHING = 0.1
+# The speed is that of the latest steps: each counts so much of the one after it.
+_FADING = 0.9
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +57,8 @@ class PrefillOrder:
         self._time = _PREFILL_SHARE * ttft
         # In the order of arrival.
         self._pending: dict[int, PendingPrefill] = {}
-        # As measured; 0 before the first step.
-        self.seconds_per_token = 0.0
+        self._tokens = 0.0
+        self._seconds = 0.0
 
     def __contains__(self, number: int) -> bool:
         return number in self._pending
@@ -91,11 +91,14 @@ class PrefillOrder:
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A step that computed ``tokens`` of prompts kept the engine busy for so long."""
-        if not tokens:
-            return
-        latest = seconds / tokens
-        change = _SMOOTHING if self.seconds_per_token else 1.0
-        self.seconds_per_token += change * (latest - self.seconds_per_token)
+        if tokens:
+            self._tokens = _FADING * self._tokens + tokens
+            self._seconds = _FADING * self._seconds + seconds
+
+    @property
+    def seconds_per_token(self) -> float:
+        """As measured; 0 before the first step."""
+        return self._seconds / self._tokens if self._tokens else 0.0
 
     def sequence(self, now: float) -> list[PendingPrefill]:
         """All that wait, the first to compute first. Before any measurement that is by arrival."""

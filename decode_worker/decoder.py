@@ -29,9 +29,11 @@ from core.lease_events import (
     StartSequence,
 )
 from core.outputs import Load, StepCounters, TokenOutput
+from core.prefill_order import DEFAULT_TTFT_S
 from core.references import check_references
 from core.request import AttemptKey, SamplingParams
 from core.step import StepPlan, StepResult
+from core.step_clock import StepClock
 from decode_worker.scheduler import DecodeScheduler
 
 
@@ -60,7 +62,8 @@ DecoderCommand = SendToPrefill | CopyPieces | FailAttempt | TokenOutput
 class Decoder:
     """The decisions of one decode worker. Not thread-safe: its owner holds a lock.
 
-    ``depth``: how many steps its engine has under way at once.
+    ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
+    want their first token.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Decoder:
         times: LeaseTimes,
         new_lease_id: Callable[[], int],
         depth: int = 1,
+        ttft: float = DEFAULT_TTFT_S,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -83,13 +87,15 @@ class Decoder:
             max_num_batched_tokens=max_num_batched_tokens,
             eos=eos,
             depth=depth,
+            ttft=ttft,
         )
+        self._clock = StepClock()
 
     def handle(self, event: DecoderInput, now: float) -> list[DecoderCommand]:
         """What follows from an event at monotonic time ``now`` (seconds)."""
         match event:
             case PrefillHere():
-                commands = self._prefill_here(event)
+                commands = self._prefill_here(event, now)
             case Stopped(key, index):
                 self.scheduler.end_answer(key, index)
                 commands = []
@@ -103,8 +109,10 @@ class Decoder:
 
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if nothing can run."""
-        del now
-        return self.scheduler.plan_step()
+        plan = self.scheduler.plan_step(now)
+        if plan is not None:
+            self._clock.planned(now)
+        return plan
 
     def prepare_next(self) -> None:
         """To be called while a step is computed; see `DecodeScheduler.prepare_next`."""
@@ -112,7 +120,8 @@ class Decoder:
 
     def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[DecoderCommand]:
         """Books a step; returns its tokens and what became possible by the blocks it freed."""
-        outputs = self.scheduler.complete_step(plan, result)
+        seconds = self._clock.completed(now).own
+        outputs = self.scheduler.complete_step(plan, result, seconds)
         return [*outputs, *self._admit(now)]
 
     def _reserve(self, peer: str, reserve: Reserve, now: float) -> list[DecoderCommand]:
@@ -122,9 +131,9 @@ class Decoder:
             return [SendToPrefill(peer, LeaseLost(reserve.key, 0, error.message))]
         return self._handle_lease(FromPrefill(peer, reserve), now)
 
-    def _prefill_here(self, event: PrefillHere) -> list[DecoderCommand]:
+    def _prefill_here(self, event: PrefillHere, now: float) -> list[DecoderCommand]:
         try:
-            self.scheduler.add_local(event.key, event.tokens, event.params, event.salt)
+            self.scheduler.add_local(event.key, event.tokens, event.params, event.salt, now)
         except InvalidField as error:
             return [FailAttempt(event.key, FailureCause.REJECTED, error.message)]
         return []

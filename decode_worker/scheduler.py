@@ -1,9 +1,9 @@
 """D's scheduler: which sequences compute which tokens in the next step (continuous batching).
 
 Covers: chunked prefill beside decoding, several steps under way at once, forking the n answers
-of a prompt, preemption of the youngest sequence when blocks run out. Pure: no clock, no I/O.
-Does not cover: who gets blocks next (``decode_worker.admission``), leases (``core.lease``),
-computing (``engine``), text (``text``).
+of a prompt, preemption of the youngest sequence when blocks run out. Pure: the clock is passed in.
+Does not cover: who gets blocks next (``decode_worker.admission``), which prompt's chunk comes first
+(``core.prefill_order``), leases (``core.lease``), computing (``engine``), text (``text``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from core.lease_events import (
     StartSequence,
 )
 from core.outputs import Load, StepCounters, TokenOutput
+from core.prefill_order import DEFAULT_TTFT_S, PrefillOrder
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import BlockCopy, SampledToken, Slice, StepPlan, StepResult
@@ -43,7 +44,8 @@ class DecodeScheduler:
     """Sequences that run, and the FIFO of those that wait. Its owner holds a lock.
 
     ``depth``: how many steps may be under way at once (the stages of the pipeline). They are
-    completed in the order of their plans.
+    completed in the order of their plans. ``ttft``: seconds in which requests want their first
+    token.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class DecodeScheduler:
         max_num_batched_tokens: int,
         eos: frozenset[int],
         depth: int = 1,
+        ttft: float = DEFAULT_TTFT_S,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise InvalidField(
@@ -74,6 +77,8 @@ class DecodeScheduler:
         self._running: list[Sequence] = []
         self._queue = AdmissionQueue(pool, self.counters)
         self._in_flight = InFlight()
+        # Prompts that this worker computes by itself, until their first token.
+        self._prompts = PrefillOrder(ttft)
         self._forks = ForkCopies(pool)
         # Leases with blocks: each becomes a running sequence sooner or later.
         self._num_granted = 0
@@ -95,7 +100,7 @@ class DecodeScheduler:
             )
 
     def add_local(
-        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int
+        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int, now: float
     ) -> None:
         """A prompt that this worker prefills by itself, in chunks."""
         if key in self._by_key:
@@ -103,6 +108,7 @@ class DecodeScheduler:
         self.check_fits(len(tokens), params)
         sequence = self._new_sequence(key, tokens, params, salt)
         self._queue.add(sequence)
+        self._prompts.add(sequence.sequence_id, sequence.unplanned, now)
 
     def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int, num_answers: int) -> None:
         self._queue.add(WaitingReserve(key, tokens, salt, num_answers))
@@ -150,6 +156,7 @@ class DecodeScheduler:
             self._running.remove(sequence)
         else:
             self._queue.remove(sequence)
+        self._prompts.remove(sequence.sequence_id)
         if sequence not in self._in_flight:
             self._give_up_blocks(sequence)
 
@@ -182,18 +189,21 @@ class DecodeScheduler:
     def _run(self, sequence: Sequence) -> None:
         """From now on steps take it. It queues up behind those that wait for their turn."""
         sequence.last_step = self._num_planned
+        if sequence.sequence_id in self._prompts:
+            self._prompts.correct(sequence.sequence_id, sequence.unplanned)
         insort(self._running, sequence, key=lambda s: s.sequence_id)
 
     # Steps
 
-    def plan_step(self) -> StepPlan | None:
+    def plan_step(self, now: float) -> StepPlan | None:
         """The next step: one token of every decoding sequence, then prefill chunks.
+
+        Of these, what preempted sequences compute again comes first: their streams stand still.
 
         With several steps under way each takes its share of the decoding sequences, so that every
         stage of the pipeline has something to do.
         """
         decoding = [s for s in self._running if s.length - s.computed == 1]
-        prefilling = [s for s in self._running if s.length - s.computed > 1]
         share = -(-len(decoding) // self._depth)
         # Those that waited longest have their turn; with one step at a time that is all of them.
         turns = sorted(decoding, key=attrgetter("last_step"))
@@ -202,9 +212,16 @@ class DecodeScheduler:
         for sequence in turns:
             if len(step.slices) < share:
                 self._plan(sequence, step)
-        for sequence in prefilling:
+        for sequence in self._prefilling(now):
             self._plan(sequence, step)
         return StepPlan(tuple(step.slices), tuple(step.copies)) if step.slices else None
+
+    def _prefilling(self, now: float) -> list[Sequence]:
+        """Sequences with more than a token to compute, the first to compute first."""
+        prefilling = {s.sequence_id: s for s in self._running if s.length - s.computed > 1}
+        again = [s for s in prefilling.values() if s.sequence_id not in self._prompts]
+        order = [p.number for p in self._prompts.sequence(now)] if prefilling else []
+        return [*again, *(prefilling[number] for number in order if number in prefilling)]
 
     def _plan(self, sequence: Sequence, step: _Step) -> None:
         """Adds what is to be computed of a sequence, unless it was preempted on the way."""
@@ -220,6 +237,8 @@ class DecodeScheduler:
         step.budget -= count
         sequence.last_step = self._num_planned
         self._in_flight.add(sequence)
+        if sequence.sequence_id in self._prompts:
+            self._prompts.planned(sequence.sequence_id, count)
 
     def _ensure_blocks(self, sequence: Sequence, end: int) -> bool:
         """Blocks for positions below ``end``, if need be from younger sequences.
@@ -256,9 +275,14 @@ class DecodeScheduler:
             if not sequence.ended:
                 sequence.prepare_slice(size, self._eos)
 
-    def complete_step(self, plan: StepPlan, result: StepResult) -> list[TokenOutput | FailAttempt]:
-        """Books what the oldest step under way computed: new tokens, and what went wrong."""
+    def complete_step(
+        self, plan: StepPlan, result: StepResult, seconds: float
+    ) -> list[TokenOutput | FailAttempt]:
+        """Books what the oldest step under way computed in so many ``seconds``: new tokens, and
+        what went wrong."""
         self.counters.steps += 1
+        chunks = [len(piece.tokens) for piece in plan.slices if len(piece.tokens) > 1]
+        self._prompts.measured(sum(chunks), seconds)
         self._forks.done(plan)
         outputs: list[TokenOutput | FailAttempt] = []
         for piece in plan.slices:

@@ -60,6 +60,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             depth=replica.executor.depth,
             eos=frozenset(tokenizer.eos_token_ids),
             times=times,
+            ttft=settings.ttft_s,
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, decoder, replica)

@@ -6,7 +6,7 @@ distinct, each handed over as soon as it is complete. A step takes a fixed time 
 the given rate: 2 × 106 million parameters for each token, and attention over its context in 30
 layers of 9 heads of 64 (SmolLM2-135M). Nothing is measured here: it compares decisions.
 
-    python tests/benchmarks/bench_prefill_order.py --gflops 780 --rates 2,3.3,4,5
+    PYTHONPATH=. python tests/benchmarks/bench_prefill_order.py --gflops 780 --rates 2,3.3,4,5
 """
 
 from __future__ import annotations

@@ -44,17 +44,17 @@ class Desk:
 
     def local(self, name: str, length: int, first: int = 1, **params: object) -> None:
         sampling = SamplingParams(**({"max_tokens": 8} | params))  # type: ignore[arg-type]
-        self.scheduler.add_local(key(name), tokens(length, first), sampling, 0)
+        self.scheduler.add_local(key(name), tokens(length, first), sampling, 0, 0.0)
         self.scheduler.admit(0)
 
     def plan(self) -> StepPlan:
-        plan = self.scheduler.plan_step()
+        plan = self.scheduler.plan_step(0.0)
         assert plan is not None
         return plan
 
-    def complete(self, plan: StepPlan, token: int = 7) -> list[TokenOutput]:
+    def complete(self, plan: StepPlan, token: int = 7, seconds: float = 0.0) -> list[TokenOutput]:
         drawn = {s.sequence_id: (SampledToken(token),) * len(s.samples) for s in plan.slices}
-        outputs = self.scheduler.complete_step(plan, StepResult(drawn))
+        outputs = self.scheduler.complete_step(plan, StepResult(drawn), seconds)
         self.scheduler.admit(0)
         assert all(isinstance(output, TokenOutput) for output in outputs)
         return outputs  # type: ignore[return-value]
@@ -292,7 +292,7 @@ def test_logits_that_are_no_numbers_fail_their_own_attempt_only(desk: Desk) -> N
     plan = desk.plan()
     bad, good = (piece.sequence_id for piece in plan.slices)
     result = StepResult({good: (SampledToken(7),)}, {bad: "the logits hold NaN"})
-    failure, output = desk.scheduler.complete_step(plan, result)
+    failure, output = desk.scheduler.complete_step(plan, result, 0.0)
     assert failure == FailAttempt(key("bad"), FailureCause.INTERNAL, "the logits hold NaN")
     assert output.key == key("good")
     desk.validate()
@@ -328,9 +328,9 @@ def decoding(depth: int, count: int, **options: int) -> Desk:
 def test_a_sequence_whose_token_is_under_way_is_not_planned_again() -> None:
     desk = decoding(depth=2, count=1)
     plan = desk.plan()
-    assert desk.scheduler.plan_step() is None
+    assert desk.scheduler.plan_step(0.0) is None
     assert len(desk.complete(plan)) == 1
-    assert desk.scheduler.plan_step() is not None
+    assert desk.scheduler.plan_step(0.0) is not None
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_every_stage_gets_its_share_of_the_decoding_sequences(
     desk = decoding(depth, count, max_num_seqs=8)
     plans = [desk.plan() for _ in sizes]
     assert [len(plan.slices) for plan in plans] == sizes
-    assert desk.scheduler.plan_step() is None
+    assert desk.scheduler.plan_step(0.0) is None
     ids = [i for plan in plans for i in starts(plan)]
     assert len(set(ids)) == count
     desk.validate()
@@ -368,7 +368,7 @@ def test_the_next_chunk_of_a_prompt_is_planned_while_one_is_under_way() -> None:
     desk.local("a", 18)
     plans = [desk.plan() for _ in range(3)]
     assert [starts(plan) for plan in plans] == [{1: 0}, {1: 8}, {1: 16}]
-    assert desk.scheduler.plan_step() is None
+    assert desk.scheduler.plan_step(0.0) is None
     assert [len(desk.complete(plan)) for plan in plans] == [0, 0, 1]
     assert desk.scheduler.counters.prefill_tokens_computed == 18
     desk.validate()
@@ -393,7 +393,7 @@ def test_a_failed_draw_frees_the_blocks_of_all_answers_once_their_steps_have_end
     desk.step()
     first, second = desk.plan(), desk.plan()
     result = StepResult({}, {first.slices[0].sequence_id: "the logits hold NaN"})
-    (failure,) = desk.scheduler.complete_step(first, result)
+    (failure,) = desk.scheduler.complete_step(first, result, 0.0)
     assert isinstance(failure, FailAttempt)
     assert desk.pool.num_leased > 0, "the other answer is in the second step"
     desk.validate()
@@ -429,7 +429,7 @@ def test_a_sequence_under_way_is_never_preempted_and_the_older_one_waits_for_it(
     assert (starts(full_block), starts(young)) == ({1: 7}, {2: 12})
     assert desk.pool.num_available == 0, "the younger one took the last block"
     desk.complete(full_block)
-    assert desk.scheduler.plan_step() is None, "the older one waits"
+    assert desk.scheduler.plan_step(0.0) is None, "the older one waits"
     assert desk.scheduler.counters.preemptions == 0
     desk.validate()
     desk.complete(young)
@@ -447,7 +447,31 @@ def test_the_youngest_of_all_gives_its_own_blocks_up_if_it_lacks_one() -> None:
     desk.complete(desk.plan())
     last_block = desk.plan()
     assert starts(last_block) == {1: 8}
-    assert desk.scheduler.plan_step() is None
+    assert desk.scheduler.plan_step(0.0) is None
     assert desk.scheduler.load.waiting == 1
     assert desk.pool.num_available == 3
     desk.validate()
+
+
+# Several prompts to compute
+
+
+def test_a_short_prompt_passes_a_long_one_that_would_make_it_late(desk: Desk) -> None:
+    desk.local("long", 40)
+    desk.complete(desk.plan(), seconds=0.4)
+    desk.local("short", 6, first=100)
+    assert [(s.start, len(s.tokens)) for s in desk.plan().slices] == [(0, 6), (8, 2)]
+
+
+def test_a_preempted_stream_goes_before_prompts_that_have_not_begun() -> None:
+    desk = Desk(num_blocks=6, budget=16)
+    desk.local("old", 7, max_tokens=12)
+    desk.local("young", 5, first=50, max_tokens=9)
+    while desk.scheduler.counters.preemptions == 0:
+        desk.step()
+    desk.scheduler.end(key("old"))
+    desk.scheduler.admit(0)
+    desk.local("new", 3, first=90, max_tokens=1)
+    again, new = desk.plan().slices
+    assert len(again.tokens) > 1
+    assert again.sequence_id < new.sequence_id

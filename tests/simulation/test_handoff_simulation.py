@@ -94,6 +94,22 @@ def test_colocated_workers_prefill_beside_decoding(seed: int, depth: int) -> Non
 
 
 @SOME_DEPTHS
+@pytest.mark.parametrize("seed", range(4))
+def test_a_long_prompt_that_many_pass_keeps_its_lease(seed: int, depth: int) -> None:
+    world = World(seed, depths=(depth, depth), prefill_blocks=140, decode_blocks=140)
+    long = world.ask("long", list(range(1, 301)), max_tokens=2)
+    for number in range(60):
+        prompt = [1000 + 20 * number + i for i in range(world.random.randrange(1, 13))]
+        world.ask(f"short-{number}", prompt, max_tokens=2)
+        for _ in range(40):
+            world.step()
+    world.run()
+    world.validate()
+    assert {r.outcome for r in world.requests.values()} == {"length"}
+    assert long.attempt == 1, world.log
+
+
+@SOME_DEPTHS
 @pytest.mark.parametrize("seed", range(20))
 def test_doubled_and_damaged_messages_change_nothing(seed: int, depth: int) -> None:
     world = World(

@@ -97,7 +97,7 @@ class Decoding:
     def ask(self, prompt: np.ndarray, max_tokens: int, n: int) -> None:
         name, params = key(len(self.requests)), SamplingParams(max_tokens, n=n)
         self.requests[name] = (prompt, params)
-        self.scheduler.add_local(name, prompt, params, salt=0)
+        self.scheduler.add_local(name, prompt, params, salt=0, now=0.0)
         self.scheduler.admit(0)
 
     def abort(self, name: AttemptKey) -> None:
@@ -116,7 +116,7 @@ class Decoding:
 
     def plan(self) -> bool:
         """Plans and submits a step; false if there is nothing to do."""
-        plan = self.scheduler.plan_step() if self.engine.has_room else None
+        plan = self.scheduler.plan_step(0.0) if self.engine.has_room else None
         if plan is not None:
             ids = [piece.sequence_id for piece in plan.slices]
             assert len(set(ids)) == len(ids)
@@ -128,7 +128,7 @@ class Decoding:
         plan, result = self.engine.take_finished()
         if fail:
             result = fail_first(plan, result)
-        for output in self.scheduler.complete_step(plan, result):
+        for output in self.scheduler.complete_step(plan, result, 0.0):
             if isinstance(output, FailAttempt):
                 self.cut.add(output.key)
             else:
