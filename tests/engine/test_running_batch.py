@@ -110,9 +110,7 @@ class RunningBatchMachine(RuleBasedStateMachine):
 
 
 TestRunningBatchMachine = RunningBatchMachine.TestCase
-TestRunningBatchMachine.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
+TestRunningBatchMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def slice_of(sequence_id: int, start: int, table: list[int]) -> Slice:
