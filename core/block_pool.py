@@ -178,11 +178,9 @@ class BlockPool:
         """A new block at the end of a cached chain, as decoding fills them. False: not that, and
         nothing was done.
         """
-        if (
-            len(hashes) != 1
-            or len(tokens) != self.block_size
-            or not 0 <= block_id < self.num_blocks
-        ):
+        if len(hashes) != 1 or len(tokens) != self.block_size:
+            return False
+        if not 0 <= block_id < self.num_blocks:
             return False
         value = int(hashes[0])
         parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)

@@ -64,6 +64,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, decoder, replica)
+        self._decoder = decoder
         self._handoff: HandoffServer | None = None
         if receivers:
             self._handoff = HandoffServer(identity, receivers, self.submit)
@@ -77,6 +78,11 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         if self._handoff is not None:
             await self._handoff.close()
         await super().stop()
+
+    def after_step(self) -> None:
+        super().after_step()
+        with self.engine.lock:
+            self._decoder.prepare_next()
 
     def tick_event(self) -> DecoderInput:
         return Tick()

@@ -14,20 +14,23 @@ from core.step import StepPlan, StepResult
 class LocalExecutor:
     """A `StepExecutor` that computes on the thread that submits, one step at a time.
 
-    ``execute`` is the only rank's, so it draws all tokens: its result is never None.
+    ``execute`` is `ModelRunner.execute` of the only rank, which draws all tokens: its result is
+    never None.
     """
 
-    def __init__(self, execute: Callable[[StepPlan], StepResult | None]) -> None:
+    def __init__(
+        self, execute: Callable[[StepPlan, Callable[[], None]], StepResult | None]
+    ) -> None:
         self._execute = execute
 
     @property
     def depth(self) -> int:
         return 1
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, meanwhile: Callable[[], None]) -> Future[StepResult]:
         """Returns when the step is computed. Raises what ``execute`` raises."""
         future: Future[StepResult] = Future()
-        result = self._execute(plan)
+        result = self._execute(plan, meanwhile)
         assert result is not None
         future.set_result(result)
         return future

@@ -1,9 +1,10 @@
-"""The thread that takes step after step: plan, submit, complete, deliver.
+"""The thread that takes step after step: plan, submit, deliver what the last ones gave, complete.
 
 Covers: several steps under way at once (as many as the replica has pipeline stages), completed in
-the order of their plans. The scheduler is guarded by ``lock``, which is held for microseconds and
-never while a step executes. With nothing to do the thread sleeps until there is new work or a
-result; it never polls.
+the order of their plans; what a step gave is delivered when the next one is under way, so that
+whoever receives it works beside the engine and not before it. The scheduler is guarded by ``lock``,
+which is held for microseconds and never while a step executes. With nothing to do the thread
+sleeps until there is new work or a result; it never polls.
 Does not cover: how a step is computed (`StepExecutor`), what it holds (`StepScheduler`).
 """
 
@@ -29,8 +30,11 @@ class StepExecutor(Protocol):
     def depth(self) -> int:
         """How many steps may be under way at once: the stages of the pipeline."""
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, meanwhile: Callable[[], None]) -> Future[StepResult]:
         """Computes this process's part; results come in the order of the plans.
+
+        Calls ``meanwhile`` once: when the device has all it needs to compute the step by itself, or
+        before computing on this very thread. What it raises passes through.
 
         Called by one thread. The future may get its result, or the exception that ends the
         replica, on any thread.
@@ -78,8 +82,9 @@ class EngineLoop(Generic[Outputs]):
         self._crashed = crashed
         self._clock = clock
         self._stopping = False
-        # Oldest first. Only the loop's thread touches it.
+        # Oldest first. Only the loop's thread touches them.
         self._under_way: deque[_Step] = deque()
+        self._undelivered: deque[Outputs] = deque()
         self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
 
     def start(self) -> None:
@@ -108,13 +113,18 @@ class EngineLoop(Generic[Outputs]):
             while (move := self._next_move()) is not None:
                 if isinstance(move, StepPlan):
                     self._submit(move)
-                else:
+                elif isinstance(move, _Step):
                     self._complete(move)
+                else:
+                    self._deliver_all()
         except BaseException as error:
             self._crashed(error)
 
-    def _next_move(self) -> StepPlan | _Step | None:
-        """Waits for a finished step, which goes first, or a plan; None when all is over."""
+    def _next_move(self) -> StepPlan | _Step | deque[Outputs] | None:
+        """Waits for a finished step, which goes first, or a plan; None when all is over.
+
+        Outputs that no step is submitted after are delivered by themselves.
+        """
         with self.lock:
             while True:
                 if self._under_way and self._under_way[0].future.done():
@@ -122,6 +132,8 @@ class EngineLoop(Generic[Outputs]):
                 plan = self._plan()
                 if plan is not None:
                     return plan
+                if self._undelivered:
+                    return self._undelivered
                 if self._stopping and not self._under_way:
                     return None
                 self.lock.wait()
@@ -132,7 +144,7 @@ class EngineLoop(Generic[Outputs]):
         return self._scheduler.plan_step(self._clock())
 
     def _submit(self, plan: StepPlan) -> None:
-        future = self._executor.submit(plan)
+        future = self._executor.submit(plan, self._deliver_all)
         self._under_way.append(_Step(plan, future))
         # Not under the lock: the callback may run right here, or on a thread with locks of its own.
         future.add_done_callback(lambda _: self.wake())
@@ -141,4 +153,8 @@ class EngineLoop(Generic[Outputs]):
         result = step.future.result()
         with self.lock:
             outputs = self._scheduler.complete_step(step.plan, result, self._clock())
-        self._deliver(outputs)
+        self._undelivered.append(outputs)
+
+    def _deliver_all(self) -> None:
+        while self._undelivered:
+            self._deliver(self._undelivered.popleft())

@@ -6,6 +6,7 @@ for the step. All else is only enqueued.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,10 @@ from engine.upload import Upload
 from engine.weights import load_weights
 
 
+def _nothing() -> None:
+    pass
+
+
 class ModelRunner:
     """Blocking: ``execute`` returns when the step is computed. Not to be called concurrently.
 
@@ -48,17 +53,25 @@ class ModelRunner:
         widest = pool.num_blocks if graphs is None else graphs.buckets.table_width
         self._running = RunningBatch(pool.layout.block_size, widest)
 
-    def execute(self, plan: StepPlan) -> StepResult | None:
+    def execute(
+        self, plan: StepPlan, meanwhile: Callable[[], None] = _nothing
+    ) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
 
+        Calls ``meanwhile`` once: while a GPU computes, or before a CPU does.
         A slice whose logits are not finite fails alone. None on ranks that do not sample. Raises
         InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
         arrays = self._running.arrays_of(plan)
+        on_gpu = self.model.device.type == "cuda"
+        if not on_gpu:
+            meanwhile()
         logits = self._forward(arrays)
+        if on_gpu:
+            meanwhile()
         result = None if logits is None else sample(logits, arrays.sampled_slices)
-        if self.model.device.type == "cuda" and (result is None or not arrays.sampled_slices):
+        if on_gpu and (result is None or not arrays.sampled_slices):
             # What follows a step (handing its blocks over) must find them written; reading tokens
             # has waited for that. Not the whole device: a transfer that waits for a slow peer is
             # under way on a stream of its own.

@@ -91,9 +91,9 @@ class RunningBatch:
         """The last row takes the place of ``row``."""
         last = len(self._sequence_ids) - 1
         self._tables[row, : self._copied[last]] = self._tables[last, : self._copied[last]]
-        for values in (self._sequence_ids, self._sources, self._copied):
-            values[row] = values[last]  # type: ignore[index]
-            values.pop()
+        self._sequence_ids[row] = self._sequence_ids[last]
+        self._sources[row], self._copied[row] = self._sources[last], self._copied[last]
+        del self._sequence_ids[last], self._sources[last], self._copied[last]
 
     def _update_tables(self, parts: list[Slice], needed: int) -> None:
         """Copies what was appended to a table, or all of one that is another array."""

@@ -147,7 +147,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         without_stream = self._places.keys() - self._sessions.keys()
         if not without_stream:
             return
-        with self._engine.lock:
+        with self.engine.lock:
             needed = self._prefiller.decode_workers
         for worker in without_stream - needed:
             del self._places[worker]

@@ -78,7 +78,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._decided: deque[list[Command]] = deque()
         self._answers = Answers(tokenizer)
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
-        self._engine: EngineLoop[None] = EngineLoop(
+        self.engine: EngineLoop[None] = EngineLoop(
             replica.executor,
             self,
             deliver=self._deliver,
@@ -96,7 +96,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         worker_pb2_grpc.add_WorkerServicer_to_server(self, server)
 
     def start(self) -> None:
-        self._engine.start()
+        self.engine.start()
         self._replica.on_lost(self._crashed)
         self._ticker = asyncio.create_task(self._tick_for_ever())
 
@@ -113,7 +113,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             timer.cancel()
 
     async def _stop_engine(self) -> None:
-        stopping = call_in_daemon(lambda: self._engine.stop(_STEP_LIMIT_S), "engine-stop")
+        stopping = call_in_daemon(lambda: self.engine.stop(_STEP_LIMIT_S), "engine-stop")
         # A lost replica's engine may wait for a rank that hangs: it is not waited for.
         await asyncio.wait((stopping, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if stopping.done() and not stopping.result():
@@ -144,20 +144,20 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         return True
 
     def _note_idleness(self) -> None:
-        with self._engine.lock:
+        with self.engine.lock:
             idle = self.brain.idle and not self._decided
         (self._idle.set if idle else self._idle.clear)()
 
     def submit(self, event: Event) -> None:
         """Lets the brain decide about an event and carries the decision out."""
         try:
-            with self._engine.lock:
+            with self.engine.lock:
                 self._decided.append(self.brain.handle(event, time.monotonic()))
         except Exception as error:
             # The brain's state can't be trusted any more: this worker has to be replaced.
             self._report_crash(error)
             return
-        self._engine.wake()
+        self.engine.wake()
         self._carry_out_decided()
 
     def plan_step(self, now: float) -> StepPlan | None:
@@ -169,9 +169,14 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._decided.append(self.brain.complete_step(plan, result, now))
 
     def _deliver(self, _: None) -> None:
-        # On the engine's thread. The loop may be closed already when the worker stops.
+        # On the engine's thread, with the next step under way if there is one. The event loop may
+        # be closed already when the worker stops.
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._carry_out_decided)
+            self._loop.call_soon_threadsafe(self.after_step)
+
+    def after_step(self) -> None:
+        """On the event loop, with the next step under way if there is one. A role may add to it."""
+        self._carry_out_decided()
 
     def _carry_out_decided(self) -> None:
         """Carries out, on the event loop, what was decided on either thread, in that order."""
@@ -245,7 +250,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def _publish_cache(self) -> pb.Load:
         """Tells routers what changed in the prefix cache; returns the load of that moment."""
-        with self._engine.lock:
+        with self.engine.lock:
             stored, removed = self.brain.pool.drain_events()
             load = self.brain.load
         self.streams.send_cache_events(stored, removed)
@@ -283,7 +288,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
 
     def _expire(self, key: AttemptKey) -> None:
-        with self._engine.lock:
+        with self.engine.lock:
             self.brain.events.add(time.monotonic(), "deadline passed", key)
         self.fail(key, FailureCause.DEADLINE, "the deadline of the request passed")
         self.submit(self.abort_event(key))
@@ -325,7 +330,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         # Routers that are attached already get what is pending, so that the snapshot and the
         # events that follow it fit together.
         load = self._publish_cache()
-        with self._engine.lock:
+        with self.engine.lock:
             snapshot = self.brain.pool.snapshot()
         cache = pb.CacheEvents(reset=True, stored=hashes_to_wire(snapshot))
         return [
@@ -352,7 +357,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     ) -> pb.WorkerStats:
         ranks = await self._replica.stats()
         try:
-            with self._engine.lock:
+            with self.engine.lock:
                 if request.validate:
                     self.brain.validate()
                 edges, routers = self.edge_stats(), self.streams.num_routers

@@ -53,8 +53,9 @@ class Pipeline:
     def depth(self) -> int:
         return self._depth
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, meanwhile: Callable[[], None]) -> Future[StepResult]:
         future: Future[StepResult] = Future()
+        meanwhile()
         self.submitted.put((plan.slices[0].sequence_id, future))
         return future
 
@@ -76,15 +77,24 @@ class World:
         self.execute: Callable[[StepPlan], StepResult] = self.answer
         self.deliver: Callable[[list[int]], None] = self.outputs.put
         self.loop: EngineLoop[list[int]] = EngineLoop(
-            executor or LocalExecutor(lambda plan: self.execute(plan)),
+            executor or LocalExecutor(self.run),
             self.scheduler,
-            lambda outputs: self.deliver(outputs),
+            self.hand_out,
             self.crashes.put,
             clock=lambda: 0.0,
         )
 
+    def run(self, plan: StepPlan, meanwhile: Callable[[], None]) -> StepResult:
+        """As on a device that computes by itself: what is done meanwhile comes after the start."""
+        self.scheduler.events.append("start")
+        meanwhile()
+        return self.execute(plan)
+
+    def hand_out(self, outputs: list[int]) -> None:
+        self.scheduler.events.append("deliver")
+        self.deliver(outputs)
+
     def answer(self, plan: StepPlan) -> StepResult:
-        self.scheduler.events.append("execute")
         ids = [part.sequence_id for part in plan.slices]
         return StepResult({i: (SampledToken(100 + i),) for i in ids})
 
@@ -119,11 +129,22 @@ def world() -> Iterator[World]:
     assert not any(thread.name == "engine-loop" for thread in threading.enumerate())
 
 
-def test_each_step_is_planned_executed_completed_and_delivered_in_turn(world: World) -> None:
+def test_what_a_step_gave_is_delivered_while_the_next_one_is_under_way(world: World) -> None:
     world.add(1, 2)
     world.loop.start()
     assert [world.outputs.get(timeout=WAIT_S) for _ in range(2)] == [[101], [102]]
-    assert world.scheduler.events == ["plan", "execute", "complete"] * 2
+    first = ["plan", "start", "complete"]
+    second = ["plan", "start", "deliver", "complete"]
+    assert world.scheduler.events == [*first, *second, "deliver"]
+
+
+def test_what_the_last_step_gave_waits_for_no_other(world: World) -> None:
+    world.loop.start()
+    for number in (1, 2):
+        world.add(number)
+        assert world.outputs.get(timeout=WAIT_S) == [100 + number]
+        world.wait_until_idle()
+    assert world.scheduler.events == ["plan", "start", "complete", "deliver"] * 2
 
 
 def test_an_idle_loop_asks_once_and_sleeps_until_it_is_woken(world: World) -> None:
@@ -193,11 +214,13 @@ def test_the_loop_may_be_stopped_before_it_starts_and_by_its_own_thread(world: W
     assert World().loop.stop(0)
     stopped: SimpleQueue[bool] = SimpleQueue()
     world.deliver = lambda outputs: stopped.put(world.loop.stop(WAIT_S))
-    world.add(1, 2)
+    world.add(1, 2, 3)
     world.loop.start()
     assert stopped.get(timeout=WAIT_S)
     assert world.loop.stop(WAIT_S)
+    assert stopped.get(timeout=WAIT_S), "the second step was under way"
     assert stopped.empty()
+    assert len(world.scheduler.plans) == 1
 
 
 # Several steps under way
@@ -224,7 +247,7 @@ def test_as_many_steps_are_under_way_as_there_are_stages(piped: World, pipeline:
     first.set_result(result_of(1))
     three, third = pipeline.next_submitted()
     assert three == 3
-    assert piped.scheduler.events == ["plan", "plan", "complete", "plan"]
+    assert piped.scheduler.events == ["plan", "plan", "complete", "plan", "deliver"]
     second.set_result(result_of(2))
     third.set_result(result_of(3))
     assert [piped.outputs.get(timeout=WAIT_S) for _ in range(3)] == [[101], [102], [103]]

@@ -6,7 +6,7 @@ Engines and handoff ends are fakes: what they were asked, and what they answer, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -27,6 +27,10 @@ from worker.ranks.group import RankGroup
 NUM_BLOCKS = 16
 
 
+def nothing() -> None:
+    """For the time in which a step is computed."""
+
+
 @dataclass
 class FakeEngine:
     """Draws ``draws`` for each sequence, if anything; a semaphore lets each step pass."""
@@ -40,7 +44,8 @@ class FakeEngine:
     seen_generations: list[list[int]] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def execute(self, plan: StepPlan) -> StepResult | None:
+    def execute(self, plan: StepPlan, meanwhile: Callable[[], None] = nothing) -> StepResult | None:
+        meanwhile()
         self.plans.append(plan)
         self.seen_generations.append(self.generations.tolist())
         if self.blocked:

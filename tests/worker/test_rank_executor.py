@@ -7,7 +7,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from replica_in_process import NUM_BLOCKS, FakeEngine, InProcessReplica, replica_of, step
+from replica_in_process import (
+    NUM_BLOCKS,
+    FakeEngine,
+    InProcessReplica,
+    nothing,
+    replica_of,
+    step,
+)
 
 from core.errors import InternalError, Unavailable
 from core.step import BlockCopy, StepPlan, StepResult
@@ -19,7 +26,7 @@ from worker.ranks.replica import Replica
 def lead(
     replica: InProcessReplica,
     engine: FakeEngine,
-    execute: Callable[[StepPlan], StepResult | None] | None = None,
+    execute: Callable[[StepPlan, Callable[[], None]], StepResult | None] | None = None,
 ) -> RankExecutor:
     """``execute``: what the leading rank does in the place of ``engine``."""
     return RankExecutor(
@@ -32,7 +39,7 @@ def lead(
 
 
 async def result_of(executor: RankExecutor, plan: StepPlan) -> StepResult:
-    return await asyncio.wrap_future(executor.submit(plan))
+    return await asyncio.wrap_future(executor.submit(plan, nothing))
 
 
 async def test_in_one_stage_the_leading_rank_draws() -> None:
@@ -52,7 +59,7 @@ async def test_with_several_stages_the_first_rank_of_the_last_one_draws() -> Non
             await replica.join(rank, FakeEngine(draws))
         executor = lead(replica, FakeEngine())
         assert executor.depth == 2
-        submitted = [executor.submit(step(i)) for i in (1, 2, 3)]
+        submitted = [executor.submit(step(i), nothing) for i in (1, 2, 3)]
         results = [await asyncio.wrap_future(future) for future in submitted]
         assert [list(result.sampled) for result in results] == [[1], [2], [3]]
         assert replica.group.completed_steps == 3
@@ -82,12 +89,12 @@ async def test_a_rank_that_is_lost_fails_the_results_that_it_owes() -> None:
     async with replica_of(1, 2) as replica:
         member = await replica.join(1, FakeEngine(draws=1, blocked=True))
         executor = lead(replica, FakeEngine())
-        owed = executor.submit(step())
+        owed = executor.submit(step(), nothing)
         member.follower.crash(RuntimeError("out of memory"))
         with pytest.raises(Unavailable, match="it crashed: RuntimeError: out of memory"):
             await asyncio.wrap_future(owed)
         with pytest.raises(ConnectionError):
-            executor.submit(step())
+            executor.submit(step(), nothing)
 
 
 async def test_a_rank_that_owes_a_result_for_too_long_is_lost() -> None:
@@ -96,7 +103,7 @@ async def test_a_rank_that_owes_a_result_for_too_long_is_lost() -> None:
         checks: list[Callable[[float], None]] = []
         replica.group.check_often = checks.append  # type: ignore[method-assign]
         await replica.join(1, FakeEngine(draws=1, blocked=True))
-        owed = lead(replica, FakeEngine()).submit(step())
+        owed = lead(replica, FakeEngine()).submit(step(), nothing)
         for now in (1000.0, 1000.0 + _STEP_LIMIT_S - 1):
             checks[0](now)
         assert not replica.group.lost.done()
@@ -117,12 +124,12 @@ async def test_a_collective_that_broke_is_explained_by_the_rank_that_is_lost() -
     async with replica_of(2, 1) as replica:
         await replica.join(1, FakeEngine())
 
-        def broken(plan: StepPlan) -> StepResult:
+        def broken(plan: StepPlan, meanwhile: Callable[[], None]) -> StepResult:
             replica.group.fail(Unavailable("rank 1 is lost: it crashed", reason="RANK_LOST"))
             raise InternalError("a peer is gone", reason="PEERS_LOST")
 
         with pytest.raises(Unavailable, match="rank 1 is lost: it crashed"):
-            lead(replica, FakeEngine(), broken).submit(step())
+            lead(replica, FakeEngine(), broken).submit(step(), nothing)
 
 
 async def test_statistics_tell_of_every_rank_that_answers() -> None:

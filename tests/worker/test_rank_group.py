@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from replica_in_process import FakeEngine, replica_of, settings_of, step
+from replica_in_process import FakeEngine, nothing, replica_of, settings_of, step
 
 from core.errors import Incompatible, Unavailable
 from core.worker_settings import LeaderAddress
@@ -164,7 +164,7 @@ async def test_an_engine_that_crashes_says_why() -> None:
             member.engine.generations,
             replica.settings.block_size,
         )
-        executor.submit(step())
+        executor.submit(step(), nothing)
         error = await asyncio.to_thread(replica.group.lost.exception, 10)
         assert "it crashed: ValueError: assignment destination is read-only" in str(error)
         with pytest.raises(ValueError, match="read-only"):

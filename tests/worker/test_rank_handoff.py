@@ -5,7 +5,14 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from replica_in_process import FakeEngine, InProcessReplica, Member, replica_of, step
+from replica_in_process import (
+    FakeEngine,
+    InProcessReplica,
+    Member,
+    nothing,
+    replica_of,
+    step,
+)
 
 from core.errors import Incompatible, InternalError, Unavailable
 from core.handoff import Piece
@@ -76,7 +83,7 @@ async def slow(replica: InProcessReplica) -> Member:
     executor = RankExecutor(
         replica.group, replica.settings.shape, engine.execute, engine.generations, 4
     )
-    await asyncio.wrap_future(executor.submit(step()))
+    await asyncio.wrap_future(executor.submit(step(), nothing))
     return member
 
 

@@ -43,7 +43,7 @@ class RankExecutor:
         self,
         group: RankGroup,
         shape: ParallelShape,
-        execute: Callable[[StepPlan], StepResult | None],
+        execute: Callable[[StepPlan, Callable[[], None]], StepResult | None],
         generations: Generations,
         block_size: int,
     ) -> None:
@@ -66,7 +66,7 @@ class RankExecutor:
     def depth(self) -> int:
         return self._shape.pipeline
 
-    def submit(self, plan: StepPlan) -> Future[StepResult]:
+    def submit(self, plan: StepPlan, meanwhile: Callable[[], None]) -> Future[StepResult]:
         """Raises what kept this rank from computing its part, or ``ConnectionError`` if another
         rank is lost."""
         self._submitted += 1
@@ -76,7 +76,7 @@ class RankExecutor:
             with self._lock:
                 self._owed[number] = result
         self._send(number, plan)
-        own = self._execute_own(plan)
+        own = self._execute_own(plan, meanwhile)
         if own is not None:
             self._group.completed_steps = number
             result.set_result(own)
@@ -94,9 +94,9 @@ class RankExecutor:
             self._group.send(self._drawing_rank, self._message(number, plan, draws_here=True))
         self._group.send_to(ranks, self._message(number, plan, draws_here=False))
 
-    def _execute_own(self, plan: StepPlan) -> StepResult | None:
+    def _execute_own(self, plan: StepPlan, meanwhile: Callable[[], None]) -> StepResult | None:
         try:
-            return self._execute(plan)
+            return self._execute(plan, meanwhile)
         except InternalError as error:
             if error.reason != "PEERS_LOST":
                 raise

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
-from core.step import StepPlan
 from crossdock.v1 import worker_pb2 as pb
 
 _KEPT = 64
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -21,12 +21,12 @@ class StepIntervals:
         self._steps = 0
         self._kept: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
 
-    def timed(self, execute: Callable[[StepPlan], Result]) -> Callable[[StepPlan], Result]:
+    def timed(self, execute: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
         """``execute`` itself, with its time taken."""
 
-        def timed_execute(plan: StepPlan) -> Result:
+        def timed_execute(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             start = time.monotonic()
-            result = execute(plan)
+            result = execute(*args, **kwargs)
             self._steps += 1
             self._kept.append((self._steps, start, time.monotonic()))
             return result
