@@ -1,8 +1,7 @@
 """What a decode step costs outside the model: the production scheduler and loop around the engine.
 
 Runs `decode_worker.decoder.Decoder` in an `engine.loop.EngineLoop`, as a worker of one rank does,
-and turns each step's tokens into text. Serving does the latter on another thread beside the next
-step; here it counts in full. Does not cover: gRPC, and the router.
+and turns each step's tokens into text and into the message to a router. Does not cover: gRPC, and the router.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from core.handoff import LeaseTimes
 from core.outputs import TokenOutput
 from core.request import AttemptKey, RequestKey, SamplingParams
 from core.step import StepPlan, StepResult
+from crossdock.v1 import worker_pb2 as pb
 from decode_worker.decoder import Decoder, DecoderCommand, PrefillHere
 from engine.decoder import Decoder as Model
 from engine.local_executor import LocalExecutor
@@ -40,7 +40,8 @@ _STOP_LIMIT_S = 60.0
 
 @dataclass(slots=True)
 class _StepTimes:
-    """Seconds of one step's parts; ``delivered_at`` on the clock."""
+    """Seconds of one step's parts, the delivery of the outputs of the one before among them;
+    ``submitted_at`` on the clock."""
 
     is_decode: bool = False
     plan_s: float = 0.0
@@ -48,7 +49,7 @@ class _StepTimes:
     forward_s: float = 0.0
     book_s: float = 0.0
     text_s: float = 0.0
-    delivered_at: float = 0.0
+    submitted_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -66,7 +67,7 @@ class _Watch:
 def measure_step_overhead(model: LoadedModel, folder: Path, steps: int) -> StepOverhead:
     """``steps`` steps of 32 greedy sequences. Raises ``InternalError`` if the engine fails."""
     watch = _Watch(OVERHEAD_BATCH)
-    # One more than is counted: a step's period begins at the delivery of the one before.
+    # One more than is counted: a step's period ends when the next one is submitted.
     params = SamplingParams(max_tokens=WARM_UP_STEPS + steps + 1, ignore_eos=True)
     with _forward_timed(model.runner.model, watch):
         _OneLoad(model, Tokenizer.load(folder), params, watch).run()
@@ -137,21 +138,22 @@ class _OneLoad:
         self._watch.current.book_s = time.perf_counter() - started
         return commands
 
-    def _execute(self, plan: StepPlan) -> StepResult | None:
-        started = time.perf_counter()
-        result = self._model.runner.execute(plan)
-        self._watch.current.execute_s = time.perf_counter() - started
+    def _execute(self, plan: StepPlan, meanwhile: Callable[[], None]) -> StepResult | None:
+        times = self._watch.current
+        times.submitted_at = time.perf_counter()
+        result = self._model.runner.execute(plan, meanwhile)
+        times.execute_s = time.perf_counter() - times.submitted_at - times.text_s
         return result
 
     def _deliver(self, commands: list[DecoderCommand]) -> None:
         started = time.perf_counter()
+        message = pb.Step()
         for command in commands:
             if not isinstance(command, TokenOutput):
                 raise InternalError(f"a sequence ended by {command}", reason="STEP_FAILED")
-            self._answers.push(command)
+            self._answers.tell(command, lambda _: message.outputs.add())
             self._unfinished -= command.finish is not None
-        self._watch.current.delivered_at = time.perf_counter()
-        self._watch.current.text_s = self._watch.current.delivered_at - started
+        self._watch.current.text_s = time.perf_counter() - started
         if self._unfinished == 0:
             self._ended.set()
 
@@ -161,23 +163,25 @@ class _OneLoad:
 
 
 def summarize_steps(steps: list[_StepTimes], batch: int) -> StepOverhead:
-    """Of decode steps of the whole batch that follow another one, after the warm-up."""
+    """Of decode steps of the whole batch that another one follows, after the warm-up."""
     pairs = [two for two in itertools.pairwise(steps) if two[0].is_decode and two[1].is_decode]
     pairs = pairs[WARM_UP_STEPS - 1 :]
     if not pairs:
         message = f"no {WARM_UP_STEPS + 1} steps decoded all {batch} sequences"
         raise InternalError(message, reason="NO_DECODE_STEPS")
+    periods = [after.submitted_at - step.submitted_at for step, after in pairs]
+    measured = [step for step, _ in pairs]
     return StepOverhead(
         batch=batch,
-        step_s=median(step.delivered_at - before.delivered_at for before, step in pairs),
-        forward_s=median(step.forward_s for _, step in pairs),
+        step_s=median(periods),
+        forward_s=median(step.forward_s for step in measured),
         outside_s=median(
-            step.delivered_at - before.delivered_at - step.forward_s for before, step in pairs
+            period - step.forward_s for period, step in zip(periods, measured, strict=True)
         ),
-        plan_s=median(step.plan_s for _, step in pairs),
-        arrays_and_sampling_s=median(step.execute_s - step.forward_s for _, step in pairs),
-        book_s=median(step.book_s for _, step in pairs),
-        text_s=median(step.text_s for _, step in pairs),
+        plan_s=median(step.plan_s for step in measured),
+        arrays_and_sampling_s=median(step.execute_s - step.forward_s for step in measured),
+        book_s=median(step.book_s for step in measured),
+        text_s=median(step.text_s for step in measured),
     )
 
 
