@@ -57,14 +57,19 @@ steps = st.lists(
 def test_replays_compute_what_eager_steps_do(steps: list[list[int]]) -> None:
     pools, recorder = (new_pool(), new_pool()), ReplayingRecorder()
     graphs = new_graphs(pools[0], 11, recorder)
+    places: set[int] = set()
     for starts in steps:
         arrays = arrays_of(*(part(i, start) for i, start in enumerate(starts)))
         rows = graphs.buckets.bucket_for(arrays)
         assert rows is not None
         expected = forward(to_device(arrays, Upload(CPU)), pools[1])
-        assert torch.equal(graphs.run(arrays, rows), expected)
+        logits = graphs.run(arrays, rows)
+        places.add(logits.data_ptr())
+        assert torch.equal(logits, expected)
         assert torch.equal(*pools)
     assert recorder.replays == len(steps)
+    # A real replay writes only where the capture did.
+    assert len(places) == 1
 
 
 def test_capturing_leaves_the_pool_as_it_is() -> None:
