@@ -1,7 +1,8 @@
 """What a decode step costs outside the model: the production scheduler and loop around the engine.
 
 Runs `decode_worker.decoder.Decoder` in an `engine.loop.EngineLoop`, as a worker of one rank does,
-and turns each step's tokens into text and into the message to a router. Does not cover: gRPC, and the router.
+and turns each step's tokens into text and into the message to a router. Does not cover: gRPC, and
+the router.
 """
 
 from __future__ import annotations
