@@ -46,10 +46,13 @@ class Variant:
 
 
 def all_variants() -> list[Variant]:
+    return [variant for dtype in POINTERS for variant in variants_of(dtype)]
+
+
+def variants_of(dtype: str) -> list[Variant]:
     numbers = itertools.count()
     return [
         Variant(kernel, dtype, head_dim, config, options, next(numbers))
-        for dtype in POINTERS
         for head_dim in HEAD_DIMS
         for kernel, config, options in _configurations(dtype, head_dim)
     ]

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -101,8 +102,20 @@ def run_python(program: str, interpret: bool) -> str:
         "TRITON_INTERPRET": str(int(interpret)),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
-    done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True
+    child = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    try:
+        output, errors = child.communicate()
+    except BaseException:
+        # A test that ran out of time leaves no compilers behind.
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+        raise
+    assert child.returncode == 0, errors
+    return output

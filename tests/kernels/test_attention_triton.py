@@ -5,7 +5,7 @@ from __future__ import annotations
 import attention_cubins as cubins
 import pytest
 from attention_cases import MIXED, Case, expected_attention, gathered_attention, make_batch
-from cubin import CAPABILITIES, run_python
+from cubin import CAPABILITIES, POINTERS, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
@@ -30,21 +30,22 @@ def test_tuning_reads_a_pool_of_any_content_and_leaves_it_alone() -> None:
 
 def test_kernels_compile_for_gpus() -> None:
     """Some of each; `test_every_variant_compiles_for_gpus` has them all."""
-    lines = compile_variants("few_variants", CAPABILITIES)
+    lines = compile_variants("few_variants()", CAPABILITIES)
     assert len(lines) == len(CAPABILITIES) * len(cubins.few_variants())
 
 
 @pytest.mark.cubins
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", POINTERS)
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_every_variant_compiles_for_gpus(capability: int) -> None:
-    lines = compile_variants("all_variants", (capability,))
-    assert len(lines) == len(cubins.all_variants())
+def test_every_variant_compiles_for_gpus(capability: int, dtype: str) -> None:
+    lines = compile_variants(f"variants_of('{dtype}')", (capability,))
+    assert len(lines) == len(cubins.variants_of(dtype))
 
 
 def compile_variants(which: str, capabilities: tuple[int, ...]) -> list[str]:
     """A line for each variant that was compiled and fits."""
-    program = f"import attention_cubins as c; c.compile_variants(c.{which}(), {capabilities})"
+    program = f"import attention_cubins as c; c.compile_variants(c.{which}, {capabilities})"
     text = run_python(program, interpret=False)
     return [line for line in text.splitlines() if "registers" in line]
 
