@@ -199,6 +199,8 @@ async def main() -> None:
         worker = Worker(options.model, options.batch, options.context, seed=7)
         await worker.attach()
         report[name] = measure(worker, options.batch, options.steps, changes)
+        if not changes:
+            await worker.stop()
     report["detokenize"] = detokenizing(worker.tokenizer, options.batch, options.steps)
     report["sample"] = sampling(worker, options.batch)
     worker.service.start()

@@ -72,6 +72,30 @@ def desk() -> Desk:
     return Desk()
 
 
+def test_a_slice_made_ahead_holds_the_token_that_is_drawn_after_it(desk: Desk) -> None:
+    desk.local("a", 5, min_tokens=3, stop_token_ids=(50,))
+    desk.step(token=11)
+    plan = desk.plan()
+    desk.scheduler.prepare_next()
+    desk.complete(plan, token=12)
+    [ahead] = desk.plan().slices
+    assert (ahead.start, ahead.tokens.tolist()) == (6, [12])
+    [spec] = ahead.samples
+    assert (spec.position, spec.tokens.tolist()) == (7, [1, 2, 3, 4, 5, 11, 12])
+    assert spec.banned_token_ids == (50, EOS)
+
+
+def test_a_slice_made_ahead_is_dropped_with_the_blocks(desk: Desk) -> None:
+    desk.local("a", 5)
+    plan = desk.plan()
+    desk.scheduler.prepare_next()
+    desk.scheduler.end(key("a"))
+    assert desk.complete(plan) == []
+    desk.scheduler.prepare_next()
+    desk.validate()
+    assert desk.scheduler.idle
+
+
 def test_a_long_prompt_is_computed_in_chunks_and_then_decoded(desk: Desk) -> None:
     desk.local("a", 18)
     sizes, drawn = [], []

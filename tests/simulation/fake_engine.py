@@ -82,6 +82,12 @@ class FakeEngine:
         """``tokens_of``: all tokens of each sequence in the plan, by sequence id."""
         assert self.has_room
         ends = {piece.sequence_id: piece.end for piece in plan.slices}
+        for piece in plan.slices:
+            tokens = tokens_of[piece.sequence_id]
+            assert piece.tokens.tolist() == tokens[piece.start : piece.end].tolist()
+            for spec in piece.samples:
+                assert spec.position == piece.end == len(tokens)
+                assert spec.tokens.tolist() == tokens.tolist()
         self.under_way.append(
             Step(plan, {i: digests_of(tokens_of[i][:e]) for i, e in ends.items()})
         )

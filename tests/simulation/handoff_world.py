@@ -431,6 +431,8 @@ class World:
             in_flight = worker.brain.scheduler._in_flight
             ids = [piece.sequence_id for piece in plan.slices]
             worker.engine.submit(plan, {i: in_flight[i].tokens for i in ids})
+            if isinstance(worker, SimDecode):
+                worker.brain.prepare_next()
 
     def _abort_some_request(self) -> None:
         running = [(k, r) for k, r in self.requests.items() if not r.outcome]

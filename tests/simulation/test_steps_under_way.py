@@ -208,6 +208,10 @@ class DecodeMachine(RuleBasedStateMachine):
     def plan(self) -> None:
         self.worker.plan()
 
+    @rule()
+    def prepare(self) -> None:
+        self.worker.scheduler.prepare_next()
+
     @precondition(lambda self: self.worker.engine.movable())
     @rule(data=st.data())
     def advance(self, data: st.DataObject) -> None:
@@ -228,6 +232,7 @@ class DecodeMachine(RuleBasedStateMachine):
                 pass
             if self.worker.engine.is_idle:
                 return
+            self.worker.scheduler.prepare_next()
             while not self.worker.engine.has_finished:
                 self.worker.engine.advance(self.worker.engine.movable()[0])
             self.worker.complete()
