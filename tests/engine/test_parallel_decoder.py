@@ -94,7 +94,7 @@ def assert_pools_are_slices(pair: Pair) -> None:
         layers = slice(region.layers.start, region.layers.stop)
         heads = slice(region.heads.start, region.heads.stop)
         expected = pair.one.pool.tensor[:, layers, :, heads]
-        torch.testing.assert_close(rank.pool.tensor, expected, rtol=0, atol=1e-5, equal_nan=True)
+        torch.testing.assert_close(rank.pool.tensor, expected, rtol=0, atol=3e-5, equal_nan=True)
         first = holders.setdefault((region.layers, region.heads), rank.pool.tensor)
         assert torch.equal(rank.pool.tensor.nan_to_num(7.0), first.nan_to_num(7.0))
 
