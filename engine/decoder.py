@@ -70,8 +70,11 @@ class Decoder:
             head = weights[EMBEDDING if config.tie_word_embeddings else HEAD]
             self._head = Head(head, config.vocab_size, communicator)
         precise = torch.promote_types(self.dtype, torch.float32)
-        self._frequencies = inverse_frequencies(config.rope, config.head_dim, precise, self.device)
-        self._attention_factor = attention_factor(config.rope)
+        frequencies = inverse_frequencies(config.rope, config.head_dim, precise, self.device)
+        positions = torch.arange(config.max_positions, device=self.device)
+        self._cos, self._sin = rotary_angles(
+            positions, frequencies, attention_factor(config.rope), self.dtype
+        )
 
     @torch.inference_mode()
     def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor | None:
@@ -83,9 +86,7 @@ class Decoder:
         All ranks must compute the same batches in the same order; a rank that is lost raises
         InternalError on others.
         """
-        angles = rotary_angles(
-            batch.positions, self._frequencies, self._attention_factor, self.dtype
-        )
+        angles = self._cos[batch.positions], self._sin[batch.positions]
         residual = self._first_hidden(batch)
         update: torch.Tensor | None = None
         for i, layer in enumerate(self._layers):
@@ -129,13 +130,13 @@ class Decoder:
         pool: torch.Tensor,
         angles: Angles,
     ) -> torch.Tensor:
-        heads, kv_heads = len(self.shard.heads), len(self.shard.kv_heads)
-        qkv = layer.qkv(x).view(len(x), heads + 2 * kv_heads, self.config.head_dim)
+        rows, heads, kv_heads = x.shape[0], len(self.shard.heads), len(self.shard.kv_heads)
+        qkv = layer.qkv(x).view(rows, heads + 2 * kv_heads, self.config.head_dim)
         if layer.qk_norm is not None:
             rms_norm_heads(qkv[:, : heads + kv_heads], layer.qk_norm, self.config.rms_norm_eps)
         q = rotate_and_store(qkv, angles, pool, i, batch.slots)
         attended = paged_attention(q, pool, i, batch.sequences, layer.window)
-        return self._communicator.all_reduce(layer.output(attended.view(len(x), -1)))
+        return self._communicator.all_reduce(layer.output(attended.view(rows, -1)))
 
     def _mlp(self, layer: _Layer, x: torch.Tensor) -> torch.Tensor:
         return self._communicator.all_reduce(layer.down(silu_mul(layer.gate_up(x))))

@@ -47,7 +47,7 @@ class Linear:
         ``wide``: the result in float32, and not rounded to a narrower dtype on the way where the
         implementation can do without.
         """
-        return (self._few if len(x) < _ROWS_FOR_TILES else self._many)(x, wide)
+        return (self._few if x.shape[0] < _ROWS_FOR_TILES else self._many)(x, wide)
 
 
 def linear_reference(
@@ -79,13 +79,14 @@ class _Native:
 
     def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor:
         x = x.contiguous()
-        y = torch.empty(len(x), self._columns, dtype=torch.float32 if wide else x.dtype)
+        rows = x.shape[0]
+        y = torch.empty(rows, self._columns, dtype=torch.float32 if wide else x.dtype)
         self._function(
             x.data_ptr(),
             self._packed.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
             y.data_ptr(),
-            len(x),
+            rows,
             self._columns,
             self._depth,
             wide,
