@@ -11,7 +11,7 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from cluster.process_binding import bind_process
+from cluster.process_binding import bind_process, exempt_from_collection
 from core.errors import Unavailable
 from core.worker_settings import LeaderAddress, RankSettings
 from worker.daemon_call import call_in_daemon
@@ -48,6 +48,7 @@ class RankHost:
             await follower.join()
             self._rank = await self._load(follower)
             self._serve(follower, self._rank)
+            exempt_from_collection()
         except Exception as error:
             follower.crash(error)
             raise follower.ended.exception() or error from error

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from cluster.process_binding import bind_cores, bind_process
+from cluster.process_binding import bind_cores, bind_process, exempt_from_collection
 from core.worker_settings import LeaderAddress, WorkerSettings
 from kv_transfer.prefill_session import MAX_MESSAGE_BYTES
 from worker.daemon_call import call_in_daemon
@@ -102,6 +102,7 @@ class WorkerHost:
         port = self._server.add_insecure_port(f"{settings.host}:0")
         self._service.start()
         await self._server.start()
+        exempt_from_collection()
         endpoint = f"{settings.host}:{port}"
         return WorkerPlace(settings.worker, endpoint, epoch, settings.role.value, os.getpid())
 
