@@ -26,7 +26,7 @@ def bind_process(cores: Sequence[int], threads: int) -> None:
 
 
 def exempt_from_collection() -> None:
-    """Call when all is loaded: the garbage collector no longer walks what is there by then (modules,
-    Ray, the model), a pause of up to 0.2 s in the midst of a stream."""
+    """Call when all is loaded: the garbage collector no longer walks what is there by then (Ray,
+    modules, the model), which is a pause of up to 0.2 s in the midst of a stream."""
     gc.collect()
     gc.freeze()
