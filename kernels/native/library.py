@@ -21,6 +21,7 @@ _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 
 # Arguments of the functions, which give nothing back; bfloat16 and float32 have one each.
 _PROTOTYPES: dict[str, tuple[type, ...]] = {
+    "sample": (_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER),
     "set_threads": (_INT,),
 }
 _BY_DTYPE: dict[str, tuple[type, ...]] = {
