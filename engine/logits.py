@@ -1,21 +1,28 @@
-"""What a request does to a row of logits before a token is chosen from it.
+"""What requests do to their rows of logits before tokens are chosen from them.
 
 Order as in vLLM's sampler: banned ids, logit bias, repetition penalty (over prompt and answer),
 frequency penalty, presence penalty (over the answer). A ban is -inf, which none of the later ones
 changes. Formulas: repetition from Keskar et al., "CTRL" (2019), with negative logits multiplied
 as everybody does since; frequency and presence from the OpenAI API reference.
-Does not cover: temperature and the filters that follow it (``engine.sampler``).
+All rows of a step are changed together, where they are, and only at the ids that are meant.
+Does not cover: temperature and the filters that follow it (``kernels.sampling``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from core.request import SamplingParams
 from core.step import SampleSpec
+from kernels.sampling_arrays import on_device
 
-Logits = npt.NDArray[np.float32]
+# A row of ``logits`` and what a request says of it.
+RowSpec = tuple[int, SampleSpec]
+Places = tuple[torch.Tensor, torch.Tensor]
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -24,35 +31,89 @@ def changes_logits(spec: SampleSpec) -> bool:
     return bool(spec.banned_token_ids or spec.params.logit_bias or spec.params.penalized)
 
 
-def adjusted_logits(logits: Logits, spec: SampleSpec) -> Logits:
-    """float32 [vocab] with bans, bias and penalties; ``logits`` itself if there are none.
+@contextmanager
+def adjusted_logits(logits: torch.Tensor, specs: Sequence[SampleSpec]) -> Iterator[None]:
+    """Inside, row i of float32 ``logits`` [R, vocab] has the bans, bias and penalties of specs[i].
 
-    All ids in ``spec`` must be in the vocabulary. Finite logits stay below +inf.
+    Afterwards it is again as it was. All ids in ``specs`` must be in the vocabulary. Finite logits
+    stay below +inf; where NaN or +inf would be covered up, the row holds NaN. On a GPU this only
+    enqueues work.
     """
-    if not changes_logits(spec):
-        return logits
-    logits = logits.copy()
-    params = spec.params
-    if spec.banned_token_ids:
-        logits[list(spec.banned_token_ids)] = -np.inf
-    if params.logit_bias:
-        ids, biases = zip(*params.logit_bias, strict=True)
-        logits[list(ids)] += np.array(biases, np.float32)
-    if params.repetition_penalty != 1.0:
-        _penalize_repetition(logits, spec.tokens, params.repetition_penalty)
-    if params.frequency_penalty or params.presence_penalty:
-        _penalize_counts(logits, spec.tokens[spec.prompt_length :], params)
-    return logits
+    changed = [(row, spec) for row, spec in enumerate(specs) if changes_logits(spec)]
+    if not changed:
+        yield
+        return
+    places = _places([(row, _touched(spec)) for row, spec in changed], logits.device)
+    before = logits[places]
+    _ban(logits, changed)
+    _add_bias(logits, changed)
+    _penalize_repetition(logits, changed)
+    _penalize_counts(logits, changed)
+    logits[places] = torch.where(before < torch.inf, logits[places], torch.nan)
+    try:
+        yield
+    finally:
+        logits[places] = before
 
 
-def _penalize_repetition(logits: Logits, tokens: npt.NDArray[np.int32], penalty: float) -> None:
+def _touched(spec: SampleSpec) -> npt.NDArray[np.int64]:
+    biased = [token for token, _ in spec.params.logit_bias]
+    seen = spec.tokens if spec.params.penalized else ()
+    return np.concatenate([spec.banned_token_ids, biased, seen]).astype(np.int64)
+
+
+def _places(ids: Sequence[tuple[int, npt.ArrayLike]], device: torch.device) -> Places:
+    """Rows and ids, flat, of all pairs of a row and its ids."""
+    arrays = [np.asarray(of_row, np.int64) for _, of_row in ids]
+    rows = np.repeat([row for row, _ in ids], [len(array) for array in arrays])
+    return on_device(rows, device), on_device(np.concatenate(arrays), device)
+
+
+def _ban(logits: torch.Tensor, changed: Sequence[RowSpec]) -> None:
+    banned = [(row, spec.banned_token_ids) for row, spec in changed if spec.banned_token_ids]
+    if banned:
+        logits[_places(banned, logits.device)] = -torch.inf
+
+
+def _add_bias(logits: torch.Tensor, changed: Sequence[RowSpec]) -> None:
+    biased = [(row, spec.params.logit_bias) for row, spec in changed if spec.params.logit_bias]
+    if not biased:
+        return
+    places = _places([(row, [token for token, _ in bias]) for row, bias in biased], logits.device)
+    values = np.array([value for _, bias in biased for _, value in bias], np.float32)
+    logits[places] += on_device(values, logits.device)
+
+
+def _penalize_repetition(logits: torch.Tensor, changed: Sequence[RowSpec]) -> None:
+    repeated = [(row, spec) for row, spec in changed if spec.params.repetition_penalty != 1.0]
+    if not repeated:
+        return
+    penalties = np.repeat(
+        [spec.params.repetition_penalty for _, spec in repeated],
+        [len(spec.tokens) for _, spec in repeated],
+    )
+    penalty = on_device(penalties, logits.device)
     # A token that occurs twice is written twice with the same value: no need to sort them out.
-    seen = logits[tokens].astype(np.float64)
-    with np.errstate(over="ignore"):
-        penalized = np.where(seen > 0, seen / penalty, seen * penalty)
-    logits[tokens] = np.minimum(penalized, _LARGEST)
+    places = _places([(row, spec.tokens) for row, spec in repeated], logits.device)
+    seen = logits[places].double()
+    penalized = torch.where(seen > 0, seen / penalty, seen * penalty)
+    logits[places] = penalized.clamp(max=_LARGEST).float()
 
 
-def _penalize_counts(logits: Logits, answer: npt.NDArray[np.int32], params: SamplingParams) -> None:
-    ids, counts = np.unique(answer, return_counts=True)
-    logits[ids] -= (params.frequency_penalty * counts + params.presence_penalty).astype(np.float32)
+def _penalize_counts(logits: torch.Tensor, changed: Sequence[RowSpec]) -> None:
+    counted = [
+        (row, spec)
+        for row, spec in changed
+        if spec.params.frequency_penalty or spec.params.presence_penalty
+    ]
+    if not counted:
+        return
+    each = [np.unique(spec.tokens[spec.prompt_length :], return_counts=True) for _, spec in counted]
+    penalties = [
+        spec.params.frequency_penalty * counts + spec.params.presence_penalty
+        for (_, spec), (_, counts) in zip(counted, each, strict=True)
+    ]
+    places = _places(
+        [(row, ids) for (row, _), (ids, _) in zip(counted, each, strict=True)], logits.device
+    )
+    logits[places] -= on_device(np.concatenate(penalties).astype(np.float32), logits.device)

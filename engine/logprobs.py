@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from core.step import TokenLogprobs
-from engine.logits import Logits
+
+Logits = npt.NDArray[np.float32]
 
 # Logits this near to the largest nearly always include the wanted ones, and are few.
 _NEAR = 8.0

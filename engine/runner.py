@@ -24,7 +24,7 @@ from engine.graph_buckets import decode_buckets, has_graphs
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig, read_model_config
 from engine.running_batch import RunningBatch
-from engine.sampler import sample
+from engine.sampler import Sampler
 from engine.upload import Upload
 from engine.weights import load_weights
 
@@ -52,6 +52,7 @@ class ModelRunner:
         self._upload = Upload(model.device)
         widest = pool.num_blocks if graphs is None else graphs.buckets.table_width
         self._running = RunningBatch(pool.layout.block_size, widest)
+        self._sampler = Sampler()
 
     def execute(
         self, plan: StepPlan, meanwhile: Callable[[], None] = _nothing
@@ -70,7 +71,7 @@ class ModelRunner:
         logits = self._forward(arrays)
         if on_gpu:
             meanwhile()
-        result = None if logits is None else sample(logits, arrays.sampled_slices)
+        result = None if logits is None else self._sampler.sample(logits, arrays.sampled_slices)
         if on_gpu and (result is None or not arrays.sampled_slices):
             # What follows a step (handing its blocks over) must find them written; reading tokens
             # has waited for that. Not the whole device: a transfer that waits for a slow peer is

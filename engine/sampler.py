@@ -1,167 +1,75 @@
-"""Chooses next tokens from logits: greedy, or by one counter-based draw each.
+"""Chooses the next tokens of a step from its logits, all rows at once.
 
 Order, as in vLLM: log-probabilities are those of the logits as the model gave them; then bans,
-bias and penalties (``engine.logits``), temperature, min_p, top_k, top_p. A draw is found in the
-cumulated probabilities sorted by (-probability, token id), so that equal logits, seed, sequence
-index and position give the same token on any worker and in any company.
+bias and penalties (``engine.logits``), temperature, min_p, top_k, top_p and the draw
+(``kernels.sampling``). Equal logits, seed, sequence index and position give the same token on any
+worker and in any company.
 Does not cover: how a failed sequence is reported (the workers' schedulers).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from core.random import uniform
-from core.request import SamplingParams
 from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.logits import Logits, adjusted_logits, changes_logits
-from engine.logprobs import token_logprobs
-
-Probabilities = npt.NDArray[np.float64]
-TokenIds = npt.NDArray[np.intp]
+from engine.logits import adjusted_logits
+from engine.logprobs import Logits, token_logprobs
+from engine.sampling_arrays import StepArrays
+from kernels.sampling import NO_TOKEN, sample_tokens
 
 NOT_FINITE = "the model's logits hold NaN or infinity, or leave no token to choose"
 
-# Nearly always the tokens above a small share of the likeliest one's probability are enough, else
-# some thousand likeliest ones; sorting a whole vocabulary costs milliseconds.
-_UNLIKELY = 1e-4
-_SORTED_FIRST = (1024, 8192)
 
+class Sampler:
+    """Keeps the arrays of the step before, which mostly serve again. For one thread at a time."""
 
-def sample(logits: torch.Tensor, slices: Sequence[Slice]) -> StepResult:
-    """Draws all samples of each slice from its row of float32 ``logits`` [R, vocab].
+    def __init__(self) -> None:
+        self._arrays = StepArrays()
 
-    A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only.
-    """
-    rows = _sample_rows(logits, [part.samples for part in slices])
-    ids = [part.sequence_id for part in slices]
-    sampled = {i: row for i, row in zip(ids, rows, strict=True) if row}
-    return StepResult(sampled, {i: NOT_FINITE for i in ids if i not in sampled})
+    def sample(self, logits: torch.Tensor, slices: Sequence[Slice]) -> StepResult:
+        """Draws all samples of each slice from its row of float32 ``logits`` [R, vocab].
 
+        A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only. Rows with
+        penalties are changed meanwhile, and changed back. From a GPU the host reads once, and once
+        more for each row with log-probabilities.
+        """
+        rows = self.sample_rows(logits, [part.samples for part in slices])
+        ids = [part.sequence_id for part in slices]
+        sampled = {i: row for i, row in zip(ids, rows, strict=True) if row}
+        return StepResult(sampled, {i: NOT_FINITE for i in ids if i not in sampled})
 
-def _sample_rows(
-    logits: torch.Tensor, samples: Sequence[tuple[SampleSpec, ...]]
-) -> list[tuple[SampledToken, ...]]:
-    if logits.device.type != "cpu" and all(_is_plain_greedy(specs[0]) for specs in samples):
-        return greedy_on_device(logits, [len(specs) for specs in samples])
-    # numpy's argmax is 10 times quicker than torch's on CPU and gives the lowest id of equals.
-    rows = logits.cpu().numpy()
-    return [sample_row(row, specs) for row, specs in zip(rows, samples, strict=True)]
+    def sample_rows(
+        self, logits: torch.Tensor, samples: Sequence[tuple[SampleSpec, ...]]
+    ) -> list[tuple[SampledToken, ...]]:
+        """One token for each spec of a row; none if no token can be chosen.
 
-
-def greedy_on_device(logits: torch.Tensor, counts: Sequence[int]) -> list[tuple[SampledToken, ...]]:
-    """The likeliest token of each row, ``counts[i]`` times; none where that is not finite.
-
-    Only the token ids leave the device.
-    """
-    best = logits.argmax(dim=-1)
-    finite = logits.gather(1, best.unsqueeze(1)).squeeze(1).isfinite()
-    tokens = torch.where(finite, best, -1).tolist()
-    return [
-        (SampledToken(int(token)),) * count if token >= 0 else ()
-        for token, count in zip(tokens, counts, strict=True)
-    ]
+        The specs of one row may differ in their sequence index only.
+        """
+        arrays = self._arrays.update(samples)
+        with torch.inference_mode(), adjusted_logits(logits, [specs[0] for specs in samples]):
+            tokens: list[int] = sample_tokens(logits, arrays).tolist()
+        drawn = iter(tokens)
+        return [
+            _sampled(logits, row, [next(drawn) for _ in specs], specs[0].params.logprobs)
+            for row, specs in enumerate(samples)
+        ]
 
 
 def sample_row(logits: Logits, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:
-    """One token for each of ``specs`` from float32 [vocab]; none if no token can be chosen.
+    """One token for each of ``specs`` from float32 [vocab], as `Sampler` draws them."""
+    (drawn,) = Sampler().sample_rows(torch.from_numpy(logits)[None], [tuple(specs)])
+    return drawn
 
-    ``specs`` may differ in their sequence index only.
-    """
-    spec = specs[0]
-    # A ban could hide NaN or +inf; the maximum doesn't: it is NaN where any is.
-    if changes_logits(spec) and not math.isfinite(logits.max()):
+
+def _sampled(
+    logits: torch.Tensor, row: int, tokens: Sequence[int], count: int | None
+) -> tuple[SampledToken, ...]:
+    """``count``: how many log-probabilities are wanted beside each token's; None for none."""
+    if tokens[0] == NO_TOKEN:
         return ()
-    tokens = _choose(adjusted_logits(logits, spec), specs)
-    if not tokens or spec.params.logprobs is None:
+    if count is None:
         return tuple(SampledToken(token) for token in tokens)
-    logprobs = token_logprobs(logits, tokens, spec.params.logprobs)
+    logprobs = token_logprobs(logits[row].cpu().numpy(), tokens, count)
     return tuple(SampledToken(*pair) for pair in zip(tokens, logprobs, strict=True))
-
-
-def _is_plain_greedy(spec: SampleSpec) -> bool:
-    return spec.params.greedy and spec.params.logprobs is None and not changes_logits(spec)
-
-
-def _choose(logits: Logits, specs: Sequence[SampleSpec]) -> list[int]:
-    """From adjusted logits; nothing if these hold NaN or +inf, or all tokens are banned."""
-    # argmax is the first NaN where there is one.
-    best = int(logits.argmax())
-    if not math.isfinite(logits[best]):
-        return []
-    params = specs[0].params
-    if params.greedy:
-        return [best] * len(specs)
-    draws = [uniform(spec.params.seed, spec.sequence_index, spec.position) for spec in specs]
-    return _draw_tokens(_weights(logits, float(logits[best]), params), params, draws)
-
-
-def _weights(logits: Logits, largest: float, params: SamplingParams) -> Probabilities:
-    """Probabilities after temperature and min_p [vocab], up to a factor: the largest is 1."""
-    weights: Probabilities = np.subtract(logits, largest, dtype=np.float64)
-    # Divided after the subtraction: the smallest temperatures would overflow otherwise.
-    with np.errstate(over="ignore"):
-        weights /= params.temperature
-    np.exp(weights, out=weights)
-    if params.min_p > 0:
-        weights[weights < params.min_p] = 0
-    return weights
-
-
-def _draw_tokens(
-    weights: Probabilities, params: SamplingParams, draws: Sequence[float]
-) -> list[int]:
-    """Inverse CDF over the smallest set of likeliest tokens that holds ``top_p`` of the mass."""
-    if params.top_k:
-        ids = _sorted_top_k(weights, params.top_k)
-        cumulated = weights[ids].cumsum()
-        total = float(cumulated[-1])
-    else:
-        total = float(weights.sum())
-        share = params.top_p if params.top_p < 1 else max(draws)
-        ids, cumulated = _sorted_until(weights, share * total)
-    last = len(ids) - 1
-    if params.top_p < 1:
-        last = min(last, int(np.searchsorted(cumulated, params.top_p * total, side="left")))
-        total = float(cumulated[last])
-    found = np.searchsorted(cumulated, np.array(draws) * total, side="right")
-    return [int(i) for i in ids[np.minimum(found, last)]]
-
-
-def _sorted_top_k(weights: Probabilities, k: int) -> TokenIds:
-    for ids in _sorted_prefixes(weights):
-        if len(ids) >= k:
-            break
-    return ids[:k]
-
-
-def _sorted_until(weights: Probabilities, needed: float) -> tuple[TokenIds, Probabilities]:
-    """Likeliest ids first, with cumulated weights, until these exceed ``needed`` (or all)."""
-    for ids in _sorted_prefixes(weights):
-        cumulated = weights[ids].cumsum()
-        if cumulated[-1] > needed:
-            break
-    return ids, cumulated
-
-
-def _sorted_prefixes(weights: Probabilities) -> Iterator[TokenIds]:
-    """Longer and longer beginnings of all ids with weight by (-weight, id); the last has all."""
-    likely = np.flatnonzero(weights > _UNLIKELY)
-    if len(likely) <= _SORTED_FIRST[0]:
-        yield _sorted(weights, likely)
-    possible = np.flatnonzero(weights)
-    values = weights[possible]
-    for count in _SORTED_FIRST:
-        if count < len(possible):
-            threshold = np.partition(values, -count)[-count]
-            yield _sorted(weights, possible[values >= threshold])
-    yield _sorted(weights, possible)
-
-
-def _sorted(weights: Probabilities, ids: TokenIds) -> TokenIds:
-    return ids[np.argsort(-weights[ids], kind="stable")]

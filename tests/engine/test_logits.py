@@ -30,6 +30,12 @@ def random_logits(seed: int) -> npt.NDArray[np.float32]:
     return np.random.default_rng(seed).normal(0, 4, VOCABULARY).astype(np.float32)
 
 
+def adjusted(logits: npt.NDArray[np.float32], spec: SampleSpec) -> npt.NDArray[np.float32]:
+    """What one row is while its token is chosen."""
+    with adjusted_logits(torch.from_numpy(logits)[None], [spec]):
+        return logits.copy()
+
+
 def spec_of(
     prompt: list[int],
     answer: list[int],
@@ -93,23 +99,47 @@ def test_all_together_are_those_of_transformers_and_openai_in_vllms_order(
     logits = random_logits(seed)
     before = logits.copy()
     expected = openai_penalties(transformers_order(logits, spec), spec)
-    adjusted = torch.from_numpy(adjusted_logits(logits, spec))
-    torch.testing.assert_close(adjusted, expected, rtol=1e-5, atol=1e-4)
+    ours = torch.from_numpy(adjusted(logits, spec))
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-4)
     assert np.array_equal(logits, before)
 
 
-def test_nothing_asked_is_nothing_copied() -> None:
+def test_nothing_asked_is_nothing_changed() -> None:
     logits = random_logits(1)
-    assert adjusted_logits(logits, spec_of([1, 2], [3])) is logits
+    assert np.array_equal(adjusted(logits, spec_of([1, 2], [3])), logits)
+
+
+def test_rows_changed_together_are_as_if_alone_and_come_back() -> None:
+    specs = [
+        spec_of([0, 1], [2, 2], (5,), repetition_penalty=1.3),
+        spec_of([4], []),
+        spec_of([3, 3], [1, 7], logit_bias=((2, 4.0),), frequency_penalty=0.7),
+        spec_of([2], [2, 3, 3], repetition_penalty=0.8, presence_penalty=-1.0),
+    ]
+    logits = np.stack([random_logits(seed) for seed in range(len(specs))])
+    before = logits.copy()
+    expected = [adjusted(row, spec) for row, spec in zip(before, specs, strict=True)]
+    with adjusted_logits(torch.from_numpy(logits), specs):
+        assert np.array_equal(logits, np.stack(expected))
+    assert np.array_equal(logits, before)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("hidden_by", [{"banned": (3,)}, {"repetition_penalty": 1.5}])
+def test_nothing_covers_up_what_is_no_number(bad: float, hidden_by: dict[str, object]) -> None:
+    logits = random_logits(2)
+    logits[3] = bad
+    assert np.isnan(adjusted(logits, spec_of([3], [3], **hidden_by))[3])  # type: ignore[arg-type]
+    assert not np.isfinite(logits[3])
 
 
 def test_repetition_counts_the_prompt_and_the_others_the_answer_only() -> None:
     logits = np.array([4.0, -4.0, 4.0, -4.0, 1.0], np.float32)
-    repeated = adjusted_logits(logits, spec_of([0, 1, 0], [2, 2, 3], repetition_penalty=2.0))
+    repeated = adjusted(logits, spec_of([0, 1, 0], [2, 2, 3], repetition_penalty=2.0))
     assert repeated.tolist() == [2.0, -8.0, 2.0, -8.0, 1.0]
-    often = adjusted_logits(logits, spec_of([0, 1, 0], [2, 2, 3], frequency_penalty=0.5))
+    often = adjusted(logits, spec_of([0, 1, 0], [2, 2, 3], frequency_penalty=0.5))
     assert often.tolist() == [4.0, -4.0, 3.0, -4.5, 1.0]
-    present = adjusted_logits(logits, spec_of([0, 1, 0], [2, 2, 3], presence_penalty=0.5))
+    present = adjusted(logits, spec_of([0, 1, 0], [2, 2, 3], presence_penalty=0.5))
     assert present.tolist() == [4.0, -4.0, 3.5, -4.5, 1.0]
 
 
@@ -139,5 +169,5 @@ def test_banned_and_unwanted_ids_are_never_drawn() -> None:
 def test_the_smallest_repetition_penalties_stay_finite(penalty: float, temperature: float) -> None:
     logits = np.array([1.0, 9.0, 0.0, -5.0], np.float32)
     spec = spec_of([0, 2, 3], [], repetition_penalty=penalty, temperature=temperature)
-    assert bool(np.isfinite(adjusted_logits(logits, spec)).all())
+    assert bool(np.isfinite(adjusted(logits, spec)).all())
     assert sample_row(logits, (spec,))[0].token == 0

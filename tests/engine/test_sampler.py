@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from core.random import uniform
 from core.request import SamplingParams
 from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.sampler import NOT_FINITE, greedy_on_device, sample, sample_row
+from engine.sampler import NOT_FINITE, Sampler, sample_row
 
 GREEDY = SamplingParams(max_tokens=1)
 VOCABULARY = 30
@@ -45,7 +45,7 @@ def sample_all(logits: npt.NDArray[np.float32], specs: Sequence[SampleSpec]) -> 
     """One slice for each row; sequence ids 0, 1, ..."""
     one = np.zeros(1, np.int32)
     slices = [Slice(i, 0, one, one, (spec,)) for i, spec in enumerate(specs)]
-    return sample(torch.from_numpy(logits), slices)
+    return Sampler().sample(torch.from_numpy(logits), slices)
 
 
 def plain_draw(logits: npt.NDArray[np.float32], params: SamplingParams, draw: float) -> int:
@@ -228,11 +228,18 @@ def test_the_smallest_temperatures_are_greedy(temperature: float) -> None:
     assert set(drawn(logits_of(0.2, 0.5, 0.3), hot(temperature=temperature), 20)) == {1}
 
 
-def test_greedy_on_a_device_is_greedy_on_the_cpu() -> None:
-    logits = torch.randn(4, 500, generator=torch.Generator().manual_seed(2))
-    logits[1, 7] = torch.nan
-    logits[2, 8] = torch.inf
-    rows = greedy_on_device(logits, [1, 1, 1, 3])
-    specs = [(SampleSpec(GREEDY, 0),) * count for count in (1, 1, 1, 3)]
-    assert rows == [sample_row(row, spec) for row, spec in zip(logits.numpy(), specs, strict=True)]
-    assert [len(row) for row in rows] == [1, 0, 0, 3]
+def test_steps_one_after_the_other_are_as_if_each_were_the_first() -> None:
+    """The arrays of a step are used again: sequences that come, go and change places must show."""
+    logits = np.random.default_rng(4).normal(0, 2, (4, VOCABULARY)).astype(np.float32)
+    a, b, c = (
+        hot(seed=seed, temperature=temperature) for seed, temperature in enumerate((1, 2, 0))
+    )
+    steps = [[(a,), (b,)], [(a,), (b,)], [(b,), (a,)], [(b,), (a, a)], [(b, b), (a,)], [(c,)], []]
+    sampler = Sampler()
+    for position, step in enumerate(steps):
+        samples = [
+            tuple(SampleSpec(p, position, sequence_index=i) for i, p in enumerate(row))
+            for row in step
+        ]
+        kept = sampler.sample_rows(torch.from_numpy(logits[: len(samples)]), samples)
+        assert kept == [sample_row(logits[i], specs) for i, specs in enumerate(samples)]
