@@ -43,7 +43,7 @@ from engine.kv_pool import KVPool
 from engine.local_executor import LocalExecutor
 from engine.runner import LoadedModel
 from engine.running_batch import RunningBatch
-from engine.sampler import sample
+from engine.sampler import Sampler
 from engine.upload import Upload
 from kv_transfer.handshake import WorkerIdentity
 from text.answer import AnswerText
@@ -250,8 +250,9 @@ def sampling(worker: Worker, batch: int) -> dict[str, float]:
     ).float()
     greedy = [part for part in plan.slices if part.samples]
     drawn = [replace(part, samples=(replace(part.samples[0], params=DRAWN),)) for part in greedy]
+    sampler = Sampler()
     return {
-        name: round(median([timed(sample, logits, s) for _ in range(9)]) / 1e3, 1)
+        name: round(median([timed(sampler.sample, logits, s) for _ in range(9)]) / 1e3, 1)
         for name, s in (("greedy", greedy), ("drawn", drawn))
     }
 
