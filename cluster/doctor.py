@@ -39,7 +39,8 @@ def run_checks(model: str | None, ports: Mapping[str, int]) -> list[Check]:
     if any(check.status == "failed" for check in checks):
         # What follows imports our own modules and their dependencies.
         return checks
-    return [*checks, _cores(), _memory(), _shared_memory(), _model(model), *_ports(ports)]
+    machine = [_cores(), _memory(), _shared_memory(), *_kernels()]
+    return [*checks, *machine, _model(model), *_ports(ports)]
 
 
 def _python() -> Check:
@@ -71,6 +72,19 @@ def _cores() -> Check:
     if count < 2:
         return Check("cores", "warning", "1: prefill and decode workers will share it")
     return Check("cores", "ok", str(count))
+
+
+def _kernels() -> list[Check]:
+    from cluster.kernel_checks import gpu_here, kernels_here, native_gain
+
+    compiled, said = kernels_here()
+    checks = [
+        Check("kernels", "ok" if compiled else "warning", said),
+        Check("gpu", "ok", gpu_here()),
+    ]
+    if compiled:
+        checks.append(Check("kernels' gain", "ok", native_gain()))
+    return checks
 
 
 def _memory() -> Check:

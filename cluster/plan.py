@@ -30,6 +30,10 @@ OWN_CPU_SHARE = 0.001
 STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# A thread of OpenMP that waits for work would spin, by default for milliseconds (GNU) or a fifth of
+# a second (LLVM, Intel), on cores that our own threads and the event loop need. So many turns take
+# about 50 µs, as in ``kernels/native/threads.cpp``: within a step few have to be woken.
+_WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -159,6 +163,7 @@ def replica_settings(
         device=spec.engine.device,
         threads=threads[0],
         cores=cores[0],
+        kernels=spec.engine.kernels,
         max_num_seqs=pool.max_num_seqs,
         max_num_batched_tokens=plan_step_tokens(spec, slot),
         host=places[0].host,
@@ -179,4 +184,4 @@ def replica_settings(
 
 def thread_environment(threads: int) -> dict[str, str]:
     """Read by math libraries when they load, hence environment variables."""
-    return dict.fromkeys(_THREAD_VARIABLES, str(threads))
+    return dict.fromkeys(_THREAD_VARIABLES, str(threads)) | _WAITING

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def bind_cores(cores: Sequence[int]) -> None:
-    """Pins this thread, and all that are started after it; no cores: leaves it as it is."""
-    if cores:
-        os.sched_setaffinity(0, cores)
+    """Pins all threads of this process, and those started later; no cores: leaves it as it is.
+
+    All of them: Ray has started its own before, which otherwise take turns with other workers.
+    """
+    if not cores:
+        return
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):  # It has ended meanwhile.
+            os.sched_setaffinity(int(thread.name), cores)
 
 
 def bind_process(cores: Sequence[int], threads: int) -> None:

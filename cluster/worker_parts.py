@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.request import Role
-from core.worker_settings import WorkerSettings
+from core.worker_settings import RankSettings, WorkerSettings
 from crossdock.v1 import worker_pb2
 from decode_worker.service import DecodeService
 from engine.communicator import ALONE, Communicator
@@ -16,6 +16,7 @@ from engine.model_hash import model_hash
 from engine.process_group import TorchCommunicator
 from engine.rendezvous import KeyValues
 from engine.runner import LoadedModel, load_runner
+from kernels.dispatch import force
 from kv_transfer.handshake import WorkerIdentity
 from kv_transfer.rank_ports import RankReceiver, RankSender
 from kv_transfer.rank_receiver import LocalRankReceiver
@@ -64,6 +65,9 @@ def load_rank(
     """Finds the other ranks over ``values`` (None: there are none), reads this rank's weights and
     pre-faults its KV pool; takes seconds. ``host``: where the other ranks reach this one."""
     folder = Path(settings.model_folder)
+    if settings.kernels == "torch":
+        # Before the model is made: its weights are laid out for what computes with them.
+        force("torch")
     communicator: Communicator = ALONE
     if values is not None:
         communicator = TorchCommunicator(values, settings.shape, rank, host, settings.device)
@@ -135,7 +139,7 @@ def _replica(settings: WorkerSettings, model: LoadedModel, group: RankGroup | No
     execute = intervals.timed(model.runner.execute)
 
     def stats() -> worker_pb2.RankStats:
-        return own_stats(0, settings.host, settings.threads, intervals)
+        return own_stats(RankSettings.of_leader(settings), intervals)
 
     if group is None:
         return Replica(LocalExecutor(execute), stats)

@@ -56,12 +56,14 @@ class _Section(BaseModel):
 
 class EngineSpec(_Section):
     """``threads`` per rank; None: as many as it has cores of its own. ``affinity`` "auto" binds
-    each rank to its share of the node's cores, "none" leaves that to the system."""
+    each rank to its share of the node's cores, "none" leaves that to the system. ``kernels``
+    "torch" leaves the compiled kernels and Triton's out, should they be at fault for something."""
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
     dtype: DType = "auto"
     threads: int | None = Field(default=None, ge=1)
     affinity: Literal["auto", "none"] = "auto"
+    kernels: Literal["auto", "torch"] = "auto"
 
 
 class PoolSpec(_Section):

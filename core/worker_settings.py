@@ -17,7 +17,7 @@ class WorkerSettings:
 
     ``num_blocks`` is the size of each rank's KV pool in blocks; ``max_num_batched_tokens`` the
     budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
-    to (empty: not bound); ``transport`` is ``kv.transport``;
+    to (empty: not bound); ``kernels`` is ``engine.kernels``; ``transport`` is ``kv.transport``;
     ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
     clear); times are in seconds, ``ttft_s`` is ``slo.ttft``.
     """
@@ -31,6 +31,7 @@ class WorkerSettings:
     device: str = "cpu"
     threads: int = 1
     cores: tuple[int, ...] = ()
+    kernels: str = "auto"
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 256
     host: str = "127.0.0.1"
@@ -55,10 +56,15 @@ class LeaderAddress:
 
 @dataclass(frozen=True, slots=True)
 class RankSettings:
-    """What a rank other than the leading one is told. ``worker``: its replica's settings."""
+    """What a rank is told. ``worker``: its replica's settings."""
 
     worker: WorkerSettings
     rank: int
     host: str = "127.0.0.1"
     threads: int = 1
     cores: tuple[int, ...] = ()
+
+    @staticmethod
+    def of_leader(worker: WorkerSettings) -> RankSettings:
+        """The same of rank 0, from its own settings."""
+        return RankSettings(worker, 0, worker.host, worker.threads, worker.cores)

@@ -33,6 +33,17 @@ def implementation(x: torch.Tensor) -> Implementation:
     return "torch"
 
 
+def description(device: str, dtype: torch.dtype) -> str:
+    """What computes on ``device``, for people: with the reason on a CPU."""
+    if _forced is not None:
+        return f"{_forced} (chosen)"
+    if device.startswith("cuda"):
+        return "triton"
+    if dtype not in NATIVE_DTYPES:
+        return f"torch (none is compiled for {str(dtype).removeprefix('torch.')})"
+    return f"{'native' if library.is_available() else 'torch'} ({library.choice().reason})"
+
+
 def force(choice: Implementation | None) -> None:
     """Has ``choice`` run in this process wherever it can be; None: the rule again.
 

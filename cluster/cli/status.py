@@ -36,8 +36,8 @@ def _print(found: dict[str, Any]) -> None:
     settled = "" if found["settled"] else "  (changing)"
     print(f"pools {ratio}{settled}  restarts {found['restarts']}\n")
     print_table(
-        ["worker", "tp×pp", "state", "endpoint", "cores", "run", "wait", "free", "cached", "leased",
-         "prefilled", "decoded", "preempted"],
+        ["worker", "tp×pp", "state", "endpoint", "cores", "kernels", "run", "wait", "free",
+         "cached", "leased", "prefilled", "decoded", "preempted"],
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
     edges = [(edge, worker) for worker in found["workers"] for edge in worker["stats"]["edges"]]
@@ -58,10 +58,11 @@ def _worker_row(worker: dict[str, Any]) -> list[object]:
     shape = f"{worker['tensor_parallel_size']}×{worker['pipeline_parallel_size']}"
     head = [worker["worker"], shape, state, worker["endpoint"]]
     if worker["state"] not in ("ready", "draining"):
-        return head + ["–"] * 9
+        return head + ["–"] * 10
     return [
         *head,
         _cores_of_ranks(worker),
+        _kernels(stats["ranks"]),
         stats["load"]["running"],
         stats["load"]["waiting"],
         f"{stats['free_blocks']}/{stats['total_blocks']}",
@@ -97,6 +98,11 @@ def _cores_of_ranks(worker: dict[str, Any]) -> str:
 
 def _cores(stats: dict[str, Any]) -> str:
     return ",".join(str(core) for core in stats["cores"]) or "any"
+
+
+def _kernels(ranks: list[dict[str, Any]]) -> str:
+    """Of all ranks; why is told as JSON."""
+    return "|".join(sorted({stats["kernels"].partition(" ")[0] for stats in ranks}))
 
 
 def _size(count: int) -> str:

@@ -132,15 +132,10 @@ def _beside_floors(
 
 
 def _kernels(dtype: str) -> str:
-    import torch
-
     from engine.dtypes import torch_dtype
-    from kernels.dispatch import NATIVE_DTYPES, implementation
-    from kernels.native.library import choice
+    from kernels.dispatch import description
 
-    kind = torch_dtype(dtype)
-    reason = choice().reason if kind in NATIVE_DTYPES else f"none is compiled for {dtype}"
-    return f"{implementation(torch.empty(0, dtype=kind))} ({reason})"
+    return description("cpu", torch_dtype(dtype))
 
 
 def _progress(task: ChildTask, text: str) -> None:

@@ -283,7 +283,7 @@ def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) 
     folder = make_model_folder(tmp_path / "tiny")
     assert run(monkeypatch, "doctor", "--model", str(folder), "--output", "json") == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
-    assert {"python", "package torch", "modules", "cores", "memory"} <= checks.keys()
+    assert {"python", "package torch", "modules", "cores", "memory", "kernels"} <= checks.keys()
     assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
 
 

@@ -169,6 +169,11 @@ def test_math_libraries_are_told_how_many_threads_to_start() -> None:
     assert thread_environment(2)["OMP_NUM_THREADS"] == "2"
 
 
+def test_kernels_can_be_turned_off_on_every_rank() -> None:
+    spec = make_spec({"engine": {"kernels": "torch"}})
+    assert settings_of(spec, list_slots(spec)[0], (0,)).leader.kernels == "torch"
+
+
 def test_the_token_budget_of_a_step_suits_the_device_and_holds_every_sequence() -> None:
     for settings, budget in [
         ({}, 256),

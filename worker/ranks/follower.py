@@ -123,8 +123,7 @@ class Follower:
             case "ping":
                 self._leader.send(_PONG)
             case "ask_stats":
-                settings = self._settings
-                stats = own_stats(settings.rank, settings.host, settings.threads, self._intervals)
+                stats = own_stats(self._settings, self._intervals)
                 self._leader.answer(message, pb.RankMessage(stats=stats))
             case "stop":
                 self._tell(self._end, None)

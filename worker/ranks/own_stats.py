@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 
+from core.worker_settings import RankSettings
 from crossdock.v1 import worker_pb2 as pb
+from engine.dtypes import torch_dtype
+from kernels.dispatch import description
 from worker.ranks.intervals import StepIntervals
 
 
-def own_stats(rank: int, host: str, threads: int, intervals: StepIntervals) -> pb.RankStats:
+def own_stats(settings: RankSettings, intervals: StepIntervals) -> pb.RankStats:
     """For the rank that this process is; its cores are those it is bound to."""
+    worker = settings.worker
     return pb.RankStats(
-        rank=rank,
+        rank=settings.rank,
         pid=os.getpid(),
-        host=host,
+        host=settings.host,
         cores=sorted(os.sched_getaffinity(0)),
-        threads=threads,
+        threads=settings.threads,
         intervals=intervals.to_wire(),
+        kernels=description(worker.device, torch_dtype(worker.dtype)),
     )
