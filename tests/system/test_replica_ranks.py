@@ -61,6 +61,17 @@ async def test_many_ranks_answer_as_one(
     assert replica.await_end(0) == [0] * len(replica.processes)
 
 
+async def test_kernels_that_are_turned_off_are_so_on_every_rank(
+    settings: WorkerSettings, expected: list[list[list[int]]]
+) -> None:
+    off = replace(settings, kernels="torch", shape=ParallelShape(2, 1))
+    with start_replica(off) as replica:
+        async with attached(replica.place.endpoint) as router:
+            assert await router.generate(PROMPTS, GREEDY) == expected[0]
+            stats = await router.stats()
+    assert [rank.kernels for rank in stats.ranks] == ["torch (chosen)"] * 2
+
+
 @pytest.mark.parametrize(("prefill", "decode"), [((3, 1), (1, 2)), ((1, 2), (2, 1))], ids=str)
 async def test_a_handoff_between_many_ranks_changes_no_token(
     settings: WorkerSettings,
