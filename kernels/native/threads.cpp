@@ -22,6 +22,8 @@ std::atomic<int64_t> next_index{0};
 std::atomic<uint32_t> wakes{0};
 std::atomic<int> sleepers{0};
 std::atomic<bool> stopping{false};
+// Held by whoever uses the helpers; who finds it held does without them.
+std::atomic_flag in_use = ATOMIC_FLAG_INIT;
 int64_t job_count;
 Body job_body;
 void* job_context;
@@ -120,6 +122,7 @@ void forget_helpers() {
   started = 0;
   state.store(0);
   sleepers.store(0);
+  in_use.clear();
 }
 
 __attribute__((constructor)) void watch_forks() { pthread_atfork(nullptr, nullptr, forget_helpers); }
@@ -130,12 +133,19 @@ int threads() { return wanted; }
 
 void set_threads(int count) {
   count = count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
-  if (count == wanted) return;
-  stop_helpers();
-  wanted = count;
+  while (in_use.test_and_set(std::memory_order_acquire)) pause();
+  if (count != wanted) {
+    stop_helpers();
+    wanted = count;
+  }
+  in_use.clear(std::memory_order_release);
 }
 
 void run_parallel(int64_t count, Body body, void* context) {
+  if (in_use.test_and_set(std::memory_order_acquire)) {
+    for (int64_t i = 0; i < count; i++) body(i, context);
+    return;
+  }
   start_helpers();
   job_count = count;
   job_body = body;
@@ -147,6 +157,7 @@ void run_parallel(int64_t count, Body body, void* context) {
   take_indexes();
   state.fetch_and(~OPEN, std::memory_order_acq_rel);
   while (state.load(std::memory_order_acquire) & HELPERS) pause();
+  in_use.clear(std::memory_order_release);
 }
 
 }  // namespace crossdock

@@ -11,7 +11,8 @@ namespace crossdock {
 
 typedef void (*Body)(int64_t index, void* context);
 
-// How many threads share the work, the caller's included. One caller at a time.
+// How many threads share the work, the caller's included. Of several callers at a time one has the
+// helpers, and the others work alone.
 void set_threads(int count);
 int threads();
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -81,3 +83,21 @@ def test_several_threads_give_the_same_bits(cpu_path: str) -> None:
         library.set_threads(count)
         for _ in range(20):
             assert torch.equal(linear(x), alone)
+
+
+def test_several_callers_at_a_time_get_their_own_products(cpu_path: str) -> None:
+    from kernels.native import library
+
+    if cpu_path == "torch":
+        pytest.skip("only the compiled library has threads of its own")
+    linears = [Linear(torch.randn(300, 64)) for _ in range(4)]
+    xs = [torch.randn(33, 64) for _ in linears]
+    alone = [linear(x) for linear, x in zip(linears, xs, strict=True)]
+    library.set_threads(3)
+    try:
+        with ThreadPoolExecutor(len(linears)) as pool:
+            for _ in range(30):
+                together = pool.map(lambda i: linears[i](xs[i]), range(len(linears)))
+                assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    finally:
+        library.set_threads(1)
