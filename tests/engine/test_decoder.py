@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from native_variants import kernels_of_the_path as kernels_of_the_path
 from stepper import Stepper
 from transformers import AutoModelForCausalLM
 
@@ -16,8 +17,11 @@ from core.request import SamplingParams
 from core.step import StepPlan, StepResult
 from engine.kv_pool import KVPool
 from engine.runner import LoadedModel, ModelRunner, load_runner
+from kernels.native import library
 
 BLOCK_SIZE = 4
+
+pytestmark = pytest.mark.usefixtures("kernels_of_the_path")
 
 
 @pytest.fixture
@@ -56,6 +60,26 @@ def test_logits_do_not_depend_on_the_chunks(
     while text.computed < len(prompt):
         logits = stepper.logits(text)
         torch.testing.assert_close(logits, expected[text.computed - 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_compiled_kernels_give_the_same_bits_however_a_text_is_cut(
+    kernels_of_the_path: str, tiny_llama: Path, dtype: str
+) -> None:
+    if kernels_of_the_path == "torch":
+        pytest.skip("torch's kernels choose an order of summation by the shape")
+    if not library.is_available():
+        pytest.skip(f"no compiled kernels: {library.choice().reason}")
+    prompt, last = random_prompt(150), []
+    for chunk in (1, 7, 64, 150):
+        loaded = load(tiny_llama, dtype)
+        stepper = Stepper(loaded, chunk)
+        text = stepper.add(prompt)
+        while text.computed < len(prompt):
+            logits = stepper.logits(text)
+        last.append(logits)
+        loaded.pool.close()
+    assert all(torch.equal(logits, last[0]) for logits in last)
 
 
 def test_steps_that_mix_chunks_and_decodes_answer_as_each_prompt_alone(

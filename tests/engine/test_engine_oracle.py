@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from native_variants import kernels_of_the_path as kernels_of_the_path
 from replica import Replica
 from stepper import Stepper
 from tokenizers import Tokenizer
@@ -35,6 +36,7 @@ PROMPTS = (
 )
 
 
+@pytest.mark.usefixtures("kernels_of_the_path")
 def test_eight_prompts_together_in_chunks_of_256(smollm2: Path, oracle: Oracle) -> None:
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from native_variants import kernels_of_the_path as kernels_of_the_path
 from stepper import Stepper, Text
 from tiny_models import MODELS, make_model
 from transformers import AutoModelForCausalLM
@@ -26,6 +27,8 @@ from engine.weights import load_weights
 BLOCK_SIZE = 4
 # Beyond every window and beyond the original context of every scaled rope (32).
 LENGTH = 90
+
+pytestmark = pytest.mark.usefixtures("kernels_of_the_path")
 
 
 @dataclass(frozen=True)

@@ -39,3 +39,10 @@ def poisoned_memory() -> Iterator[None]:
     assert bool(torch.empty(7).isnan().all())
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["torch", "chosen"])
+def kernels_of_the_path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A whole model without a compiler, then with what this machine chooses."""
+    with forced("torch" if request.param == "torch" else None):
+        yield request.param
