@@ -41,7 +41,7 @@ class BatchArrays:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T tokens of several sequences; all arrays int64 on the model's device.
+    """T tokens of several sequences; arrays on the model's device.
 
     ``slots`` [T] say where each token's KV goes: block id * block_size + offset. ``sampled_rows``
     [R] are the rows whose logits are wanted.

@@ -27,6 +27,7 @@ from engine.running_batch import RunningBatch
 from engine.sampler import Sampler
 from engine.upload import Upload
 from engine.weights import load_weights
+from kernels.dispatch import implementation
 
 
 def _nothing() -> None:
@@ -120,10 +121,11 @@ def load_runner(
     model = Decoder(config, weights, communicator)
     layout = shard_layout(config.kv_layout(block_size, dtype), model.shard.kv_region)
     pool = KVPool.create(layout, num_blocks, device)
-    if model.device.type == "cuda":
-        _tune_attention(model, pool)
     graphs = None
-    if has_graphs(device, shape, max_decodes):
+    on_triton = implementation(pool.tensor) == "triton"
+    if on_triton:
+        _tune_attention(model, pool)
+    if on_triton and has_graphs(device, shape, max_decodes):
         buckets = decode_buckets(max_decodes, config.max_positions, num_blocks, block_size)
         recorder = CudaRecorder(model.device)
         graphs = DecodeGraphs(model.forward, pool.tensor, config.vocab_size, buckets, recorder)

@@ -32,8 +32,7 @@ class Sampler:
         """Draws all samples of each slice from its row of float32 ``logits`` [R, vocab].
 
         A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only. Rows with
-        penalties are changed meanwhile, and changed back. From a GPU the host reads once, and once
-        more for each row with log-probabilities.
+        penalties are changed meanwhile, and changed back. For a GPU the host waits once.
         """
         rows = self.sample_rows(logits, [part.samples for part in slices])
         ids = [part.sequence_id for part in slices]
@@ -49,12 +48,24 @@ class Sampler:
         """
         arrays = self._arrays.update(samples)
         with torch.inference_mode(), adjusted_logits(logits, [specs[0] for specs in samples]):
-            tokens: list[int] = sample_tokens(logits, arrays).tolist()
-        drawn = iter(tokens)
+            tokens = sample_tokens(logits, arrays)
+        counts = [specs[0].params.logprobs for specs in samples]
+        with_logprobs = _host_rows(logits, [i for i, n in enumerate(counts) if n is not None])
+        drawn = iter(tokens.tolist())
         return [
-            _sampled(logits, row, [next(drawn) for _ in specs], specs[0].params.logprobs)
+            _sampled([next(drawn) for _ in specs], with_logprobs.get(row), counts[row])
             for row, specs in enumerate(samples)
         ]
+
+
+def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:
+    """Rows by number. Those of a GPU are there when the host has waited for what comes after."""
+    if not rows or logits.is_cpu:
+        return {row: logits[row].numpy() for row in rows}
+    host = torch.empty(len(rows), logits.shape[1], dtype=logits.dtype, pin_memory=True)
+    for copied, row in zip(host, rows, strict=True):
+        copied.copy_(logits[row], non_blocking=True)
+    return dict(zip(rows, host.numpy(), strict=True))
 
 
 def sample_row(logits: Logits, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:
@@ -64,12 +75,12 @@ def sample_row(logits: Logits, specs: Sequence[SampleSpec]) -> tuple[SampledToke
 
 
 def _sampled(
-    logits: torch.Tensor, row: int, tokens: Sequence[int], count: int | None
+    tokens: Sequence[int], logits: Logits | None, count: int | None
 ) -> tuple[SampledToken, ...]:
-    """``count``: how many log-probabilities are wanted beside each token's; None for none."""
+    """``count``: how many log-probabilities of ``logits`` are wanted beside each token's."""
     if tokens[0] == NO_TOKEN:
         return ()
-    if count is None:
+    if logits is None or count is None:
         return tuple(SampledToken(token) for token in tokens)
-    logprobs = token_logprobs(logits[row].cpu().numpy(), tokens, count)
+    logprobs = token_logprobs(logits, tokens, count)
     return tuple(SampledToken(*pair) for pair in zip(tokens, logprobs, strict=True))

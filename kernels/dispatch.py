@@ -24,9 +24,9 @@ _forced: Implementation | None = None
 
 def implementation(x: torch.Tensor) -> Implementation:
     """What computes an operation whose activations are like ``x``."""
-    if _forced is not None:
+    if _forced is not None and _forced != "native":
         return _forced
-    if x.is_cuda:
+    if x.is_cuda and _forced is None:
         return "triton"
     if x.is_cpu and x.dtype in NATIVE_DTYPES and library.is_available():
         return "native"
@@ -45,7 +45,7 @@ def description(device: str, dtype: torch.dtype) -> str:
 
 
 def force(choice: Implementation | None) -> None:
-    """Has ``choice`` run in this process wherever it can be; None: the rule again.
+    """Has ``choice`` run in this process, and torch where "native" can't; None: the rule again.
 
     A model keeps weights in the layout of the implementation that was in force when it was made.
     """

@@ -1,10 +1,11 @@
 """``y = x Wᵀ + b`` with the weight packed once for the kernels that read it.
 
 Native (``native/linear.cpp``): near memory speed for few rows, near the rate of the CPU's bfloat16
-dot products for many, and a row's result never depends on how many others there are. Without it
+dot products for many, and a row's result does not depend on how many others there are. Without it
 oneDNN's own packing, which takes up to twice as long for few rows (docs/PERFORMANCE.md). CPUs with
-matrix units (AMX) get both: only oneDNN uses these, and they pay from some rows on; the weight is
-kept twice there. Elsewhere (other devices and dtypes) this is ``F.linear``.
+matrix units (AMX) get both: only oneDNN uses these, and they pay from some rows on; there the
+weight is kept twice, and a bfloat16 row's last bits depend on how many rows there are. Elsewhere
+(other devices and dtypes) this is ``F.linear``.
 """
 
 from __future__ import annotations

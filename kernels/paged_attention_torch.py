@@ -2,10 +2,9 @@
 
 The blocks that a step reads are gathered to contiguous tensors and given to
 ``scaled_dot_product_attention``; decodes are padded to the longest of those with a similar length.
-Every (block, layer, k/v, head) is one
-contiguous row of the pool, and blocks are gathered row by row: that is 6 times quicker than
-indexing the pool with several index tensors. An index is built once per step and window and serves
-all layers.
+Every (block, layer, k/v, head) is one contiguous row of the pool, and blocks are gathered row by
+row: that is 6 times quicker than indexing the pool with several index tensors. An index is built
+once per step and window and serves all layers.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def sample_tokens(logits: torch.Tensor, arrays: SamplingArrays) -> torch.Tensor:
         return _sample_with_triton(logits, arrays)
     if chosen == "native":
         return _sample_natively(logits, arrays)
-    return torch.from_numpy(sample_with_numpy(logits.numpy(), arrays))
+    return torch.from_numpy(sample_with_numpy(logits.cpu().numpy(), arrays)).to(logits.device)
 
 
 def _check(logits: torch.Tensor, arrays: SamplingArrays) -> None:

@@ -109,6 +109,8 @@ class PrefillScheduler:
         if not self._waiting:
             return started
         ahead = sum(s.planned - s.computed for s in self._in_flight)
+        if ahead >= (self._depth + 1) * self._budget:
+            return started
         for pending in self._order.sequence(now):
             if ahead >= (self._depth + 1) * self._budget:
                 break

@@ -154,6 +154,7 @@ class _OneLoad:
                 raise InternalError(f"a sequence ended by {command}", reason="STEP_FAILED")
             self._answers.tell(command, lambda _: message.outputs.add())
             self._unfinished -= command.finish is not None
+        self._decoder.prepare_next()
         self._watch.current.text_s = time.perf_counter() - started
         if self._unfinished == 0:
             self._ended.set()

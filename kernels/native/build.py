@@ -63,7 +63,10 @@ def library_path(variant: str) -> Path:
 
 
 def build() -> list[Path]:
-    """Compiles what is missing and removes what is out of date. Raises `NotBuilt`."""
+    """Compiles what is missing and removes what is out of date; gives what there is.
+
+    A compiler may know only some of the instruction sets. Raises `NotBuilt` if nothing could be.
+    """
     wanted = {library_path(name): flags for name, flags in variants().items()}
     if not wanted:
         raise NotBuilt(f"no native kernels for {sys.platform} on {platform.machine()}")
@@ -72,11 +75,13 @@ def build() -> list[Path]:
         compiler = _compiler()
         BUILT.mkdir(exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(lambda path: _compile(compiler, path, wanted[path]), missing))
+            errors = list(pool.map(lambda path: _compile(compiler, path, wanted[path]), missing))
+        if not any(path.exists() for path in wanted):
+            raise NotBuilt(f"{compiler} could not compile the native kernels:\n{errors[0]}")
     for old in BUILT.glob("*.so"):
         if old not in wanted:
             old.unlink()
-    return list(wanted)
+    return [path for path in wanted if path.exists()]
 
 
 def _sources_hash() -> str:
@@ -91,8 +96,9 @@ def _compiler() -> str:
     raise NotBuilt("no C++ compiler was found: install g++ (on Debian: apt install g++)")
 
 
-def _compile(compiler: str, path: Path, instructions: Sequence[str]) -> None:
-    """Into a file of its own first: a process that looks meanwhile sees a whole library or none."""
+def _compile(compiler: str, path: Path, instructions: Sequence[str]) -> str:
+    """What went wrong, or "". Into a file of its own first: a process that looks meanwhile sees a
+    whole library or none."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     flags = [*_FLAGS, *(f"-m{name}" for name in instructions)]
     sources = [str(file) for file in sorted(SOURCES.glob("*.cpp"))]
@@ -100,8 +106,9 @@ def _compile(compiler: str, path: Path, instructions: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         unfinished.unlink(missing_ok=True)
-        raise NotBuilt(f"{compiler} could not compile the native kernels:\n{done.stderr}")
+        return done.stderr
     unfinished.replace(path)
+    return ""
 
 
 def main() -> int:

@@ -55,16 +55,17 @@ class Choice:
 @functools.cache
 def choice() -> Choice:
     """Loads the best variant that this machine knows the instructions of."""
-    flags = _cpu_flags()
+    flags, best = _cpu_flags(), None
     for variant, instructions in variants().items():
         if not set(instructions) <= flags:
             continue
-        path = library_path(variant)
-        if not path.exists():
-            why = "not built, or older than its sources: run `python -m kernels.native.build`"
-            return Choice(None, None, variant, why)
-        return load(variant, f"compiled for {variant}")
-    return Choice(None, None, None, "there is none for this machine's instruction sets")
+        best = best or variant
+        if library_path(variant).exists():
+            return load(variant, f"compiled for {variant}")
+    if best is None:
+        return Choice(None, None, None, "there is none for this machine's instruction sets")
+    why = "not built, or older than its sources: run `python -m kernels.native.build`"
+    return Choice(None, None, best, why)
 
 
 def library() -> ctypes.CDLL:

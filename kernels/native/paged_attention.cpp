@@ -142,7 +142,7 @@ static void lay(const bf16* const* values, int64_t dim, int64_t width, uint32_t*
 static inline f32x16 exp_of(f32x16 x, bf16) {
   f32x16 y = x * 1.44269504f;
   i32x16 vanishes = y < -126.0f;
-  y = max(y, splat(-126.0f));
+  y = max(splat(-126.0f), y);
   f32x16 shifted = y + 12582912.0f;
   f32x16 r = y - (shifted - 12582912.0f);
   f32x16 p = splat(9.61812910e-3f);

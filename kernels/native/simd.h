@@ -132,19 +132,20 @@ static inline float largest(f32x16 values) {
 #endif
 }
 
+// Where either is NaN, b.
 static inline f32x16 max(f32x16 a, f32x16 b) { return a > b ? a : b; }
 static inline f32x16 min(f32x16 a, f32x16 b) { return a < b ? a : b; }
 
-// e^x to about 1 unit in the last place; 0 below -87.3, and at most e^88.
+// e^x to about 1 unit in the last place; 0 below -87.3, at most e^88, and NaN of NaN.
 // Cody and Waite's reduction by ln 2 in two parts, then the polynomial of Cephes' expf.
 static inline f32x16 exp(f32x16 x) {
 #if defined(__AVX512F__)
   __mmask16 stays = _mm512_cmp_ps_mask((__m512)x, (__m512)splat(-87.3f), _CMP_NLT_UQ);
-  x = min(x, splat(88.0f));
+  x = min(splat(88.0f), x);
   f32x16 n = (f32x16)_mm512_roundscale_ps((__m512)(x * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
 #else
   i32x16 vanishes = x < -87.3f;
-  x = min(max(x, splat(-87.3f)), splat(88.0f));
+  x = min(splat(88.0f), max(splat(-87.3f), x));
   f32x16 shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to a whole number
   f32x16 n = shifted - 12582912.0f;
 #endif

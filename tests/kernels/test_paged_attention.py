@@ -189,6 +189,21 @@ def test_nan_in_one_sequence_does_not_reach_another(cpu_path: str) -> None:
     assert bool(out[[0, 2]].isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_in_a_query_or_a_key_or_a_value_is_not_lost(cpu_path: str, dtype: torch.dtype) -> None:
+    shape = Shape(kv_heads=1, group=2, head_dim=16, block_size=4)
+    pool, [table] = poisoned_pool(shape, [70], dtype)
+    q = torch.randn(1, shape.heads, shape.head_dim).to(dtype)
+    sequences = paged([table], [70], [1])
+    assert bool(paged_attention(q, pool, 0, sequences).isfinite().all())
+    assert bool(paged_attention(torch.full_like(q, torch.nan), pool, 0, sequences).isnan().all())
+    for side in (0, 1):
+        block, kept = int(table[5]), pool[int(table[5])].clone()
+        pool[block, 0, side, 0, 1] = torch.nan
+        assert bool(paged_attention(q, pool, 0, sequences).isnan().all())
+        pool[block] = kept
+
+
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 112, 128, 192, 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_head_sizes_of_real_models(cpu_path: str, head_dim: int, dtype: torch.dtype) -> None:
