@@ -70,6 +70,8 @@ def test_compiled_kernels_give_the_same_bits_however_a_text_is_cut(
         pytest.skip("torch's kernels choose an order of summation by the shape")
     if not library.is_available():
         pytest.skip(f"no compiled kernels: {library.choice().reason}")
+    if dtype == "bfloat16" and library.has_matrix_tiles():
+        pytest.skip("this CPU's matrix units take over from some rows on")
     prompt, last = random_prompt(150), []
     for chunk in (1, 7, 64, 150):
         loaded = load(tiny_llama, dtype)

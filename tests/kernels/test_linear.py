@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
 
 from kernels.linear import Linear, linear_reference
+from kernels.native import library
 
 shared_path = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
@@ -51,6 +52,8 @@ def test_any_shape(
 def test_a_row_does_not_depend_on_its_company(cpu_path: str, dtype: torch.dtype) -> None:
     if cpu_path == "torch":
         pytest.skip("oneDNN chooses an order of summation by the number of rows")
+    if dtype is torch.bfloat16 and library.has_matrix_tiles():
+        pytest.skip("this CPU's matrix units take over from some rows on")
     linear = Linear(torch.randn(200, 576).to(dtype))
     x = torch.randn(300, 576).to(dtype)
     whole = linear(x)
@@ -73,8 +76,6 @@ def test_a_dtype_that_no_kernel_knows(cpu_path: str) -> None:
 
 
 def test_several_threads_give_the_same_bits(cpu_path: str) -> None:
-    from kernels.native import library
-
     if cpu_path == "torch":
         pytest.skip("only the compiled library has threads of its own")
     linear, x = Linear(torch.randn(1000, 64)), torch.randn(33, 64)
@@ -86,8 +87,6 @@ def test_several_threads_give_the_same_bits(cpu_path: str) -> None:
 
 
 def test_several_callers_at_a_time_get_their_own_products(cpu_path: str) -> None:
-    from kernels.native import library
-
     if cpu_path == "torch":
         pytest.skip("only the compiled library has threads of its own")
     linears = [Linear(torch.randn(300, 64)) for _ in range(4)]
@@ -101,3 +100,15 @@ def test_several_callers_at_a_time_get_their_own_products(cpu_path: str) -> None
                 assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
     finally:
         library.set_threads(1)
+
+
+def test_a_cpu_with_matrix_units_has_onednn_for_many_rows(
+    cpu_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN computes the same without such units: only which one is asked is tested here."""
+    monkeypatch.setattr(library, "has_matrix_tiles", lambda: True)
+    weight, x = torch.randn(200, 64).bfloat16(), torch.randn(40, 64).bfloat16()
+    exact = linear_reference(x.double(), weight.double())
+    linear = Linear(weight)
+    for count in (1, 15, 16, 40):
+        torch.testing.assert_close(linear(x[:count]).double(), exact[:count], rtol=0.02, atol=0.1)

@@ -201,7 +201,7 @@ async def kill_at(
         if sign is signal.SIGSTOP:
             # It may be in the midst of a system call: whoever looks before it stopped takes it for
             # one that should end.
-            os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+            await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
         left_s = await asyncio.to_thread(wait_ended, victim, limit_s)
         print(f"all ranks of {victim.settings.worker} had ended after {left_s:.2f} s")
         name = survivor.settings.worker
