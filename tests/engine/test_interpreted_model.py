@@ -9,6 +9,7 @@ from cubin import run_python
 from tiny_models import make_model
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("name", ["llama", "mistral with a window", "qwen3"])
 def test_tokens_are_those_of_the_torch_path(tmp_path: Path, name: str) -> None:
     folder = make_model(tmp_path, name)

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from kernels.decode_attention_triton import num_splits
 
 
+@pytest.mark.triton
 def test_interpreted_kernels_attend_as_the_reference_does() -> None:
     run_python("import attention_cases as cases; cases.check_interpreted_kernels()", interpret=True)
 
@@ -28,6 +29,7 @@ def test_tuning_reads_a_pool_of_any_content_and_leaves_it_alone() -> None:
     assert run_python(program, interpret=True).strip() == "True"
 
 
+@pytest.mark.triton
 def test_kernels_compile_for_gpus() -> None:
     """Some of each; `test_every_variant_compiles_for_gpus` has them all."""
     lines = compile_variants("few_variants()", CAPABILITIES)

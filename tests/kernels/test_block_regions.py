@@ -29,10 +29,12 @@ def test_on_the_cpu_packing_and_checksums_are_what_the_reference_says(case: Case
     check_case(case, pack_blocks, unpack_blocks, checksum_blocks)
 
 
+@pytest.mark.triton
 def test_the_triton_kernels_do_the_same_in_the_interpreter() -> None:
     run_python("import block_region_cases as cases; cases.check_interpreted_kernels()", "1")
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_triton_kernels_compile_for_gpus(capability: int) -> None:
     text = run_python(

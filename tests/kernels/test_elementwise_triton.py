@@ -9,10 +9,12 @@ from elementwise_triton_cases import HEAD_DIMS, WIDTHS
 _OF_A_DTYPE = 3 * len(WIDTHS) + 2 * len(HEAD_DIMS)
 
 
+@pytest.mark.triton
 def test_the_kernels_do_in_the_interpreter_what_the_references_say() -> None:
     run_python("import elementwise_triton_cases as cases; cases.check_kernels()", interpret=True)
 
 
+@pytest.mark.triton
 def test_the_kernels_of_bfloat16_compile() -> None:
     assert compiled("cases.compile_kernels(90, ('bfloat16',))") == _OF_A_DTYPE
 

@@ -95,14 +95,17 @@ def test_what_cannot_be_read_is_refused() -> None:
         sample_tokens(torch.zeros(2, 5), arrays)
 
 
+@pytest.mark.triton
 def test_the_triton_kernels_draw_the_same_tokens_in_the_interpreter() -> None:
     run_python("import sampling_cases as cases; cases.check_interpreted_kernels()", interpret=True)
 
 
+@pytest.mark.triton
 def test_on_a_gpu_the_triton_kernels_are_what_runs() -> None:
     run_python("import sampling_cases as cases; cases.check_interpreted_dispatch()", interpret=True)
 
 
+@pytest.mark.triton
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_triton_kernels_compile_for_gpus(capability: int) -> None:
     program = f"import sampling_cases as cases; cases.compile_kernels({capability})"
