@@ -122,10 +122,10 @@ def load_runner(
     layout = shard_layout(config.kv_layout(block_size, dtype), model.shard.kv_region)
     pool = KVPool.create(layout, num_blocks, device)
     graphs = None
-    on_triton = implementation(pool.tensor) == "triton"
-    if on_triton:
+    triton_on_gpu = pool.tensor.is_cuda and implementation(pool.tensor) == "triton"
+    if triton_on_gpu:
         _tune_attention(model, pool)
-    if on_triton and has_graphs(device, shape, max_decodes):
+    if triton_on_gpu and has_graphs(device, shape, max_decodes):
         buckets = decode_buckets(max_decodes, config.max_positions, num_blocks, block_size)
         recorder = CudaRecorder(model.device)
         graphs = DecodeGraphs(model.forward, pool.tensor, config.vocab_size, buckets, recorder)
