@@ -198,10 +198,9 @@ async def kill_at(
         pid = victim.processes[rank].pid
         assert pid is not None
         os.kill(pid, sign)
-        if sign is signal.SIGSTOP:
-            # It may be in the midst of a system call: whoever looks before it stopped takes it for
-            # one that should end.
-            await asyncio.to_thread(os.waitid, os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
+        # Whoever looks before it has stopped takes it for one that should end.
+        while sign is signal.SIGSTOP and psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+            await asyncio.sleep(0.01)
         left_s = await asyncio.to_thread(wait_ended, victim, limit_s)
         print(f"all ranks of {victim.settings.worker} had ended after {left_s:.2f} s")
         name = survivor.settings.worker
