@@ -77,6 +77,12 @@ async def decoding(driver: HandoffDriver) -> None:
     await until(driver, "decode", lambda stats: stats.decode_tokens > 3)
 
 
+def wait_stopped(pid: int) -> None:
+    """Whoever looks before that takes it for one that should end."""
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+
+
 def wait_ended(replica: ForkedReplica, limit_s: float) -> float:
     """Seconds until no rank of the replica lives any more."""
     started = time.monotonic()
@@ -198,9 +204,8 @@ async def kill_at(
         pid = victim.processes[rank].pid
         assert pid is not None
         os.kill(pid, sign)
-        # Whoever looks before it has stopped takes it for one that should end.
-        while sign is signal.SIGSTOP and psutil.Process(pid).status() != psutil.STATUS_STOPPED:
-            await asyncio.sleep(0.01)
+        if sign is signal.SIGSTOP:
+            await asyncio.to_thread(wait_stopped, pid)
         left_s = await asyncio.to_thread(wait_ended, victim, limit_s)
         print(f"all ranks of {victim.settings.worker} had ended after {left_s:.2f} s")
         name = survivor.settings.worker
