@@ -68,12 +68,6 @@ def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:
     return dict(zip(rows, host.numpy(), strict=True))
 
 
-def sample_row(logits: Logits, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:
-    """One token for each of ``specs`` from float32 [vocab], as `Sampler` draws them."""
-    (drawn,) = Sampler().sample_rows(torch.from_numpy(logits)[None], [tuple(specs)])
-    return drawn
-
-
 def _sampled(
     tokens: Sequence[int], logits: Logits | None, count: int | None
 ) -> tuple[SampledToken, ...]:

@@ -53,14 +53,6 @@ static inline u32x16 load_halves(const bf16* from) {
 }
 static inline f32x16 load(const bf16* from) { return as_floats(load_halves(from) << 16); }
 
-static inline float widen(bf16 value) {
-  uint32_t bits = (uint32_t)value.bits << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-static inline float widen(float value) { return value; }
-
 // Round to nearest, ties to even; a NaN stays one.
 static inline bf16 narrow(float value) {
   uint32_t bits;

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from one_row import sample_row
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
@@ -19,7 +20,6 @@ from transformers import (
 from core.request import SamplingParams
 from core.step import SampleSpec
 from engine.logits import adjusted_logits
-from engine.sampler import sample_row
 
 VOCABULARY = 12
 TOKEN_IDS = st.integers(0, VOCABULARY - 1)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from one_row import sample_row
 
 from core.request import SamplingParams
 from core.step import SampleSpec
 from engine.logprobs import token_logprobs
-from engine.sampler import sample_row
 
 
 def random_logits(

@@ -14,11 +14,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from one_row import sample_row
 
 from core.random import uniform
 from core.request import SamplingParams
 from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.sampler import NOT_FINITE, Sampler, sample_row
+from engine.sampler import NOT_FINITE, Sampler
 
 GREEDY = SamplingParams(max_tokens=1)
 VOCABULARY = 30
