@@ -1,0 +1,1 @@
+"""The serving cluster in virtual time: production decisions, fitted step times."""

@@ -1,0 +1,47 @@
+"""The cluster that is simulated: its workers, what they can hold, and how they are connected.
+
+Plain values. Does not cover: where the times come from (``core.latency_profile``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core.handoff import LeaseTimes
+from core.latency_profile import EngineProfile, TransferModel
+from core.request import Role
+from router.flow import RetryLimits
+from router.placement import Disaggregation
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerModel:
+    """``count`` equal workers. ``num_blocks``: of the KV pool of each."""
+
+    role: Role
+    count: int
+    engine: EngineProfile
+    num_blocks: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterModel:
+    """``transfer``: of an edge between a prefill and a decode worker; None where there are no
+    prefill workers. ``message_s``, ``request_s``: see ``core.latency_profile.LatencyProfile``.
+    ``ttft_s``: what the workers' order of prompts aims at."""
+
+    workers: tuple[WorkerModel, ...]
+    block_size: int
+    transfer: TransferModel | None
+    message_s: float
+    request_s: float
+    ttft_s: float
+    disaggregation: Disaggregation = Disaggregation.AUTO
+    times: LeaseTimes = field(default_factory=LeaseTimes)
+    limits: RetryLimits = field(default_factory=RetryLimits)
+
+    @property
+    def is_disaggregated(self) -> bool:
+        return any(worker.role is Role.PREFILL for worker in self.workers)
