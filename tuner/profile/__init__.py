@@ -1,0 +1,1 @@
+"""Latency profiles: measured on the real engine, or computed from a description of hardware."""
