@@ -1,19 +1,21 @@
-"""Traces: three formats, and lines that are none."""
+"""Traces: four formats, and lines that are none."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from core.errors import InvalidField
+from tuner.load.records import RequestRecord
 from tuner.load.traces import TraceEntry, read_trace
 
 MOONCAKE = """\
-{"timestamp": 2000, "input_length": 700, "output_length": 5, "hash_ids": [0, 4]}
 {"timestamp": 0, "input_length": 600, "output_length": 3, "hash_ids": [0, 1]}
 
 {"timestamp": 500, "input_length": 20, "output_length": 1}
+{"timestamp": 2000, "input_length": 700, "output_length": 5, "hash_ids": [0, 4]}
 """
 AZURE = """\
 TIMESTAMP,ContextTokens,GeneratedTokens
@@ -34,7 +36,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_mooncake_is_sorted_by_time(tmp_path: Path) -> None:
+def test_mooncake(tmp_path: Path) -> None:
     assert read_trace(written(tmp_path, MOONCAKE)) == [
         TraceEntry(0.0, 600, 3, (0, 1)),
         TraceEntry(0.5, 20, 1),
@@ -53,6 +55,24 @@ def test_burstgpt_without_the_requests_that_failed(tmp_path: Path) -> None:
     assert read_trace(path) == [TraceEntry(5.0, 472, 18), TraceEntry(118.5, 417, 276)]
 
 
+def test_what_bench_saved(tmp_path: Path) -> None:
+    records = [
+        RequestRecord(0, index, planned_s, 200 + index, 90, error="TIMEOUT")
+        for index, planned_s in enumerate((0.5, 1.25))
+    ]
+    text = "\n".join(json.dumps(record.as_json()) for record in records)
+    assert read_trace(written(tmp_path, text)) == [
+        TraceEntry(0.5, 200, 90),
+        TraceEntry(1.25, 201, 90),
+    ]
+
+
+def test_times_that_go_backwards(tmp_path: Path) -> None:
+    late = '{"timestamp": 1999, "input_length": 5, "output_length": 1}'
+    with pytest.raises(InvalidField, match=r"trace line 5 .*sort the trace by time"):
+        read_trace(written(tmp_path, MOONCAKE + late))
+
+
 def test_only_the_first_requests(tmp_path: Path) -> None:
     assert len(read_trace(written(tmp_path, MOONCAKE), limit=2)) == 2
 
@@ -61,7 +81,7 @@ def test_only_the_first_requests(tmp_path: Path) -> None:
     ("text", "line"),
     [
         (MOONCAKE + "{nonsense\n", "line 5"),
-        (MOONCAKE + '{"timestamp": 1, "input_length": 3}\n', "line 5"),
+        (MOONCAKE + '{"timestamp": 3000, "input_length": 3}\n', "line 5"),
         (MOONCAKE + '{"timestamp": NaN, "input_length": 3, "output_length": 1}\n', "line 5"),
         (MOONCAKE + '{"timestamp": 1, "input_length": 3, "output_length": -1}\n', "line 5"),
         (MOONCAKE + '{"timestamp": 1, "input_length": Infinity, "output_length": 1}', "line 5"),

@@ -1,8 +1,8 @@
 """Recorded traffic: when requests came and how long they were.
 
-Reads three public formats: Mooncake (JSON lines with ``hash_ids``), Azure LLM inference (CSV) and
-BurstGPT (CSV). A bad line is refused by its number. Does not cover what the prompts say: traces
-hold no text (``prompts`` makes some).
+Reads three public formats, Mooncake (JSON lines with ``hash_ids``), Azure LLM inference (CSV) and
+BurstGPT (CSV), and what `crossdock bench --save` writes. A bad line is refused by its number. Does
+not cover what the prompts say: traces hold no text (``prompts`` makes some).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class TraceEntry:
 
 
 def read_trace(path: Path, limit: int | None = None) -> list[TraceEntry]:
-    """The first ``limit`` requests by time. Raises ``InvalidField`` naming file and line."""
+    """The first ``limit`` requests. Raises ``InvalidField`` naming file and line."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidField("--trace", str(path), f"can't be read: {error}") from None
-    entries = sorted(_parse(path, lines), key=lambda entry: entry.stamp_s)[:limit]
+    entries = list(_parse(path, lines))[:limit]
     if not entries:
         raise InvalidField("--trace", str(path), "holds no request that was answered")
     return entries
@@ -47,14 +47,18 @@ def read_trace(path: Path, limit: int | None = None) -> list[TraceEntry]:
 
 def _parse(path: Path, lines: list[str]) -> Iterator[TraceEntry]:
     if not lines or lines[0].lstrip().startswith("{"):
-        return _numbered(path, enumerate(lines, 1), _mooncake)
+        is_bench = bool(lines) and '"planned_s"' in lines[0]
+        return _numbered(path, enumerate(lines, 1), _bench if is_bench else _mooncake)
     rows = csv.reader(lines)
     header = next(rows)
     for columns, make in _CSV_FORMATS.items():
         if columns <= set(header):
             named = ((rows.line_num, dict(zip(header, row, strict=False))) for row in rows)
             return _numbered(path, named, make)
-    fix = "must be a trace of Mooncake (JSON lines), Azure or BurstGPT (CSV with their header)"
+    fix = (
+        "must be a trace of Mooncake (JSON lines), Azure or BurstGPT (CSV with their header), or "
+        "what `crossdock bench --save` wrote"
+    )
     raise InvalidField("--trace", str(path), fix)
 
 
@@ -63,6 +67,7 @@ def _numbered(
 ) -> Iterator[TraceEntry]:
     """Entries of all lines that aren't empty, but those without an answer: their request failed
     when the trace was taken."""
+    latest = -math.inf
     for number, line in lines:
         if not line:
             continue
@@ -72,6 +77,10 @@ def _numbered(
         except (ValueError, KeyError, TypeError, OverflowError) as error:
             field = f"{path.name} line {number}"
             raise InvalidField(field, line, f"is no request of this trace: {error!r}") from None
+        if entry.stamp_s < latest:
+            fix = "came earlier than the request before it; sort the trace by time"
+            raise InvalidField(f"{path.name} line {number}", line, fix)
+        latest = entry.stamp_s
         if entry.prompt_tokens and entry.output_tokens:
             yield entry
 
@@ -89,6 +98,15 @@ def _mooncake(line: str) -> TraceEntry:
         prompt_tokens=int(fields["input_length"]),
         output_tokens=int(fields["output_length"]),
         block_ids=tuple(int(block) for block in fields.get("hash_ids", ())),
+    )
+
+
+def _bench(line: str) -> TraceEntry:
+    fields = json.loads(line)
+    return TraceEntry(
+        stamp_s=float(fields["planned_s"]),
+        prompt_tokens=int(fields["wanted_prompt_tokens"]),
+        output_tokens=int(fields["wanted_output_tokens"]),
     )
 
 

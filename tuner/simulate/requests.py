@@ -6,7 +6,7 @@ Pure. Does not cover: reading traces (``tuner.load.traces``), drawing synthetic 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -66,22 +66,63 @@ class RequestTrace:
 
     def faster(self, factor: float) -> RequestTrace:
         """The same requests in 1 / ``factor`` of the time."""
-        return RequestTrace(
-            self.name,
-            self.arrivals_s / factor,
-            self.prompt_tokens,
-            self.output_tokens,
-            self.shared,
-            self.part_tokens,
-        )
+        return replace(self, arrivals_s=self.arrivals_s / factor)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second on average; 0 for a single moment."""
+        return (len(self) - 1) / self.duration_s if self.duration_s else 0.0
+
+    def at_rate(self, rate: float) -> RequestTrace:
+        """The same requests at ``rate`` per second on average, in the same pattern."""
+        return self.faster(rate / self.rate) if self.rate else self
 
     def first(self, count: int) -> RequestTrace:
         """The ``count`` that come first."""
+        return self._part(slice(0, count))
+
+    def repeated(self, times: int) -> RequestTrace:
+        """One after the other, each as new as the first: no copy shares prompts with another."""
+        pause = self.duration_s / max(1, len(self) - 1)
+        return _joined(self.name, [self] * times, pause)
+
+    def resampled(self, generator: np.random.Generator, parts: int = 10) -> RequestTrace:
+        """As many requests, in ``parts`` runs of consecutive ones drawn with replacement (block
+        bootstrap: Künsch, "The jackknife and the bootstrap for general stationary observations",
+        Annals of Statistics 17(3), 1989)."""
+        parts = min(parts, len(self))
+        length = len(self) // parts
+        starts = generator.integers(0, len(self) - length + 1, parts)
+        pause = self.duration_s / max(1, len(self) - 1)
+        return _joined(self.name, [self._part(slice(s, s + length)) for s in starts], pause)
+
+    def _part(self, chosen: slice) -> RequestTrace:
+        arrivals = self.arrivals_s[chosen]
         return RequestTrace(
             self.name,
-            self.arrivals_s[:count],
-            self.prompt_tokens[:count],
-            self.output_tokens[:count],
-            self.shared[:count],
+            arrivals - arrivals[0],
+            self.prompt_tokens[chosen],
+            self.output_tokens[chosen],
+            self.shared[chosen],
             self.part_tokens,
         )
+
+
+def _joined(name: str, traces: Sequence[RequestTrace], pause_s: float) -> RequestTrace:
+    """One after the other, ``pause_s`` between them. Ids of shared parts are made different."""
+    starts = np.cumsum([0.0, *(trace.duration_s + pause_s for trace in traces)])[:-1]
+    shared: list[npt.NDArray[np.int32]] = []
+    used = 0
+    for trace in traces:
+        shared += [ids + np.int32(used) for ids in trace.shared]
+        used += 1 + max((int(ids.max()) for ids in trace.shared if len(ids)), default=0)
+        if used >= _PRIVATE:
+            raise InvalidField("trace", name, f"more than {_PRIVATE} shared parts; repeat it less")
+    return RequestTrace(
+        name,
+        np.concatenate([t.arrivals_s + s for t, s in zip(traces, starts, strict=True)]),
+        np.concatenate([trace.prompt_tokens for trace in traces]),
+        np.concatenate([trace.output_tokens for trace in traces]),
+        shared,
+        traces[0].part_tokens,
+    )

@@ -1,0 +1,197 @@
+"""Traffic by description: a rate, lengths, shared system prompts, chats of several turns.
+
+    rate: 3.3                      # chats (requests, if they have one turn) per second
+    duration: 300s
+    prompts:                       # what a user says in one turn
+      - {share: 0.8, tokens: 150-250}
+      - {share: 0.2, tokens: 1300-1700}
+    answers: 80-120
+    arrivals: poisson              # or constant
+    system_prompts: {tokens: 500, count: 4}
+    turns: 1-5                     # each prompt holds the whole chat so far
+    pause: 10s                     # between an answer's end and the next turn, on average
+    seed: 0
+
+Does not cover: real traces (``tuner.load.traces``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from core.errors import InvalidField
+from tuner.load.arrivals import ArrivalKind, draw_arrivals
+from tuner.load.quantities import parse_range, parse_seconds
+from tuner.load.workload import PromptPart, TokenRange, Workload
+from tuner.simulate.requests import RequestTrace
+
+# Prompts are shared in pieces of so many tokens.
+_PART = 16
+# A chat's next turn comes after the answer: so long a token takes, roughly.
+_SECONDS_PER_TOKEN = 0.02
+_LONGEST_PROMPT = 10_000_000
+
+
+def _range(value: object) -> TokenRange:
+    try:
+        return parse_range("tokens", str(value))
+    except InvalidField:
+        raise ValueError("must be a number of tokens from 1 on, or a range such as 150-250") from (
+            None
+        )
+
+
+def _seconds(value: object) -> float:
+    try:
+        return parse_seconds("duration", str(value))
+    except InvalidField:
+        raise ValueError("must be a time above zero, such as 300s, 5m or 0.5") from None
+
+
+Range = Annotated[TokenRange, BeforeValidator(_range)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PromptMix(_Section):
+    """``share`` (0 to 1) of all user turns have a length in ``tokens``."""
+
+    share: float = Field(default=1.0, gt=0, le=1)
+    tokens: Range
+
+
+class SystemPrompts(_Section):
+    """Every chat begins with one of ``count`` texts of ``tokens`` tokens each."""
+
+    tokens: int = Field(ge=1)
+    count: int = Field(default=1, ge=1)
+
+
+class Description(_Section):
+    """See the module's header."""
+
+    rate: float = Field(gt=0, allow_inf_nan=False)
+    duration: Seconds
+    prompts: tuple[PromptMix, ...] = Field(min_length=1)
+    answers: Range
+    arrivals: ArrivalKind = ArrivalKind.POISSON
+    system_prompts: SystemPrompts | None = None
+    turns: Range = TokenRange(1, 1)
+    pause: Seconds = 10.0
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> Description:
+        total = sum(part.share for part in self.prompts)
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares of prompts add up to {total:g}; they must to 1")
+        return self
+
+
+def read_description(path: Path) -> Description:
+    """Raises ``InvalidField`` naming the entry."""
+    try:
+        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidField("trace", str(path), f"can't be read: {error}") from None
+    except yaml.YAMLError as error:
+        raise InvalidField("trace", str(path), f"is not YAML: {error}") from None
+    try:
+        return Description.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        entry = ".".join(map(str, first["loc"])) or path.name
+        value = "…" if isinstance(first["input"], Mapping) else first["input"]
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidField(entry, value, message[0].lower() + message[1:]) from None
+
+
+def draw_requests(description: Description, name: str, seed: int | None = None) -> RequestTrace:
+    """The requests of all chats, by arrival; ``seed`` instead of the description's own.
+
+    Raises ``InvalidField`` if none arrives in time.
+    """
+    seed = description.seed if seed is None else seed
+    generator = np.random.default_rng([seed, 0])
+    starts = draw_arrivals(description.arrivals, description.rate, description.duration, generator)
+    if not len(starts):
+        fix = f"with seed {seed} no request arrives in {description.duration:g} s; raise it"
+        raise InvalidField("rate", description.rate, fix)
+    chats = _Chats(description, np.random.default_rng([seed, 1]))
+    requests = sorted((r for start in starts.tolist() for r in chats.draw(start)), key=_arrival)
+    first = requests[0][0]
+    shared = [ids for *_, ids in requests] if chats.share_anything else []
+    return RequestTrace(
+        name=name,
+        arrivals_s=np.array([at - first for at, *_ in requests], dtype=np.float64),
+        prompt_tokens=np.array([prompt for _, prompt, _, _ in requests], dtype=np.int32),
+        output_tokens=np.array([answer for _, _, answer, _ in requests], dtype=np.int32),
+        shared=shared,
+        part_tokens=_PART,
+    )
+
+
+_Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
+_Request = tuple[float, int, int, _Ids]
+
+
+def _arrival(request: _Request) -> float:
+    return request[0]
+
+
+class _Chats:
+    """Draws one chat after the other; ids of shared parts are given out in order."""
+
+    def __init__(self, description: Description, generator: np.random.Generator) -> None:
+        self._description = description
+        self._generator = generator
+        parts = tuple(PromptPart(part.share, part.tokens) for part in description.prompts)
+        self._workload = Workload(parts, description.answers)
+        system = description.system_prompts
+        self._system_tokens = system.tokens if system else 0
+        self._system_ids = -(-self._system_tokens // _PART)
+        self._next_id = self._system_ids * (system.count if system else 0)
+
+    @property
+    def share_anything(self) -> bool:
+        return self._system_tokens > 0 or self._description.turns.high > 1
+
+    def draw(self, start: float) -> list[_Request]:
+        description, generator = self._description, self._generator
+        turns = int(generator.integers(description.turns.low, description.turns.high + 1))
+        prompts, answers = self._workload.draw(turns, generator)
+        said = np.cumsum(prompts) + np.concatenate([[0], np.cumsum(answers)[:-1]])
+        lengths = self._system_tokens + said
+        if lengths[-1] > _LONGEST_PROMPT:
+            raise InvalidField(
+                "turns", turns, f"the chat has {lengths[-1]} tokens; make it shorter"
+            )
+        pauses = generator.exponential(description.pause, turns) + answers * _SECONDS_PER_TOKEN
+        times = start + np.concatenate([[0.0], np.cumsum(pauses)[:-1]])
+        ids = self._ids_of(int(lengths[-1]))
+        return [
+            (float(at), int(length), int(answer), ids[: -(-int(length) // _PART)])
+            for at, length, answer in zip(times, lengths, answers, strict=True)
+        ]
+
+    def _ids_of(self, length: int) -> _Ids:
+        """The chat as one text: its system prompt's parts, then parts of its own."""
+        own = -(-length // _PART) - self._system_ids
+        first, self._next_id = self._next_id, self._next_id + max(0, own)
+        system = self._description.system_prompts
+        chosen = int(self._generator.integers(system.count)) * self._system_ids if system else 0
+        return np.concatenate(
+            [
+                np.arange(chosen, chosen + self._system_ids, dtype=np.int32),
+                np.arange(first, self._next_id, dtype=np.int32),
+            ]
+        )
