@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 from cluster.model_folder import ModelFolder
 from cluster.plan import POOLS, list_slots, resolve_dtype
-from core.config import ClusterSpec
+from core.config import DEFAULT_KV_BYTES, ClusterSpec
 from core.errors import InvalidField
 from core.kv_layout import DTYPE_BYTES
 from core.shards import kv_shards, shard_layout
 
-DEFAULT_KV_BYTES = 512 * 2**20
 # What KV pools may take together of the free memory if nobody says otherwise.
 KV_SHARE_OF_FREE_MEMORY = 0.5
 # Python, torch and Ray in a rank's process, in bytes, beside weights and KV.

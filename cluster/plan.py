@@ -14,9 +14,9 @@ from cluster.model_folder import ModelFolder
 from cluster.placement_fit import ReplicaNeed
 from core.affinity import assign_cores
 from core.config import ClusterSpec
-from core.errors import InvalidField
 from core.request import Role
 from core.shards import check_kv_split
+from core.step_budget import step_budget
 from core.tls_files import TlsFiles
 from core.worker_settings import RankSettings, WorkerSettings
 
@@ -24,10 +24,6 @@ POOLS = ("prefill", "decode")
 
 # Of Ray's CPUs, on a Ray of our own. It counts in ten-thousandths and takes no zero.
 OWN_CPU_SHARE = 0.001
-
-# A CPU core computes chunks of 128 to 1,024 tokens at the same rate (docs/PERFORMANCE.md), and
-# with smaller ones less is left to ship after the last. A GPU needs more rows to be busy.
-STEP_TOKENS = {"cpu": 256, "cuda": 2048}
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # A thread of OpenMP that waits for work would spin, by default for milliseconds (GNU) or a fifth of
@@ -112,18 +108,6 @@ def resolve_dtype(spec: ClusterSpec, model: ModelFolder) -> str:
     return model.dtype
 
 
-def plan_step_tokens(spec: ClusterSpec, slot: Slot) -> int:
-    """Token budget of one engine step. A step of decoding takes a token of every sequence."""
-    pool = spec.pools.of(slot.pool)
-    budget = pool.max_num_batched_tokens
-    if budget is None:
-        return max(STEP_TOKENS[spec.engine.device], pool.max_num_seqs)
-    if slot.role.decodes and budget < pool.max_num_seqs:
-        fix = f"must be at least max_num_seqs ({pool.max_num_seqs}): one token for each sequence"
-        raise InvalidField(f"pools.{slot.pool}.max_num_batched_tokens", budget, fix)
-    return budget
-
-
 def assign_by_node(
     nodes: Mapping[Slot, Sequence[str]], cores: Mapping[str, Sequence[int]]
 ) -> dict[Slot, list[tuple[int, ...]]]:
@@ -165,7 +149,7 @@ def replica_settings(
         cores=cores[0],
         kernels=spec.engine.kernels,
         max_num_seqs=pool.max_num_seqs,
-        max_num_batched_tokens=plan_step_tokens(spec, slot),
+        max_num_batched_tokens=step_budget(spec, slot.pool),
         host=places[0].host,
         transport=spec.kv.transport,
         lease_s=spec.kv.lease,

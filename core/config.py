@@ -32,6 +32,8 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 # Of one pool.
 MAX_REPLICAS = 1024
+# Of each rank, if the config gives no size and as far as memory is free.
+DEFAULT_KV_BYTES = 512 * 2**20
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 _TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}

@@ -27,11 +27,12 @@ from cluster.engine_bench.roofline import ModelWork
 from cluster.engine_bench.server_runs import check_reachable, measure_server
 from cluster.engine_bench.system_memory import read_buffer_bytes
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
-from cluster.plan import STEP_TOKENS, resolve_dtype
+from cluster.plan import resolve_dtype
 from cluster.progress import Progress
 from core.config import ClusterSpec
 from core.errors import InvalidField
 from core.kv_layout import DTYPE_BYTES
+from core.step_budget import STEP_TOKENS
 from engine.memory import available_memory
 from engine.model_config import read_model_config
 from tuner.load.openai_target import check_url

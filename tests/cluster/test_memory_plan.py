@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from cluster.memory_plan import (
-    DEFAULT_KV_BYTES,
     PROCESS_BYTES,
     PoolBlocks,
     plan_blocks,
@@ -16,7 +15,7 @@ from cluster.memory_plan import (
     replica_memory,
 )
 from cluster.model_folder import ModelFolder
-from core.config import ClusterSpec, make_spec
+from core.config import DEFAULT_KV_BYTES, ClusterSpec, make_spec
 from core.errors import InvalidField
 
 GIB = 2**30

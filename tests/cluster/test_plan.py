@@ -13,7 +13,6 @@ from cluster.plan import (
     assign_by_node,
     check_shapes,
     list_slots,
-    plan_step_tokens,
     replica_need,
     replica_settings,
     resolve_dtype,
@@ -23,6 +22,7 @@ from core.config import make_spec
 from core.errors import InvalidField
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
+from core.step_budget import step_budget
 from core.tls_files import TlsFiles
 
 
@@ -182,7 +182,7 @@ def test_the_token_budget_of_a_step_suits_the_device_and_holds_every_sequence() 
         ({"pools": {"decode": {"max_num_batched_tokens": 64}}}, 64),
     ]:
         spec = make_spec(settings)
-        assert plan_step_tokens(spec, list_slots(spec)[-1]) == budget
+        assert step_budget(spec, "decode") == budget
 
 
 def test_a_budget_below_the_number_of_sequences_is_refused_by_name() -> None:
@@ -190,4 +190,4 @@ def test_a_budget_below_the_number_of_sequences_is_refused_by_name() -> None:
     with pytest.raises(
         InvalidField, match=r"pools\.decode\.max_num_batched_tokens = 8.*max_num_seqs"
     ):
-        plan_step_tokens(spec, list_slots(spec)[-1])
+        step_budget(spec, "decode")

@@ -1,0 +1,119 @@
+"""From a cluster's config and its latency profiles to what is simulated.
+
+Does not cover: reading either file, traffic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.config import DEFAULT_KV_BYTES, ClusterSpec
+from core.errors import InvalidField
+from core.handoff import LeaseTimes
+from core.latency_profile import LatencyProfile, Origin, TransferModel, TransferProfile
+from core.request import Role
+from core.step_budget import step_budget
+from router.placement import Disaggregation
+from tuner.simulate.cluster_model import ClusterModel, WorkerModel
+
+
+@dataclass(frozen=True, slots=True)
+class PoolProfiles:
+    """Each pool may have hardware of its own. They must be of one model."""
+
+    prefill: LatencyProfile
+    decode: LatencyProfile
+
+    def __post_init__(self) -> None:
+        one, other = self.prefill, self.decode
+        if (one.model, one.kv_bytes_per_token) != (other.model, other.kv_bytes_per_token):
+            fix = f"the profile of the decode pool is of {other.model}: both pools serve one model"
+            raise InvalidField("profile", one.model, fix)
+
+    def of(self, pool: str) -> LatencyProfile:
+        return self.prefill if pool == "prefill" else self.decode
+
+
+def model_cluster(
+    spec: ClusterSpec, profiles: PoolProfiles, core_share: float = 1.0
+) -> ClusterModel:
+    """Raises ``InvalidField`` if a pool has a shape that was not profiled, or no room for KV."""
+    disaggregated = spec.pools.prefill.replicas > 0
+    pools = ("prefill", "decode") if disaggregated else ("decode",)
+    return ClusterModel(
+        workers=tuple(_workers(spec, profiles, pool, core_share) for pool in pools),
+        block_size=spec.kv.block_size,
+        transfer=find_transfer(spec, profiles) if disaggregated else None,
+        message_s=profiles.decode.message_s,
+        request_s=profiles.decode.request_s,
+        ttft_s=spec.slo.ttft,
+        disaggregation=Disaggregation(spec.router.disaggregation),
+        times=LeaseTimes(lease=spec.kv.lease, beat=spec.kv.beat),
+    )
+
+
+def find_transfer(spec: ClusterSpec, profiles: PoolProfiles) -> TransferModel:
+    """Of the chosen transport, or the fastest that was profiled. Between different kinds of
+    hardware the slower side sets the pace."""
+    shapes = spec.pools.prefill.shape, spec.pools.decode.shape
+    sides = [_fastest(spec, profile, *shapes) for profile in (profiles.prefill, profiles.decode)]
+    return max(sides, key=lambda model: model.per_token)
+
+
+def _fastest(
+    spec: ClusterSpec, profile: LatencyProfile, source: object, target: object
+) -> TransferModel:
+    matching: list[TransferProfile] = [
+        transfer
+        for transfer in profile.transfers
+        if (transfer.source, transfer.target) == (source, target)
+        and spec.kv.transport in ("auto", transfer.transport)
+    ]
+    # A modelled profile knows one network, whatever is sent over it.
+    if not matching and profile.origin is Origin.MODELLED:
+        matching = [t for t in profile.transfers if (t.source, t.target) == (source, target)]
+    if not matching:
+        raise InvalidField(
+            "kv.transport",
+            spec.kv.transport,
+            f"no transfer from {source} to {target} was profiled on {profile.hardware}",
+        )
+    return min((transfer.model for transfer in matching), key=lambda model: model.per_token)
+
+
+def _workers(
+    spec: ClusterSpec, profiles: PoolProfiles, pool: str, core_share: float
+) -> WorkerModel:
+    chosen, profile = spec.pools.of(pool), profiles.of(pool)
+    engine = profile.engine(chosen.shape, core_share)
+    return WorkerModel(
+        role=_role(spec, pool),
+        count=chosen.replicas,
+        engine=engine,
+        num_blocks=_num_blocks(spec, profile, pool, engine.kv_tokens),
+        max_num_seqs=chosen.max_num_seqs,
+        max_num_batched_tokens=step_budget(spec, pool),
+    )
+
+
+def _role(spec: ClusterSpec, pool: str) -> Role:
+    if pool == "prefill":
+        return Role.PREFILL
+    return Role.DECODE if spec.pools.prefill.replicas else Role.MIXED
+
+
+def _num_blocks(spec: ClusterSpec, profile: LatencyProfile, pool: str, kv_tokens: int) -> int:
+    """Blocks of one replica: as the config says, else as ``serve`` chooses them on a CPU, else as
+    many as the hardware holds."""
+    if spec.kv.num_blocks is not None:
+        return spec.kv.num_blocks
+    memory = spec.kv.memory
+    if memory is None and spec.engine.device == "cpu" and profile.origin is Origin.MEASURED:
+        memory = DEFAULT_KV_BYTES
+    most = kv_tokens // spec.kv.block_size
+    if memory is not None:
+        ranks = spec.pools.of(pool).shape.num_ranks
+        most = min(most, memory * ranks // (profile.kv_bytes_per_token * spec.kv.block_size))
+    if most < 1:
+        raise InvalidField("kv.memory", memory, f"a {pool} replica has no room for one block")
+    return most
