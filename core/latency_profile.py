@@ -123,12 +123,13 @@ class StepModel:
 @dataclass(frozen=True, slots=True)
 class FitError:
     """Relative errors of a fit on points that it had not seen. ``residuals``: measured / fitted,
-    one for each point."""
+    one for each point. ``worst_point``: which one that is, in words."""
 
     median: float
     p95: float
     worst: float
     residuals: tuple[float, ...] = ()
+    worst_point: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,8 @@ class EngineProfile:
     """One replica of ``shape``, each rank with ``threads`` (CPU) or a GPU of its own.
 
     ``core_share``: of each of its cores it has this share, the rest is others' (1: all of it).
+    ``company``: how many other replicas computed on the same host while it was measured. They
+    slow it even from cores of their own: memory is shared.
     ``kv_tokens``: what its KV pool can hold at most on this hardware, in tokens. ``error``: None
     if the model was computed and not fitted.
     """
@@ -146,6 +149,11 @@ class EngineProfile:
     step: StepModel
     kv_tokens: int
     error: FitError | None = None
+    company: int = 0
+
+    def __str__(self) -> str:
+        words = f"{self.shape}, {self.threads} threads each, core share {self.core_share:g}"
+        return f"{words}, beside {self.company} others" if self.company else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,17 +210,33 @@ class LatencyProfile:
     engines: tuple[EngineProfile, ...]
     transfers: tuple[TransferProfile, ...]
 
-    def engine(self, shape: ParallelShape, core_share: float = 1.0) -> EngineProfile:
-        """Raises ``InvalidField`` naming the shapes that are there."""
-        for engine in self.engines:
-            if engine.shape == shape and engine.core_share == core_share:
-                return engine
+    def engine(
+        self,
+        shape: ParallelShape,
+        core_share: float = 1.0,
+        *,
+        threads: int | None = None,
+        company: int = 0,
+    ) -> EngineProfile:
+        """The one whose company is nearest to ``company`` replicas that compute beside it.
+
+        ``threads`` of each rank; None: any. Raises ``InvalidField`` naming what is there.
+        """
+        suited = [
+            engine
+            for engine in self.engines
+            if (engine.shape, engine.core_share) == (shape, core_share)
+            and threads in (None, engine.threads)
+        ]
+        if suited:
+            return min(suited, key=lambda engine: abs(engine.company - company))
+        of_threads = "" if threads is None else f" of {threads} threads"
         raise InvalidField(
             "profile",
-            f"{shape} with core share {core_share:g}",
+            f"{shape}{of_threads} with core share {core_share:g}",
             f"was not profiled; this profile of {self.model} has {_listed(self.engines)}",
         )
 
 
 def _listed(engines: Sequence[EngineProfile]) -> str:
-    return ", ".join(f"{e.shape} (core share {e.core_share:g})" for e in engines) or "no engine"
+    return "; ".join(str(engine) for engine in engines) or "no engine"
