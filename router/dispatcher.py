@@ -40,11 +40,12 @@ from router.flow_messages import (
 )
 from router.metrics import Metrics
 from router.placement import Disaggregation, WorkerId
-from router.policy import choose
 from router.request_ids import RequestIds
+from router.routing_state import RoutedPrompt, RoutingState
 from router.worker_answers import failure_from_wire, output_from_wire
 from router.worker_pool import LinkFactory, WorkerPool
 from wire.attempts import (
+    hashes_from_wire,
     key_from_wire,
     key_to_wire,
     load_from_wire,
@@ -58,6 +59,7 @@ log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Running:
     prompt: Prompt
+    routed: RoutedPrompt
     flow: Flow
     deliver: Deliver
     last_output_at: dict[int, float] = field(default_factory=dict)
@@ -83,12 +85,11 @@ class Dispatcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
-        self.pool = WorkerPool(block_size, open_link, self)
+        self.routing = RoutingState(disaggregation, random)
+        self.pool = WorkerPool(block_size, open_link, self, self.routing)
         self.idle = asyncio.Event()
         self.idle.set()
-        self._disaggregation = disaggregation
         self._metrics = metrics
-        self._random = random
         self._limits = limits
         self._clock = clock
         self._ids = RequestIds()
@@ -104,7 +105,8 @@ class Dispatcher:
         now = self._clock()
         self._ids.claim(prompt.key, now)
         flow = Flow(prompt.key, prompt.arrived, prompt.deadline, prompt.sampling.n, self._limits)
-        running = _Running(prompt, flow, deliver)
+        routed = RoutedPrompt(prompt.shape(self.block_size), prompt.hashes, prompt.sampling.n)
+        running = _Running(prompt, routed, flow, deliver)
         self._running[prompt.key] = running
         self.idle.clear()
         self._metrics.running.inc()
@@ -149,16 +151,20 @@ class Dispatcher:
                 self._step(worker, message.step)
             case "failed":
                 failed = message.failed
-                self._settle(worker, key_from_wire(failed.key))
+                self.routing.settled(key_from_wire(failed.key), (worker,))
                 if failed.cause == pb.AttemptFailed.DRAINING:
                     self.pool.refused(worker)
                 self._tell(failed.key, failure_from_wire(worker, failed))
             case "cache":
-                self.pool.cache_changed(worker, message.cache)
+                self._cache_changed(worker, message.cache)
+
+    def _cache_changed(self, worker: WorkerId, events: pb.CacheEvents) -> None:
+        stored, removed = hashes_from_wire(events.stored), hashes_from_wire(events.removed)
+        self.routing.cache_changed(worker, stored, removed, events.reset)
 
     def _step(self, worker: WorkerId, step: pb.Step) -> None:
         if step.HasField("load"):
-            self.pool.load_reported(worker, load_from_wire(step.load), self._clock())
+            self.routing.load_reported(worker, load_from_wire(step.load), self._clock())
         for output in step.outputs:
             self._tell(output.key, output_from_wire(worker, output))
 
@@ -201,18 +207,8 @@ class Dispatcher:
         if command.delay_s > 0:
             self._after(running, command.delay_s, RouteDue())
             return
-        prompt = running.prompt
-        views = self.pool.candidates(prompt.sampling.n)
-        overlap = self.pool.prefixes.overlap(prompt.hashes, (view.worker for view in views))
         try:
-            placement = choose(
-                prompt.shape(self.block_size),
-                views,
-                overlap,
-                command.avoid,
-                self._disaggregation,
-                self._random,
-            )
+            placement = self.routing.place(running.routed, self.pool.usable, command.avoid)
         except CrossdockError as error:
             self._handle(running, Unroutable(error, hopeful=self.pool.expecting))
         else:
@@ -222,12 +218,7 @@ class Dispatcher:
         prompt, key = running.prompt, running.attempt_key
         if command.attempt > 1:
             self._metrics.retried()
-        held = self._held_blocks(prompt, command.worker)
-        shape = prompt.shape(self.block_size)
-        ledger = self.pool.ledger(command.worker)
-        if ledger is not None:
-            tokens = 0 if command.handoff else shape.uncached_tokens(held)
-            ledger.sent_open(key, tokens, shape.num_blocks - held, prompt.sampling.n)
+        self.routing.sent_open(key, running.routed, command.worker, command.handoff)
         message = pb.Open(
             key=key_to_wire(key),
             mode=pb.Open.HANDOFF if command.handoff else pb.Open.LOCAL,
@@ -240,11 +231,7 @@ class Dispatcher:
 
     def _send_prefill(self, running: _Running, command: SendPrefill) -> None:
         prompt, key = running.prompt, running.attempt_key
-        ledger = self.pool.ledger(command.worker)
-        if ledger is not None:
-            held = self._held_blocks(prompt, command.worker)
-            tokens = prompt.shape(self.block_size).uncached_tokens(held)
-            ledger.sent_prefill(key, tokens, self._clock())
+        self.routing.sent_prefill(key, running.routed, command.worker, self._clock())
         message = pb.Prefill(
             key=key_to_wire(key),
             token_ids=tokens_to_wire(prompt.tokens),
@@ -259,7 +246,7 @@ class Dispatcher:
 
     def _send_abort(self, running: _Running, command: SendAbort) -> None:
         key = AttemptKey(running.prompt.key, command.attempt)
-        self._settle(command.worker, key)
+        self.routing.settled(key, (command.worker,))
         self.pool.send(command.worker, pb.RouterMessage(abort=pb.Abort(key=key_to_wire(key))))
 
     def _emit(self, running: _Running, command: Emit) -> None:
@@ -291,18 +278,10 @@ class Dispatcher:
         if not self._running:
             self.idle.set()
 
-    def _held_blocks(self, prompt: Prompt, worker: WorkerId) -> int:
-        return self.pool.prefixes.overlap(prompt.hashes, (worker,)).get(worker, 0)
-
-    def _settle(self, worker: WorkerId, key: AttemptKey) -> None:
-        ledger = self.pool.ledger(worker)
-        if ledger is not None:
-            ledger.settled(key)
-
     def _settle_all(self, running: _Running) -> None:
         placement = running.flow.placement
-        for worker in placement.workers if placement is not None else ():
-            self._settle(worker, running.attempt_key)
+        if placement is not None:
+            self.routing.settled(running.attempt_key, placement.workers)
 
     def _after(self, running: _Running, delay_s: float, event: FlowEvent) -> None:
         loop = asyncio.get_running_loop()

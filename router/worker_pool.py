@@ -1,7 +1,7 @@
 """The workers that this router knows, from the registry's list and from their own streams.
 
-Covers: links to all listed workers, who may get new requests and why another may not, the load
-and the cached blocks of each. Does not cover: requests (``router.dispatcher``).
+Covers: links to all listed workers, who may get new requests and why another may not. Does not
+cover: requests (``router.dispatcher``), loads and cached blocks (``router.routing_state``).
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from core.outputs import Load
 from core.request import Role
 from crossdock.v1 import registry_pb2, worker_pb2
 from router.placement import WorkerId, WorkerView
-from router.prefix_index import PrefixIndex
+from router.routing_state import RoutingState
 from router.worker_link import LinkListener, WorkerLink
-from router.worker_load import LoadLedger
-from wire.attempts import hashes_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -36,28 +33,24 @@ class PooledWorker:
     link: WorkerLink
     listed: bool = True
     excluded: str = NOT_ATTACHED
-    num_blocks: int = 0
-    max_num_seqs: int = 0
-    load: LoadLedger | None = None
+    attached: bool = False
 
     @property
     def usable(self) -> bool:
         return self.listed and not self.excluded
 
-    def takes(self, sequences: int) -> bool:
-        """Whether so many answers can run at a time; a prefill worker runs none."""
-        return not self.role.decodes or sequences <= max(1, self.max_num_seqs)
-
-    def view(self) -> WorkerView:
-        load = self.load.current() if self.load is not None else Load(0, 0, 0, 0)
-        return WorkerView(self.worker, self.role, self.num_blocks, load)
-
 
 class WorkerPool:
-    """All workers by id, and the index of what their caches hold."""
+    """All workers by id. ``routing`` is told which of them are attached."""
 
-    def __init__(self, block_size: int, open_link: LinkFactory, listener: LinkListener) -> None:
-        self.prefixes = PrefixIndex()
+    def __init__(
+        self,
+        block_size: int,
+        open_link: LinkFactory,
+        listener: LinkListener,
+        routing: RoutingState,
+    ) -> None:
+        self._routing = routing
         self._block_size = block_size
         self._open_link = open_link
         self._listener = listener
@@ -80,9 +73,8 @@ class WorkerPool:
 
     def attached(self, worker: WorkerId, welcome: worker_pb2.Welcome) -> None:
         pooled = self._workers[worker]
-        pooled.num_blocks = welcome.num_blocks
-        pooled.max_num_seqs = welcome.max_num_seqs
-        pooled.load = LoadLedger(welcome.num_blocks)
+        pooled.attached = True
+        self._routing.attached(worker, pooled.role, welcome.num_blocks, welcome.max_num_seqs)
         pooled.excluded = self._difference(pooled, welcome)
         if pooled.excluded:
             log.error("worker %s gets no requests: %s", worker, pooled.excluded)
@@ -90,8 +82,8 @@ class WorkerPool:
     def lost(self, worker: WorkerId) -> None:
         """The stream broke: its blocks and load are unknown until it attaches again."""
         pooled = self._workers[worker]
-        pooled.excluded, pooled.load = NOT_ATTACHED, None
-        self.prefixes.remove_worker(worker)
+        pooled.excluded, pooled.attached = NOT_ATTACHED, False
+        self._routing.lost(worker)
         if not pooled.listed:
             self._forget(pooled)
 
@@ -107,21 +99,6 @@ class WorkerPool:
             for worker, pooled in self._workers.items()
         )
 
-    def cache_changed(self, worker: WorkerId, events: worker_pb2.CacheEvents) -> None:
-        if events.reset:
-            self.prefixes.reset(worker)
-        self.prefixes.removed(worker, hashes_from_wire(events.removed))
-        self.prefixes.stored(worker, hashes_from_wire(events.stored))
-
-    def load_reported(self, worker: WorkerId, load: Load, now: float) -> None:
-        ledger = self._workers[worker].load
-        if ledger is not None:
-            ledger.reported(load, now)
-
-    def ledger(self, worker: WorkerId) -> LoadLedger | None:
-        pooled = self._workers.get(worker)
-        return pooled.load if pooled is not None else None
-
     def send(self, worker: WorkerId, message: worker_pb2.RouterMessage) -> None:
         """A worker that is gone is skipped: whoever waits for it has been told of the loss."""
         pooled = self._workers.get(worker)
@@ -131,13 +108,18 @@ class WorkerPool:
     def endpoint(self, worker: WorkerId) -> str:
         return self._workers[worker].link.endpoint
 
-    def candidates(self, sequences: int = 1) -> list[WorkerView]:
-        """Workers that may get new requests of so many answers each."""
+    @property
+    def usable(self) -> list[WorkerId]:
+        """Workers that may get new requests."""
         return [
-            pooled.view()
+            worker
             for worker, pooled in self._workers.items()
-            if pooled.usable and worker not in self._draining and pooled.takes(sequences)
+            if pooled.usable and worker not in self._draining
         ]
+
+    def candidates(self) -> list[WorkerView]:
+        """What is known of workers that may get new requests."""
+        return self._routing.views(self.usable)
 
     def excluded(self) -> dict[WorkerId, str]:
         """Workers that get no new requests, and why."""
@@ -152,8 +134,8 @@ class WorkerPool:
 
     def most_sequences(self) -> int | None:
         """Answers that the largest decode worker runs at a time; None while there is none."""
-        usable = (self._workers[view.worker] for view in self.candidates() if view.role.decodes)
-        return max((max(1, pooled.max_num_seqs) for pooled in usable), default=None)
+        decoding = (view.worker for view in self.candidates() if view.role.decodes)
+        return max(map(self._routing.most_sequences, decoding), default=None)
 
     @property
     def ready(self) -> bool:
@@ -179,7 +161,7 @@ class WorkerPool:
     def _delist(self, pooled: PooledWorker) -> None:
         pooled.listed = False
         pooled.link.delist()
-        if pooled.load is None:
+        if not pooled.attached:
             self._forget(pooled)
 
     def _forget(self, pooled: PooledWorker) -> None:

@@ -295,7 +295,7 @@ async def test_no_room_is_tried_again(start_cluster: Any) -> None:
 async def test_prompts_go_where_their_prefix_is(start_cluster: Any) -> None:
     p0, p1 = prefill("p0"), prefill("p1")
     cluster = await start_cluster(p0, p1, decode(script=SCRIPT))
-    pool = cluster.router.dispatcher.pool
+    routing = cluster.router.dispatcher.routing
     prompt = list(range(2, 52))
     await collect(cluster.client, token_ids=prompt)
     first = p0 if p0.received else p1
@@ -303,7 +303,7 @@ async def test_prompts_go_where_their_prefix_is(start_cluster: Any) -> None:
     hashes = block_hashes(np.array(prompt, dtype=np.int32), 16, sent.salt)
     events = worker_pb2.CacheEvents(stored=hashes.astype("<u8").tobytes())
     first._outbox.put_nowait(worker_pb2.WorkerMessage(cache=events))
-    await cluster.until(lambda c: len(pool.prefixes) == 3)
+    await cluster.until(lambda c: len(routing.prefixes) == 3)
     for count in range(2, 8):
         await collect(cluster.client, token_ids=[*prompt, 5])
         await first.got("prefill", count=count)
@@ -494,14 +494,14 @@ async def test_a_dead_registry_leaves_the_workers_in_use(start_cluster: Any) -> 
 
 async def test_a_restarted_worker_is_a_new_one(start_cluster: Any) -> None:
     cluster = await start_cluster(decode("d0", cached=[1, 2, 3]))
-    pool = cluster.router.dispatcher.pool
-    await cluster.until(lambda c: len(pool.prefixes) == 3)
+    pool, routing = cluster.router.dispatcher.pool, cluster.router.dispatcher.routing
+    await cluster.until(lambda c: len(routing.prefixes) == 3)
     await cluster["d0"].kill()
     reborn = await decode("d0", epoch=2, script=SCRIPT).start()
     cluster.workers["d0"] = reborn
     await cluster.registry.list(reborn.record())
     await cluster.until(lambda c: [v.worker.epoch for v in pool.candidates()] == [2])
-    await cluster.until(lambda c: len(pool.prefixes) == 0)
+    await cluster.until(lambda c: len(routing.prefixes) == 0)
     assert (await collect(cluster.client, "hello"))[0] == "hello world"
 
 
