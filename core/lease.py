@@ -89,6 +89,18 @@ class LeaseTable:
     def num_draining(self) -> int:
         return len(self._draining)
 
+    def next_deadline(self) -> float | None:
+        """When a `Tick` ends the first lease if nothing else happens; None without leases."""
+        return min(map(self._deadline, self._leases.values()), default=None)
+
+    def _deadline(self, lease: Lease) -> float:
+        deadline = lease.deadline
+        if lease.state is LeaseState.QUEUED:
+            deadline = min(deadline, lease.created + self._times.no_room)
+        if lease.key not in self._open:
+            deadline = min(deadline, lease.created + self._times.open)
+        return deadline
+
     def handle(self, event: LeaseInput, now: float) -> list[LeaseCommand]:
         """What follows from an event at monotonic time ``now`` (seconds)."""
         match event:

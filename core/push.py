@@ -172,15 +172,19 @@ class Push:
 
         ``longest_step`` (seconds): a slow engine keeps its leases, a hung one does not.
         """
-        patience = self._times.prefill_deadline
-        if self.state is PushState.PUSHING:
-            patience = max(patience, self._times.stall_limit(longest_step))
-        if self.ended or now < self._renewed + patience:
+        if self.ended or now < self.deadline(longest_step):
             return []
         if self.state is PushState.PUSHING:
             return self.lose(FailureCause.LEASE_EXPIRED, "no progress within the lease")
         # P has done its part and waits for an answer that D owes at once, or after NO_ROOM's time.
         return self.lose(FailureCause.DECODE_LOST, "the decode worker does not answer")
+
+    def deadline(self, longest_step: float) -> float:
+        """When `on_tick` gives up if nothing else happens; infinite before `ask`."""
+        patience = self._times.prefill_deadline
+        if self.state is PushState.PUSHING:
+            patience = max(patience, self._times.stall_limit(longest_step))
+        return self._renewed + patience
 
     def lose(self, cause: FailureCause, detail: str) -> list[PushCommand]:
         """Gives the attempt up and tells the router why."""

@@ -107,6 +107,10 @@ class Decoder:
                 commands = self._handle_lease(event, now)
         return commands + self._admit(now)
 
+    def next_tick(self) -> float | None:
+        """Before this time (seconds) a `Tick` ends no lease; None: as long as nothing happens."""
+        return self.leases.next_deadline()
+
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if nothing can run."""
         plan = self.scheduler.plan_step(now)

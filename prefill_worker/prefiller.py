@@ -116,6 +116,14 @@ class Prefiller:
                 commands = self._on_tick(now)
         return commands + self._start(now)
 
+    def next_tick(self) -> float | None:
+        """Before this time (seconds) a `Tick` does nothing; None: as long as nothing happens."""
+        pushes = [attempt.push for attempt in self._attempts.values()]
+        times = [push.deadline(self._longest_step_s) for push in pushes]
+        if any(push.has_ticket for push in pushes):
+            times.append(self._next_beat)
+        return min(times, default=None)
+
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if no prompt waits to be computed."""
         plan = self.scheduler.plan_step(now)

@@ -1,0 +1,271 @@
+"""The router in virtual time: the production flow of each request, placed by what workers told.
+
+Covers: arrivals, attempts, retries after a pause, what is known of the workers at the moment of a
+decision. Does not cover: doors, text, deadlines of clients (``router.dispatcher`` has them).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from core.block_hash import HashArray, TokenArray, block_hashes
+from core.errors import CrossdockError, InvalidField
+from core.latency_profile import FEMTOSECONDS, femtoseconds
+from core.lease_events import FailAttempt, Opened
+from core.outputs import Load, TokenOutput
+from core.push import ReportFailure
+from core.request import AttemptKey, SamplingParams
+from decode_worker.decoder import PrefillHere
+from prefill_worker.messages import Submit
+from router.flow import Flow
+from router.flow_messages import (
+    AttemptFailed,
+    Command,
+    Emit,
+    Fail,
+    Finish,
+    FlowEvent,
+    Output,
+    Route,
+    Routed,
+    RouteDue,
+    SendAbort,
+    SendOpen,
+    SendPrefill,
+    Unroutable,
+)
+from router.placement import WorkerId
+from router.policy import PromptShape
+from router.routing_state import RoutedPrompt, RoutingState
+from tuner.simulate.agenda import Agenda
+from tuner.simulate.cluster_model import ClusterModel
+from tuner.simulate.identity import request_index, request_key, sampling_of
+from tuner.simulate.recorder import RequestRecorder
+from tuner.simulate.requests import RequestTrace
+from tuner.simulate.workers import DecodeReplica, PrefillReplica
+
+SALT = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    index: int
+    tokens: TokenArray
+    params: SamplingParams
+    routed: RoutedPrompt
+    flow: Flow
+    has_token: bool = False
+
+    @property
+    def attempt_key(self) -> AttemptKey:
+        return AttemptKey(self.flow.key, self.flow.lifecycle.attempt)
+
+
+class SimulatedRouter:
+    """All requests of a trace. ``workers``: by their numbers."""
+
+    def __init__(
+        self,
+        trace: RequestTrace,
+        cluster: ClusterModel,
+        workers: Sequence[PrefillReplica | DecodeReplica],
+        agenda: Agenda,
+        recorder: RequestRecorder,
+        seed: int,
+    ) -> None:
+        self._trace = trace
+        self._block_size = cluster.block_size
+        self._limits = cluster.limits
+        self._workers = workers
+        self._by_id = {replica.worker: replica for replica in workers}
+        self._usable = tuple(self._by_id)
+        self._agenda = agenda
+        self._recorder = recorder
+        self._message = femtoseconds(cluster.message_s)
+        self._request = femtoseconds(cluster.request_s)
+        self._routing = RoutingState(cluster.disaggregation, Random(seed))
+        for replica in workers:
+            num_blocks = replica.brain.pool.num_blocks
+            self._routing.attached(replica.worker, replica.role, num_blocks, replica.max_num_seqs)
+        self._largest = max((w.brain.pool.num_blocks for w in workers if w.role.decodes), default=0)
+        self._running: dict[int, _Running] = {}
+        # What workers said, in the order in which it arrives: (when, worker, …).
+        self._inbox: deque[tuple[int, WorkerId, Load | None, HashArray, HashArray]] = deque()
+        self._expect_arrival(0)
+
+    # Arrivals
+
+    def _expect_arrival(self, index: int) -> None:
+        if index < len(self._trace):
+            arrived = femtoseconds(float(self._trace.arrivals_s[index]))
+            self._agenda.at(arrived + self._request, self._on_arrival, index)
+
+    def _on_arrival(self, index: int) -> None:
+        self._expect_arrival(index + 1)
+        prompt, output = (
+            int(self._trace.prompt_tokens[index]),
+            int(self._trace.output_tokens[index]),
+        )
+        if prompt + output > self._largest * self._block_size:
+            self._recorder.failed(index, self._at_client_s, 0, "PROMPT_TOO_LONG")
+            return
+        tokens = self._trace.prompt(index)
+        hashes = block_hashes(tokens, self._block_size, SALT)
+        routed = RoutedPrompt(PromptShape(prompt, self._block_size), hashes)
+        arrived = float(self._trace.arrivals_s[index])
+        flow = Flow(request_key(index), arrived, limits=self._limits)
+        params = sampling_of(index, output)
+        running = _Running(index, tokens, params, routed, flow)
+        self._running[index] = running
+        self._handle(running, RouteDue())
+
+    # What workers say
+
+    def expect_state(
+        self, worker: int, arrives: int, load: Load | None, stored: HashArray, removed: HashArray
+    ) -> None:
+        self._inbox.append((arrives, self._workers[worker].worker, load, stored, removed))
+
+    def on_output(self, worker: int, output: TokenOutput) -> None:
+        """The first or the last token of an answer; those in between come with the last."""
+        running = self._running.get(request_index(output.key))
+        if running is None:
+            return
+        delivered = running.flow.lifecycle.tokens_delivered
+        tokens = 1 if output.finish is None else running.params.max_tokens - delivered
+        self._handle(
+            running,
+            Output(
+                self._workers[worker].worker,
+                output.key.attempt,
+                (output.token,) * tokens,
+                "",
+                output.finish,
+                output.cached_tokens if output.first else 0,
+            ),
+        )
+
+    def on_failure(self, worker: int, failure: FailAttempt | ReportFailure) -> None:
+        key, worker_id = failure.key, self._workers[worker].worker
+        self._routing.settled(key, (worker_id,))
+        running = self._running.get(request_index(key))
+        if running is not None:
+            event = AttemptFailed(worker_id, key.attempt, failure.cause, failure.detail)
+            self._handle(running, event)
+
+    def _read_inbox(self) -> None:
+        """Takes in what has arrived by now."""
+        inbox, now = self._inbox, self._agenda.now
+        while inbox and inbox[0][0] <= now:
+            arrived, worker, load, stored, removed = inbox.popleft()
+            if len(stored) or len(removed):
+                self._routing.cache_changed(worker, stored, removed)
+            if load is not None:
+                self._routing.load_reported(worker, load, arrived / FEMTOSECONDS)
+
+    # Requests
+
+    def _handle(self, running: _Running, event: FlowEvent) -> None:
+        if self._running.get(running.index) is not running:
+            return
+        for command in running.flow.handle(event, self._agenda.now_s):
+            self._carry_out(running, command)
+
+    def _carry_out(self, running: _Running, command: Command) -> None:
+        match command:
+            case Route():
+                self._route(running, command)
+            case SendOpen():
+                self._send_open(running, command)
+            case SendPrefill():
+                self._send_prefill(running, command)
+            case SendAbort():
+                self._send_abort(running, command)
+            case Emit():
+                self._emit(running)
+            case Finish():
+                self._finish(running, command)
+            case Fail(error):
+                attempts = running.flow.lifecycle.attempt
+                self._recorder.failed(running.index, self._at_client_s, attempts, _reason(error))
+                self._end(running)
+
+    def _route(self, running: _Running, command: Route) -> None:
+        if command.delay_s > 0:
+            time = self._agenda.now + femtoseconds(command.delay_s)
+            self._agenda.at(time, self._on_route_due, running)
+            return
+        self._read_inbox()
+        try:
+            placement = self._routing.place(running.routed, self._usable, command.avoid)
+        except CrossdockError as error:
+            self._handle(running, Unroutable(error))
+        else:
+            self._handle(running, Routed(placement))
+
+    def _on_route_due(self, running: _Running) -> None:
+        self._handle(running, RouteDue())
+
+    def _send_open(self, running: _Running, command: SendOpen) -> None:
+        key = running.attempt_key
+        self._routing.sent_open(key, running.routed, command.worker, command.handoff)
+        opened = (
+            Opened(key)
+            if command.handoff
+            else PrefillHere(key, running.tokens, running.params, SALT)
+        )
+        self._send(command.worker, opened)
+
+    def _send_prefill(self, running: _Running, command: SendPrefill) -> None:
+        key = running.attempt_key
+        self._routing.sent_prefill(key, running.routed, command.worker, self._agenda.now_s)
+        submit = Submit(key, running.tokens, running.params, SALT, command.decode.name)
+        self._send(command.worker, submit)
+
+    def _send_abort(self, running: _Running, command: SendAbort) -> None:
+        key = AttemptKey(running.flow.key, command.attempt)
+        self._routing.settled(key, (command.worker,))
+        time = self._agenda.now + self._message
+        self._agenda.at(time, self._by_id[command.worker].abort, key)
+
+    def _send(self, worker: WorkerId, event: Opened | PrefillHere | Submit) -> None:
+        time = self._agenda.now + self._message
+        self._agenda.at(time, self._by_id[worker].take, event)
+
+    def _emit(self, running: _Running) -> None:
+        if not running.has_token:
+            running.has_token = True
+            self._settle(running)
+            self._recorder.first_token(running.index, self._at_client_s)
+
+    def _finish(self, running: _Running, command: Finish) -> None:
+        prefill, decode = command.placement.prefill, command.placement.decode
+        self._recorder.finished(
+            running.index,
+            self._at_client_s,
+            command,
+            -1 if prefill is None else self._by_id[prefill].number,
+            self._by_id[decode].number,
+        )
+        self._end(running)
+
+    @property
+    def _at_client_s(self) -> float:
+        """When what the router sends now is there."""
+        return (self._agenda.now + self._request) / FEMTOSECONDS
+
+    def _end(self, running: _Running) -> None:
+        self._settle(running)
+        del self._running[running.index]
+
+    def _settle(self, running: _Running) -> None:
+        placement = running.flow.placement
+        if placement is not None:
+            self._routing.settled(running.attempt_key, placement.workers)
+
+
+def _reason(error: CrossdockError) -> str:
+    return f"{error.reason} {error.field}" if isinstance(error, InvalidField) else error.reason
