@@ -63,6 +63,7 @@ class BlockPool:
         self._num_cached = 0
         self._num_leased = 0
         self._num_quarantined = 0
+        # Counts the calls that give blocks back.
         self._clock = 0
         self._block_of: dict[int, int] = {}
         self._leaves = LeafQueue(self._is_evictable_leaf, limit=2 * num_blocks + 16)
@@ -93,11 +94,20 @@ class BlockPool:
         return self._num_free + self._num_cached
 
     @property
+    def num_returns(self) -> int:
+        """How often blocks were given back. Only that can raise ``num_available``."""
+        return self._clock
+
+    @property
     def references(self) -> npt.NDArray[np.int32]:
         """References on each block (int32 [num_blocks]), read-only, for invariant checks."""
         view = self._refs.view()
         view.flags.writeable = False
         return view
+
+    def is_cached(self, value: int) -> bool:
+        """Whether some block is in the cache under this hash."""
+        return value in self._block_of
 
     def match_prefix(self, hashes: HashArray, tokens: TokenArray) -> BlockIds:
         """Blocks of the longest cached prefix; takes no reference.
@@ -225,6 +235,7 @@ class BlockPool:
         self._check(
             "unquarantine", block_ids, self._in_quarantine[block_ids], "it is not in quarantine"
         )
+        self._clock += 1
         self._in_quarantine[block_ids] = False
         self._num_quarantined -= len(block_ids)
         self._push_free(block_ids)

@@ -18,6 +18,9 @@ class InFlight:
         self._sequences: dict[int, Sequence] = {}
         self._num_plans: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        return len(self._sequences)
+
     def __contains__(self, sequence: Sequence) -> bool:
         return sequence.sequence_id in self._sequences
 

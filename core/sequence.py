@@ -128,9 +128,10 @@ class Sequence:
         if end > self.computed_once:
             self.computed_once = end
 
-    def append(self, token: int) -> None:
-        self._tokens[self.length] = token
-        self.length += 1
+    def append(self, token: int, times: int = 1) -> None:
+        """The token that was drawn, ``times`` in a row."""
+        self._tokens[self.length : self.length + times] = token
+        self.length += times
 
     def forget_blocks(self) -> BlockIds:
         """Gives up all blocks (preemption); everything has to be computed again.
@@ -217,6 +218,13 @@ class Sequence:
         pool.publish(self._blocks[self.published : full], hashes, tokens, self._last_hash)
         self.published = full
         self._last_hash = int(hashes[-1])
+
+    def certain_tokens(self, eos: frozenset[int]) -> int:
+        """The answer gets so many more tokens, whatever they are; the last may be its end."""
+        params = self.params
+        may_stop = bool(params.stop_token_ids) or (bool(eos) and not params.ignore_eos)
+        total = params.min_tokens if may_stop else params.max_tokens
+        return max(1, total - self.generated)
 
     def finish_reason(self, token: int, eos: frozenset[int]) -> FinishReason | None:
         """Whether the token just appended ends the answer."""

@@ -30,6 +30,19 @@ class WaitingReserve:
     num_answers: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Refusal:
+    """There was no room for ``head``, with so many running, after so many returns of blocks.
+
+    ``next_hash``: of the first of its blocks that was not in the cache and that it could use.
+    """
+
+    head: WaitingReserve | Sequence
+    num_running: int
+    num_returns: int
+    next_hash: int | None
+
+
 class AdmissionQueue:
     """First come, first served: whoever does not fit holds up those behind."""
 
@@ -37,6 +50,7 @@ class AdmissionQueue:
         self._pool = pool
         self._counters = counters
         self._waiting: deque[WaitingReserve | Sequence] = deque()
+        self._refusal: _Refusal | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -63,7 +77,7 @@ class AdmissionQueue:
 
     def admit_next(self, num_running: int) -> Sequence | Granted | None:
         """The head with its blocks, if they are there."""
-        if not self._waiting:
+        if self.admits_nobody(num_running):
             return None
         head = self._waiting[0]
         admitted: Sequence | Granted | None
@@ -75,10 +89,35 @@ class AdmissionQueue:
             self._waiting.popleft()
         return admitted
 
+    def admits_nobody(self, num_running: int) -> bool:
+        """Whether nobody waits, or nothing that could help came since the head was refused: no
+        block back, no sequence less that keeps room to grow, no more of its prefix in the cache."""
+        if not self._waiting:
+            return True
+        refusal = self._refusal
+        return (
+            refusal is not None
+            and refusal.head is self._waiting[0]
+            and refusal.num_running <= num_running
+            and refusal.num_returns == self._pool.num_returns
+            and not (refusal.next_hash is not None and self._pool.is_cached(refusal.next_hash))
+        )
+
+    def head_may_continue(self, sequence: Sequence) -> bool:
+        """Whether the head's tokens begin with all of a sequence: its next block may help."""
+        if not self._waiting:
+            return False
+        head, end = self._waiting[0], sequence.length
+        return (
+            len(head.tokens) >= end
+            and head.salt == sequence.salt
+            and bool(head.tokens[end - 1] == sequence.tokens[-1])
+            and np.array_equal(head.tokens[:end], sequence.tokens)
+        )
+
     def _admit_sequence(self, sequence: Sequence, num_running: int) -> Sequence | None:
-        growing = num_running + sequence.num_answers - 1
         # The last token is always computed, so that there are logits to draw from.
-        found = self._find_blocks(sequence.tokens, sequence.salt, sequence.length - 1, growing)
+        found = self._find_blocks(sequence, sequence.length - 1, num_running)
         if found is None:
             return None
         held, fresh, hashes = found
@@ -90,8 +129,7 @@ class AdmissionQueue:
         return sequence
 
     def _admit_reserve(self, waiting: WaitingReserve, num_running: int) -> Granted | None:
-        growing = num_running + waiting.num_answers - 1
-        found = self._find_blocks(waiting.tokens, waiting.salt, len(waiting.tokens), growing)
+        found = self._find_blocks(waiting, len(waiting.tokens), num_running)
         if found is None:
             return None
         held, fresh, hashes = found
@@ -99,17 +137,18 @@ class AdmissionQueue:
         return Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
 
     def _find_blocks(
-        self, tokens: TokenArray, salt: int, max_cached: int, growing: int
+        self, head: WaitingReserve | Sequence, max_cached: int, num_running: int
     ) -> tuple[BlockIds, BlockIds, HashArray] | None:
         """Cached blocks of the prefix, new ones for the rest and one more token; or None.
 
-        Each of ``growing`` other sequences keeps room for a block, as far as the pool has so many,
-        so that admission is not undone by preemption in the next step.
+        Each other sequence that grows keeps room for a block, as far as the pool has so many, so
+        that admission is not undone by preemption in the next step.
         """
         size = self._pool.block_size
-        total = len(tokens) // size + 1
-        hashes = block_hashes(tokens, size, salt)
-        held = self._pool.match_prefix(hashes[: max_cached // size], tokens)
+        growing = num_running + head.num_answers - 1
+        total = len(head.tokens) // size + 1
+        hashes = block_hashes(head.tokens, size, head.salt)
+        held = self._pool.match_prefix(hashes[: max_cached // size], head.tokens)
         self._pool.acquire(held)
         count = total - len(held)
         room = min(growing, self._pool.num_blocks - total)
@@ -117,5 +156,10 @@ class AdmissionQueue:
         fresh = self._pool.allocate(count) if fits else None
         if fresh is None:
             self._pool.release(held)
+            self._refuse(num_running, hashes[len(held) : max_cached // size])
             return None
         return held, fresh, hashes
+
+    def _refuse(self, num_running: int, not_cached: HashArray) -> None:
+        next_hash = int(not_cached[0]) if len(not_cached) else None
+        self._refusal = _Refusal(self._waiting[0], num_running, self._pool.num_returns, next_hash)

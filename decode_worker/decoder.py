@@ -32,6 +32,7 @@ from core.outputs import Load, StepCounters, TokenOutput
 from core.prefill_order import DEFAULT_TTFT_S
 from core.references import check_references
 from core.request import AttemptKey, SamplingParams
+from core.sequence import Sequence
 from core.step import StepPlan, StepResult
 from core.step_clock import StepClock
 from decode_worker.scheduler import DecodeScheduler
@@ -126,6 +127,20 @@ class Decoder:
         """Books a step; returns its tokens and what became possible by the blocks it freed."""
         seconds = self._clock.completed(now).own
         outputs = self.scheduler.complete_step(plan, result, seconds)
+        return [*outputs, *self._admit(now)]
+
+    def steady_steps(self) -> int:
+        """See `DecodeScheduler.steady_steps`; valid until the next event or step."""
+        return self.scheduler.steady_steps()
+
+    def complete_steady_steps(
+        self, steps: int, token_of: Callable[[Sequence], int], now: float
+    ) -> list[DecoderCommand]:
+        """Plans and books that many steps, the last of which is complete ``now``, as so many calls
+        of `plan_step` and `complete_step` do. Returns the commands of the last one."""
+        self._clock.planned(now)
+        self._clock.completed(now)
+        outputs = self.scheduler.complete_steady_steps(steps, token_of)
         return [*outputs, *self._admit(now)]
 
     def _reserve(self, peer: str, reserve: Reserve, now: float) -> list[DecoderCommand]:

@@ -9,6 +9,7 @@ Does not cover: who gets blocks next (``decode_worker.admission``), which prompt
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
@@ -29,6 +30,7 @@ from core.sequence import Sequence
 from core.step import BlockCopy, SampledToken, Slice, StepPlan, StepResult
 from decode_worker.admission import AdmissionQueue, WaitingReserve
 from decode_worker.fork_copies import ForkCopies
+from decode_worker.steady_steps import count_steady_steps, take_and_publish_blocks
 
 
 @dataclass(slots=True)
@@ -358,7 +360,49 @@ class DecodeScheduler:
         self._run(fork)
         return fork
 
+    # Many steps at once
+
+    def steady_steps(self) -> int:
+        """How many next steps, after a call of `admit`, certainly take all sequences that run now,
+        with one token each, and change nothing else; only the last of them may end answers.
+
+        0 if the next step is not like that, and always if several may be under way at once.
+        """
+        running = self._running
+        if self._depth > 1 or self._in_flight or self._forks or not running:
+            return 0
+        if any(s.length - s.computed > 1 or not s.generated for s in running):
+            return 0
+        if self._has_place and not self._queue.admits_nobody(len(running)):
+            return 0
+        return count_steady_steps(running, self._pool, self._queue, self._eos)
+
+    def complete_steady_steps(
+        self, steps: int, token_of: Callable[[Sequence], int]
+    ) -> list[TokenOutput]:
+        """Plans and books ``steps`` steps, 1 to `steady_steps`, in each of which each sequence
+        draws its ``token_of``. Returns what the last of them drew."""
+        drawn = [(sequence, token_of(sequence)) for sequence in self._running]
+        for sequence, token in drawn:
+            sequence.append(token, steps - 1)
+        take_and_publish_blocks(self._running, self._pool, steps)
+        self._num_planned += steps
+        self.counters.steps += steps
+        self.counters.decode_tokens += steps * len(drawn)
+        return [self._on_steady_token(sequence, token) for sequence, token in drawn]
+
+    def _on_steady_token(self, sequence: Sequence, token: int) -> TokenOutput:
+        sequence.last_step = self._num_planned
+        sequence.advance(sequence.length)
+        sequence.publish_full_blocks(self._pool)
+        return self._on_token(sequence, SampledToken(token))
+
     # What others may know
+
+    @property
+    def running(self) -> tuple[Sequence, ...]:
+        """By age."""
+        return tuple(self._running)
 
     @property
     def load(self) -> Load:
