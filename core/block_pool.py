@@ -109,6 +109,11 @@ class BlockPool:
         """Whether some block is in the cache under this hash."""
         return value in self._block_of
 
+    def is_held(self, value: int) -> bool:
+        """Whether somebody holds the block that is cached under this hash."""
+        block_id = self._block_of.get(value, _NO_BLOCK)
+        return block_id != _NO_BLOCK and bool(self._refs[block_id] > 0)
+
     def match_prefix(self, hashes: HashArray, tokens: TokenArray) -> BlockIds:
         """Blocks of the longest cached prefix; takes no reference.
 

@@ -95,6 +95,10 @@ class RoutingState:
         overlap = self.prefixes.overlap(prompt.hashes, (view.worker for view in views))
         return choose(prompt.shape, views, overlap, avoid, self._disaggregation, self._random)
 
+    def free_blocks(self, worker: WorkerId) -> int:
+        """Of an attached worker, after all that was sent."""
+        return self._workers[worker].ledger.current().free_blocks
+
     def most_sequences(self, worker: WorkerId) -> int:
         """Answers that an attached worker runs at a time."""
         return max(1, self._workers[worker].max_num_seqs)

@@ -94,9 +94,10 @@ class Network:
         self._send(self._on_failure, (worker, failure))
 
     def tell_state(
-        self, worker: int, load: Load | None, stored: HashArray, removed: HashArray
+        self, worker: int, now: int, load: Load | None, stored: HashArray, removed: HashArray
     ) -> None:
-        self.router.expect_state(worker, self._agenda.now + self.delay, load, stored, removed)
+        """``now`` may be some time ago."""
+        self.router.expect_state(worker, now + self.delay, load, stored, removed)
 
     def _on_output(self, told: tuple[int, TokenOutput]) -> None:
         self.router.on_output(*told)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 
 class Pipeline:
-    """``depth`` stages. Times in femtoseconds."""
+    """``depth`` stages. Times in femtoseconds. ``ended_at``: when the latest step is over."""
 
     def __init__(self, depth: int) -> None:
         self.depth = depth
         self.busy = 0
         self._free_at = [0] * depth
-        self._ended_at = 0
+        self.ended_at = 0
 
     @property
     def entrance_free_at(self) -> int:
@@ -30,10 +30,16 @@ class Pipeline:
         for stage, duration in enumerate(parts):
             reached = max(reached, self._free_at[stage]) + duration
             self._free_at[stage] = reached
-        self.busy += reached - max(now, self._ended_at)
-        self._ended_at = reached
+        self.busy += reached - max(now, self.ended_at)
+        self.ended_at = reached
         return reached
+
+    def pass_to(self, start: int, end: int) -> None:
+        """Steps one after the other, nothing else under way, took from ``start`` to ``end``."""
+        self._free_at = [end] * self.depth
+        self.busy += end - start
+        self.ended_at = end
 
     def busy_until(self, now: int) -> int:
         """Time up to ``now`` in which some step was under way."""
-        return self.busy - max(0, self._ended_at - now)
+        return self.busy - max(0, self.ended_at - now)

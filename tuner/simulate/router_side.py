@@ -6,9 +6,9 @@ decision. Does not cover: doors, text, deadlines of clients (``router.dispatcher
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from random import Random
 
 from core.block_hash import HashArray, TokenArray, block_hashes
@@ -42,10 +42,11 @@ from router.policy import PromptShape
 from router.routing_state import RoutedPrompt, RoutingState
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel
+from tuner.simulate.decode_replica import DecodeReplica
 from tuner.simulate.identity import request_index, request_key, sampling_of
+from tuner.simulate.prefill_replica import PrefillReplica
 from tuner.simulate.recorder import RequestRecorder
 from tuner.simulate.requests import RequestTrace
-from tuner.simulate.workers import DecodeReplica, PrefillReplica
 
 SALT = 0
 
@@ -81,6 +82,7 @@ class SimulatedRouter:
         self._limits = cluster.limits
         self._workers = workers
         self._by_id = {replica.worker: replica for replica in workers}
+        self._decoding = [w for w in workers if isinstance(w, DecodeReplica)]
         self._usable = tuple(self._by_id)
         self._agenda = agenda
         self._recorder = recorder
@@ -92,8 +94,10 @@ class SimulatedRouter:
             self._routing.attached(replica.worker, replica.role, num_blocks, replica.max_num_seqs)
         self._largest = max((w.brain.pool.num_blocks for w in workers if w.role.decodes), default=0)
         self._running: dict[int, _Running] = {}
-        # What workers said, in the order in which it arrives: (when, worker, …).
-        self._inbox: deque[tuple[int, WorkerId, Load | None, HashArray, HashArray]] = deque()
+        # What workers said, by its arrival: (when, which, worker, …). A heap, as some of it is
+        # found out late.
+        self._inbox: list[tuple[int, int, WorkerId, Load | None, HashArray, HashArray]] = []
+        self._num_states = 0
         self._expect_arrival(0)
 
     # Arrivals
@@ -127,7 +131,9 @@ class SimulatedRouter:
     def expect_state(
         self, worker: int, arrives: int, load: Load | None, stored: HashArray, removed: HashArray
     ) -> None:
-        self._inbox.append((arrives, self._workers[worker].worker, load, stored, removed))
+        self._num_states += 1
+        state = (arrives, self._num_states, self._workers[worker].worker, load, stored, removed)
+        heappush(self._inbox, state)
 
     def on_output(self, worker: int, output: TokenOutput) -> None:
         """The first or the last token of an answer; those in between come with the last."""
@@ -160,11 +166,25 @@ class SimulatedRouter:
         """Takes in what has arrived by now."""
         inbox, now = self._inbox, self._agenda.now
         while inbox and inbox[0][0] <= now:
-            arrived, worker, load, stored, removed = inbox.popleft()
+            arrived, _, worker, load, stored, removed = heappop(inbox)
             if len(stored) or len(removed):
                 self._routing.cache_changed(worker, stored, removed)
             if load is not None:
                 self._routing.load_reported(worker, load, arrived / FEMTOSECONDS)
+
+    def _learn(self, prompt: RoutedPrompt) -> None:
+        """All that a placement of ``prompt`` may depend on."""
+        self._read_inbox()
+        overlap: dict[WorkerId, int] | None = None
+        for replica in self._decoding:
+            if replica.in_run:
+                if overlap is None:
+                    overlap = self._routing.prefixes.overlap(prompt.hashes, self._usable)
+                held = prompt.hashes[: overlap.get(replica.worker, 0)]
+                free = self._routing.free_blocks(replica.worker)
+                if replica.run_may_matter(free, prompt.shape.num_blocks, held):
+                    replica.catch_up()
+        self._read_inbox()
 
     # Requests
 
@@ -198,7 +218,7 @@ class SimulatedRouter:
             time = self._agenda.now + femtoseconds(command.delay_s)
             self._agenda.at(time, self._on_route_due, running)
             return
-        self._read_inbox()
+        self._learn(running.routed)
         try:
             placement = self._routing.place(running.routed, self._usable, command.avoid)
         except CrossdockError as error:

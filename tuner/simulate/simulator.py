@@ -13,12 +13,13 @@ from core.latency_profile import FEMTOSECONDS, femtoseconds
 from core.request import Role
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
+from tuner.simulate.decode_replica import DecodeReplica
 from tuner.simulate.network import Network
+from tuner.simulate.prefill_replica import PrefillReplica
 from tuner.simulate.recorder import GapRecorder, RequestRecorder, SampleTimes
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult
 from tuner.simulate.router_side import SimulatedRouter
-from tuner.simulate.workers import DecodeReplica, PrefillReplica
 
 _FIRST_SAMPLES = 240
 _SHORTEST_SAMPLE_S = 0.1
@@ -60,6 +61,7 @@ class Simulation:
         step_by_step: bool = False,
     ) -> None:
         _check(cluster)
+        self._step_by_step = step_by_step
         self._trace = trace
         self._agenda = Agenda()
         self._gaps = GapRecorder()
@@ -82,7 +84,7 @@ class Simulation:
             prefill = PrefillReplica(*parts)
             self._network.add_prefill(prefill.name, prefill.take)
             return prefill
-        decode = DecodeReplica(*parts)
+        decode = DecodeReplica(*parts, step_by_step=self._step_by_step)
         self._network.add_decode(number, decode.name, decode.take)
         return decode
 
