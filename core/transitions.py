@@ -26,17 +26,17 @@ class IllegalTransition(InternalError):
 
 @dataclass(frozen=True, slots=True)
 class TransitionTable(Generic[S, E]):
-    """``moves[(state, event)]`` is the next state; what is not in it is illegal."""
+    """``moves[(state, event)]`` is the next state; what is not in it is illegal. ``terminal``:
+    states that nothing leaves."""
 
     name: str
     initial: S
     moves: Mapping[tuple[S, E], S]
+    terminal: frozenset[S] = field(init=False)
 
-    @property
-    def terminal(self) -> frozenset[S]:
-        """States that nothing leaves."""
+    def __post_init__(self) -> None:
         states = {self.initial, *self.moves.values()}
-        return frozenset(states - {state for state, _ in self.moves})
+        object.__setattr__(self, "terminal", frozenset(states - {state for state, _ in self.moves}))
 
     def mermaid(self) -> str:
         """The table as a Mermaid state diagram, one line per pair of states."""

@@ -26,20 +26,25 @@ class PrefixIndex:
         return len(self._masks)
 
     def stored(self, worker: WorkerId, hashes: HashArray) -> None:
-        bit = self._bit(worker)
+        bit, masks, added = self._bit(worker), self._masks, 0
         for block in hashes.tolist():
-            mask = self._masks.get(block, 0)
+            mask = masks.get(block, 0)
             if not mask & bit:
-                self._masks[block] = mask | bit
-                self._held[worker] += 1
+                masks[block] = mask | bit
+                added += 1
+        self._held[worker] += added
 
     def removed(self, worker: WorkerId, hashes: HashArray) -> None:
-        bit = self._bit(worker)
+        bit, masks, dropped = self._bit(worker), self._masks, 0
         for block in hashes.tolist():
-            mask = self._masks.get(block, 0)
-            if mask & bit:
-                self._set(block, mask & ~bit)
-                self._held[worker] -= 1
+            mask = masks.get(block, 0)
+            if mask == bit:
+                del masks[block]
+                dropped += 1
+            elif mask & bit:
+                masks[block] = mask ^ bit
+                dropped += 1
+        self._held[worker] -= dropped
 
     def reset(self, worker: WorkerId) -> None:
         """Forget what ``worker`` holds. Looks at every block once: some 60 ms per million."""
