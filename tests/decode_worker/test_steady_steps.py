@@ -291,3 +291,41 @@ def test_with_a_prompt_to_compute_or_a_step_under_way_no_step_is_steady() -> Non
 
 def test_with_several_stages_no_step_is_steady() -> None:
     assert lone(depth=2).decoder.steady_steps() == 0
+
+
+def ones(length: int) -> np.ndarray:
+    return np.ones(length, dtype=np.int32)
+
+
+def test_steps_end_where_a_block_may_serve_who_waits() -> None:
+    """The head lacks one block; the answer that goes on like its prompt fills it in two steps."""
+    worker = Worker(num_blocks=20)
+    worker.reserve(key(0), ones(6), SamplingParams(20, ignore_eos=True))
+    worker.commit(0, 1)
+    worker.pool.allocate(worker.pool.num_free - 3)
+    worker.reserve(key(1), ones(13), SamplingParams(4))
+    assert worker.tickets == []
+    assert worker.decoder.steady_steps() == 2
+    worker.jump(2, token=1)
+    assert [ticket.held_blocks for ticket, _ in worker.tickets] == [2]
+
+
+def test_within_a_step_blocks_are_taken_before_others_are_published() -> None:
+    """One answer evicts the block that another one publishes again in the same step."""
+
+    def worker_with_full_cache() -> Worker:
+        worker = Worker(num_blocks=20)
+        for number, prompt in enumerate((ones(8), 2 * ones(8))):
+            worker.reserve(key(number), prompt, SamplingParams(1))
+            worker.commit(0, 1)
+        for number, prompt in ((2, ones(5)), (3, 3 * ones(6))):
+            worker.reserve(key(number), prompt, SamplingParams(20, ignore_eos=True))
+            worker.commit(0, 1)
+        worker.pool.allocate(worker.pool.num_free)
+        return worker
+
+    single, several = worker_with_full_cache(), worker_with_full_cache()
+    assert several.decoder.steady_steps() == 7
+    single.run(7, token=1, limit=0)
+    several.jump(7, token=1)
+    assert decoder_state(several) == decoder_state(single)
