@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import isqrt
+from typing import Literal
 
 from core.errors import InvalidField
 from core.shards import ParallelShape
@@ -193,7 +194,7 @@ class LatencyProfile:
     ``message_s``: seconds that a control message takes from one process to another and through
     it; ``request_s``: those of the router and the doors for a request, one way. ``model_hash`` is
     "" for a model that nobody loaded. ``weight_bytes``, ``kv_bytes_per_token``: of a whole replica.
-    ``created``: ISO 8601.
+    ``created``: ISO 8601; ``device``: as ``engine.device`` of a config.
     """
 
     origin: Origin
@@ -209,6 +210,7 @@ class LatencyProfile:
     request_s: float
     engines: tuple[EngineProfile, ...]
     transfers: tuple[TransferProfile, ...]
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def engine(
         self,

@@ -149,6 +149,7 @@ def modelled_profile(
             for source in usable
             for target in usable
         ),
+        device="cuda",
     )
 
 

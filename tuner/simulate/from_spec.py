@@ -85,7 +85,8 @@ def _workers(
     spec: ClusterSpec, profiles: PoolProfiles, pool: str, core_share: float
 ) -> WorkerModel:
     chosen, profile = spec.pools.of(pool), profiles.of(pool)
-    engine = profile.engine(chosen.shape, core_share)
+    company = spec.pools.prefill.replicas + spec.pools.decode.replicas - 1
+    engine = profile.engine(chosen.shape, core_share, threads=spec.engine.threads, company=company)
     return WorkerModel(
         role=_role(spec, pool),
         count=chosen.replicas,
@@ -108,7 +109,7 @@ def _num_blocks(spec: ClusterSpec, profile: LatencyProfile, pool: str, kv_tokens
     if spec.kv.num_blocks is not None:
         return spec.kv.num_blocks
     memory = spec.kv.memory
-    if memory is None and spec.engine.device == "cpu" and profile.origin is Origin.MEASURED:
+    if memory is None and profile.device == "cpu":
         memory = DEFAULT_KV_BYTES
     most = kv_tokens // spec.kv.block_size
     if memory is not None:
