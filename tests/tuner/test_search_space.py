@@ -1,0 +1,133 @@
+"""Which clusters a budget allows, and what each can serve at most."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from search_worlds import LIMITS, SLO, bounded, budget_of, chat_trace, profile_of
+
+from core.config import ClusterSpec
+from core.errors import InvalidField
+from core.shards import ONE_RANK, ParallelShape
+from tuner.load.metrics import Slo
+from tuner.search.bounds import Resource, Traffic, bound_rate, endless_hit_rate, prompt_seconds
+from tuner.search.outputs import cluster_yaml, values_yaml
+from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice, all_candidates
+from tuner.search.specs import spec_of
+from tuner.simulate.requests import RequestTrace
+
+L40S = profile_of("l40s")
+
+
+@given(st.integers(1, 20))
+def test_candidates_spend_the_budget_and_no_more(count: int) -> None:
+    budget = budget_of("h100", count)
+    for candidate in all_candidates(budget, 4000, LIMITS):
+        assert candidate.accelerators <= count
+        left = count - candidate.accelerators
+        assert all(left < pool.shape.num_ranks for pool in candidate.pools)
+
+
+@given(st.integers(1, 12))
+def test_without_spending_all_every_smaller_cluster_is_there(count: int) -> None:
+    every = set(all_candidates(budget_of("h100", count), 4000, LIMITS, spend_all=False))
+    if count > 1:
+        smaller = all_candidates(budget_of("h100", count - 1), 4000, LIMITS, spend_all=False)
+        assert {str(c) for c in smaller} <= {str(c) for c in every}
+    assert {str(c) for c in all_candidates(budget_of("h100", count), 4000, LIMITS)} <= {
+        str(c) for c in every
+    }
+
+
+def test_colocated_is_among_them_in_every_shape() -> None:
+    budget = budget_of("h100", 8)
+    colocated = [c for c in all_candidates(budget, 4000, LIMITS) if c.is_colocated]
+    assert {c.decode[0].shape for c in colocated} == {
+        engine.shape for engine in budget.decode.profile.engines if engine.shape.num_ranks <= 8
+    }
+
+
+def test_two_kinds_are_never_mixed_up() -> None:
+    prefill, decode = Accelerators(profile_of("h100"), 4), Accelerators(L40S, 8)
+    for candidate in all_candidates(Budget(prefill, decode), 4000, LIMITS):
+        if candidate.prefill is None:
+            assert {pool.on.profile.hardware for pool in candidate.decode} == {"h100", "l40s"}
+        else:
+            assert candidate.prefill.on is prefill
+            assert candidate.prefill.accelerators == 4
+            assert candidate.decode[0].accelerators == 8
+
+
+def test_a_request_that_no_worker_holds() -> None:
+    with pytest.raises(InvalidField, match="100000000 tokens: take larger ones"):
+        all_candidates(budget_of("h100", 8), 100_000_000, LIMITS)
+
+
+def one_and_one(kind: str = "h100") -> Candidate:
+    on = budget_of(kind, 2).decode
+    pool = PoolChoice(on, 1, ONE_RANK, LIMITS)
+    return Candidate(pool, (pool,))
+
+
+def test_long_prompts_are_bound_by_prefill_long_answers_by_decode() -> None:
+    candidate = one_and_one()
+    prompts = Traffic(8000.0, 10.0, 8000.0 * 4000, 0.0)
+    answers = Traffic(100.0, 2000.0, 5000.0, 0.0)
+    assert bound_rate(candidate, prompts, SLO).limited_by is Resource.PREFILL_COMPUTE
+    assert bound_rate(candidate, answers, SLO).limited_by is Resource.DECODE_BANDWIDTH
+
+
+def test_the_prefill_bound_is_the_time_of_one_prompt_after_the_other() -> None:
+    candidate = one_and_one()
+    assert candidate.prefill is not None
+    traffic = Traffic(8192.0, 1.0, 8192 * 8193 / 2, 0.0)
+    rate = bound_rate(candidate, traffic, SLO).rates[Resource.PREFILL_COMPUTE]
+    assert rate == pytest.approx(1 / prompt_seconds(candidate.prefill, 8192), rel=0.01)
+
+
+def test_a_tpot_that_no_step_keeps_leaves_nothing() -> None:
+    bound = bound_rate(one_and_one(), Traffic(1000.0, 100.0, 5e5, 0.0), Slo(1.0, 1e-4))
+    assert (bound.rate, bound.limited_by) == (0.0, Resource.DECODE_BANDWIDTH)
+
+
+@given(st.integers(2, 10))
+def test_more_of_everything_never_serves_less(count: int) -> None:
+    trace = chat_trace()
+    smaller = max(b.rate for _, b in bounded(candidates_of(count), trace))
+    larger = max(b.rate for _, b in bounded(candidates_of(count + 1), trace))
+    assert larger >= smaller * 0.999
+
+
+def candidates_of(count: int) -> list[Candidate]:
+    return all_candidates(budget_of("h100", count), 4000, LIMITS)
+
+
+def test_the_endless_hit_rate_counts_whole_shared_parts() -> None:
+    import numpy as np
+
+    trace = RequestTrace(
+        "t",
+        np.array([0.0, 1.0, 2.0]),
+        np.array([1024, 1024, 512], dtype=np.int32),
+        np.array([1, 1, 1], dtype=np.int32),
+        [np.array(ids, dtype=np.int32) for ids in ([0, 1], [0, 2], [0])],
+    )
+    # The third prompt is all known, but its last token is always computed.
+    assert endless_hit_rate(trace) == (512 + 511) / 2560
+
+
+def test_the_winner_as_a_config_is_what_was_simulated() -> None:
+    import yaml
+
+    shape = ParallelShape(2, 1)
+    on = budget_of("h100", 8).decode
+    candidate = Candidate(PoolChoice(on, 2, shape, LIMITS), (PoolChoice(on, 4, ONE_RANK, LIMITS),))
+    spec = spec_of(candidate, ClusterSpec(), candidate.decode[0])
+    written = cluster_yaml(spec, "two\nlines")
+    assert written.startswith("# two\n# lines\n")
+    assert ClusterSpec.model_validate(yaml.safe_load(written)) == spec
+    assert spec.pools.prefill.shape == shape
+    assert spec.engine.device == "cuda"
+    values = yaml.safe_load(values_yaml(spec, ""))
+    assert ClusterSpec.model_validate(values["cluster"]) == spec

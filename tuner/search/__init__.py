@@ -1,0 +1,1 @@
+"""The search for the best cluster for some traffic: candidates, bounds, simulation, verdict."""

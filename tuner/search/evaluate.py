@@ -1,0 +1,112 @@
+"""What a candidate reaches in simulation: at one rate, and the highest rate that meets the SLO.
+
+Does not cover: which candidates get how much simulation (``halving``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.config import ClusterSpec
+from tuner.load.metrics import Slo
+from tuner.search.space import Candidate
+from tuner.search.specs import model_candidate
+from tuner.search.window import Window
+from tuner.simulate.simulator import simulate
+from tuner.simulate.summary import SimulationSummary, met, summarize
+
+# Below this share of its bound a candidate is given up: waiting is not what makes it miss.
+_SLOWEST = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """``percentile`` (0 to 100) of the requests are to meet both limits of ``slo``."""
+
+    slo: Slo
+    percentile: float
+
+    @property
+    def share(self) -> float:
+        return self.percentile / 100
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One simulation of a candidate at ``rate`` requests per second. ``share`` of the requests met
+    the SLO, those not counted that came before the cluster had filled up."""
+
+    rate: float
+    share: float
+    summary: SimulationSummary
+
+    def meets(self, goal: Goal) -> bool:
+        return self.share >= goal.share
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """The highest rate found at which a candidate meets the goal: ``trial`` is the simulation at
+    it; None if it meets it at no rate, and ``nearest`` is the trial that came closest."""
+
+    trial: Trial | None
+    nearest: Trial
+    simulations: int
+
+    @property
+    def rate(self) -> float:
+        return self.trial.rate if self.trial is not None else 0.0
+
+
+def try_rate(candidate: Candidate, window: Window, base: ClusterSpec, goal: Goal) -> Trial:
+    """``base``: all of the cluster but its pools."""
+    trace, skipped = window.requests()
+    # Whoever has no whole answer by then has missed a limit.
+    longest_s = goal.slo.ttft_s + float(trace.output_tokens.max()) * goal.slo.tpot_s
+    until_s = trace.duration_s + longest_s
+    cluster = model_candidate(candidate, base)
+    result = simulate(trace, cluster, seed=window.seed, until_s=until_s)
+    good = met(result, goal.slo)[skipped:]
+    return Trial(window.rate, float(good.mean()), summarize(result, goal.slo))
+
+
+def highest_rate(
+    attempt: Callable[[float], Trial], goal: Goal, guess: float, most: float, precision: float
+) -> Reached:
+    """The highest rate up to ``most`` that meets ``goal``, within a factor of 1 + ``precision``.
+
+    Starts at ``guess``; doubles or halves until the limit is between two trials, then bisects. A
+    share that does not fall steadily with the rate costs precision, nothing else.
+    """
+    trials: list[Trial] = []
+
+    def try_once(rate: float) -> Trial:
+        trials.append(attempt(rate))
+        return trials[-1]
+
+    good: Trial | None = None
+    bad: float | None = None
+    rate = min(guess, most)
+    while good is None or bad is None:
+        trial = try_once(rate)
+        if trial.meets(goal):
+            good = trial
+            if rate >= most:
+                break
+            rate = min(most, rate * 1.5)
+        else:
+            bad = rate
+            if rate < most * _SLOWEST:
+                break
+            rate *= 0.6
+    while good is not None and bad is not None and bad > good.rate * (1 + precision):
+        trial = try_once(float(np.sqrt(good.rate * bad)))
+        if trial.meets(goal):
+            good = trial
+        else:
+            bad = trial.rate
+    nearest = max(trials, key=lambda trial: trial.share)
+    return Reached(good, nearest, len(trials))

@@ -1,0 +1,249 @@
+"""A search in words, rows and JSON. Pure. Does not cover: printing, pictures (``charts``)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tuner.load.metrics import Spread
+from tuner.search.evaluate import Trial
+from tuner.search.halving import Scored
+from tuner.search.limiting import busy_words, limited_by
+from tuner.search.sensitivity import Shift
+from tuner.search.tune import TuneResult
+from tuner.search.uncertainty import Interval
+from tuner.search.verdict import Comparison
+
+Row = tuple[str, ...]
+COLUMNS = (
+    "cluster",
+    "GPUs",
+    "requests/s",
+    "per GPU",
+    "tokens/s/GPU",
+    "tokens/s/user",
+    "TTFT p50 p90 s",
+    "TPOT p50 p90 ms",
+    "busy",
+    "limited by",
+)
+
+
+def verdict_lines(result: TuneResult) -> list[str]:
+    """The answer, most important first."""
+    verdict = result.verdict
+    if verdict.winner is None:
+        return _nobody(result)
+    winner = verdict.winner
+    lines = [_headline(result)]
+    lines += [
+        _against(name, comparison)
+        for name, comparison in (
+            ("colocated", verdict.colocated),
+            ("1:1", verdict.one_to_one),
+        )
+        if comparison is not None
+    ]
+    if winner.candidate.is_colocated:
+        lines.append("don't disaggregate: two pools would serve less of this traffic")
+    elif not verdict.disaggregate:
+        lines.append("two pools gain next to nothing over colocated: it is simpler, prefer it")
+    trial = winner.reached.trial if winner.reached is not None else None
+    if trial is not None:
+        lines.append(
+            f"limited by {limited_by(trial, winner.bound).value} "
+            f"({busy_words(trial.summary.pools)} busy)"
+        )
+    return lines + [_shift(shift, winner) for shift in result.shifts]
+
+
+def _headline(result: TuneResult) -> str:
+    winner = result.verdict.winner
+    assert winner is not None
+    goal, candidate = result.question.goal, winner.candidate
+    limits = f"TTFT {goal.slo.ttft_s:g} s and TPOT {goal.slo.tpot_s * 1000:g} ms"
+    within = f"{goal.percentile:g} % within {limits}"
+    if result.question.rate is not None:
+        price = f", {candidate.hour_price:.2f}/h" if candidate.hour_price else ""
+        return (
+            f"{candidate}: {candidate.accelerators} GPUs{price} serve "
+            f"{result.question.rate:g} requests/s, {within}"
+        )
+    return (
+        f"{candidate}: {winner.rate:.2f} requests/s, {winner.rate_per_accelerator:.3f} per GPU, "
+        f"{within}"
+    )
+
+
+def _against(name: str, comparison: Comparison) -> str:
+    likely = _likely(comparison.likely)
+    return f"{comparison.ratio:.2f} × {name} ({comparison.rival.candidate}){likely}"
+
+
+def _likely(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    return f"; likely {interval.low:.2f} to {interval.high:.2f}"
+
+
+def _nobody(result: TuneResult) -> list[str]:
+    goal, nearest = result.question.goal, result.verdict.nearest
+    words = [
+        f"no cluster of these GPUs meets TTFT {goal.slo.ttft_s:g} s and TPOT "
+        f"{goal.slo.tpot_s * 1000:g} ms for {goal.percentile:g} % of the requests"
+        + (f" at {result.question.rate:g} requests/s" if result.question.rate is not None else "")
+    ]
+    if nearest.reached is not None:
+        trial = nearest.reached.nearest
+        ttft, tpot = trial.summary.ttft_s, trial.summary.tpot_s
+        words.append(
+            f"nearest: {nearest.candidate} with {trial.share:.0%} at {trial.rate:.3g} requests/s "
+            f"(TTFT p90 {_seconds(ttft)} s, TPOT p90 {_milliseconds(tpot)} ms)"
+        )
+    return words
+
+
+def _shift(shift: Shift, winner: Scored) -> str:
+    change = f"{shift.change}: {shift.stays_at:.2f} requests/s"
+    if shift.best == winner.candidate or shift.rate <= shift.stays_at:
+        return f"{change}, and it stays the best of its neighbours"
+    return f"{change}; move to {shift.best} for {shift.rate:.2f}"
+
+
+def table(result: TuneResult, top: int) -> tuple[Row, list[Row]]:
+    """The best ``top`` that were simulated, and the rivals."""
+    simulated = [scored for scored in result.scored if scored.reached is not None]
+    chosen = simulated[:top]
+    for comparison in (result.verdict.colocated, result.verdict.one_to_one):
+        if comparison is not None and comparison.rival not in chosen:
+            chosen.append(comparison.rival)
+    return COLUMNS, [_row(scored) for scored in chosen]
+
+
+def _row(scored: Scored) -> Row:
+    candidate, reached = scored.candidate, scored.reached
+    assert reached is not None
+    trial = reached.trial or reached.nearest
+    ttft, tpot = trial.summary.ttft_s, trial.summary.tpot_s
+    met = "" if reached.trial is not None else " (SLO not met)"
+    return (
+        str(candidate),
+        str(candidate.accelerators),
+        f"{trial.rate:.2f}{met}",
+        f"{trial.rate / candidate.accelerators:.3f}",
+        f"{tokens_per_accelerator(scored, trial):.0f}",
+        f"{tokens_per_user(trial):.0f}",
+        f"{_seconds(ttft, 'p50')} {_seconds(ttft)}",
+        f"{_milliseconds(tpot, 'p50')} {_milliseconds(tpot)}",
+        busy_words(trial.summary.pools),
+        limited_by(trial, scored.bound).value,
+    )
+
+
+def tokens_per_accelerator(scored: Scored, trial: Trial) -> float:
+    """Output tokens per second of one accelerator."""
+    return trial.summary.output_tokens_per_s / scored.candidate.accelerators
+
+
+def tokens_per_user(trial: Trial) -> float:
+    """Tokens per second that half of the answers reach or exceed."""
+    tpot = trial.summary.tpot_s
+    return 1 / tpot.p50 if tpot is not None and tpot.p50 > 0 else 0.0
+
+
+def as_json(result: TuneResult) -> dict[str, Any]:
+    question, verdict = result.question, result.verdict
+    return {
+        "trace": question.trace.name,
+        "requests": len(question.trace),
+        "goal": {
+            "ttft_s": question.goal.slo.ttft_s,
+            "tpot_s": question.goal.slo.tpot_s,
+            "percentile": question.goal.percentile,
+            "rate": question.rate,
+        },
+        "traffic": {
+            "prompt_tokens": result.traffic.prompt_tokens,
+            "output_tokens": result.traffic.output_tokens,
+            "hit_rate_at_most": result.traffic.hit_rate,
+        },
+        "verdict": {
+            "winner": None if verdict.winner is None else _scored_json(verdict.winner),
+            "nearest": _scored_json(verdict.nearest),
+            "disaggregate": verdict.disaggregate,
+            "over_colocated": _comparison_json(verdict.colocated),
+            "over_one_to_one": _comparison_json(verdict.one_to_one),
+            "lines": verdict_lines(result),
+        },
+        "sensitivity": [
+            {
+                "change": shift.change,
+                "best": str(shift.best),
+                "rate": shift.rate,
+                "winner_rate": shift.stays_at,
+            }
+            for shift in result.shifts
+        ],
+        "candidates": [_scored_json(scored) for scored in result.scored],
+    }
+
+
+def _scored_json(scored: Scored) -> dict[str, Any]:
+    candidate, reached = scored.candidate, scored.reached
+    pools = [
+        {
+            "hardware": pool.on.profile.hardware,
+            "replicas": pool.replicas,
+            "tensor_parallel_size": pool.shape.tensor,
+            "pipeline_parallel_size": pool.shape.pipeline,
+            "max_num_seqs": pool.limits.max_num_seqs,
+            "max_num_batched_tokens": pool.limits.max_num_batched_tokens,
+        }
+        for pool in candidate.pools
+    ]
+    data: dict[str, Any] = {
+        "cluster": str(candidate),
+        "colocated": candidate.is_colocated,
+        "pools": pools,
+        "gpus": candidate.accelerators,
+        "hour_price": candidate.hour_price,
+        "bound_rate": scored.bound.rate,
+        "bound_limited_by": scored.bound.limited_by.value,
+        "rungs": scored.rungs,
+        "rate": None,
+    }
+    if reached is None:
+        return data
+    trial = reached.trial or reached.nearest
+    return data | {
+        "rate": reached.rate,
+        "rate_per_gpu": scored.rate_per_accelerator,
+        "simulated_rate": trial.rate,
+        "share_within_slo": trial.share,
+        "tokens_per_s_per_gpu": tokens_per_accelerator(scored, trial),
+        "tokens_per_s_per_user": tokens_per_user(trial),
+        "limited_by": limited_by(trial, scored.bound).value,
+        "ttft_p90_s": None if trial.summary.ttft_s is None else trial.summary.ttft_s.p90,
+        "tpot_p90_s": None if trial.summary.tpot_s is None else trial.summary.tpot_s.p90,
+        "simulations": reached.simulations,
+    }
+
+
+def _comparison_json(comparison: Comparison | None) -> dict[str, Any] | None:
+    if comparison is None:
+        return None
+    likely = comparison.likely
+    return {
+        "rival": str(comparison.rival.candidate),
+        "ratio": comparison.ratio,
+        "likely_low": None if likely is None else likely.low,
+        "likely_median": None if likely is None else likely.median,
+        "likely_high": None if likely is None else likely.high,
+    }
+
+
+def _seconds(spread: Spread | None, part: str = "p90") -> str:
+    return "–" if spread is None else f"{getattr(spread, part):.2f}"
+
+
+def _milliseconds(spread: Spread | None, part: str = "p90") -> str:
+    return "–" if spread is None else f"{getattr(spread, part) * 1000:.1f}"

@@ -1,0 +1,66 @@
+"""A candidate as the config that would serve it: what is simulated is what is written.
+
+Pure. Does not cover: writing files (``outputs``).
+"""
+
+from __future__ import annotations
+
+from core.config import ClusterSpec, PoolSpec
+from tuner.search.space import Candidate, PoolChoice
+from tuner.simulate.cluster_model import ClusterModel
+from tuner.simulate.from_spec import PoolProfiles, model_cluster
+
+
+def spec_of(candidate: Candidate, base: ClusterSpec, decode: PoolChoice) -> ClusterSpec:
+    """``base`` with the pools of ``candidate``. ``decode``: one of its decode pools (colocated
+    serving on two kinds of accelerators is two clusters)."""
+    prefill = candidate.prefill
+    pools = base.pools.model_copy(
+        update={
+            "prefill": _pool(base.pools.prefill, prefill),
+            "decode": _pool(base.pools.decode, decode),
+        }
+    )
+    engine = base.engine.model_copy(update={"device": decode.on.profile.device})
+    return base.model_copy(update={"pools": pools, "engine": engine})
+
+
+def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
+    """Raises ``InvalidField`` for a pool that has no room for KV, or no profiled transfer."""
+    models = [
+        model_cluster(spec_of(candidate, base, decode), _profiles(candidate, decode))
+        for decode in candidate.decode
+    ]
+    if len(models) == 1:
+        return models[0]
+    first = models[0]
+    return ClusterModel(
+        workers=tuple(worker for model in models for worker in model.workers),
+        block_size=first.block_size,
+        transfer=None,
+        message_s=first.message_s,
+        request_s=first.request_s,
+        ttft_s=first.ttft_s,
+        disaggregation=first.disaggregation,
+        times=first.times,
+        limits=first.limits,
+    )
+
+
+def _profiles(candidate: Candidate, decode: PoolChoice) -> PoolProfiles:
+    prefill = candidate.prefill if candidate.prefill is not None else decode
+    return PoolProfiles(prefill.on.profile, decode.on.profile)
+
+
+def _pool(base: PoolSpec, choice: PoolChoice | None) -> PoolSpec:
+    if choice is None:
+        return base.model_copy(update={"replicas": 0})
+    return base.model_copy(
+        update={
+            "replicas": choice.replicas,
+            "tensor_parallel_size": choice.shape.tensor,
+            "pipeline_parallel_size": choice.shape.pipeline,
+            "max_num_seqs": choice.limits.max_num_seqs,
+            "max_num_batched_tokens": choice.limits.max_num_batched_tokens,
+        }
+    )

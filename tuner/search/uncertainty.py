@@ -1,0 +1,100 @@
+"""How sure a ratio of two candidates is: the bootstrap over profile errors and traffic.
+
+Each replicate draws another sample of the trace (blocks of consecutive requests) and another
+plausible profile: every engine's times are scaled by a factor as far from 1 as its fit was on
+points that it had not seen. Both candidates of a ratio see the same replicate, so what they share
+cancels out (Efron and Tibshirani, "An introduction to the bootstrap", 1993).
+
+Pure. How often the truth lies in the interval is what `tune --validate` reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import exp
+
+import numpy as np
+
+from core.latency_profile import (
+    EngineProfile,
+    LatencyProfile,
+    RowCurve,
+    StepModel,
+    TransferModel,
+)
+from tuner.search.space import Accelerators, Candidate, PoolChoice
+
+# A modelled profile was compared with nothing. Rooflines of this kind are reported to be wrong by
+# some tens of percent, most of it common to all shapes of one kind of hardware.
+MODELLED_SIGMA = 0.2
+MODELLED_SIGMA_OF_SHAPE = 0.07
+# A step's work is spread over so many of the profiled points.
+_POINTS_OF_A_STEP = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The middle 80 % of what replicates gave, and their median."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Interval:
+        """``values``: at least one."""
+        low, median, high = np.percentile(values, [10, 50, 90]).tolist()
+        return cls(low, median, high)
+
+
+def perturbed(candidate: Candidate, seed: int) -> Candidate:
+    """``candidate`` on hardware as the profiles' errors allow it. The same ``seed`` gives the same
+    hardware to every candidate."""
+    prefill = None if candidate.prefill is None else _other_pool(candidate.prefill, seed)
+    return Candidate(prefill, tuple(_other_pool(pool, seed) for pool in candidate.decode))
+
+
+def _other_pool(pool: PoolChoice, seed: int) -> PoolChoice:
+    on = Accelerators(perturbed_profile(pool.on.profile, seed), pool.on.count, pool.on.hour_price)
+    return replace(pool, on=on)
+
+
+def perturbed_profile(profile: LatencyProfile, seed: int) -> LatencyProfile:
+    """Every engine and edge a little faster or slower."""
+    common = float(np.random.default_rng([seed, 0]).normal())
+    engines = tuple(
+        replace(engine, step=_scaled(engine.step, *_factors(engine, common, seed, number)))
+        for number, engine in enumerate(profile.engines, 1)
+    )
+    transfers = tuple(
+        replace(transfer, model=_scaled_transfer(transfer.model, exp(MODELLED_SIGMA * common)))
+        if transfer.error is None
+        else transfer
+        for transfer in profile.transfers
+    )
+    return replace(profile, engines=engines, transfers=transfers)
+
+
+def _factors(engine: EngineProfile, common: float, seed: int, number: int) -> tuple[float, float]:
+    """Of what rows and prompts take, and of what decoding sequences read."""
+    generator = np.random.default_rng([seed, number])
+    if engine.error is None or not engine.error.residuals:
+        own = generator.normal(size=2) * MODELLED_SIGMA_OF_SHAPE
+        first, second = np.exp(MODELLED_SIGMA * common + own).tolist()
+    else:
+        drawn = generator.choice(np.array(engine.error.residuals), (2, _POINTS_OF_A_STEP))
+        first, second = drawn.mean(axis=1).tolist()
+    return first, second
+
+
+def _scaled(step: StepModel, rows: float, context: float) -> StepModel:
+    return StepModel(
+        rows=RowCurve(tuple((count, round(time * rows)) for count, time in step.rows.points)),
+        per_sampled=round(step.per_sampled * rows),
+        per_prefill_pair=round(step.per_prefill_pair * rows),
+        per_decode_context=round(step.per_decode_context * context),
+    )
+
+
+def _scaled_transfer(model: TransferModel, factor: float) -> TransferModel:
+    return TransferModel(round(model.per_batch * factor), round(model.per_token * factor))

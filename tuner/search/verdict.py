@@ -1,0 +1,115 @@
+"""The answer of a search: which cluster, how much better than its rivals, how sure.
+
+Does not cover: how to say it (``report``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tuner.search.evaluate import Reached
+from tuner.search.halving import RIVALS, Job, Rung, Scored
+from tuner.search.laboratory import Replicate
+from tuner.search.space import Candidate
+from tuner.search.uncertainty import Interval
+
+REPLICATES = 10
+_RUNG = Rung(services=1.5, precision=0.06, most=4_000, keep=0)
+# A ratio closer to 1 than this is a tie: simulations of the same cluster differ by as much.
+TIE = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The winner's goodput over a rival's, per accelerator. ``likely``: None without replicates."""
+
+    rival: Scored
+    ratio: float
+    likely: Interval | None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``winner`` None: nobody meets the SLO at any rate, and ``nearest`` came closest.
+
+    ``colocated`` and ``one_to_one``: None if there is no such rival, or it is the winner, or it
+    reached nothing (then any ratio would be endless).
+    """
+
+    winner: Scored | None
+    nearest: Scored
+    colocated: Comparison | None
+    one_to_one: Comparison | None
+
+    @property
+    def disaggregate(self) -> bool:
+        """Whether two pools are worth it."""
+        if self.winner is None or self.winner.candidate.is_colocated:
+            return False
+        return self.colocated is None or self.colocated.ratio > 1 + TIE
+
+
+def judge(
+    scored: Sequence[Scored],
+    replicate: Callable[[Sequence[Replicate]], Sequence[Reached]],
+    replicates: int = REPLICATES,
+) -> Verdict:
+    """``scored``: all candidates, the best first, as ``halve`` gives them."""
+    best = scored[0]
+    if best.reached is None or best.reached.trial is None:
+        simulated = [s for s in scored if s.reached is not None]
+        nearest = max(simulated, key=_share, default=best)
+        return Verdict(None, nearest, None, None)
+    rivals = [_best(scored, best, kind) for kind in RIVALS]
+    known = [rival for rival in rivals if rival is not None]
+    ratios = _replicated_ratios(best, known, replicate, replicates)
+    comparisons = [_compare(best, rival, ratios) for rival in rivals]
+    return Verdict(best, best, *comparisons)
+
+
+def _replicated_ratios(
+    best: Scored,
+    rivals: Sequence[Scored],
+    replicate: Callable[[Sequence[Replicate]], Sequence[Reached]],
+    count: int,
+) -> dict[Candidate, list[float]]:
+    contestants = [best, *rivals]
+    numbers = range(1, count + 1)
+    wanted = [Replicate(_job(one), number) for number in numbers for one in contestants]
+    rates = [reached.rate for reached in replicate(wanted)] if rivals else []
+    ratios: dict[Candidate, list[float]] = {rival.candidate: [] for rival in rivals}
+    for first in range(0, len(rates), len(contestants)):
+        of_best = rates[first] / best.candidate.accelerators
+        for rival, rate in zip(rivals, rates[first + 1 :], strict=False):
+            if rate and of_best:
+                ratios[rival.candidate].append(of_best / (rate / rival.candidate.accelerators))
+    return ratios
+
+
+def _job(scored: Scored) -> Job:
+    # Other hardware may be faster than the bound of this one.
+    return Job(scored.candidate, _RUNG, scored.rate, 2 * scored.bound.rate)
+
+
+def _compare(
+    best: Scored, rival: Scored | None, ratios: dict[Candidate, list[float]]
+) -> Comparison | None:
+    if rival is None:
+        return None
+    drawn = ratios[rival.candidate]
+    ratio = best.rate_per_accelerator / rival.rate_per_accelerator
+    return Comparison(rival, ratio, Interval.of(drawn) if drawn else None)
+
+
+def _best(
+    scored: Sequence[Scored], winner: Scored, kind: Callable[[Candidate], bool]
+) -> Scored | None:
+    if kind(winner.candidate):
+        return None
+    of_kind = [one for one in scored if kind(one.candidate) and one.rate > 0]
+    return max(of_kind, key=lambda one: one.rate_per_accelerator, default=None)
+
+
+def _share(scored: Scored) -> float:
+    return scored.reached.nearest.share if scored.reached is not None else 0.0
