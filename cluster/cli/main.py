@@ -22,7 +22,9 @@ def new_app() -> typer.Typer:
         model,
         operate,
         serve,
+        simulate,
         status,
+        tune,
     )
 
     app = typer.Typer(
@@ -42,6 +44,8 @@ def new_app() -> typer.Typer:
     app.command("drain")(operate.drain)
     app.command("flip")(operate.flip)
     app.command("doctor")(doctor.doctor)
+    app.command("simulate")(simulate.simulate)
+    app.command("tune")(tune.tune)
     app.add_typer(bench.app, name="bench")
     app.add_typer(model.app, name="model")
     return app

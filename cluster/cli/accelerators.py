@@ -1,0 +1,129 @@
+"""From `--gpus h100:16 --gpu-hour-price h100=2.5` and profiles to a budget."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.cli.profile_choice import ChosenProfile, choose_profile
+from cluster.demo_model import ensure_demo_model
+from cluster.model_folder import find_model
+from cluster.progress import StderrProgress
+from core.config import ClusterSpec
+from core.errors import InvalidField
+from tuner.profile import hardware, model_shape
+from tuner.profile.model_shape import ModelShape, read_model_shape
+from tuner.profile.modelled import modelled_profile
+from tuner.search.space import Accelerators, Budget
+
+MAX_GPUS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class AcceleratorOptions:
+    """The options as they were typed; ``base`` names the model if ``model`` doesn't."""
+
+    gpus: str | None
+    prefill_gpus: str | None
+    decode_gpus: str | None
+    gpu_hour_price: str | None
+    profile: Path | None
+    prefill_profile: Path | None
+    decode_profile: Path | None
+    model: str | None
+    base: ClusterSpec
+
+
+def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
+    """What there is, and in words where its numbers come from. Raises ``InvalidField``."""
+    separate = (options.prefill_gpus, options.decode_gpus)
+    prices = _prices(options.gpu_hour_price)
+    if options.gpus is not None:
+        if any(separate):
+            raise InvalidField("--gpus", options.gpus, "leave it out beside --prefill-gpus")
+        both, words = _pool(options, "--gpus", options.gpus, options.profile, prices)
+        return Budget(both, both), (words,)
+    if options.prefill_gpus is None or options.decode_gpus is None:
+        fix = "say how many there are: --gpus 16, or --prefill-gpus h100:8 --decode-gpus l40s:16"
+        raise InvalidField("--gpus", None, fix)
+    prefill, of_prefill = _pool(
+        options,
+        "--prefill-gpus",
+        options.prefill_gpus,
+        options.prefill_profile or options.profile,
+        prices,
+    )
+    decode, of_decode = _pool(
+        options,
+        "--decode-gpus",
+        options.decode_gpus,
+        options.decode_profile or options.profile,
+        prices,
+    )
+    return Budget(prefill, decode), (f"prefill: {of_prefill}", f"decode: {of_decode}")
+
+
+def _pool(
+    options: AcceleratorOptions,
+    option: str,
+    text: str,
+    path: Path | None,
+    prices: dict[str, float],
+) -> tuple[Accelerators, str]:
+    kind, _, number = text.rpartition(":")
+    if not number.isdecimal() or not 1 <= int(number) <= MAX_GPUS:
+        fix = f"must be a number up to {MAX_GPUS}, or KIND:NUMBER such as h100:16"
+        raise InvalidField(option, text, fix)
+    chosen = _built_in(options, option, kind, path) if kind else choose_profile(path, options.base)
+    price = prices.get(chosen.profile.hardware, prices.get("", 0.0))
+    return Accelerators(chosen.profile, int(number), price), chosen.words
+
+
+def _built_in(
+    options: AcceleratorOptions, option: str, kind: str, path: Path | None
+) -> ChosenProfile:
+    if path is not None:
+        raise InvalidField(option, kind, "a profile says which kind it is; give the number alone")
+    if kind not in hardware.BUILT_IN:
+        known = ", ".join(hardware.BUILT_IN)
+        fix = f"unknown kind; built in: {known}; for others: `crossdock profile --from-spec`"
+        raise InvalidField(option, kind, fix)
+    dtype = options.base.engine.dtype
+    profile = modelled_profile(
+        hardware.BUILT_IN[kind],
+        _model_shape(options),
+        "bfloat16" if dtype == "auto" else dtype,
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    words = f"modelled, not measured: {profile.model}, {profile.dtype}, on {kind}"
+    return ChosenProfile(profile, words)
+
+
+def _model_shape(options: AcceleratorOptions) -> ModelShape:
+    """Of a built-in name, else of a folder, which need not be one that this engine runs."""
+    name = options.model or options.base.model
+    if name is None:
+        return read_model_shape(ensure_demo_model(StderrProgress()))
+    if name in model_shape.BUILT_IN:
+        return model_shape.BUILT_IN[name]
+    return read_model_shape(find_model(name))
+
+
+def _prices(text: str | None) -> dict[str, float]:
+    """By kind of accelerator; "" for all of them."""
+    if text is None:
+        return {}
+    prices: dict[str, float] = {}
+    for part in text.split(","):
+        kind, _, number = part.strip().rpartition("=")
+        try:
+            price = float(number)
+        except ValueError:
+            price = math.nan
+        if not (math.isfinite(price) and price > 0):
+            fix = "must be a price above zero, such as 2.5, or h100=2.5,l40s=0.9"
+            raise InvalidField("--gpu-hour-price", text, fix)
+        prices[kind.strip()] = price
+    return prices

@@ -1,0 +1,141 @@
+"""What `crossdock tune` does with its options: reads, searches, writes files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cluster.cli.accelerators import AcceleratorOptions, parse_budget
+from cluster.progress import StderrProgress
+from cluster.spec_file import load_spec
+from core.errors import InvalidField
+from core.step_budget import STEP_TOKENS
+from tuner.load.metrics import Slo
+from tuner.load.quantities import parse_rate, parse_seconds
+from tuner.search import charts, report
+from tuner.search.evaluate import Goal
+from tuner.search.outputs import write_outputs
+from tuner.search.space import Limits
+from tuner.search.tune import Question, TuneResult, bounded_candidates, tune
+from tuner.simulate.plots import check_plot_path
+from tuner.simulate.traces import load_requests
+
+# Sequences of one GPU worker to begin with: memory and TPOT limit them before that.
+_GPU_SEQS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TuneOptions:
+    """The options as they were typed; see ``cluster.cli.tune``."""
+
+    trace: Path
+    gpus: str | None
+    prefill_gpus: str | None
+    decode_gpus: str | None
+    ttft: str
+    tpot: str
+    percentile: float
+    rate: float | None
+    gpu_hour_price: str | None
+    profile: Path | None
+    prefill_profile: Path | None
+    decode_profile: Path | None
+    model: str | None
+    config: Path | None
+    limit: int | None
+    seed: int
+    plot: Path | None
+    out: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """``origins``: which profiles were used, in words; ``written``: the files."""
+
+    result: TuneResult
+    origins: tuple[str, ...]
+    written: tuple[Path, ...]
+
+    def text(self) -> list[str]:
+        files = [f"wrote {path}" for path in self.written]
+        return [*self.origins, "", *report.verdict_lines(self.result), *files]
+
+    def table(self, top: int) -> tuple[report.Row, list[report.Row]]:
+        return report.table(self.result, top)
+
+    def chart(self) -> str:
+        return charts.pareto_text(self.result)
+
+    def as_json(self) -> dict[str, Any]:
+        files = [str(path) for path in self.written]
+        return {"profiles": list(self.origins), "files": files, **report.as_json(self.result)}
+
+
+def run(options: TuneOptions) -> Tuned:
+    """Raises ``InvalidField`` for an option or a file, before anything is written."""
+    question, origins = _question(options)
+    progress = StderrProgress()
+    bounded = bounded_candidates(question)
+    best, bound = max(bounded, key=lambda pair: pair[1].rate)
+    progress.note(
+        f"{len(bounded)} clusters; by capacities alone {best} could serve at most "
+        f"{bound.rate:.2f} requests/s ({bound.limited_by.value}); simulating …"
+    )
+    result = tune(question, bounded, progress.step)
+    written = _write(options, result, origins)
+    return Tuned(result, origins, written)
+
+
+def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
+    slo = Slo(parse_seconds("--ttft", options.ttft), parse_seconds("--tpot", options.tpot))
+    if not 0 < options.percentile <= 100:
+        raise InvalidField("--percentile", options.percentile, "must be above 0 and at most 100")
+    if options.rate is not None:
+        parse_rate("--rate", options.rate)
+    if options.plot is not None:
+        check_plot_path(options.plot)
+    if options.out is not None and not options.out.is_dir():
+        raise InvalidField("--out", str(options.out), "is no folder; make it first")
+    base = load_spec(options.config, {"slo.ttft": slo.ttft_s})
+    budget, origins = parse_budget(
+        AcceleratorOptions(
+            gpus=options.gpus,
+            prefill_gpus=options.prefill_gpus,
+            decode_gpus=options.decode_gpus,
+            gpu_hour_price=options.gpu_hour_price,
+            profile=options.profile,
+            prefill_profile=options.prefill_profile,
+            decode_profile=options.decode_profile,
+            model=options.model,
+            base=base,
+        )
+    )
+    trace = load_requests(options.trace, options.limit, options.seed)
+    device = budget.decode.profile.device
+    tokens = base.pools.decode.max_num_batched_tokens or STEP_TOKENS[device]
+    seqs = base.pools.decode.max_num_seqs if device == "cpu" else _GPU_SEQS
+    question = Question(
+        trace=trace,
+        base=base,
+        budget=budget,
+        goal=Goal(slo, options.percentile),
+        limits=Limits(seqs, max(tokens, seqs)),
+        rate=options.rate,
+        seed=options.seed,
+    )
+    return question, origins
+
+
+def _write(options: TuneOptions, result: TuneResult, origins: tuple[str, ...]) -> tuple[Path, ...]:
+    winner = result.verdict.winner
+    if options.plot is not None:
+        charts.draw(result, result.question.trace.name, options.plot)
+    drawn = () if options.plot is None else (options.plot,)
+    if winner is None or options.out is None:
+        return drawn
+    today = datetime.now(UTC).date().isoformat()
+    made = f"Made by `crossdock tune` on {today}."
+    comment = "\n".join([made, *origins, *report.verdict_lines(result)])
+    return (*drawn, *write_outputs(winner.candidate, result.question.base, comment, options.out))

@@ -1,0 +1,1 @@
+"""`crossdock profile`: the real engine, edges and router, in processes of their own."""

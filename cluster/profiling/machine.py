@@ -1,0 +1,44 @@
+"""What this machine is called, and which of its parts this process may use. No torch in here."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+_GPUS = Path("/proc/driver/nvidia/gpus")
+
+
+def usable_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
+
+
+def hardware_name(device: str) -> str:
+    """The same for all machines of a kind: "AMD EPYC, 2 cores", "NVIDIA H200"."""
+    return _gpu_name() if device == "cuda" else f"{_cpu_name()}, {len(usable_cores())} cores"
+
+
+def count_gpus() -> int:
+    """Those that this process may see."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return len([part for part in chosen.split(",") if part.strip()])
+    return len(list(_GPUS.glob("*/information")))
+
+
+def _cpu_name(cpuinfo: Path = _CPUINFO) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _gpu_name(folder: Path = _GPUS) -> str:
+    for file in sorted(folder.glob("*/information")):
+        for line in file.read_text().splitlines():
+            if line.startswith("Model:"):
+                return line.partition(":")[2].strip()
+    return "GPU"
