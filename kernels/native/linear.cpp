@@ -13,8 +13,8 @@ namespace {
 constexpr int PANEL = 32;
 // What a thread's rows of x may take of the second-level cache while it goes over all panels.
 constexpr int64_t ROWS_BYTES = 384 << 10;
-// With few rows a panel comes from memory, and is asked for this many bytes before its use.
-constexpr int FEW_ROWS = 4, AHEAD = 4096;
+// Up to so many rows a panel is used faster than memory gives it; from so many on more slowly.
+constexpr int FEW_ROWS = 4, MANY_ROWS = 7;
 
 struct Call {
   const char* x;
@@ -40,23 +40,29 @@ void finish(const Call& call, int64_t row, int64_t column, f32x16 sum) {
   }
 }
 
-template <typename T, typename Out>
-void tile_of(int rows, const Call& call, int64_t row, int64_t column) {
+// Asks for what follows `at` in a panel that comes from memory. ONCE: no other tile reads it.
+// Distances and cache levels are the best of those that were measured; with 5 and 6 rows none is.
+template <int ROWS, bool ONCE>
+void ask_ahead(const char* at) {
+  if constexpr (ROWS <= FEW_ROWS) {
+    __builtin_prefetch(at + 4096);
+    __builtin_prefetch(at + 4096 + 64);
+  } else if constexpr (ROWS >= MANY_ROWS && ONCE) {
+    prefetch_line(at + 8192);
+    prefetch_line(at + 8192 + 64);
+  }
+}
+
+template <typename T, typename Out, int ROWS, bool ONCE>
+void tile_of(const Call& call, int64_t row, int64_t column) {
   int64_t steps = call.depth / Operand<T>::DEPTH;
   const T* x = (const T*)call.x + row * call.depth;
   auto panel = (const typename Operand<T>::Word*)call.packed + column / PANEL * (steps * PANEL);
-  with_rows(rows, [&](auto count) {
-    constexpr int ROWS = decltype(count)::COUNT;
-    const auto* w = panel + column % PANEL;
-    tile<T, ROWS, TILE_VECTORS>(
-        x, call.depth, w, PANEL, steps, [](int, int) { return f32x16{}; },
-        [&](int i, int j, f32x16 sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); },
-        [&](int64_t k) {
-          if (ROWS > FEW_ROWS) return;
-          __builtin_prefetch((const char*)(w + k * PANEL) + AHEAD);
-          __builtin_prefetch((const char*)(w + k * PANEL) + AHEAD + 64);
-        });
-  });
+  const auto* w = panel + column % PANEL;
+  tile<T, ROWS, TILE_VECTORS>(
+      x, call.depth, w, PANEL, steps, [](int, int) { return f32x16{}; },
+      [&](int i, int j, f32x16 sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); },
+      [&](int64_t k) { ask_ahead<ROWS, ONCE>((const char*)(w + k * PANEL)); });
 }
 
 // One panel for the rows from `first` to `last - 1`, in tiles of nearly equal height.
@@ -67,7 +73,11 @@ void panel(const Call& call, int64_t column, int64_t first, int64_t last) {
     int64_t row = first + (last - first) * i / tiles;
     int64_t end = first + (last - first) * (i + 1) / tiles;
     for (int64_t part = 0; part < PANEL; part += TILE_COLUMNS)
-      tile_of<T, Out>((int)(end - row), call, row, column + part);
+      with_rows((int)(end - row), [&](auto count) {
+        constexpr int ROWS = decltype(count)::COUNT;
+        if (tiles == 1) tile_of<T, Out, ROWS, true>(call, row, column + part);
+        else tile_of<T, Out, ROWS, false>(call, row, column + part);
+      });
   }
 }
 

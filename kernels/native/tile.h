@@ -30,20 +30,20 @@ struct Operand<bf16> {
   typedef uint32_t Word;
 };
 
-static inline void multiply_add(f32x16& sum, const float* a, const float* b) {
-  sum += *a * load(b);
-}
+static inline u32x16 load_words(const void* from) { return *(const u32x16_memory*)from; }
+static inline void store_words(void* to, u32x16 words) { *(u32x16_memory*)to = words; }
 
-static inline void multiply_add(f32x16& sum, const bf16* a, const uint32_t* b) {
+// `a`: DEPTH elements of a row; b: the words of 16 columns.
+static inline void multiply_add(f32x16& sum, const float* a, u32x16 b) { sum += *a * as_floats(b); }
+
+static inline void multiply_add(f32x16& sum, const bf16* a, u32x16 b) {
   uint32_t pair;
   std::memcpy(&pair, a, sizeof pair);
 #if defined(__AVX512BF16__)
-  sum = (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)pair),
-                                 (__m512bh)_mm512_loadu_si512(b));
+  sum = (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32((int)pair), (__m512bh)b);
 #else
-  u32x16 words = *(const u32x16_memory*)b;
-  sum += as_floats(u32x16{} + (pair << 16)) * as_floats(words << 16);
-  sum += as_floats(u32x16{} + (pair & 0xffff0000u)) * as_floats(words & 0xffff0000u);
+  sum += as_floats(u32x16{} + (pair << 16)) * as_floats(b << 16);
+  sum += as_floats(u32x16{} + (pair & 0xffff0000u)) * as_floats(b & 0xffff0000u);
 #endif
 }
 
@@ -65,7 +65,8 @@ static inline void tile(const T* a, int64_t stride, const typename Operand<T>::W
     for (int i = 0; i < ROWS; i++)
 #pragma GCC unroll 4
       for (int j = 0; j < VECTORS; j++)
-        multiply_add(sums[i][j], a + i * stride + k * Operand<T>::DEPTH, b + j * LANES);
+        multiply_add(sums[i][j], a + i * stride + k * Operand<T>::DEPTH,
+                     load_words(b + j * LANES));
   }
 #pragma GCC unroll 16
   for (int i = 0; i < ROWS; i++)

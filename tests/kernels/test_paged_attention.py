@@ -158,12 +158,13 @@ def test_both_references_agree(shape: Shape, start: int, count: int, window: int
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("group", "head_dim"), [(3, 64), (1, 96), (4, 128), (5, 80)])
 def test_a_chunk_a_whole_prompt_and_a_decode_give_the_same_bits(
-    cpu_path: str, dtype: torch.dtype
+    cpu_path: str, group: int, head_dim: int, dtype: torch.dtype
 ) -> None:
     if cpu_path == "torch":
         pytest.skip("torch chooses an order of summation by the shape")
-    shape = Shape(kv_heads=3, group=3, head_dim=64, block_size=16)
+    shape = Shape(kv_heads=3, group=group, head_dim=head_dim, block_size=16)
     pool, [table, _] = poisoned_pool(shape, [300, 9], dtype)
     q = torch.randn(300, shape.heads, shape.head_dim).to(dtype)
     for window in (None, 100):
@@ -190,8 +191,11 @@ def test_nan_in_one_sequence_does_not_reach_another(cpu_path: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nan_in_a_query_or_a_key_or_a_value_is_not_lost(cpu_path: str, dtype: torch.dtype) -> None:
-    shape = Shape(kv_heads=1, group=2, head_dim=16, block_size=4)
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_nan_in_a_query_or_a_key_or_a_value_is_not_lost(
+    cpu_path: str, head_dim: int, dtype: torch.dtype
+) -> None:
+    shape = Shape(kv_heads=1, group=2, head_dim=head_dim, block_size=4)
     pool, [table] = poisoned_pool(shape, [70], dtype)
     q = torch.randn(1, shape.heads, shape.head_dim).to(dtype)
     sequences = paged([table], [70], [1])
