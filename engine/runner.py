@@ -24,7 +24,7 @@ from engine.graph_buckets import decode_buckets, has_graphs
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig, read_model_config
 from engine.running_batch import RunningBatch
-from engine.sampler import Sampler
+from engine.sampler import Sampler, step_result
 from engine.upload import Upload
 from engine.weights import load_weights
 from kernels.dispatch import implementation
@@ -60,7 +60,7 @@ class ModelRunner:
     ) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
 
-        Calls ``meanwhile`` once: while a GPU computes, or before a CPU does.
+        Calls ``meanwhile`` once: when all of a step is enqueued on a GPU, or before a CPU computes.
         A slice whose logits are not finite fails alone. None on ranks that do not sample. Raises
         InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
@@ -69,11 +69,13 @@ class ModelRunner:
         on_gpu = self.model.device.type == "cuda"
         if not on_gpu:
             meanwhile()
-        logits = self._forward(arrays)
+        slices, logits = arrays.sampled_slices, self._forward(arrays)
+        samples = [part.samples for part in slices]
+        draws = None if logits is None else self._sampler.draw(logits, samples)
         if on_gpu:
             meanwhile()
-        result = None if logits is None else self._sampler.sample(logits, arrays.sampled_slices)
-        if on_gpu and (result is None or not arrays.sampled_slices):
+        result = None if draws is None else step_result(slices, draws)
+        if on_gpu and (result is None or not slices):
             # What follows a step (handing its blocks over) must find them written; reading tokens
             # has waited for that. Not the whole device: a transfer that waits for a slow peer is
             # under way on a stream of its own.

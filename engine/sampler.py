@@ -10,6 +10,7 @@ Does not cover: how a failed sequence is reported (the workers' schedulers).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -22,40 +23,56 @@ from kernels.sampling import NO_TOKEN, sample_tokens
 NOT_FINITE = "the model's logits hold NaN or infinity, or leave no token to choose"
 
 
+@dataclass(frozen=True, slots=True)
+class PendingDraws:
+    """Draws that are enqueued on a GPU, or done on a CPU: ``tokens`` int64, one for each spec.
+
+    ``samples``: the specs of each row; ``logits``: rows with log-probabilities, by number.
+    """
+
+    tokens: torch.Tensor
+    samples: Sequence[tuple[SampleSpec, ...]]
+    logits: dict[int, Logits]
+
+    def read(self) -> list[tuple[SampledToken, ...]]:
+        """One token for each spec of a row; none if no token can be chosen.
+
+        For a GPU the host waits here, once.
+        """
+        drawn = iter(self.tokens.tolist())
+        return [
+            _sampled([next(drawn) for _ in specs], self.logits.get(row), specs[0].params.logprobs)
+            for row, specs in enumerate(self.samples)
+        ]
+
+
 class Sampler:
     """Keeps the arrays of the step before, which mostly serve again. For one thread at a time."""
 
     def __init__(self) -> None:
         self._arrays = StepArrays()
 
-    def sample(self, logits: torch.Tensor, slices: Sequence[Slice]) -> StepResult:
-        """Draws all samples of each slice from its row of float32 ``logits`` [R, vocab].
+    def draw(self, logits: torch.Tensor, samples: Sequence[tuple[SampleSpec, ...]]) -> PendingDraws:
+        """Draws all ``samples`` of each row of float32 ``logits`` [R, vocab]; only enqueues.
 
-        A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only. Rows with
-        penalties are changed meanwhile, and changed back. For a GPU the host waits once.
-        """
-        rows = self.sample_rows(logits, [part.samples for part in slices])
-        ids = [part.sequence_id for part in slices]
-        sampled = {i: row for i, row in zip(ids, rows, strict=True) if row}
-        return StepResult(sampled, {i: NOT_FINITE for i in ids if i not in sampled})
-
-    def sample_rows(
-        self, logits: torch.Tensor, samples: Sequence[tuple[SampleSpec, ...]]
-    ) -> list[tuple[SampledToken, ...]]:
-        """One token for each spec of a row; none if no token can be chosen.
-
-        The specs of one row may differ in their sequence index only.
+        The specs of one row may differ in their sequence index only. Rows with penalties are
+        changed meanwhile, and changed back. To be read before the logits are overwritten.
         """
         arrays = self._arrays.update(samples)
         with torch.inference_mode(), adjusted_logits(logits, [specs[0] for specs in samples]):
             tokens = sample_tokens(logits, arrays)
-        counts = [specs[0].params.logprobs for specs in samples]
-        with_logprobs = _host_rows(logits, [i for i, n in enumerate(counts) if n is not None])
-        drawn = iter(tokens.tolist())
-        return [
-            _sampled([next(drawn) for _ in specs], with_logprobs.get(row), counts[row])
-            for row, specs in enumerate(samples)
-        ]
+        wanted = [i for i, specs in enumerate(samples) if specs[0].params.logprobs is not None]
+        return PendingDraws(tokens, samples, _host_rows(logits, wanted))
+
+
+def step_result(slices: Sequence[Slice], draws: PendingDraws) -> StepResult:
+    """Waits for ``draws``, the rows of which belong to ``slices``.
+
+    A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only.
+    """
+    ids = [part.sequence_id for part in slices]
+    sampled = {i: row for i, row in zip(ids, draws.read(), strict=True) if row}
+    return StepResult(sampled, {i: NOT_FINITE for i in ids if i not in sampled})
 
 
 def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:

@@ -34,7 +34,7 @@ import torch
 
 from core.kv_layout import KVLayout
 from core.request import AttemptKey, RequestKey, Role, SamplingParams
-from core.step import SampledToken, StepPlan, StepResult
+from core.step import SampledToken, Slice, StepPlan, StepResult
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from decode_worker.service import DecodeService
@@ -43,7 +43,7 @@ from engine.kv_pool import KVPool
 from engine.local_executor import LocalExecutor
 from engine.runner import LoadedModel
 from engine.running_batch import RunningBatch
-from engine.sampler import Sampler
+from engine.sampler import Sampler, step_result
 from engine.upload import Upload
 from kv_transfer.handshake import WorkerIdentity
 from text.answer import AnswerText
@@ -251,8 +251,12 @@ def sampling(worker: Worker, batch: int) -> dict[str, float]:
     greedy = [part for part in plan.slices if part.samples]
     drawn = [replace(part, samples=(replace(part.samples[0], params=DRAWN),)) for part in greedy]
     sampler = Sampler()
+
+    def sample(slices: list[Slice]) -> StepResult:
+        return step_result(slices, sampler.draw(logits, [part.samples for part in slices]))
+
     return {
-        name: round(median([timed(sampler.sample, logits, s) for _ in range(9)]) / 1e3, 1)
+        name: round(median([timed(sample, s) for _ in range(9)]) / 1e3, 1)
         for name, s in (("greedy", greedy), ("drawn", drawn))
     }
 

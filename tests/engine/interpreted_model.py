@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,30 @@ BLOCK_SIZE, NUM_BLOCKS = 4, 60
 # Prompts that end within a block, at its border, and one that is decoded from its first token on.
 PROMPTS = [[int(t) for t in np.random.default_rng(n).integers(0, 150, n)] for n in (1, 7, 12)]
 
+PLAIN = SamplingParams(5, temperature=1.0, seed=3)
+# Penalties change rows of the one buffer that all graphs write their logits to.
+PENALIZED = replace(
+    PLAIN,
+    repetition_penalty=1.6,
+    presence_penalty=0.8,
+    frequency_penalty=0.9,
+    logit_bias=((5, 4.0), (7, -3.0)),
+    logprobs=2,
+)
+
 
 def check_model(folder: Path) -> None:
     """Prompts eagerly, decodes in graphs: the tokens are those of torch's operations."""
-    params = SamplingParams(5, temperature=1.0, seed=3)
     with forced("torch"):
-        expected = Stepper(load(folder)).generate(PROMPTS, params)
+        expected = Stepper(load(folder)).generate(PROMPTS, PENALIZED)
+        plain = Stepper(load(folder)).generate(PROMPTS, PLAIN)
+    assert expected != plain, "no penalty changed an answer"
     with forced("triton"):
         model, recorder = load(folder), ReplayingRecorder()
         # Of 4 rows for 3 sequences: one is padding.
         runner = ModelRunner(model.runner.model, model.pool, graphs(model, 4, recorder))
         with_graphs = LoadedModel(runner, model.pool, model.config)
-        assert Stepper(with_graphs).generate(PROMPTS, params) == expected
+        assert Stepper(with_graphs).generate(PROMPTS, PENALIZED) == expected
     # The first step has prompts in it.
     assert recorder.replays == 4
 

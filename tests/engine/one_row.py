@@ -13,5 +13,5 @@ from engine.sampler import Sampler
 
 def sample_row(logits: Logits, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:
     """One token for each of ``specs`` from float32 [vocab], as `Sampler` draws them."""
-    (drawn,) = Sampler().sample_rows(torch.from_numpy(logits)[None], [tuple(specs)])
+    (drawn,) = Sampler().draw(torch.from_numpy(logits)[None], [tuple(specs)]).read()
     return drawn

@@ -19,7 +19,7 @@ from one_row import sample_row
 from core.random import uniform
 from core.request import SamplingParams
 from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.sampler import NOT_FINITE, Sampler
+from engine.sampler import NOT_FINITE, Sampler, step_result
 
 GREEDY = SamplingParams(max_tokens=1)
 VOCABULARY = 30
@@ -46,7 +46,8 @@ def sample_all(logits: npt.NDArray[np.float32], specs: Sequence[SampleSpec]) -> 
     """One slice for each row; sequence ids 0, 1, ..."""
     one = np.zeros(1, np.int32)
     slices = [Slice(i, 0, one, one, (spec,)) for i, spec in enumerate(specs)]
-    return Sampler().sample(torch.from_numpy(logits), slices)
+    draws = Sampler().draw(torch.from_numpy(logits), [part.samples for part in slices])
+    return step_result(slices, draws)
 
 
 def plain_draw(logits: npt.NDArray[np.float32], params: SamplingParams, draw: float) -> int:
@@ -242,5 +243,5 @@ def test_steps_one_after_the_other_are_as_if_each_were_the_first() -> None:
             tuple(SampleSpec(p, position, sequence_index=i) for i, p in enumerate(row))
             for row in step
         ]
-        kept = sampler.sample_rows(torch.from_numpy(logits[: len(samples)]), samples)
+        kept = sampler.draw(torch.from_numpy(logits[: len(samples)]), samples).read()
         assert kept == [sample_row(logits[i], specs) for i, specs in enumerate(samples)]

@@ -24,6 +24,15 @@ needs_one = pytest.mark.skipif(GPUS < 1, reason=f"needs 1 GPU, this machine has 
 
 VOCAB, NUM_BLOCKS, BLOCK_SIZE = 500, 400, 16
 GREEDY = SamplingParams(20)
+PENALIZED = SamplingParams(
+    20,
+    repetition_penalty=1.6,
+    presence_penalty=0.8,
+    frequency_penalty=0.9,
+    logit_bias=((5, 4.0), (7, -3.0)),
+    logprobs=2,
+)
+both_kinds = pytest.mark.parametrize("params", [GREEDY, PENALIZED], ids=["greedy", "penalized"])
 
 
 @pytest.fixture(scope="module")
@@ -81,21 +90,27 @@ def waits() -> Iterator[list[str]]:
 
 
 @needs_one
+@both_kinds
 @pytest.mark.parametrize("count", [1, 3, 8, 13])
-def test_graphs_give_the_tokens_of_eager_steps(folder: Path, count: int) -> None:
+def test_graphs_give_the_tokens_of_eager_steps(
+    folder: Path, count: int, params: SamplingParams
+) -> None:
     eager, graphs = (load(folder, "float32", max_decodes) for max_decodes in (0, 16))
-    expected = Stepper(eager).generate(prompts(count), GREEDY)
-    assert Stepper(graphs).generate(prompts(count), GREEDY) == expected
+    expected = Stepper(eager).generate(prompts(count), params)
+    assert Stepper(graphs).generate(prompts(count), params) == expected
 
 
 @needs_one
+@both_kinds
 @pytest.mark.parametrize("max_decodes", [0, 16])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_host_waits_for_the_gpu_once_a_step(folder: Path, dtype: str, max_decodes: int) -> None:
+def test_the_host_waits_for_the_gpu_once_a_step(
+    folder: Path, dtype: str, max_decodes: int, params: SamplingParams
+) -> None:
     """Prompts in chunks, where no token is drawn; prompts beside decodes; decodes alone."""
     stepper = WatchedStepper(load(folder, dtype, max_decodes), chunk=16)
-    stepper.generate(prompts(6), GREEDY)
-    assert len(stepper.waits) > GREEDY.max_tokens
+    stepper.generate(prompts(6), params)
+    assert len(stepper.waits) > params.max_tokens
     assert set(stepper.waits) == {1}
 
 
