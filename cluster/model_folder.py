@@ -71,9 +71,14 @@ def read_model_folder(path: Path) -> ModelFolder:
                 reason="MODEL_INCOMPLETE",
                 metadata={"model": str(path), "missing": pattern},
             )
-    config = read_model_config(path)
-    check_weights(path, config)
+    check_weights(path, read_model_config(path))
     read_eos_token_ids(path)
+    return read_model_shape(path)
+
+
+def read_model_shape(path: Path) -> ModelFolder:
+    """Of a folder that needs no more than a config.json. Raises as ``read_model_config``."""
+    config = read_model_config(path)
     stated = read_json(path / "config.json")
     dtype = str(stated.get("dtype") or stated.get("torch_dtype") or "float32")
     return ModelFolder(

@@ -18,7 +18,7 @@ from core.step import StepPlan, StepResult
 from engine.batch import BatchArrays, to_device
 from engine.communicator import ALONE, Communicator
 from engine.cuda_graphs import CudaRecorder, DecodeGraphs
-from engine.decoder import Decoder
+from engine.decoder import Decoder, Weights
 from engine.dtypes import torch_dtype
 from engine.graph_buckets import decode_buckets, has_graphs
 from engine.kv_pool import KVPool
@@ -111,15 +111,38 @@ def load_runner(
     communicator: Communicator = ALONE,
     max_decodes: int = 0,
 ) -> LoadedModel:
-    """Reads this rank's weights as ``dtype`` onto ``device`` and makes a pool of that dtype.
+    """Reads this rank's weights as ``dtype`` onto ``device``, and goes on as `make_runner`."""
+    config = read_model_config(folder)
+    shape, rank = communicator.shape, communicator.rank
+    return make_runner(
+        config,
+        load_weights(folder, config, torch_dtype(dtype), device, shape, rank),
+        dtype=dtype,
+        device=device,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        communicator=communicator,
+        max_decodes=max_decodes,
+    )
+
+
+def make_runner(
+    config: ModelConfig,
+    weights: Weights,
+    *,
+    dtype: str,
+    device: str,
+    num_blocks: int,
+    block_size: int,
+    communicator: Communicator = ALONE,
+    max_decodes: int = 0,
+) -> LoadedModel:
+    """Makes a pool of ``dtype`` for this rank's ``weights``, which have it and are on ``device``.
 
     ``max_decodes``: the most sequences that decode in one step; where that can be done
     (``engine.graph_buckets``), such steps are captured as graphs now. 0: none.
     Raises InvalidField if the model can't be split into the communicator's shape.
     """
-    config = read_model_config(folder)
-    shape, rank = communicator.shape, communicator.rank
-    weights = load_weights(folder, config, torch_dtype(dtype), device, shape, rank)
     model = Decoder(config, weights, communicator)
     layout = shard_layout(config.kv_layout(block_size, dtype), model.shard.kv_region)
     pool = KVPool.create(layout, num_blocks, device)
@@ -127,7 +150,7 @@ def load_runner(
     triton_on_gpu = pool.tensor.is_cuda and implementation(pool.tensor) == "triton"
     if triton_on_gpu:
         _tune_attention(model, pool)
-    if triton_on_gpu and has_graphs(device, shape, max_decodes):
+    if triton_on_gpu and has_graphs(device, communicator.shape, max_decodes):
         buckets = decode_buckets(max_decodes, config.max_positions, num_blocks, block_size)
         recorder = CudaRecorder(model.device)
         graphs = DecodeGraphs(model.forward, pool.tensor, config.vocab_size, buckets, recorder)

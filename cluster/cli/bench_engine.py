@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 def engine(
     model: ModelOption = None,
     dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Of --model take no more than its config.json.")
+    ] = False,
     threads: Annotated[
         str | None, typer.Option(help="One process for each: 1,2. By default 1 and all cores.")
     ] = None,
@@ -39,11 +43,12 @@ def engine(
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Measure prefill and decode steps of the engine on this CPU, as share of a roofline.
+    """Measure prefill and decode steps of the engine on a CPU or a GPU, as share of a roofline.
 
     The floor is the larger of the bytes that must be read (weights, and in decode KV) over the
-    read bandwidth, and of the FLOPs of all matrix products and of attention over the rate of
-    matrix products; both rates are measured in the same process. Share = floor / median.
+    bandwidth (of reads; on a GPU of copies), and of the FLOPs of all matrix products and of
+    attention over the rate of matrix products; both rates are measured in the same process.
+    Share = floor / median.
     """
     from cluster.engine_bench.report import as_json
     from cluster.engine_bench.run import EngineBenchOptions, run
@@ -52,6 +57,8 @@ def engine(
     options = EngineBenchOptions(
         model=model,
         dtype=dtype,
+        device=device,
+        random_weights=random_weights,
         threads=threads,
         quick=quick,
         prompts=prompts,
@@ -78,7 +85,8 @@ def _print(result: EngineBenchResult) -> None:
     print_table(*prefill_table(result))
     print("\ndecode")
     print_table(*decode_table(result))
-    print("\noutside of the model")
-    print("\n".join(overhead_lines(result)))
+    if outside := overhead_lines(result):
+        print("\noutside of the model")
+        print("\n".join(outside))
     for note in notes(result):
         print(f"note: {note}")

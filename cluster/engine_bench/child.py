@@ -1,4 +1,5 @@
-"""The process that measures the engine with one number of threads, pinned to its own cores.
+"""The process that measures the engine: with one number of threads, pinned to its own cores, or on
+a GPU.
 
     python -m cluster.engine_bench.child
 
@@ -15,15 +16,17 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from cluster.engine_bench.cases import BLOCK_SIZE, Cases
+from cluster.engine_bench.cases import BLOCK_SIZE, Cases, check_memory
 from cluster.engine_bench.results import (
     DecodeResult,
     EngineResult,
     PrefillResult,
     StepOverhead,
+    engine_words,
 )
 from cluster.engine_bench.roofline import MachineRates, ModelWork
 from cluster.engine_bench.timing import Timing
@@ -31,13 +34,20 @@ from cluster.process_binding import bind_process
 from cluster.progress import StderrProgress
 from core.errors import CrossdockError
 
+if TYPE_CHECKING:
+    from engine.model_config import ModelConfig
+    from engine.runner import LoadedModel
+
 
 @dataclass(frozen=True, slots=True)
 class ChildTask:
-    """``dtype``: a resolved one. ``cores``: as many as ``threads``."""
+    """``dtype``: a resolved one. ``cores``: as many as ``threads`` on a CPU; ``device``: "cpu" or
+    "cuda". ``random_weights``: the folder needs no more than a config.json."""
 
     model_folder: str
     dtype: str
+    device: str
+    random_weights: bool
     threads: int
     cores: tuple[int, ...]
     cases: Cases
@@ -59,17 +69,43 @@ def main() -> int:
 def measure(task: ChildTask) -> EngineResult:
     """Everything with one loaded model. The machine's rates are taken before and after it."""
     # Imported only now: torch reads the affinity of the process when it is imported.
-    from cluster.engine_bench.machine_rates import measure_rates
     from engine.dtypes import torch_dtype
     from engine.model_config import read_model_config
 
     config, dtype = read_model_config(Path(task.model_folder)), torch_dtype(task.dtype)
+    work = ModelWork(config, dtype.itemsize)
+    if task.device == "cuda":
+        _check_device_memory(task, config, work)
     _progress(task, "what the machine can do")
-    before = measure_rates(config, dtype, task.cases.chunk)
-    measured = _measure_engine(task)
+    before = _rates(task, config)
+    measured = _measure_engine(task, config)
     _progress(task, "what the machine can do, again")
-    machine = before.best(measure_rates(config, dtype, task.cases.chunk))
-    return _beside_floors(task, measured, machine, ModelWork(config, dtype.itemsize))
+    return _beside_floors(task, measured, before.best(_rates(task, config)), work)
+
+
+def _check_device_memory(task: ChildTask, config: ModelConfig, work: ModelWork) -> None:
+    import torch
+
+    from cluster.engine_bench.device_rates import SIZES
+
+    free, _ = torch.cuda.mem_get_info()
+    # Q, K, V and gate, up are joined while the parts are still there.
+    weights = 2 * work.weight_bytes
+    layout = config.kv_layout(BLOCK_SIZE, task.dtype)
+    check_memory(task.cases, layout, weights + SIZES.held_bytes, free)
+
+
+def _rates(task: ChildTask, config: ModelConfig) -> MachineRates:
+    import torch
+
+    from cluster.engine_bench.device_rates import measure_device_rates
+    from cluster.engine_bench.machine_rates import measure_rates
+    from engine.dtypes import torch_dtype
+
+    dtype = torch_dtype(task.dtype)
+    if task.device == "cpu":
+        return measure_rates(config, dtype, task.cases.chunk)
+    return measure_device_rates(dtype, torch.device(task.device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +114,16 @@ class _Measured:
 
     prefill: dict[int, Timing]
     decode: dict[tuple[int, int], Timing]
-    overhead: StepOverhead
+    overhead: StepOverhead | None
 
 
-def _measure_engine(task: ChildTask) -> _Measured:
+def _measure_engine(task: ChildTask, config: ModelConfig) -> _Measured:
     from cluster.engine_bench.engine_runs import EngineRuns
     from cluster.engine_bench.step_overhead import measure_step_overhead
-    from engine.runner import load_runner
 
     cases, folder = task.cases, Path(task.model_folder)
     _progress(task, "loading the model")
-    blocks = cases.num_blocks(BLOCK_SIZE)
-    model = load_runner(
-        folder, dtype=task.dtype, device="cpu", num_blocks=blocks, block_size=BLOCK_SIZE
-    )
+    model = _load(task, config)
     runs = EngineRuns(model, cases.chunk)
     runs.fill_pool()
     prefill, decode = {}, {}
@@ -102,10 +134,36 @@ def _measure_engine(task: ChildTask) -> _Measured:
         for batch in cases.batches:
             _progress(task, f"decode, context {context}, batch {batch}")
             decode[context, batch] = runs.decode(batch, context, cases.steps)
-    _progress(task, "a step with the scheduler around it")
-    overhead = measure_step_overhead(model, folder, cases.steps)
+    overhead = None
+    # A GPU has not computed when forward returns, and text needs a tokenizer.
+    if task.device == "cpu" and not task.random_weights:
+        _progress(task, "a step with the scheduler around it")
+        overhead = measure_step_overhead(model, folder, cases.steps)
     model.pool.close()
     return _Measured(prefill, decode, overhead)
+
+
+def _load(task: ChildTask, config: ModelConfig) -> LoadedModel:
+    """With the graphs of a decode worker, for the largest batch."""
+    from engine.dtypes import torch_dtype
+    from engine.random_weights import random_weights
+    from engine.runner import make_runner
+    from engine.weights import load_weights
+
+    folder, dtype = Path(task.model_folder), torch_dtype(task.dtype)
+    if task.random_weights:
+        weights = random_weights(config, dtype, task.device, seed=0)
+    else:
+        weights = load_weights(folder, config, dtype, task.device)
+    return make_runner(
+        config,
+        weights,
+        dtype=task.dtype,
+        device=task.device,
+        num_blocks=task.cases.num_blocks(BLOCK_SIZE),
+        block_size=BLOCK_SIZE,
+        max_decodes=max(task.cases.batches),
+    )
 
 
 def _beside_floors(
@@ -121,9 +179,10 @@ def _beside_floors(
         floor = work.decode_floor_s(machine, batch, mean)
         decode.append(DecodeResult(batch, context, timing, mean, floor))
     return EngineResult(
+        device=task.device,
         threads=task.threads,
         cores=task.cores,
-        kernels=_kernels(task.dtype),
+        kernels=_kernels(task),
         machine=machine,
         prefill=prefill,
         decode=tuple(decode),
@@ -131,15 +190,18 @@ def _beside_floors(
     )
 
 
-def _kernels(dtype: str) -> str:
+def _kernels(task: ChildTask) -> str:
+    import torch
+
     from engine.dtypes import torch_dtype
     from kernels.dispatch import description
 
-    return description("cpu", torch_dtype(dtype))
+    said = description(task.device, torch_dtype(task.dtype))
+    return f"{said} on {torch.cuda.get_device_name()}" if task.device == "cuda" else said
 
 
 def _progress(task: ChildTask, text: str) -> None:
-    StderrProgress().step(f"{task.threads} thread{'s' * (task.threads > 1)}: {text}")
+    StderrProgress().step(f"{engine_words(task.device, task.threads)}: {text}")
 
 
 def _end_with_stdin() -> None:

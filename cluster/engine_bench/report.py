@@ -18,6 +18,7 @@ from cluster.engine_bench.results import (
     PrefillResult,
     ServerResult,
     StepOverhead,
+    engine_words,
 )
 
 Result = PrefillResult | DecodeResult
@@ -36,7 +37,7 @@ class Side:
 
 
 def sides_of(result: EngineBenchResult) -> list[Side]:
-    engine = [Side(thread_words(e.threads), False, e.prefill, e.decode) for e in result.engine]
+    engine = [Side(_engine_name(e), False, e.prefill, e.decode) for e in result.engine]
     names = server_names(result)
     servers = [
         Side(name, True, s.prefill, s.decode) for name, s in zip(names, result.servers, strict=True)
@@ -50,8 +51,8 @@ def server_names(result: EngineBenchResult) -> list[str]:
     return [ascii_uppercase[i] if i < 26 else f"S{i + 1}" for i in range(count)]
 
 
-def thread_words(threads: int) -> str:
-    return f"{threads} thread{'s' if threads > 1 else ''}"
+def _engine_name(engine: EngineResult) -> str:
+    return engine_words(engine.device, engine.threads)
 
 
 def share_of_floor(result: Result) -> float | None:
@@ -109,10 +110,11 @@ def decode_table(result: EngineBenchResult) -> tuple[Row, list[Row]]:
 
 def headings(result: EngineBenchResult) -> list[str]:
     """What the columns "measured" stand for."""
-    cores = ", ".join(str(core) for core in max((e.cores for e in result.engine), key=len))
+    weights = ", random weights" if result.random_weights else ""
     lines = [
-        f"{result.model}, {result.dtype}, prompts in chunks of {result.cases.chunk} tokens",
-        f"engine alone, no server, a process for each number of threads, on cores {cores}:",
+        f"{result.model}, {result.dtype}{weights}, "
+        f"prompts in chunks of {result.cases.chunk} tokens",
+        _engine_heading(result.engine),
         *(f"  {_machine_line(engine)}" for engine in result.engine),
         *(f"  kernels: {kernels}" for kernels in sorted({e.kernels for e in result.engine})),
     ]
@@ -124,7 +126,9 @@ def headings(result: EngineBenchResult) -> list[str]:
 
 
 def overhead_lines(result: EngineBenchResult) -> list[str]:
-    return [f"{thread_words(e.threads)}: {_overhead_line(e.overhead)}" for e in result.engine]
+    """None where it was not measured."""
+    measured = [(_engine_name(e), e.overhead) for e in result.engine if e.overhead is not None]
+    return [f"{name}: {_overhead_line(overhead)}" for name, overhead in measured]
 
 
 def notes(result: EngineBenchResult) -> list[str]:
@@ -146,6 +150,7 @@ def as_json(result: EngineBenchResult) -> dict[str, Any]:
     return {
         "model": result.model,
         "dtype": result.dtype,
+        "random_weights": result.random_weights,
         "cases": asdict(result.cases),
         "engine": [
             asdict(engine) | {"measured": "engine only"} | _cases_json(engine, result.servers)
@@ -173,10 +178,17 @@ def _cases_json(
     }
 
 
+def _engine_heading(engine: Sequence[EngineResult]) -> str:
+    if engine[0].device != "cpu":
+        return "engine alone, no server:"
+    cores = ", ".join(str(core) for core in max((e.cores for e in engine), key=len))
+    return f"engine alone, no server, a process for each number of threads, on cores {cores}:"
+
+
 def _machine_line(engine: EngineResult) -> str:
     rates = engine.machine
     return (
-        f"{thread_words(engine.threads)}: reads {rates.read_bytes_per_s / 1e9:.1f} GB/s "
+        f"{_engine_name(engine)}: reads {rates.read_bytes_per_s / 1e9:.1f} GB/s "
         f"({rates.read_by}), products {rates.flops_per_s / 1e9:.0f} GFLOP/s ({rates.product_by})"
     )
 

@@ -54,15 +54,23 @@ class StepOverhead:
 @dataclass(frozen=True, slots=True)
 class EngineResult:
     """The engine without any server, in a process of its own. ``kernels``: which implementation of
-    the operations ran, and why."""
+    the operations ran, and why. ``overhead`` None: not on a GPU, nor with random weights."""
 
+    device: str
     threads: int
     cores: tuple[int, ...]
     kernels: str
     machine: MachineRates
     prefill: tuple[PrefillResult, ...]
     decode: tuple[DecodeResult, ...]
-    overhead: StepOverhead
+    overhead: StepOverhead | None
+
+
+def engine_words(device: str, threads: int) -> str:
+    """What an engine is called: its threads on a CPU, else its device."""
+    if device != "cpu":
+        return device
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +91,7 @@ class EngineBenchResult:
 
     model: str
     dtype: str
+    random_weights: bool
     cases: Cases
     engine: tuple[EngineResult, ...]
     servers: tuple[ServerResult, ...]

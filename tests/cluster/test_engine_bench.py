@@ -22,6 +22,7 @@ from cluster.engine_bench.report import (
     decode_table,
     headings,
     notes,
+    overhead_lines,
     prefill_table,
 )
 from cluster.engine_bench.results import (
@@ -230,9 +231,11 @@ def timing(seconds: float) -> Timing:
 RESULT = EngineBenchResult(
     model="tiny",
     dtype="bfloat16",
+    random_weights=False,
     cases=Cases(prompts=(100,), batches=(4,), contexts=(128,)),
     engine=(
         EngineResult(
+            device="cpu",
             threads=2,
             cores=(0, 1),
             kernels="torch (not built)",
@@ -286,6 +289,19 @@ def test_the_json_says_what_was_measured_how() -> None:
     assert data["servers"][0]["measured"] == "over HTTP"
     assert data["engine"][0]["prefill"][0]["share"] == 0.5
     assert data["engine"][0]["decode"][0]["times_as_fast"] == [2.5]
+
+
+def test_a_gpu_stands_under_its_own_name_and_without_what_was_not_measured() -> None:
+    engine = replace(RESULT.engine[0], device="cuda", threads=1, overhead=None)
+    result = replace(RESULT, random_weights=True, engine=(engine,), servers=())
+    assert [row[2] for row in decode_table(result)[1]] == ["cuda"]
+    assert overhead_lines(result) == []
+    said = headings(result)
+    assert said[:2] == [
+        "tiny, bfloat16, random weights, prompts in chunks of 256 tokens",
+        "engine alone, no server:",
+    ]
+    assert as_json(result)["random_weights"] is True
 
 
 def test_notes_tell_of_failures_warnings_and_longer_contexts() -> None:
