@@ -31,9 +31,9 @@ _FADING = 0.9
 class PendingPrefill:
     """A prompt with tokens in no step yet. Times in seconds.
 
-    ``total``: how many tokens it had to compute when it came (its prefix in the cache needs
-    none); ``remaining``: how many of them are in no step yet; ``passed``: how many tokens of later
-    prompts were planned meanwhile.
+    ``total``: how many tokens it has to compute (its prefix in the cache needs none; where blocks
+    were taken away, the most that were ever left since its first chunk); ``remaining``: how many of
+    them are in no step yet; ``passed``: how many tokens of later prompts were planned meanwhile.
     """
 
     number: int
@@ -76,7 +76,10 @@ class PrefillOrder:
 
     def correct(self, number: int, remaining: int) -> None:
         """The cache holds more or less of the prompt than it did, or blocks were taken away."""
-        self._pending[number].remaining = remaining
+        pending = self._pending[number]
+        is_new = pending.remaining == pending.total
+        pending.total = remaining if is_new else max(pending.total, remaining)
+        pending.remaining = remaining
 
     def planned(self, number: int, tokens: int) -> None:
         """A step takes the next ``tokens`` of a prompt."""

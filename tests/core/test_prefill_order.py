@@ -76,6 +76,45 @@ def test_tokens_of_earlier_prompts_are_no_passing() -> None:
     assert 1 not in order
 
 
+@given(length=st.integers(1, 60), held=st.lists(st.integers(0, 59), max_size=3), data=st.data())
+def test_what_the_cache_holds_does_not_count_in_the_patience(
+    length: int, held: list[int], data: st.DataObject
+) -> None:
+    """A prompt whose cached prefix changes before its first chunk waits as long as one that came
+    with what is left then."""
+    corrected, short = order_of(length), PrefillOrder(TTFT)
+    for prefix in held:
+        corrected.correct(1, max(1, length - prefix))
+    own = corrected[1].remaining
+    short.add(1, own, 0.0)
+    passed = 0
+    while not short[1].is_aged:
+        assert not corrected[1].is_aged
+        tokens = data.draw(st.integers(1, 40))
+        for order in (corrected, short):
+            order.add(2, tokens, 0.0)
+            order.planned(2, tokens)
+        passed += tokens
+    assert corrected[1].is_aged
+    assert passed >= PATIENCE * own
+
+
+@given(
+    length=st.integers(2, 60),
+    moves=st.lists(st.tuples(st.integers(1, 59), st.integers(1, 60)), max_size=6),
+)
+def test_blocks_that_are_taken_away_never_make_it_wait_for_more_than_its_length(
+    length: int, moves: list[tuple[int, int]]
+) -> None:
+    order = order_of(length)
+    for planned, left in moves:
+        order.planned(1, min(planned, order[1].remaining - 1))
+        order.correct(1, min(left, length))
+        assert order[1].remaining <= order[1].total <= length
+        if order[1].remaining == 1:
+            break
+
+
 @given(lengths=LENGTHS)
 def test_no_other_order_gets_more_prompts_done_in_time(lengths: list[int]) -> None:
     def in_time(order: tuple[int, ...]) -> int:
