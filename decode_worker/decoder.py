@@ -64,7 +64,7 @@ class Decoder:
     """The decisions of one decode worker. Not thread-safe: its owner holds a lock.
 
     ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
-    want their first token.
+    want their first token. ``max_positions``: see `DecodeScheduler`.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Decoder:
         new_lease_id: Callable[[], int],
         depth: int = 1,
         ttft: float = DEFAULT_TTFT_S,
+        max_positions: int | None = None,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -89,6 +90,7 @@ class Decoder:
             eos=eos,
             depth=depth,
             ttft=ttft,
+            max_positions=max_positions,
         )
         self._clock = StepClock()
 

@@ -47,7 +47,7 @@ class DecodeScheduler:
 
     ``depth``: how many steps may be under way at once (the stages of the pipeline). They are
     completed in the order of their plans. ``ttft``: seconds in which requests want their first
-    token.
+    token. ``max_positions``: tokens of the longest sequence that the model can compute, if bounded.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class DecodeScheduler:
         eos: frozenset[int],
         depth: int = 1,
         ttft: float = DEFAULT_TTFT_S,
+        max_positions: int | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise InvalidField(
@@ -72,6 +73,7 @@ class DecodeScheduler:
         self._budget = max_num_batched_tokens
         self._eos = eos
         self._depth = depth
+        self._max_positions = max_positions
         self._num_planned = 0
         self._next_id = 0
         self._by_key: dict[AttemptKey, list[Sequence]] = {}
@@ -99,6 +101,15 @@ class DecodeScheduler:
                 params.max_tokens,
                 f"prompt ({prompt_length}) + max_tokens may not exceed the {capacity} tokens "
                 "that this worker's KV pool holds",
+            )
+        if self._max_positions is not None and prompt_length + params.max_tokens > (
+            self._max_positions
+        ):
+            raise InvalidField(
+                "max_tokens",
+                params.max_tokens,
+                f"prompt ({prompt_length}) + max_tokens may not exceed the {self._max_positions} "
+                "tokens at which this model ends",
             )
 
     def add_local(

@@ -61,6 +61,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             eos=frozenset(tokenizer.eos_token_ids),
             times=times,
             ttft=settings.ttft_s,
+            max_positions=model.config.max_positions,
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, decoder, replica)

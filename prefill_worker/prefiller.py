@@ -68,7 +68,7 @@ class Prefiller:
 
     ``ends_by_text(params, token)`` tells whether the first token completes a stop string.
     ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
-    want their first token.
+    want their first token. ``max_positions``: see `PrefillScheduler`.
     """
 
     def __init__(
@@ -82,6 +82,7 @@ class Prefiller:
         ends_by_text: Callable[[SamplingParams, int], bool],
         depth: int = 1,
         ttft: float = DEFAULT_TTFT_S,
+        max_positions: int | None = None,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -92,6 +93,7 @@ class Prefiller:
             eos=eos,
             depth=depth,
             ttft=ttft,
+            max_positions=max_positions,
         )
         self._eos = eos
         self._times = times

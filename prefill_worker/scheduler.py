@@ -62,6 +62,7 @@ class PrefillScheduler:
         eos: frozenset[int],
         depth: int = 1,
         ttft: float = DEFAULT_TTFT_S,
+        max_positions: int | None = None,
     ) -> None:
         self.counters = StepCounters()
         self._pool = pool
@@ -69,6 +70,7 @@ class PrefillScheduler:
         self._budget = max_num_batched_tokens
         self._eos = eos
         self._depth = depth
+        self._max_positions = max_positions
         self._next_id = 0
         self._order = PrefillOrder(ttft)
         # By sequence id, that is by arrival.
@@ -83,7 +85,8 @@ class PrefillScheduler:
     def add(
         self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int, now: float
     ) -> None:
-        """Queues a prompt. Raises `InvalidField` if this pool can never hold it."""
+        """Queues a prompt. Raises `InvalidField` if this pool can never hold it, or the model can't
+        compute it."""
         needed = -(-len(tokens) // self._pool.block_size)
         if needed > self._pool.num_blocks:
             raise InvalidField(
@@ -92,6 +95,9 @@ class PrefillScheduler:
                 f"this prefill worker's KV pool holds "
                 f"{self._pool.num_blocks * self._pool.block_size} tokens",
             )
+        if self._max_positions is not None and len(tokens) > self._max_positions:
+            fix = f"this model ends at {self._max_positions} tokens"
+            raise InvalidField("prompt", f"{len(tokens)} tokens", fix)
         self._next_id += 1
         sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
         held, _ = self._cached_prefix(sequence)

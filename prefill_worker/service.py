@@ -66,6 +66,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             times=LeaseTimes(lease=settings.lease_s, beat=settings.beat_s),
             ends_by_text=self._ends_by_text,
             ttft=settings.ttft_s,
+            max_positions=model.config.max_positions,
         )
         super().__init__(settings, identity.epoch, model, tokenizer, prefiller, replica)
         self._prefiller = prefiller

@@ -89,7 +89,9 @@ class Worker:
         self.on_device = True
         layout = KVLayout(1, 1, 8, BLOCK_SIZE, "float32")
         pool = KVPool.create(layout, batch * (context // BLOCK_SIZE + 200), "cpu")
-        model = LoadedModel(SimpleNamespace(execute=None), pool, SimpleNamespace())
+        model = LoadedModel(
+            SimpleNamespace(execute=None), pool, SimpleNamespace(max_positions=None)
+        )
         settings = WorkerSettings(
             "D0", Role.MIXED, str(folder), pool.num_blocks, max_num_seqs=batch
         )

@@ -31,7 +31,12 @@ class Desk:
     """A scheduler with its pool; steps draw the token 7 unless told otherwise."""
 
     def __init__(
-        self, num_blocks: int = 20, max_num_seqs: int = 4, budget: int = 8, depth: int = 1
+        self,
+        num_blocks: int = 20,
+        max_num_seqs: int = 4,
+        budget: int = 8,
+        depth: int = 1,
+        max_positions: int | None = None,
     ) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
         self.scheduler = DecodeScheduler(
@@ -40,6 +45,7 @@ class Desk:
             max_num_batched_tokens=budget,
             eos=frozenset({EOS}),
             depth=depth,
+            max_positions=max_positions,
         )
 
     def local(self, name: str, length: int, first: int = 1, **params: object) -> None:
@@ -192,6 +198,27 @@ def test_what_could_never_finish_is_refused_by_name(desk: Desk) -> None:
     with pytest.raises(InvalidField, match=r"max_tokens = 73.*80 tokens"):
         desk.local("a", 8, max_tokens=73)
     desk.local("fits", 8, max_tokens=72)
+
+
+def test_what_goes_beyond_the_model_s_last_position_is_refused_by_name() -> None:
+    desk = Desk(max_positions=40)
+    with pytest.raises(InvalidField, match=r"max_tokens = 33: .* 40 tokens at which this model"):
+        desk.local("a", 8, max_tokens=33)
+    desk.local("fits", 8, max_tokens=32)
+    while desk.scheduler.load.running:
+        plan = desk.plan()
+        assert all(piece.end <= 40 for piece in plan.slices)
+        desk.complete(plan)
+
+
+def test_a_cached_prefix_does_not_count_in_the_patience_of_a_prompt() -> None:
+    desk = Desk()
+    desk.local("first", 20, max_tokens=1)
+    while desk.scheduler.load.running:
+        desk.step()
+    desk.local("second", 20)
+    (waiting,) = desk.scheduler._prompts.sequence(0.0)
+    assert (waiting.total, waiting.remaining) == (4, 4), "four blocks of it are in the cache"
 
 
 def test_a_request_that_exactly_fills_the_pool_finishes() -> None:

@@ -31,6 +31,7 @@ LAYOUT = KVLayout(num_layers=1, num_kv_heads=1, head_dim=8, block_size=4, dtype=
 SETTINGS = WorkerSettings(
     "P0", Role.PREFILL, "", num_blocks=40, block_size=4, max_num_batched_tokens=8, transport="shm"
 )
+MAX_POSITIONS = 100
 # What the next two steps compute: prompts behind one of this length are not reserved yet.
 LONG = 16
 
@@ -65,7 +66,9 @@ class Shell(PrefillService):
 @pytest.fixture(scope="module")
 def model() -> Iterator[LoadedModel]:
     pool = KVPool.create(LAYOUT, SETTINGS.num_blocks, "cpu")
-    yield LoadedModel(SimpleNamespace(execute=None), pool, SimpleNamespace())
+    yield LoadedModel(
+        SimpleNamespace(execute=None), pool, SimpleNamespace(max_positions=MAX_POSITIONS)
+    )
     pool.close()
 
 
@@ -102,6 +105,12 @@ async def test_a_place_is_kept_while_there_is_a_stream_to_it(shell: Shell) -> No
 async def test_a_prompt_that_is_refused_leaves_no_place(shell: Shell) -> None:
     shell.assign("too long", "D0", length=4 * SETTINGS.num_blocks + 1)
     assert shell.known == set()
+
+
+async def test_a_prompt_beyond_the_model_s_last_position_is_refused(shell: Shell) -> None:
+    shell.assign("fits", "D0", length=MAX_POSITIONS)
+    shell.assign("too long", "D1", length=MAX_POSITIONS + 1)
+    assert shell.known == {"D0"}
 
 
 async def test_a_reserve_of_an_attempt_that_ended_meanwhile_opens_no_stream(shell: Shell) -> None:

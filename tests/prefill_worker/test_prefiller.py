@@ -46,7 +46,9 @@ def key(name: str) -> AttemptKey:
 class Desk:
     """A prefiller with 40 blocks of 4 tokens and chunks of 8."""
 
-    def __init__(self, num_blocks: int = 40, depth: int = 1) -> None:
+    def __init__(
+        self, num_blocks: int = 40, depth: int = 1, max_positions: int | None = None
+    ) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
         self.prefiller = Prefiller(
             self.pool,
@@ -56,6 +58,7 @@ class Desk:
             times=LeaseTimes(),
             ends_by_text=lambda params, token: token == STOP_TEXT_TOKEN,
             depth=depth,
+            max_positions=max_positions,
         )
 
     def submit(
@@ -242,6 +245,18 @@ def test_a_prompt_that_never_fits_is_rejected_and_others_go_on(desk: Desk) -> No
     assert isinstance(failed, ReportFailure)
     assert failed.cause is FailureCause.REJECTED
     assert len(desk.submit("fine", 160)) == 1
+
+
+def test_a_prompt_beyond_the_model_s_last_position_is_rejected() -> None:
+    desk = Desk(max_positions=100)
+    assert desk.submit("long", 101) == [
+        ReportFailure(
+            key("long"),
+            FailureCause.REJECTED,
+            "prompt = '101 tokens': this model ends at 100 tokens",
+        )
+    ]
+    assert len(desk.submit("fine", 100)) == 1
 
 
 def test_runs_of_indices() -> None:
