@@ -69,13 +69,17 @@ def plan_max_model_len(spec: ClusterSpec, model: ModelFolder, blocks: PoolBlocks
 
 def replica_memory(spec: ClusterSpec, model: ModelFolder, pool: str, num_blocks: int) -> int:
     """Bytes of host memory that all ranks of one replica take together, roughly: each weight is
-    on one of them."""
-    processes = spec.pools.of(pool).shape.num_ranks * PROCESS_BYTES
+    on one of them, and each has a table of rotations."""
+    num_ranks = spec.pools.of(pool).shape.num_ranks
+    processes = num_ranks * PROCESS_BYTES
     if spec.engine.device != "cpu":
         return processes
     stored = sum(file.stat().st_size for file in model.path.glob("*.safetensors"))
-    weights = stored * DTYPE_BYTES[resolve_dtype(spec, model)] // DTYPE_BYTES[model.dtype]
-    return processes + weights + num_blocks * sum(_block_bytes(spec, model, pool))
+    itemsize = DTYPE_BYTES[resolve_dtype(spec, model)]
+    weights = stored * itemsize // DTYPE_BYTES[model.dtype]
+    # Cosine and sine of every position, head_dim / 2 of each.
+    rotations = num_ranks * model.max_positions * model.head_dim * itemsize
+    return processes + weights + rotations + num_blocks * sum(_block_bytes(spec, model, pool))
 
 
 def _default_kv_bytes(free_memory: int | None, num_ranks: int) -> int:

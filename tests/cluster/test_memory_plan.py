@@ -98,14 +98,16 @@ def test_a_longer_sequence_than_that_is_refused(wanted: int, words: str) -> None
 def test_a_worker_takes_its_weights_its_kv_and_its_processes(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
     stored = replace(MODEL, path=tmp_path)
+    # Cosine and sine of 1000 positions, 8 bfloat16 numbers of each.
+    rank = PROCESS_BYTES + 1000 * 2 * 8 * 2
     alone = replica_memory(spec_of(), stored, "decode", 10)
-    assert alone == PROCESS_BYTES + 1000 + 10 * BLOCK_BYTES
+    assert alone == rank + 1000 + 10 * BLOCK_BYTES
     wide = spec_of(engine={"dtype": "float32"})
-    assert replica_memory(wide, stored, "decode", 10) == PROCESS_BYTES + 2000 + 20 * BLOCK_BYTES
+    assert replica_memory(wide, stored, "decode", 10) == (
+        PROCESS_BYTES + 1000 * 2 * 8 * 4 + 2000 + 20 * BLOCK_BYTES
+    )
     split = spec_of(tp=2, pp=3)
-    assert replica_memory(split, stored, "decode", 10) == 6 * PROCESS_BYTES + alone - PROCESS_BYTES
+    assert replica_memory(split, stored, "decode", 10) == 6 * rank + alone - rank
     assert replica_memory(split, stored, "prefill", 10) == alone
     twice = spec_of(tp=4)
-    assert replica_memory(twice, stored, "decode", 10) == (
-        4 * PROCESS_BYTES + 1000 + 20 * BLOCK_BYTES
-    )
+    assert replica_memory(twice, stored, "decode", 10) == (4 * rank + 1000 + 20 * BLOCK_BYTES)
