@@ -24,10 +24,11 @@ from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
 from cluster.demo_model import ensure_demo_model
+from cluster.gpu import require_gpu
 from cluster.memory_plan import plan_blocks, plan_max_model_len
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.places import Places
-from cluster.plan import POOLS, Slot, check_shapes, list_slots
+from cluster.plan import POOLS, Slot, check_shapes, check_threads, list_slots
 from cluster.ports import check_ports
 from cluster.progress import Progress
 from cluster.ray_cluster import RayCluster
@@ -130,6 +131,7 @@ class ServingCluster:
         )
         always = self._spec.router.disaggregation == "always"
         self._first_wanted().check_servable(always, "set pools.prefill.replicas to at least 1")
+        await asyncio.to_thread(self._check_machine)
         model = await asyncio.to_thread(self._find_model)
         self._model_name = self._spec.served_model_name or model.name
         # Says what does not fit before Ray is started.
@@ -200,6 +202,14 @@ class ServingCluster:
         for server in self._servers:
             await server.stop(grace=None)
         self._servers.clear()
+
+    def _check_machine(self) -> None:
+        """What workers on this machine would only find when Ray runs. Others may have more."""
+        if not self._ray.is_local:
+            return
+        check_threads(self._spec, len(os.sched_getaffinity(0)))
+        if self._spec.engine.device == "cuda":
+            require_gpu("engine.device")
 
     def _find_model(self) -> ModelFolder:
         wanted = self._spec.model

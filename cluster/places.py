@@ -21,6 +21,7 @@ from cluster.plan import (
     ReplicaSettings,
     Slot,
     assign_by_node,
+    check_threads,
     replica_need,
     replica_settings,
 )
@@ -76,13 +77,15 @@ class Places:
         self._cores: dict[str, list[int]] = {}
 
     async def place_first(self, slots: Sequence[Slot]) -> None:
-        """All or none. Raises ``Unavailable`` if there is no room for them."""
+        """All or none. Raises ``Unavailable`` if there is no room for them, ``InvalidField`` if
+        there are fewer cores on a node than a rank is to have threads."""
         needs = {slot: self._need(slot) for slot in slots}
         nodes = await self._nodes.place(needs, FIRST_TIMEOUT_S)
         with self._given_back_on_failure(slots):
             hosts = worker_hosts(nodes, self._nodes.own_node, self._nodes.node_addresses)
             known = {node for of_ranks in nodes.values() for node in of_ranks}
             cores = {node: await self._cores_of(node) for node in known}
+            check_threads(self._spec, min(map(len, cores.values())))
             shares = assign_by_node(nodes, cores)
         for slot in slots:
             ranks = zip(nodes[slot], hosts[slot], shares[slot], strict=True)

@@ -14,6 +14,7 @@ from cluster.model_folder import ModelFolder
 from cluster.placement_fit import ReplicaNeed
 from core.affinity import assign_cores
 from core.config import ClusterSpec
+from core.errors import InvalidField
 from core.request import Role
 from core.shards import check_kv_split
 from core.step_budget import step_budget
@@ -82,6 +83,16 @@ def check_shapes(spec: ClusterSpec, model: ModelFolder) -> None:
         check_kv_split(
             shape, model.num_layers, model.num_kv_heads, model.num_heads, f"pools.{pool}."
         )
+
+
+def check_threads(spec: ClusterSpec, cores: int) -> None:
+    """``cores``: of a node that a rank lives on, or may. Raises ``InvalidField`` for more threads:
+    they would take turns, and waiting for each other costs many times what they gain."""
+    threads = spec.engine.threads
+    if threads is not None and threads > cores:
+        here = f"{cores} core{'s' if cores > 1 else ''}"
+        fix = f"may be {here} at most, all that can be used there; leave it out for a fair share"
+        raise InvalidField("engine.threads", threads, fix)
 
 
 def replica_need(spec: ClusterSpec, slot: Slot, own_ray: bool) -> ReplicaNeed:

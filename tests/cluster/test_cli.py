@@ -351,6 +351,27 @@ def test_a_shape_that_the_model_can_not_have_is_named_before_anything_starts(
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ({"threads": 100_000}, "engine.threads = 100000: may be "),
+        ({"device": "cuda"}, "engine.device = 'cuda': "),
+    ],
+)
+def test_what_this_machine_has_not_is_named_before_anything_starts(
+    engine: dict, words: str, monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cluster.ray_cluster.RayCluster.start", lambda self: pytest.fail("Ray"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = tmp_path / "cluster.yaml"
+    config.write_text(json.dumps({"engine": engine}))
+    ports = ("--grpc-port", "0", "--http-port", "0", "--admin-port", "0")
+    assert run(monkeypatch, "serve", "--config", str(config), *ports) == 2
+    shown = capsys.readouterr()
+    assert words in shown.err
+    assert shown.out == ""
+
+
 def test_up_passes_the_shapes_on(monkeypatch) -> None:
     given: list[str] = []
     monkeypatch.setattr("cluster.detached.start_detached", lambda name, args: given.extend(args))

@@ -14,7 +14,7 @@ from cluster.placement_fit import ReplicaNeed
 from cluster.places import Places
 from cluster.plan import Slot, list_slots
 from core.config import make_spec
-from core.errors import Overloaded, Unavailable
+from core.errors import InvalidField, Overloaded, Unavailable
 
 P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
 D1, D2 = Slot("decode", 1, "decode"), Slot("decode", 2, "decode")
@@ -88,6 +88,14 @@ async def test_the_first_workers_share_all_cores() -> None:
     places = await new_places(FakeNodes())
     assert await cores(places, P0) == (0, 1)
     assert await cores(places, D0) == (2, 3)
+
+
+async def test_more_threads_than_a_node_has_cores_are_refused_and_all_given_back() -> None:
+    await new_places(FakeNodes(), {"engine": {"threads": 4}})
+    nodes = FakeNodes()
+    with pytest.raises(InvalidField, match=r"engine\.threads = 5: may be 4 cores at most"):
+        await new_places(nodes, {"engine": {"threads": 5}})
+    assert not nodes.placed
 
 
 async def test_a_replacement_shares_the_cores_of_the_one_that_leaves() -> None:
