@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from search_worlds import GOAL, LIMITS, MadeUpWorld, bounded, budget_of, chat_trace, summary_at
 
 from tuner.search.charts import Point, pareto_front
-from tuner.search.evaluate import Reached, Trial, highest_rate
+from tuner.search.evaluate import RateSearch, Reached, Trial, highest_rate
 from tuner.search.halving import RUNGS, halve
 from tuner.search.laboratory import Replicate
 from tuner.search.space import all_candidates
@@ -51,7 +51,8 @@ def test_the_highest_rate_is_found_from_any_guess(limit: float, guess: float) ->
     def attempt(rate: float) -> Trial:
         return Trial(rate, 1.0 if rate <= limit else 0.0, summary_at(rate, 1.0))
 
-    reached = highest_rate(attempt, GOAL, guess * limit, 20 * limit, 0.02)
+    search = RateSearch(guess * limit, 20 * limit, 1.3, 0.02)
+    reached = highest_rate(attempt, GOAL, search)
     assert limit / 1.02 <= reached.rate <= limit
 
 
@@ -59,7 +60,7 @@ def test_a_goal_that_no_rate_meets_ends_with_the_nearest() -> None:
     def attempt(rate: float) -> Trial:
         return Trial(rate, 0.5 / (1 + rate), summary_at(rate, 0.5))
 
-    reached = highest_rate(attempt, GOAL, 5.0, 10.0, 0.02)
+    reached = highest_rate(attempt, GOAL, RateSearch(5.0, 10.0, 1.5, 0.02))
     assert reached.trial is None
     assert reached.rate == 0.0
     assert reached.nearest.rate < 0.2

@@ -149,6 +149,18 @@ def _decode_rates(pool: PoolChoice, traffic: Traffic, slo: Slo) -> dict[Resource
     }
 
 
+def service_seconds(candidate: Candidate, traffic: Traffic, slo: Slo) -> float:
+    """About how long a request stays if the SLO is just met: TTFT, and the steps of its answer
+    beside as many others as the TPOT and the memory allow."""
+    slowest = 0.0
+    for pool in candidate.decode:
+        in_memory = int(pool.engine.kv_tokens // max(1.0, traffic.mean_context))
+        batch = max(1, min(_largest_batch(pool, traffic, slo), in_memory))
+        step_s = _step_seconds(pool.engine.step, batch, pool, traffic)
+        slowest = max(slowest, min(step_s, slo.tpot_s))
+    return slo.ttft_s + traffic.output_tokens * slowest
+
+
 def _largest_batch(pool: PoolChoice, traffic: Traffic, slo: Slo) -> int:
     """Sequences whose step keeps the TPOT, each stage of a pipeline having its share of them."""
     low, high = 0, pool.limits.max_num_seqs

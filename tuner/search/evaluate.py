@@ -5,10 +5,9 @@ Does not cover: which candidates get how much simulation (``halving``).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from core.config import ClusterSpec
 from tuner.load.metrics import Slo
@@ -73,40 +72,54 @@ def try_rate(candidate: Candidate, window: Window, base: ClusterSpec, goal: Goal
     return Trial(window.rate, float(good.mean()), summarize(result, goal.slo))
 
 
-def highest_rate(
-    attempt: Callable[[float], Trial], goal: Goal, guess: float, most: float, precision: float
-) -> Reached:
-    """The highest rate up to ``most`` that meets ``goal``, within a factor of 1 + ``precision``.
+@dataclass(frozen=True, slots=True)
+class RateSearch:
+    """Starts at ``guess``, goes no higher than ``most``, and ends when two rates that differ by a
+    factor of 1 + ``precision`` have the limit between them. ``certainty``: the first factor above
+    or below the guess that is tried."""
 
-    Starts at ``guess``; doubles or halves until the limit is between two trials, then bisects. A
-    share that does not fall steadily with the rate costs precision, nothing else.
+    guess: float
+    most: float
+    certainty: float
+    precision: float
+
+
+def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSearch) -> Reached:
+    """The highest rate that meets ``goal``.
+
+    Gallops away from the guess until the limit is between two trials, then bisects. A share that
+    does not fall steadily with the rate costs precision, nothing else.
     """
-    trials: list[Trial] = []
-
-    def try_once(rate: float) -> Trial:
-        trials.append(attempt(rate))
-        return trials[-1]
-
-    good: Trial | None = None
-    bad: float | None = None
-    rate = min(guess, most)
-    while good is None or bad is None:
-        trial = try_once(rate)
-        if trial.meets(goal):
-            good = trial
-            if rate >= most:
-                break
-            rate = min(most, rate * 1.5)
+    trials = [attempt(min(search.guess, search.most))]
+    good, bad = _bracket(attempt, goal, search, trials)
+    while good is not None and bad is not None and bad > good.rate * (1 + search.precision):
+        trials.append(attempt(math.sqrt(good.rate * bad)))
+        if trials[-1].meets(goal):
+            good = trials[-1]
         else:
-            bad = rate
-            if rate < most * _SLOWEST:
-                break
-            rate *= 0.6
-    while good is not None and bad is not None and bad > good.rate * (1 + precision):
-        trial = try_once(float(np.sqrt(good.rate * bad)))
-        if trial.meets(goal):
-            good = trial
-        else:
-            bad = trial.rate
+            bad = trials[-1].rate
     nearest = max(trials, key=lambda trial: trial.share)
     return Reached(good, nearest, len(trials))
+
+
+def _bracket(
+    attempt: Callable[[float], Trial], goal: Goal, search: RateSearch, trials: list[Trial]
+) -> tuple[Trial | None, float | None]:
+    """A trial that meets the goal and a higher rate that does not; None where there is no such."""
+    factor = search.certainty
+    good: Trial | None = None
+    bad: float | None = None
+    while True:
+        latest = trials[-1]
+        if latest.meets(goal):
+            good = latest
+            if bad is not None or latest.rate >= search.most:
+                return good, bad
+            rate = min(search.most, latest.rate * factor)
+        else:
+            bad = latest.rate
+            if good is not None or latest.rate < search.most * _SLOWEST:
+                return good, bad
+            rate = latest.rate / factor
+        factor = min(factor * factor, 2.0)
+        trials.append(attempt(rate))

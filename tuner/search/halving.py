@@ -49,12 +49,14 @@ _BATCH = 8
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One candidate to look at in ``rung``: from ``guess`` up to ``most`` requests per second."""
+    """One candidate to look at in ``rung``: from ``guess`` up to ``most`` requests per second.
+    ``certainty``: how close the guess may be taken to be, as a factor above 1."""
 
     candidate: Candidate
     rung: Rung
     guess: float
     most: float
+    certainty: float = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,10 @@ def _missing_rivals(rest: Sequence[Scored], alive: Sequence[Scored]) -> list[Sco
 
 
 def _look(chosen: Sequence[Scored], measure: Measure, rung: Rung) -> list[Scored]:
-    jobs = [Job(s.candidate, rung, _guess(s), s.bound.rate * _SLACK) for s in chosen]
+    jobs = [
+        Job(s.candidate, rung, _guess(s), s.bound.rate * _SLACK, 1.1 if s.rate else 1.5)
+        for s in chosen
+    ]
     reached = measure(jobs)
     return [
         Scored(scored.candidate, scored.bound, result, scored.rungs + 1)

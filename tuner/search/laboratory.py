@@ -16,10 +16,11 @@ from types import TracebackType
 import numpy as np
 
 from core.config import ClusterSpec
-from tuner.search.evaluate import Goal, Reached, Trial, highest_rate, try_rate
+from tuner.search.bounds import Traffic, service_seconds
+from tuner.search.evaluate import Goal, RateSearch, Reached, Trial, highest_rate, try_rate
 from tuner.search.halving import Job
 from tuner.search.uncertainty import perturbed
-from tuner.search.window import Window, service_time
+from tuner.search.window import Window
 from tuner.simulate.requests import RequestTrace
 
 
@@ -48,14 +49,15 @@ def reach(given: Traced, replicate: Replicate) -> Reached:
     if replicate.number:
         candidate = perturbed(candidate, replicate.number)
         trace = trace.resampled(np.random.default_rng([given.seed, replicate.number]))
-    service_s = service_time(trace, given.goal.slo)
+    service_s = service_seconds(candidate, Traffic.of(trace), given.goal.slo)
 
     def attempt(rate: float) -> Trial:
         rung = job.rung
         window = Window(trace, rate, service_s, rung.services, rung.most, given.seed)
         return try_rate(candidate, window, given.base, given.goal)
 
-    return highest_rate(attempt, given.goal, job.guess, job.most, job.rung.precision)
+    search = RateSearch(job.guess, job.most, job.certainty, job.rung.precision)
+    return highest_rate(attempt, given.goal, search)
 
 
 _given: Traced | None = None

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-from tuner.load.metrics import Slo
 from tuner.simulate.requests import RequestTrace
 
 # Too few to speak of a share of them.
@@ -34,8 +33,3 @@ class Window:
         wanted = max(_FEWEST, ceil(filling * (1 + self.services)))
         count = min(len(self.trace), self.most, wanted)
         return self.trace.first(count).at_rate(self.rate), min(filling, count // 2)
-
-
-def service_time(trace: RequestTrace, slo: Slo) -> float:
-    """Seconds that a request takes at most, if it meets ``slo``, with an answer of mean length."""
-    return slo.ttft_s + float(trace.output_tokens.mean()) * slo.tpot_s

@@ -1,0 +1,143 @@
+"""`crossdock simulate` and `crossdock tune` as commands: what they print, write and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from cluster.cli.main import new_app
+from core.config import ClusterSpec
+from core.errors import CrossdockError, InvalidField
+from tuner.profile import hardware, model_shape
+from tuner.profile.modelled import modelled_profile
+from tuner.profile.profile_file import write_profile
+
+TRAFFIC = """\
+rate: 4
+duration: 20s
+prompts: [{tokens: 200-1500}]
+answers: 10-40
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A profile and traffic for it."""
+    folder = tmp_path_factory.mktemp("tune")
+    (folder / "traffic.yaml").write_text(TRAFFIC)
+    profile = modelled_profile(
+        hardware.BUILT_IN["l4"], model_shape.BUILT_IN["llama-3.1-8b"], "bfloat16", "2026-11-21"
+    )
+    write_profile(profile, folder / "l4.json")
+    return folder
+
+
+def run(*args: object) -> str:
+    """stdout; raises what the command raises."""
+    result = CliRunner().invoke(new_app(), [str(arg) for arg in args], catch_exceptions=True)
+    if isinstance(result.exception, CrossdockError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_simulate_says_what_the_cluster_would_do(folder: Path) -> None:
+    options = ("--profile", folder / "l4.json", "--prefill", 1, "--decode", 2)
+    pictures = folder / "sim.html"
+    command = ("simulate", folder / "traffic.yaml", *options, "--plot", pictures)
+    told = json.loads(run(*command, "--output", "json"))
+    summary = told["summary"]
+    assert told["profile_origin"] == "modelled"
+    assert summary["completed"] == summary["requests"] > 40
+    assert summary["ttft_s"]["p50"] > 0
+    assert {pool["role"] for pool in summary["pools"]} == {"prefill", "decode"}
+    assert "<svg" in pictures.read_text()
+    again = json.loads(run(*command, "--output", "json"))
+    assert told == again
+    assert "goodput requests/s" in run(*command)
+
+
+def test_a_higher_rate_is_answered_later(folder: Path) -> None:
+    def ttft(rate: float) -> float:
+        command = ("simulate", folder / "traffic.yaml", "--profile", folder / "l4.json")
+        told = json.loads(run(*command, "--rate", rate, "--output", "json"))
+        return float(told["summary"]["ttft_s"]["p90"])
+
+    assert ttft(0.5) < ttft(50)
+
+
+def test_tune_answers_and_writes_a_cluster_that_loads(folder: Path) -> None:
+    command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 3)
+    slo = ("--ttft", "4s", "--tpot", "150ms")
+    told = json.loads(
+        run(*command, *slo, "--out", folder, "--plot", folder / "t.png", "--output", "json")
+    )
+    verdict = told["verdict"]
+    assert verdict["winner"]["rate"] > 0
+    assert verdict["winner"]["gpus"] <= 3
+    assert any(candidate["colocated"] for candidate in told["candidates"])
+    spec = ClusterSpec.model_validate(yaml.safe_load((folder / "cluster.yaml").read_text()))
+    values = yaml.safe_load((folder / "values.yaml").read_text())
+    assert ClusterSpec.model_validate(values["cluster"]) == spec
+    winner = verdict["winner"]["pools"]
+    assert spec.pools.decode.replicas == winner[-1]["replicas"]
+    assert (folder / "t.png").stat().st_size > 10_000
+    assert not list(folder.glob("*.part"))
+
+
+def test_tune_for_a_rate_takes_no_more_than_it_needs(folder: Path) -> None:
+    command = ("tune", folder / "traffic.yaml", "--gpus", "l4:4", "--model", "llama-3.1-8b")
+    slo = ("--ttft", "4s", "--tpot", "150ms", "--gpu-hour-price", "l4=0.8")
+    told = json.loads(run(*command, *slo, "--rate", 0.3, "--output", "json"))
+    assert told["verdict"]["winner"]["gpus"] == 1
+    assert told["verdict"]["winner"]["hour_price"] == pytest.approx(0.8)
+
+
+def test_an_slo_that_nobody_meets_names_the_nearest(folder: Path) -> None:
+    command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 2)
+    result = CliRunner().invoke(
+        new_app(), [str(a) for a in (*command, "--ttft", "10ms", "--tpot", "150ms")]
+    )
+    assert result.exit_code == 1
+    assert "no cluster of these GPUs meets TTFT 0.01 s" in result.stdout
+    assert "nearest: " in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        ((), "--gpus"),
+        (("--gpus", "h999:3"), "--gpus"),
+        (("--gpus", "0"), "--gpus"),
+        (("--gpus", "many"), "--gpus"),
+        (("--gpus", "2", "--prefill-gpus", "1"), "--gpus"),
+        (("--prefill-gpus", "1"), "--gpus"),
+        (("--gpus", "2", "--percentile", "0"), "--percentile"),
+        (("--gpus", "2", "--percentile", "nan"), "--percentile"),
+        (("--gpus", "2", "--ttft", "soon"), "--ttft"),
+        (("--gpus", "2", "--tpot", "-1"), "--tpot"),
+        (("--gpus", "2", "--rate", "-1"), "--rate"),
+        (("--gpus", "2", "--gpu-hour-price", "cheap"), "--gpu-hour-price"),
+        (("--gpus", "2", "--plot", "x.gif"), "--plot"),
+        (("--gpus", "2", "--plot", "/nowhere/x.png"), "--plot"),
+        (("--gpus", "2", "--out", "/nowhere"), "--out"),
+        (("--gpus", "l4:2"), "--gpus"),
+    ],
+)
+def test_bad_options_are_refused_by_name(folder: Path, args: tuple[str, ...], field: str) -> None:
+    command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json")
+    with pytest.raises(InvalidField) as caught:
+        run(*command, *args)
+    assert caught.value.metadata["field"] == field
+
+
+def test_prompts_that_nothing_can_hold(folder: Path) -> None:
+    (folder / "long.csv").write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,9000000,10\n"
+    )
+    with pytest.raises(InvalidField, match="9000010 tokens: take larger ones"):
+        run("tune", folder / "long.csv", "--profile", folder / "l4.json", "--gpus", 2)
