@@ -27,10 +27,13 @@ def digests_of(tokens: np.ndarray) -> np.ndarray:
     """uint64 [n]: digest of tokens[: i + 1] for each i."""
     out = np.empty(len(tokens), dtype=np.uint64)
     previous = 0
-    for i, token in enumerate(tokens):
-        previous = xxhash.xxh3_64_intdigest(int(token).to_bytes(4, "little"), seed=previous)
-        out[i] = previous
+    for i, token in enumerate(tokens.tolist()):
+        previous = out[i] = digest_after(previous, token)
     return out
+
+
+def digest_after(previous: int, token: int) -> int:
+    return xxhash.xxh3_64_intdigest(token.to_bytes(4, "little"), seed=previous)
 
 
 def next_token(digest: int, index: int) -> int:
@@ -39,10 +42,12 @@ def next_token(digest: int, index: int) -> int:
 
 def expected_answer(prompt: np.ndarray, count: int, index: int = 0) -> list[int]:
     """The answer that a lone, undisturbed worker would give."""
-    tokens = list(map(int, prompt))
+    digest = int(digests_of(prompt)[-1])
+    answer: list[int] = []
     for _ in range(count):
-        tokens.append(next_token(int(digests_of(np.array(tokens))[-1]), index))
-    return tokens[len(prompt) :]
+        answer.append(next_token(digest, index))
+        digest = digest_after(digest, answer[-1])
+    return answer
 
 
 @dataclass(slots=True, eq=False)
