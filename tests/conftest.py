@@ -8,12 +8,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from amounts import FAST, examples
 from cluster.model_import import import_model
 from leftovers import await_ending_threads, list_leftovers
 from oracle import Oracle
 
 # A busy machine is no failure: time is measured by benchmarks only.
 hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.register_profile(FAST, deadline=None, max_examples=examples(100, FAST))
 hypothesis.settings.load_profile("untimed")
 
 MODELS = Path(__file__).resolve().parent.parent / "models"

@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from amounts import examples
 from cluster.plan import Slot
 from cluster.pool_messages import (
     Answered,
@@ -634,4 +635,4 @@ class PoolLife(RuleBasedStateMachine):
 
 
 TestPoolLife = PoolLife.TestCase
-TestPoolLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPoolLife.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)

@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from amounts import examples
 from core.block_hash import block_hashes
 from core.block_pool import BlockPool
 from core.errors import InternalError, InvalidField
@@ -479,4 +480,4 @@ class PoolModel(RuleBasedStateMachine):
 
 
 TestPoolModel = PoolModel.TestCase
-TestPoolModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestPoolModel.settings = settings(max_examples=examples(150), stateful_step_count=40, deadline=None)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from native_variants import kernels_of_the_path as kernels_of_the_path
 from stepper import Stepper, Text
 from tiny_models import MODELS, make_model
@@ -77,7 +78,11 @@ def assert_rest_as_expected(stepper: Stepper, text: Text, expected: torch.Tensor
         assert_same(logits, expected[text.computed - 1])
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 7, 33, LENGTH], ids=lambda n: f"chunks of {n}")
+def thorough(value: int) -> ParameterSet:
+    return pytest.param(value, marks=pytest.mark.thorough)
+
+
+@pytest.mark.parametrize("chunk", [1, thorough(4), 7, 33, LENGTH], ids=lambda n: f"chunks of {n}")
 def test_logits_in_chunks_token_by_token_and_in_one_piece(
     oracle: Oracle, model: LoadedModel, chunk: int
 ) -> None:
@@ -86,7 +91,7 @@ def test_logits_in_chunks_token_by_token_and_in_one_piece(
     assert_rest_as_expected(stepper, stepper.add(tokens), oracle.logits(tokens))
 
 
-@pytest.mark.parametrize("cached_blocks", [1, 9, 20])
+@pytest.mark.parametrize("cached_blocks", [thorough(1), 9, thorough(20)])
 def test_logits_on_a_cached_prefix(oracle: Oracle, model: LoadedModel, cached_blocks: int) -> None:
     first = random_tokens(LENGTH)
     cached = cached_blocks * BLOCK_SIZE

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from _pytest.mark import ParameterSet
 from replica import Replica
 from stepper import Stepper, Text
 from tiny_models import MODELS, make_model
@@ -34,11 +35,19 @@ SHAPES_OF = dict.fromkeys(MODELS, ("2×1", "1×2")) | {
     "qwen3 with biases and listed windows": ("2×1", "1×3", "2×2", "6×1"),
     "qwen3 with 8 KV heads and 5 layers": ("2×1", "4×1", "8×1", "1×5", "4×2", "2×5"),
 }
-CASES = [(name, shape) for name, shapes in SHAPES_OF.items() for shape in shapes]
+FEW_RANKS = 4
 
 
 def shape_of(text: str) -> ParallelShape:
     return ParallelShape(*map(int, text.split("×")))
+
+
+def case(name: str, shape: str) -> ParameterSet:
+    marks = [pytest.mark.thorough] if shape_of(shape).num_ranks > FEW_RANKS else []
+    return pytest.param((name, shape), id=f"{name} {shape}", marks=marks)
+
+
+CASES = [case(name, shape) for name, shapes in SHAPES_OF.items() for shape in shapes]
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make_model(tmp_path_factory.mktemp("model"), name) for name in MODELS}
 
 
-@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]} {case[1]}")
+@pytest.fixture(scope="module", params=CASES)
 def pair(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterator[Pair]:
     name, shape = request.param
     size = {"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE}

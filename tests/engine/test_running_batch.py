@@ -7,6 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from amounts import examples
 from core.block_pool import BlockPool
 from core.request import AttemptKey, RequestKey, SamplingParams
 from core.sequence import Sequence
@@ -110,7 +111,9 @@ class RunningBatchMachine(RuleBasedStateMachine):
 
 
 TestRunningBatchMachine = RunningBatchMachine.TestCase
-TestRunningBatchMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestRunningBatchMachine.settings = settings(
+    max_examples=examples(60), stateful_step_count=40, deadline=None
+)
 
 
 def slice_of(sequence_id: int, start: int, table: list[int]) -> Slice:

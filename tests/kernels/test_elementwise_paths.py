@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
 from native_variants import poisoned_memory as poisoned_memory
 
+from amounts import examples
 from kernels.dispatch import forced, implementation
 from kernels.native import library
 from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_heads, rms_norm_reference
@@ -17,7 +18,9 @@ from kernels.silu_mul import silu_mul, silu_mul_reference
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 shared_path = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=examples(30),
+    deadline=None,
 )
 rows = st.integers(1, 20)
 widths = st.integers(1, 150)

@@ -10,11 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
 
+from amounts import examples
 from kernels.linear import Linear, linear_reference
 from kernels.native import library
 
 shared_path = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=examples(40),
+    deadline=None,
 )
 ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 1.5e-2}
 

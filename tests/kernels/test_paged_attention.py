@@ -12,13 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
 
+from amounts import examples
 from kernels.paged_attention import attention_reference, paged_attention
 from kernels.paged_sequences import PagedSequences
 
 LAYERS = 2
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 shared_path = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=examples(50),
+    deadline=None,
 )
 
 

@@ -16,13 +16,16 @@ from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
 from sampling_cases import Case, cases, large_cases
 
+from amounts import examples
 from core.random import uniform
 from kernels.philox import uniforms
 from kernels.sampling import NO_TOKEN, sample_tokens
 from kernels.sampling_arrays import DrawSpec, SamplingArrays
 
 shared_path = settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    max_examples=examples(60),
+    deadline=None,
 )
 
 

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.handoff import Piece
 from core.kv_layout import KVLayout
 from core.kv_pool_layout import PoolLayout
@@ -147,7 +148,7 @@ def copies_of(rank: Rank, target: EdgeTarget) -> list[PieceCopy]:
     return [PieceCopy(i, Piece(i, 0, (0, of[0])), i) for i, of in enumerate(checksums)]
 
 
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(20), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(damaged=st.integers(0, MODEL.block_bytes - 1), bit=st.integers(0, 7))
 def test_a_flipped_bit_matters_to_the_edges_that_carry_it(
     part_of_heads: tuple[Rank, EdgeTarget, PieceSource], damaged: int, bit: int

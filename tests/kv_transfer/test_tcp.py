@@ -30,6 +30,7 @@ from scripted_prefill import (
     say_nothing,
 )
 
+from amounts import examples
 from core.errors import Incompatible
 from core.handoff import Piece
 from core.lease_events import PieceCopy
@@ -124,7 +125,7 @@ def test_within_a_host_no_link_is_estimated() -> None:
         ours.close()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     asked=st.lists(st.integers(0, NUM_BLOCKS - 1), min_size=1, max_size=NUM_BLOCKS),
     places=st.permutations(range(NUM_BLOCKS)),

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.block_pool import BlockPool
 from core.prefill_order import PATIENCE
 from core.request import AttemptKey, RequestKey, SamplingParams
@@ -199,7 +200,7 @@ def test_whatever_comes_steps_are_full_and_nobody_is_passed_for_ever(
 
 
 @given(arrivals=ARRIVALS)
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=examples(20))
 def test_the_same_arrivals_give_the_same_steps(arrivals: list[list[int]]) -> None:
     def history() -> list[list[tuple[int, int]]]:
         worker = Worker()

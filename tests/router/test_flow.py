@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.errors import (
     DeadlineExceeded,
     Overloaded,
@@ -397,7 +398,7 @@ events: st.SearchStrategy[FlowEvent] = st.one_of(
 
 
 @given(story=st.lists(events, max_size=40), limit=st.sampled_from([None, 20.0]), n=answers)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_whatever_happens_every_answer_ends_once_or_all_fail_and_nothing_comes_after(
     story: list[FlowEvent], limit: float | None, n: int
 ) -> None:
@@ -417,7 +418,7 @@ def test_whatever_happens_every_answer_ends_once_or_all_fail_and_nothing_comes_a
 
 
 @given(story=st.lists(events, max_size=40), n=answers)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_whatever_happens_tokens_come_from_one_worker_and_are_counted(
     story: list[FlowEvent], n: int
 ) -> None:
@@ -441,7 +442,7 @@ def test_whatever_happens_tokens_come_from_one_worker_and_are_counted(
 
 
 @given(story=st.lists(events, max_size=40), n=answers)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_whatever_happens_no_worker_is_left_with_an_attempt(story: list[FlowEvent], n: int) -> None:
     """A worker that was given an attempt ended it itself, was lost, or is told to abort."""
     flow = new_flow(n=n)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.errors import InvalidField
 from router.json_bodies import read_object
 from router.model_info import ModelInfo
@@ -167,7 +168,7 @@ fields_of_bodies = st.one_of(
 
 
 @given(field=fields_of_bodies, value=json_values)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_whatever_a_field_holds_it_is_taken_or_refused_by_its_name(
     field: tuple[type[CompletionBody] | type[ChatBody], str], value: Any
 ) -> None:

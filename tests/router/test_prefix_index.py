@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from amounts import examples
 from router.placement import WorkerId
 from router.prefix_index import PrefixIndex
 
@@ -116,4 +117,6 @@ def chain_to(block: int) -> list[int]:
 
 
 TestIndexAgainstSets = IndexAgainstSets.TestCase
-TestIndexAgainstSets.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestIndexAgainstSets.settings = settings(
+    max_examples=examples(60), stateful_step_count=30, deadline=None
+)

@@ -7,6 +7,8 @@ import random
 import pytest
 from handoff_world import BLOCK_SIZE, Faults, World
 
+from amounts import seeds
+
 SOME_DEPTHS = pytest.mark.parametrize("depth", [1, 2, 3])
 
 
@@ -71,7 +73,7 @@ def test_a_prompt_whose_full_blocks_decode_holds_ships_nothing() -> None:
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(10))
+@seeds(10)
 def test_long_answers_preempt_each_other_and_stay_right(seed: int, depth: int) -> None:
     world = World(seed, depths=(depth, depth), decode_blocks=24)
     for number in range(8):
@@ -84,7 +86,7 @@ def test_long_answers_preempt_each_other_and_stay_right(seed: int, depth: int) -
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(6))
+@seeds(6)
 def test_colocated_workers_prefill_beside_decoding(seed: int, depth: int) -> None:
     world = World(seed, depths=(depth, depth), prefills=0, decodes=2, decode_blocks=30)
     ask_many(world, 12)
@@ -94,7 +96,7 @@ def test_colocated_workers_prefill_beside_decoding(seed: int, depth: int) -> Non
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(4))
+@seeds(4)
 def test_a_long_prompt_that_many_pass_keeps_its_lease(seed: int, depth: int) -> None:
     world = World(seed, depths=(depth, depth), prefill_blocks=140, decode_blocks=140)
     long = world.ask("long", list(range(1, 301)), max_tokens=2)
@@ -110,7 +112,7 @@ def test_a_long_prompt_that_many_pass_keeps_its_lease(seed: int, depth: int) -> 
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(20))
+@seeds(20)
 def test_doubled_and_damaged_messages_change_nothing(seed: int, depth: int) -> None:
     world = World(
         seed, depths=(depth, depth), prefills=2, decodes=2, faults=Faults(double=0.3, damage=0.15)
@@ -122,7 +124,7 @@ def test_doubled_and_damaged_messages_change_nothing(seed: int, depth: int) -> N
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(20))
+@seeds(20)
 def test_lost_messages_cost_time_and_nothing_else(seed: int, depth: int) -> None:
     world = World(
         seed, depths=(depth, depth), prefills=2, decodes=2, faults=Faults(lose=0.05, double=0.1)
@@ -134,7 +136,7 @@ def test_lost_messages_cost_time_and_nothing_else(seed: int, depth: int) -> None
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(20))
+@seeds(20)
 def test_killed_workers_cost_no_request_that_had_no_token(seed: int, depth: int) -> None:
     world = World(
         seed, depths=(depth, depth), prefills=2, decodes=2, faults=Faults(kill=0.004, double=0.1)
@@ -148,7 +150,7 @@ def test_killed_workers_cost_no_request_that_had_no_token(seed: int, depth: int)
         assert request.outcome == "length" or request.tokens
 
 
-@pytest.mark.parametrize("seed", range(60))
+@seeds(60)
 def test_everything_at_once_leaks_nothing(seed: int) -> None:
     faults = Faults(double=0.1, damage=0.05, kill=0.002, abort=0.004, pause=0.004)
     shape = random.Random(seed)
@@ -170,7 +172,7 @@ def test_everything_at_once_leaks_nothing(seed: int) -> None:
 
 
 @SOME_DEPTHS
-@pytest.mark.parametrize("seed", range(15))
+@seeds(15)
 def test_cancelled_requests_never_touch_the_blocks_of_others(seed: int, depth: int) -> None:
     world = World(
         seed, depths=(depth, depth), decodes=1, decode_blocks=26, faults=Faults(abort=0.04)

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from amounts import examples
 from core.block_pool import BlockIds, BlockPool
 from core.lease_events import FailAttempt
 from core.references import check_references
@@ -249,13 +250,15 @@ class DecodeMachine(RuleBasedStateMachine):
 
 
 TestDecodeMachine = DecodeMachine.TestCase
-TestDecodeMachine.settings = settings(max_examples=120, stateful_step_count=60, deadline=None)
+TestDecodeMachine.settings = settings(
+    max_examples=examples(120), stateful_step_count=60, deadline=None
+)
 
 
 REQUESTS = st.lists(st.tuples(PROMPTS, MAX_TOKENS, ANSWERS), min_size=1, max_size=8)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(requests=REQUESTS, num_blocks=POOLS, depth=st.integers(2, 4))
 def test_a_pipeline_gives_the_answers_of_a_lone_engine(
     requests: list[tuple[np.ndarray, int, int]], num_blocks: int, depth: int
@@ -407,4 +410,6 @@ class PrefillMachine(RuleBasedStateMachine):
 
 
 TestPrefillMachine = PrefillMachine.TestCase
-TestPrefillMachine.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
+TestPrefillMachine.settings = settings(
+    max_examples=examples(80), stateful_step_count=50, deadline=None
+)

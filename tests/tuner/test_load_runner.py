@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai_events import StartServer, answer_well
 
+from amounts import examples
 from core.errors import Unavailable
 from tuner.load.metrics import RunResult
 from tuner.load.openai_target import OpenAIOptions, OpenAITarget
@@ -195,7 +196,7 @@ async def test_a_burst_larger_than_what_is_made_ready_ahead() -> None:
     assert result.window_s == result.elapsed_s
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     script=st.lists(st.sampled_from(["ok", "HTTP_500", "stuck"]), min_size=1, max_size=20),
     gaps=st.lists(st.sampled_from([0.0, 0.5, 3.0]), min_size=20, max_size=20),

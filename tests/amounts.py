@@ -1,0 +1,24 @@
+"""How much of what differs by chance a run tries: the fast half takes the first quarter."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+
+# The fast half loads this profile of hypothesis with --hypothesis-profile.
+FAST = "fast"
+_PART = 4
+_FEWEST_EXAMPLES = 5
+
+
+def examples(count: int, profile: str | None = None) -> int:
+    """``max_examples`` of a property test of which the whole suite tries ``count``."""
+    fast = (profile or hypothesis.settings.get_current_profile_name()) == FAST
+    return max(_FEWEST_EXAMPLES, count // _PART) if fast else count
+
+
+def seeds(count: int) -> pytest.MarkDecorator:
+    """Parametrizes ``seed``; the fast half leaves out all that are marked ``thorough``."""
+    few = max(1, count // _PART)
+    rest = (pytest.param(seed, marks=pytest.mark.thorough) for seed in range(few, count))
+    return pytest.mark.parametrize("seed", [*range(few), *rest])
