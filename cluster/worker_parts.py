@@ -111,7 +111,7 @@ def make_service(
     layout = whole_layout(settings, model)
     identity = WorkerIdentity(settings.worker, epoch, rank.model_hash, layout, settings.shape)
     tokenizer = Tokenizer.load(Path(settings.model_folder))
-    replica = _replica(settings, model, group)
+    replica = make_replica(settings, model, group)
     if settings.role is Role.PREFILL:
         senders = _senders(rank, group)
         return PrefillService(settings, identity, model, tokenizer, replica, senders)
@@ -133,7 +133,7 @@ def _receivers(rank: LoadedRank, group: RankGroup | None) -> list[RankReceiver]:
     return [rank.receiver, *others]
 
 
-def _replica(settings: WorkerSettings, model: LoadedModel, group: RankGroup | None) -> Replica:
+def make_replica(settings: WorkerSettings, model: LoadedModel, group: RankGroup | None) -> Replica:
     """All ranks together, seen from the leading one."""
     intervals = StepIntervals()
     execute = intervals.timed(model.runner.execute)

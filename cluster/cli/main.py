@@ -21,6 +21,7 @@ def new_app() -> typer.Typer:
         generate,
         model,
         operate,
+        profile,
         serve,
         simulate,
         status,
@@ -43,6 +44,7 @@ def new_app() -> typer.Typer:
     app.command("scale")(operate.scale)
     app.command("drain")(operate.drain)
     app.command("flip")(operate.flip)
+    app.command("profile")(profile.profile)
     app.command("doctor")(doctor.doctor)
     app.command("simulate")(simulate.simulate)
     app.command("tune")(tune.tune)

@@ -65,14 +65,17 @@ class _Watch:
         return self.steps[-1]
 
 
-def measure_step_overhead(model: LoadedModel, folder: Path, steps: int) -> StepOverhead:
-    """``steps`` steps of 32 greedy sequences. Raises ``InternalError`` if the engine fails."""
-    watch = _Watch(OVERHEAD_BATCH)
+def measure_step_overhead(
+    model: LoadedModel, folder: Path, steps: int, batch: int = OVERHEAD_BATCH
+) -> StepOverhead:
+    """``steps`` steps of ``batch`` greedy sequences. Raises ``InternalError`` if the engine
+    fails."""
+    watch = _Watch(batch)
     # One more than is counted: a step's period ends when the next one is submitted.
     params = SamplingParams(max_tokens=WARM_UP_STEPS + steps + 1, ignore_eos=True)
     with _forward_timed(model.runner.model, watch):
         _OneLoad(model, Tokenizer.load(folder), params, watch).run()
-    return summarize_steps(watch.steps, OVERHEAD_BATCH)
+    return summarize_steps(watch.steps, batch)
 
 
 class _OneLoad:

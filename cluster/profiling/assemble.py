@@ -1,0 +1,249 @@
+"""From findings to a profile: what serving adds to a step, fits, warnings. Pure.
+
+A step of the simulator lasts from the start of one step to that of the next. So what a worker does
+between two steps on the engine's thread is added to each measured step, and so is the CPU that its
+other threads (gRPC) take meanwhile, where they have no core of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from cluster.profiling.subject import Subject
+from cluster.profiling.tasks import Found
+from core.latency_profile import (
+    EngineProfile,
+    FitError,
+    LatencyProfile,
+    Origin,
+    StepWork,
+    TransferModel,
+    TransferProfile,
+)
+from core.shards import ONE_RANK
+from tuner.profile.fit import (
+    MeasuredStep,
+    MeasuredTransfer,
+    fit_line,
+    fit_steps,
+    fit_transfer,
+    fit_warning,
+    worst_points,
+)
+from tuner.profile.points import EngineSetting
+
+Findings = Mapping[str, Found]
+
+AROUND = "around a step of "
+BESIDE = "beside a step of "
+AGAIN = "again: "
+KV_BYTES = "kv bytes"
+WAY = "way of a request"
+TICKET = "ticket"
+SERVING = "serving"
+# A point that takes that much longer or shorter at the end than before: the machine has changed.
+_ACCEPTED_DRIFT = 0.10
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A fit as people are told of it: its worst points with measured / fitted."""
+
+    name: str
+    points: int
+    error: FitError
+    worst: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileResult:
+    """``warnings``: why numbers should be trusted less."""
+
+    profile: LatencyProfile
+    fits: tuple[Fitted, ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Overhead:
+    """Seconds of each step, and for each drawn token."""
+
+    fixed: float = 0.0
+    per_sampled: float = 0.0
+
+    def of(self, work: StepWork) -> float:
+        return self.fixed + self.per_sampled * work.sampled
+
+
+def assemble(
+    subject: Subject,
+    engines: Mapping[EngineSetting, Findings],
+    edges: Mapping[str, Findings],
+    serving: Findings,
+    created: str,
+) -> ProfileResult:
+    """``engines``: all points of each; ``edges``: batches by transport; ``created``: ISO 8601."""
+    overhead = _overheads(engines, serving, subject.device)
+    fits, warnings, profiles = [], [], []
+    for setting, findings in engines.items():
+        steps = _steps(subject, setting, findings, overhead)
+        profile, fitted = _engine(subject, setting, findings, steps)
+        profiles.append(profile)
+        fits.append(fitted)
+        warnings += _warnings(setting.name, findings, fitted)
+    message_s = _message_s(edges)
+    transfers = []
+    for transport, findings in edges.items():
+        transfer, fitted = _transfer(transport, findings, message_s, subject.layout.block_size)
+        transfers.append(transfer)
+        fits.append(fitted)
+        warnings += _warnings(fitted.name, findings, fitted)
+    way_s = serving[WAY].seconds
+    profile_of_all = LatencyProfile(
+        origin=Origin.MEASURED,
+        hardware=subject.hardware,
+        model=subject.model.name,
+        model_hash=subject.model_hash,
+        dtype=subject.dtype,
+        created=created,
+        max_positions=subject.model.max_positions,
+        weight_bytes=subject.weight_bytes,
+        kv_bytes_per_token=subject.kv_bytes_per_token,
+        message_s=message_s,
+        # There and back, each time with a message between router and worker.
+        request_s=max(0.0, way_s / 2 - message_s),
+        engines=tuple(profiles),
+        transfers=tuple(transfers),
+    )
+    return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
+
+
+def _overheads(
+    engines: Mapping[EngineSetting, Findings], serving: Findings, device: str
+) -> dict[EngineSetting, _Overhead]:
+    """Around and beside steps. A replica of several ranks has the scheduler of one with one rank; a
+    GPU needs no core, so that what is beside it costs it nothing."""
+    beside = _line(serving, BESIDE) if device == "cpu" else _Overhead()
+    around = {setting: _line(findings, AROUND) for setting, findings in engines.items()}
+    first = next((one for s, one in around.items() if s.shape == ONE_RANK), _Overhead())
+    return {
+        setting: _sum(
+            own if setting.shape == ONE_RANK else first, _scaled(beside, 1 / setting.core_share)
+        )
+        for setting, own in around.items()
+    }
+
+
+def _sum(one: _Overhead, other: _Overhead) -> _Overhead:
+    return _Overhead(one.fixed + other.fixed, one.per_sampled + other.per_sampled)
+
+
+def _scaled(one: _Overhead, factor: float) -> _Overhead:
+    return _Overhead(one.fixed * factor, one.per_sampled * factor)
+
+
+def _line(findings: Findings, prefix: str) -> _Overhead:
+    found = {
+        int(name.removeprefix(prefix)): one.seconds
+        for name, one in findings.items()
+        if name.startswith(prefix)
+    }
+    if not found:
+        return _Overhead()
+    # A step without any overhead has none to fit: the smallest there is stands for it.
+    seconds = [max(value, 1e-9) for value in found.values()]
+    if len(found) == 1:
+        return _Overhead(fixed=seconds[0])
+    return _Overhead(*fit_line(list(found), seconds))
+
+
+def _steps(
+    subject: Subject,
+    setting: EngineSetting,
+    findings: Findings,
+    overhead: Mapping[EngineSetting, _Overhead],
+) -> list[MeasuredStep]:
+    return [
+        MeasuredStep(
+            point.name,
+            point.work,
+            findings[point.name].seconds + overhead[setting].of(point.work),
+        )
+        for point in subject.points(setting)
+        if point.name in findings
+    ]
+
+
+def _engine(
+    subject: Subject, setting: EngineSetting, findings: Findings, steps: Sequence[MeasuredStep]
+) -> tuple[EngineProfile, Fitted]:
+    model, error = fit_steps(steps)
+    profile = EngineProfile(
+        shape=setting.shape,
+        threads=setting.threads,
+        core_share=setting.core_share,
+        step=model,
+        kv_tokens=_kv_tokens(subject, setting, findings),
+        error=error,
+        company=setting.company,
+    )
+    worst = tuple(worst_points([step.name for step in steps], error))
+    return profile, Fitted(f"engine {setting.name}", len(steps), error, worst)
+
+
+def _kv_tokens(subject: Subject, setting: EngineSetting, findings: Findings) -> int:
+    """A replica's part: on a CPU memory is shared out among all that were measured together."""
+    if subject.kv_tokens is not None:
+        return max(1, subject.kv_tokens // (1 + setting.company))
+    on_gpu = findings.get(KV_BYTES)
+    if on_gpu is None:
+        return max(1, subject.edge_blocks * subject.layout.block_size)
+    # Each rank has its part of a token.
+    all_ranks = int(on_gpu.seconds) * setting.shape.num_ranks
+    return max(1, all_ranks // subject.kv_bytes_per_token)
+
+
+def _message_s(edges: Mapping[str, Findings]) -> float:
+    """Half of the shortest question and answer: the smallest batch's ticket."""
+    tickets = [
+        one.seconds
+        for findings in edges.values()
+        for name, one in findings.items()
+        if name.startswith(TICKET)
+    ]
+    return min(tickets) / 2 if tickets else 0.0
+
+
+def _transfer(
+    transport: str, findings: Findings, message_s: float, block_size: int
+) -> tuple[TransferProfile, Fitted]:
+    """Until blocks are verified: without the way back of the news, which is a message."""
+    transfers = [
+        MeasuredTransfer(int(name) * block_size, max(one.seconds - message_s, 1e-9))
+        for name, one in findings.items()
+        if name.isdecimal()
+    ]
+    model, error = fit_transfer(transfers)
+    profile = TransferProfile(
+        transport, ONE_RANK, ONE_RANK, TransferModel(model.per_batch, model.per_token), error
+    )
+    worst = tuple(worst_points([one.name for one in transfers], error))
+    return profile, Fitted(f"transfer over {transport}", len(transfers), error, worst)
+
+
+def _warnings(name: str, findings: Findings, fitted: Fitted) -> list[str]:
+    said = []
+    if warning := fit_warning(fitted.error):
+        said.append(f"{fitted.name}: {warning}")
+    for again, found in findings.items():
+        before = findings.get(again.removeprefix(AGAIN))
+        if not again.startswith(AGAIN) or before is None:
+            continue
+        drift = found.seconds / before.seconds - 1
+        if abs(drift) > _ACCEPTED_DRIFT:
+            said.append(
+                f"engine {name}: {before.name} took {drift:+.0%} at the end: the machine changed "
+                "its speed meanwhile, or something else ran"
+            )
+    return said

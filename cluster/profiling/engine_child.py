@@ -1,0 +1,138 @@
+"""The process that measures one replica: its leading rank. It starts the others, and its company.
+
+    python -m cluster.profiling.engine_child
+
+Reads an ``EngineTask``; says each finding, how many bytes of KV a GPU still holds, the parts of a
+step around the model, and whether the machine drifted meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+from cluster.process_binding import bind_process
+from cluster.profiling.child import Child
+from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
+from cluster.profiling.tasks import (
+    DECODING,
+    PREFILLING,
+    CompanyTask,
+    EngineTask,
+    FollowerTask,
+)
+from core.request import Role
+
+if TYPE_CHECKING:
+    from cluster.profiling.step_runs import StepRuns
+    from engine.runner import LoadedModel
+
+# Of a companion's pool: what its own steps need.
+_COMPANY_BLOCKS = 512
+# Most of what is free after loading; the rest is for what a step allocates.
+_KV_SHARE_OF_GPU = 0.9
+
+
+class _Company:
+    """Other replicas. They compute from the first `change` on, which returns when all do."""
+
+    def __init__(self, members: Sequence[Child]) -> None:
+        self._members = members
+        self._mode = ""
+
+    def change(self, mode: str) -> None:
+        if mode == self._mode:
+            return
+        for member in self._members:
+            member.tell(mode)
+        for member in self._members:
+            member.hear()
+        self._mode = mode
+
+
+def measure(task: EngineTask) -> None:
+    end_with_stdin()
+    worker = task.worker
+    bind_process(task.rank_cores[0], worker.threads)
+    # Imported only now: torch reads the affinity of the process when it is imported.
+    from cluster.profiling.step_runs import StepRuns
+    from cluster.worker_parts import load_leading_rank, make_replica
+    from worker.ranks.group import RankGroup
+
+    with contextlib.ExitStack() as others:
+        group = RankGroup(worker) if worker.shape.num_ranks > 1 else None
+        if group is not None:
+            _start_followers(task, group, others)
+        rank = load_leading_rank(worker, group)
+        replica = make_replica(worker, rank.model, group)
+        company = _Company(
+            [others.enter_context(_companion(task, cores)) for cores in task.company]
+        )
+        _say_memory(rank.model)
+        runs = StepRuns(rank.model, replica.executor)
+        _measure_points(task, runs, company)
+        _measure_overhead(task, rank.model, company)
+        if group is not None:
+            group.close()
+        rank.close()
+
+
+def _measure_points(task: EngineTask, runs: StepRuns, company: _Company) -> None:
+    """The first one a second time at the end: a machine that drifts is found out."""
+    patience = task.patience
+    again = task.points[:1] if len(task.points) > 1 else ()
+    for index, point in enumerate((*task.points, *again)):
+        company.change(DECODING if point.chunks else PREFILLING)
+        times = runs.measure(point, patience.least, patience.most, patience.seconds)
+        name = point.name if index < len(task.points) else f"again: {point.name}"
+        say(name=name, seconds=median(times), runs=len(times))
+
+
+def _measure_overhead(task: EngineTask, model: LoadedModel, company: _Company) -> None:
+    """What the scheduler, booking and text take around a decode step, on the engine's thread."""
+    if not task.overhead_batches:
+        return
+    from cluster.engine_bench.step_overhead import measure_step_overhead
+
+    company.change(PREFILLING)
+    folder = Path(task.worker.model_folder)
+    for batch in task.overhead_batches:
+        found = measure_step_overhead(model, folder, task.overhead_steps, batch)
+        around = max(0.0, found.outside_s - found.arrays_and_sampling_s)
+        say(name=f"around a step of {batch}", seconds=around, runs=task.overhead_steps)
+
+
+def _say_memory(model: LoadedModel) -> None:
+    import torch
+
+    if model.pool.tensor.is_cuda:
+        free, _ = torch.cuda.mem_get_info()
+        size = model.pool.tensor.numel() * model.pool.tensor.element_size()
+        say(name="kv bytes", seconds=int((free + size) * _KV_SHARE_OF_GPU), runs=1)
+
+
+def _start_followers(task: EngineTask, group: object, others: contextlib.ExitStack) -> None:
+    from worker.ranks.group import RankGroup
+
+    assert isinstance(group, RankGroup)
+    for index, cores in enumerate(task.rank_cores[1:]):
+        follower = FollowerTask(
+            task.worker, index + 1, cores, group.address.port, group.address.token.hex()
+        )
+        module = "cluster.profiling.follower_child"
+        others.enter_context(Child(module, follower, task.worker.threads))
+
+
+def _companion(task: EngineTask, cores: tuple[int, ...]) -> Child:
+    worker = replace(
+        task.worker, cores=cores, threads=len(cores), role=Role.MIXED, num_blocks=_COMPANY_BLOCKS
+    )
+    return Child("cluster.profiling.company_child", CompanyTask(worker), len(cores))
+
+
+if __name__ == "__main__":
+    leave(run_task(EngineTask, measure))

@@ -1,0 +1,125 @@
+"""What has been measured so far, in a file beside the profile-to-be: a run that was interrupted
+goes on where it stopped.
+
+JSON lines: a header that says of what these findings are, then one finding each, written at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from cluster.profiling.tasks import Found
+from core.errors import Incompatible, InvalidField
+
+_FORMAT = "crossdock profile, unfinished"
+_found = TypeAdapter(Found)
+
+
+def partial_path(out: Path) -> Path:
+    return out.with_name(f"{out.name}.partial.jsonl")
+
+
+class PartialFile:
+    """Findings by section (an engine, the edges, serving) and name. A context: closes the file."""
+
+    def __init__(self, path: Path, subject: Mapping[str, str]) -> None:
+        """``subject``: model, hardware and all else that findings depend on.
+
+        Raises ``Incompatible`` if the file at ``path`` is of another one, ``InvalidField`` if it is
+        damaged or can't be written.
+        """
+        self._path = path
+        self._found: dict[tuple[str, str], Found] = {}
+        header = {"format": _FORMAT, **subject}
+        complete = _complete_lines(path)
+        if complete:
+            _check_header(path, complete[0], header)
+            self._read(complete[1:])
+        try:
+            # Without the half line that a killed run may have left.
+            path.write_text("".join(f"{line}\n" for line in complete or [json.dumps(header)]))
+            self._file = path.open("a", encoding="utf-8")
+        except OSError as error:
+            raise InvalidField("--out", str(path), f"can't be written: {error}") from None
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, section: str, name: str) -> Found | None:
+        return self._found.get((section, name))
+
+    def section(self, section: str) -> dict[str, Found]:
+        """All of it, by name."""
+        return {name: found for (of, name), found in self._found.items() if of == section}
+
+    def add(self, section: str, found: Found) -> None:
+        """On disk when this returns."""
+        self._found[section, found.name] = found
+        line = {"section": section, **_found.dump_python(found)}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def remove(self) -> None:
+        """The profile is complete: nothing is to be resumed."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def __enter__(self) -> PartialFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def _read(self, lines: list[str]) -> None:
+        for number, line in enumerate(lines, start=2):
+            try:
+                content = json.loads(line)
+                section = content.pop("section")
+                found = _found.validate_python(content)
+            except (ValueError, ValidationError, AttributeError, KeyError, TypeError):
+                raise _damaged(self._path, f"line {number}") from None
+            self._found[section, found.name] = found
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """Those that end; none if there is no file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidField("--out", str(path), f"can't be read: {error}") from None
+    return text.split("\n")[:-1]
+
+
+def _check_header(path: Path, line: str, expected: Mapping[str, Any]) -> None:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        raise _damaged(path, "line 1") from None
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise _damaged(path, "line 1")
+    differing = [name for name in expected if header.get(name) != expected[name]]
+    if differing:
+        name = differing[0]
+        raise Incompatible(
+            f"{path} holds what was measured with {name} {header.get(name)}, not {expected[name]}: "
+            "remove it, or choose another --out",
+            reason="PARTIAL_PROFILE_DIFFERS",
+            metadata={"file": str(path), "differs": name},
+        )
+
+
+def _damaged(path: Path, where: str) -> InvalidField:
+    return InvalidField("--out", str(path), f"is damaged ({where}); remove it to measure anew")

@@ -1,0 +1,213 @@
+"""`crossdock profile` from a subject to a profile: what is missing is measured, the rest reused.
+
+Everything runs in processes of its own, one measurement after the other. No torch in here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cluster.profiling.assemble import (
+    AROUND,
+    BESIDE,
+    SERVING,
+    TICKET,
+    WAY,
+    ProfileResult,
+    assemble,
+)
+from cluster.profiling.child import Child
+from cluster.profiling.edges import measure_edges
+from cluster.profiling.partial_file import PartialFile, partial_path
+from cluster.profiling.placing import place
+from cluster.profiling.serving import measure_serving
+from cluster.profiling.subject import Subject
+from cluster.profiling.tasks import EdgeTask, EngineTask, Found
+from cluster.progress import Progress, ProgressBar
+from core.errors import CrossdockError
+from core.request import Role
+from core.worker_settings import WorkerSettings
+from tuner.profile.points import EngineSetting, StepPoint
+from tuner.profile.profile_file import check_writable, write_profile
+from tuner.profile.store import store_profile
+
+# Of the time that a point takes; for the progress bar.
+_LOADING = 25.0
+_EDGES = 40.0
+_SERVING = 40.0
+_FIRST_TOKENS = 15
+
+
+@dataclass(slots=True)
+class _Run:
+    subject: Subject
+    partial: PartialFile
+    bar: ProgressBar = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bar = ProgressBar(self._work())
+
+    def engine(self, setting: EngineSetting) -> None:
+        """Measures what is missing of one replica."""
+        section = f"engine {setting.name}"
+        points = self._missing(setting)
+        overhead = self._missing_overhead(setting)
+        if not points and not overhead:
+            return
+        self.bar.advance(_LOADING, f"{section}: loading")
+        task = self._task(setting, points, overhead)
+        with Child("cluster.profiling.engine_child", task, setting.threads) as child:
+            for said in child.lines():
+                found = Found(**said)
+                self.partial.add(section, found)
+                self.bar.advance(1 / setting.core_share, f"{section}: {found.name}")
+
+    def edges(self) -> None:
+        """Measures transports that are missing, with engines busy on the same cores."""
+        section = "transfers"
+        blocks = self.subject.transfer_blocks()
+        missing = tuple(
+            transport
+            for transport in self.subject.transports()
+            if any(self.partial.get(transport, str(count)) is None for count in blocks)
+        )
+        if not missing:
+            return
+        self.bar.advance(0.0, f"{section}: loading")
+        task, prefill_cores, company = self._edge_task(missing, blocks)
+        for batch in measure_edges(task, prefill_cores, company):
+            ticket = f"{TICKET} {batch.blocks}"
+            self.partial.add(batch.transport, Found(ticket, batch.ticket_s, batch.runs))
+            verified = Found(str(batch.blocks), batch.verified_s, batch.runs)
+            self.partial.add(batch.transport, verified)
+            share = _EDGES / len(blocks) / len(missing)
+            self.bar.advance(share, f"{section}: {batch.transport}, {batch.blocks} blocks")
+
+    def serving(self) -> None:
+        """Measures router, doors and the worker's own event loop, if they are missing."""
+        batches = self.subject.served_batches
+        names = [WAY, *(f"{BESIDE}{batch}" for batch in batches)]
+        if all(self.partial.get(SERVING, name) for name in names):
+            return
+        self.bar.advance(0.0, "serving: loading")
+        setting = self.subject.engines[0]
+        cores = place(replace(setting, core_share=1.0, company=0), self.subject.cores).ranks[0]
+        worker = replace(self._light_worker(setting, cores), max_num_seqs=max(batches))
+        times = measure_serving(
+            worker, self.subject.vocab_size, batches, _FIRST_TOKENS, self.subject.served_steps
+        )
+        for batch, seconds in times.beside_step_s.items():
+            found = Found(f"{BESIDE}{batch}", seconds, self.subject.served_steps)
+            self.partial.add(SERVING, found)
+        self.partial.add(SERVING, Found(WAY, times.way_s, _FIRST_TOKENS))
+        self.bar.advance(_SERVING, "serving")
+
+    def result(self) -> ProfileResult:
+        subject, partial = self.subject, self.partial
+        return assemble(
+            subject,
+            {one: partial.section(f"engine {one.name}") for one in subject.engines},
+            {name: partial.section(name) for name in subject.transports()},
+            partial.section(SERVING),
+            datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+
+    def _work(self) -> float:
+        """For the progress bar: what is still to be done."""
+        total = 0.0
+        for setting in self.subject.engines:
+            missing = len(self._missing(setting)) + len(self._missing_overhead(setting))
+            total += missing / setting.core_share + _LOADING * (missing > 0)
+        return total + _EDGES + _SERVING
+
+    def _missing(self, setting: EngineSetting) -> list[StepPoint]:
+        """In an order that has nothing to do with their sizes: what drifts hits all alike."""
+        section = f"engine {setting.name}"
+        points = list(self.subject.points(setting))
+        random.Random(section).shuffle(points)
+        return [point for point in points if self.partial.get(section, point.name) is None]
+
+    def _missing_overhead(self, setting: EngineSetting) -> tuple[int, ...]:
+        if setting.shape.num_ranks > 1:
+            return ()
+        section = f"engine {setting.name}"
+        batches = self.subject.overhead_batches
+        return tuple(b for b in batches if self.partial.get(section, f"{AROUND}{b}") is None)
+
+    def _task(
+        self, setting: EngineSetting, points: Sequence[StepPoint], overhead: tuple[int, ...]
+    ) -> EngineTask:
+        placing = place(setting, self.subject.cores)
+        return EngineTask(
+            worker=self.subject.worker(setting, placing.ranks[0]),
+            rank_cores=placing.ranks,
+            company=placing.company,
+            points=tuple(points),
+            patience=self.subject.patience,
+            overhead_batches=overhead,
+            overhead_steps=self.subject.overhead_steps,
+        )
+
+    def _edge_task(
+        self, transports: tuple[str, ...], blocks: tuple[int, ...]
+    ) -> tuple[EdgeTask, tuple[int, ...], list[WorkerSettings]]:
+        """P on the first cores, D on the last, as the smallest replicas would be."""
+        subject = self.subject
+        setting = subject.engines[0]
+        count = setting.threads
+        ours, theirs = subject.cores[:count], subject.cores[-count:]
+        company = [self._light_worker(setting, cores) for cores in dict.fromkeys((ours, theirs))]
+        task = EdgeTask(
+            layout=subject.layout,
+            device=subject.device,
+            transports=transports,
+            num_blocks=subject.edge_blocks,
+            cores=theirs,
+            batches=blocks,
+            patience=replace(subject.patience, least=5, most=30),
+        )
+        return task, ours, company if subject.device == "cpu" else []
+
+    def _light_worker(self, setting: EngineSetting, cores: tuple[int, ...]) -> WorkerSettings:
+        """With a pool for its own few sequences."""
+        worker = self.subject.worker(setting, cores)
+        return replace(worker, role=Role.MIXED, num_blocks=min(worker.num_blocks, 1024))
+
+
+def measure_profile(subject: Subject, out: Path, progress: Progress) -> ProfileResult:
+    """Measures, fits, writes ``out`` and keeps a copy for later commands.
+
+    What was measured of the same subject before an interruption is not measured again. Raises
+    ``CrossdockError``; then, and when interrupted, all findings so far stay in a file beside
+    ``out``.
+    """
+    check_writable(out)
+    path = partial_path(out)
+    with PartialFile(path, subject.identity) as partial:
+        if len(partial):
+            progress.note(f"{len(partial)} points are there already, from {path}")
+        run = _Run(subject, partial)
+        try:
+            for setting in subject.engines:
+                run.engine(setting)
+            run.edges()
+            run.serving()
+        finally:
+            run.bar.close()
+        result = run.result()
+        write_profile(result.profile, out)
+        partial.remove()
+    _keep(result, progress)
+    return result
+
+
+def _keep(result: ProfileResult, progress: Progress) -> None:
+    """The profile is written: that a later command has to be told where is no failure."""
+    try:
+        store_profile(result.profile)
+    except (CrossdockError, OSError) as error:
+        progress.note(f"no copy is kept for `crossdock tune`: {error}")

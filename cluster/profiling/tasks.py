@@ -1,0 +1,89 @@
+"""What the measuring processes are told, and what they say. Plain values; no torch in here.
+
+Tasks travel as one line of JSON to a process's stdin, findings as lines from its stdout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.kv_layout import KVLayout
+from core.worker_settings import WorkerSettings
+from tuner.profile.points import StepPoint
+
+# A companion computes prompts while a decode step is measured, and the other way round: the two
+# kinds of work that a disaggregated cluster has side by side.
+PREFILLING, DECODING = "prefill", "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How often a point is measured: at least ``least`` times, then until ``seconds`` are over,
+    at most ``most`` times."""
+
+    least: int
+    most: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTask:
+    """``worker``: settings of the replica's leading rank. ``rank_cores``: those of each rank.
+    ``company``: cores of each other replica that computes meanwhile. ``overhead_batches``: with how
+    many sequences the scheduler around a step is measured."""
+
+    worker: WorkerSettings
+    rank_cores: tuple[tuple[int, ...], ...]
+    company: tuple[tuple[int, ...], ...]
+    points: tuple[StepPoint, ...]
+    patience: Patience
+    overhead_batches: tuple[int, ...]
+    overhead_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class FollowerTask:
+    """A rank that does not lead: where its leader is. ``token``: hexadecimal."""
+
+    worker: WorkerSettings
+    rank: int
+    cores: tuple[int, ...]
+    leader_port: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompanyTask:
+    """``worker``: settings of a replica of one rank that computes until its stdin ends."""
+
+    worker: WorkerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One finding: median seconds of ``name``, and of how many runs."""
+
+    name: str
+    seconds: float
+    runs: int
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeTask:
+    """One end of a handoff: a pool of ``num_blocks`` blocks of ``layout``, bound to ``cores``.
+    Over each of ``transports`` batches of so many blocks are timed."""
+
+    layout: KVLayout
+    device: str
+    transports: tuple[str, ...]
+    num_blocks: int
+    cores: tuple[int, ...]
+    batches: tuple[int, ...]
+    patience: Patience
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTask:
+    """``worker``: of one rank."""
+
+    worker: WorkerSettings
