@@ -103,8 +103,7 @@ class Subject:
 
     @property
     def max_num_seqs(self) -> int:
-        most = max(self.spec.pools.of(pool).max_num_seqs for pool in POOLS)
-        return most * _BEYOND[self.effort]
+        return self.spec.pools.decode.max_num_seqs * _BEYOND[self.effort]
 
     @property
     def step_tokens(self) -> int:

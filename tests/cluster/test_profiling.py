@@ -1,0 +1,270 @@
+"""`crossdock profile` without measuring: resuming, cores, what findings become, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from model_folders import make_model_folder
+from typer.testing import CliRunner
+
+from cluster.cli.main import new_app
+from cluster.profiling.assemble import AGAIN, AROUND, BESIDE, TICKET, WAY, assemble
+from cluster.profiling.machine import hardware_name
+from cluster.profiling.partial_file import PartialFile, partial_path
+from cluster.profiling.placing import Placing, place
+from cluster.profiling.subject import Subject, choose_subject
+from cluster.profiling.tasks import Found
+from cluster.progress import ProgressBar, StderrProgress
+from core.config import make_spec
+from core.errors import Incompatible, InvalidField
+from core.latency_profile import chunk_pairs
+from core.shards import ONE_RANK, ParallelShape
+from tuner.profile.points import Effort, EngineSetting
+
+ALONE = EngineSetting(ONE_RANK, 1)
+SHARED = EngineSetting(ONE_RANK, 1, core_share=0.5, company=1)
+MODEL = {"model": "tiny", "hardware": "a CPU"}
+
+
+@pytest.fixture
+def subject(tmp_path: Path) -> Subject:
+    folder = make_model_folder(tmp_path / "tiny")
+    spec = make_spec({"model": str(folder)})
+    chosen = choose_subject(spec, Effort.QUICK, StderrProgress())
+    return replace(chosen, cores=(3,), kv_tokens=60_000)
+
+
+# Resuming
+
+
+def test_findings_are_there_again_after_an_interruption(tmp_path: Path) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    with PartialFile(path, MODEL) as partial:
+        partial.add("engine a", Found("decode 1 × 64", 0.25, 5))
+        partial.add("engine b", Found("decode 1 × 64", 0.5, 5))
+    with PartialFile(path, MODEL) as again:
+        assert len(again) == 2
+        assert again.get("engine a", "decode 1 × 64") == Found("decode 1 × 64", 0.25, 5)
+        assert again.get("engine a", "decode 2 × 64") is None
+        assert list(again.section("engine b")) == ["decode 1 × 64"]
+        again.remove()
+    assert not path.exists()
+
+
+def test_the_line_that_a_kill_cut_off_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    with PartialFile(path, MODEL) as partial:
+        partial.add("a", Found("one", 1.0, 1))
+        partial.add("a", Found("two", 2.0, 1))
+    path.write_text(path.read_text()[:-20])
+    with PartialFile(path, MODEL) as again:
+        assert list(again.section("a")) == ["one"]
+        again.add("a", Found("two", 3.0, 1))
+    with PartialFile(path, MODEL) as third:
+        assert [found.seconds for found in third.section("a").values()] == [1.0, 3.0]
+
+
+def test_findings_of_another_model_or_machine_are_not_mixed_in(tmp_path: Path) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    PartialFile(path, MODEL).__exit__(None, None, None)
+    before = path.read_bytes()
+    with pytest.raises(Incompatible, match="with hardware a CPU, not a GPU: remove it, or choose"):
+        PartialFile(path, MODEL | {"hardware": "a GPU"})
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("line", ["nonsense", "[]", '{"section": "a"}', '{"name": "b"}'])
+def test_damaged_findings_are_refused(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    PartialFile(path, MODEL).__exit__(None, None, None)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(InvalidField, match=r"is damaged \(line 2\); remove it"):
+        PartialFile(path, MODEL)
+    path.write_text(line + "\n")
+    with pytest.raises(InvalidField, match=r"is damaged \(line 1\)"):
+        PartialFile(path, MODEL)
+
+
+# Cores
+
+
+def test_a_replica_and_its_company_have_cores_of_their_own() -> None:
+    assert place(ALONE, [0, 1]) == Placing(((1,),), ())
+    assert place(EngineSetting(ONE_RANK, 1, company=1), [0, 1]) == Placing(((1,),), ((0,),))
+    assert place(EngineSetting(ONE_RANK, 2), [0, 1]) == Placing(((0, 1),), ())
+    assert place(EngineSetting(ParallelShape(1, 2), 1), [0, 1]) == Placing(((1,), (0,)), ())
+    four = EngineSetting(ONE_RANK, 2, company=2)
+    assert place(four, [1, 3, 4, 5, 6, 8]) == Placing(((6, 8),), ((4, 5), (1, 3)))
+
+
+def test_company_on_a_shared_core_comes_first() -> None:
+    shared = EngineSetting(ONE_RANK, 1, core_share=0.5, company=2)
+    assert place(shared, [0, 1]) == Placing(((1,),), ((1,), (0,)))
+    assert place(SHARED, [7]) == Placing(((7,),), ((7,),))
+
+
+# What findings become
+
+STEP_S = 0.010
+
+
+def findings(subject: Subject, setting: EngineSetting, factor: float) -> dict[str, Found]:
+    """An engine of 10 ms a step and 50 µs a row, times ``factor``."""
+    found = {
+        point.name: Found(point.name, factor * (STEP_S + 50e-6 * point.work.rows), 5)
+        for point in subject.points(setting)
+    }
+    around = {f"{AROUND}{batch}": (100 + 10 * batch) * 1e-6 for batch in (1, 8, 32)}
+    return found | {name: Found(name, seconds, 12) for name, seconds in around.items()}
+
+
+EDGE = {
+    **{str(blocks): Found(str(blocks), 1e-3 + 1e-4 * blocks, 5) for blocks in (1, 4, 16)},
+    **{f"{TICKET} {blocks}": Found(f"{TICKET} {blocks}", 6e-4, 5) for blocks in (1, 4, 16)},
+}
+SERVED = {
+    WAY: Found(WAY, 5e-3, 5),
+    **{f"{BESIDE}{b}": Found(f"{BESIDE}{b}", (300 + 40 * b) * 1e-6, 40) for b in (1, 8, 16)},
+}
+
+
+def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> None:
+    engines = {
+        ALONE: findings(subject, ALONE, 1.0),
+        SHARED: findings(subject, SHARED, 2.0),
+    }
+    result = assemble(subject, engines, {"shm": EDGE}, SERVED, "2026-11-21T18:00:00+00:00")
+    assert result.warnings == ()
+    alone, shared = (engine.step for engine in result.profile.engines)
+    points = {point.name: point.work for point in subject.points(ALONE)}
+    work = points["decode 8 × 64"]
+    engine_s = STEP_S + 8 * 50e-6
+    assert alone.time(work) / 1e15 == pytest.approx(engine_s + 180e-6 + 620e-6, rel=1e-3)
+    # On half of a core gRPC takes twice as long too.
+    assert shared.time(work) / 1e15 == pytest.approx(2 * engine_s + 180e-6 + 1240e-6, rel=1e-3)
+    # Nothing is drawn in the midst of a prompt.
+    chunk = points["prefill 64 after 0"]
+    assert chunk.prefill_pairs == chunk_pairs(0, 64)
+    assert alone.time(chunk) / 1e15 == pytest.approx(STEP_S + 64 * 50e-6 + 400e-6, rel=1e-3)
+
+
+def test_ways_of_messages_and_requests(subject: Subject) -> None:
+    engines = {ALONE: findings(subject, ALONE, 1.0)}
+    profile = assemble(subject, engines, {"shm": EDGE}, SERVED, "now").profile
+    assert profile.message_s == pytest.approx(3e-4)
+    assert profile.request_s == pytest.approx(2.5e-3 - 3e-4)
+    (transfer,) = profile.transfers
+    # Without the way back of the news that all is verified.
+    assert transfer.model.time(16 * 8) / 1e15 == pytest.approx(1.8e-3 - 3e-4, rel=1e-3)
+    assert profile.engine(ONE_RANK).kv_tokens == 60_000
+
+
+def test_a_machine_that_drifts_is_named(subject: Subject) -> None:
+    found = findings(subject, ALONE, 1.0)
+    again = f"{AGAIN}decode 8 × 64"
+    slower = found | {again: Found(again, 1.2 * found["decode 8 × 64"].seconds, 5)}
+    steady = found | {again: Found(again, 1.05 * found["decode 8 × 64"].seconds, 5)}
+    (warning,) = assemble(subject, {ALONE: slower}, {}, SERVED, "now").warnings
+    assert "decode 8 × 64 took +20% at the end" in warning
+    assert assemble(subject, {ALONE: steady}, {}, SERVED, "now").warnings == ()
+
+
+def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:
+    found = {
+        name: replace(one, seconds=one.seconds * (3 if i % 3 else 1))
+        for i, (name, one) in enumerate(findings(subject, ALONE, 1.0).items())
+    }
+    result = assemble(subject, {ALONE: found}, {}, SERVED, "now")
+    (fitted,) = result.fits
+    (warning,) = result.warnings
+    assert fitted.worst[0][0] == fitted.error.worst_point
+    assert fitted.error.worst_point in warning
+    assert result.profile.engines[0].error == fitted.error
+
+
+# Subjects
+
+
+def test_the_config_says_what_is_profiled(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "tiny")
+    wishes = {
+        "model": str(folder),
+        "max_model_len": 200,
+        "engine": {"dtype": "float32"},
+        "kv": {"block_size": 4, "transport": "tcp"},
+        "pools": {"decode": {"pipeline_parallel_size": 3, "max_num_seqs": 8}},
+    }
+    subject = choose_subject(make_spec(wishes), Effort.QUICK, StderrProgress())
+    subject = replace(subject, cores=(0, 1, 2))
+    assert (subject.dtype, subject.model.max_positions) == ("float32", 200)
+    assert subject.transports() == ("tcp",)
+    assert ParallelShape(1, 3) in [engine.shape for engine in subject.engines]
+    points = subject.points(subject.engines[0])
+    assert max(point.decodes for point in points) == 8
+    # Three layers, two KV heads of 16 numbers of 4 bytes, K and V.
+    assert subject.kv_bytes_per_token == 3 * 2 * 16 * 4 * 2
+    worker = subject.worker(subject.engines[0], (0,))
+    assert worker.num_blocks * 4 > max(point.kv_tokens for point in points)
+
+
+def test_two_ranks_are_measured_where_the_model_can_be_split(subject: Subject) -> None:
+    normal = replace(subject, effort=Effort.NORMAL, cores=(0, 1))
+    shapes = {engine.shape for engine in normal.engines}
+    assert shapes == {ONE_RANK, ParallelShape(1, 2), ParallelShape(2, 1)}
+
+
+def test_this_machine_has_a_name() -> None:
+    assert hardware_name("cpu").endswith("cores")
+    assert hardware_name("cuda")
+
+
+# At the terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_the_bar_says_how_much_time_is_left() -> None:
+    terminal, now = Terminal(), 0.0
+    bar = ProgressBar(10.0, terminal, lambda: now)
+    now = 30.0
+    bar.advance(2.5, "decode 1 × 64")
+    assert " 25% 1:30 left  decode 1 × 64" in terminal.getvalue()
+    bar.close()
+    assert terminal.getvalue().endswith("\r\x1b[K")
+
+
+def test_no_bar_in_a_file() -> None:
+    log = io.StringIO()
+    bar = ProgressBar(2.0, log)
+    bar.advance(1.0, "half")
+    bar.close()
+    assert log.getvalue() == ""
+
+
+def invoke(*arguments: str) -> Exception | None:
+    error = CliRunner().invoke(new_app(), ["profile", *arguments]).exception
+    assert error is None or isinstance(error, Exception)
+    return error
+
+
+def test_what_can_not_be_done_is_said_before_anything_is_measured(tmp_path: Path) -> None:
+    folder = str(make_model_folder(tmp_path / "tiny"))
+    out = str(tmp_path / "profile.json")
+    assert "--thorough" in str(invoke("--out", out, "--quick", "--thorough"))
+    assert "no model folder" in str(invoke("--out", out, "--model", "nowhere"))
+    nowhere = str(tmp_path / "none" / "p.json")
+    assert "there is no folder" in str(invoke("--out", nowhere, "--model", folder, "--quick"))
+    assert "is a folder" in str(invoke("--out", str(tmp_path), "--model", folder, "--quick"))
+    partial_path(Path(out)).write_text(
+        json.dumps({"format": "crossdock profile, unfinished"}) + "\n"
+    )
+    refused = invoke("--out", out, "--model", folder, "--quick")
+    assert isinstance(refused, Incompatible)
+    assert sorted(path.name for path in tmp_path.glob("profile*")) == ["profile.json.partial.jsonl"]
