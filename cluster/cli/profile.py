@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cluster.cli.bench_plans import refuse_given
 from cluster.cli.options import ConfigOption, ModelOption
 from cluster.cli.output import Output, OutputOption, emit, print_table
 from core.errors import InvalidField
@@ -23,6 +25,10 @@ def profile(
     model: ModelOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer points, fewer runs.")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="More of both; long.")] = False,
+    from_spec: Annotated[
+        Path | None,
+        typer.Option(help="Measure nothing: a roofline of the hardware in this YAML file."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Measure engine, KV transfers and router on this machine, fit how long steps take.
@@ -31,6 +37,11 @@ def profile(
     Interrupted, it goes on where it stopped when it is run again with the same --out.
     """
     effort = _effort(quick, thorough)
+    if from_spec is not None:
+        measuring = {"--config": config, "--model": model, "--quick": quick or None}
+        refuse_given(measuring, "belongs to measuring; leave it out beside --from-spec")
+        _from_spec(from_spec, out, output)
+        return
     from cluster.profiling.run import measure_profile
     from cluster.profiling.subject import choose_subject
     from cluster.progress import StderrProgress
@@ -47,6 +58,21 @@ def profile(
         )
         raise typer.Exit(1) from None
     _report(result, output)
+
+
+def _from_spec(spec: Path, out: Path, output: Output) -> None:
+    from tuner.profile.profile_file import write_profile
+    from tuner.profile.report import as_json, engine_table, headings
+    from tuner.profile.spec_file import profile_from_spec
+
+    profile = profile_from_spec(spec, datetime.now(UTC).isoformat(timespec="seconds"))
+    write_profile(profile, out)
+
+    def show() -> None:
+        print("\n".join(headings(profile)))
+        print_table(*engine_table(profile))
+
+    emit(as_json(profile, ()), output, show)
 
 
 def _effort(quick: bool, thorough: bool) -> Effort:

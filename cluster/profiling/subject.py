@@ -12,7 +12,7 @@ from cluster.demo_model import ensure_demo_model
 from cluster.engine_bench.cases import OVERHEAD_BATCH, OVERHEAD_PROMPT, WARM_UP_STEPS
 from cluster.memory_plan import KV_SHARE_OF_FREE_MEMORY
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
-from cluster.plan import POOLS, STEP_TOKENS, check_shapes, resolve_dtype
+from cluster.plan import POOLS, check_shapes, resolve_dtype
 from cluster.profiling.machine import count_gpus, hardware_name, usable_cores
 from cluster.profiling.tasks import Patience
 from cluster.progress import Progress
@@ -21,6 +21,7 @@ from core.errors import InvalidField
 from core.kv_layout import DTYPE_BYTES, KVLayout
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape, check_kv_split
+from core.step_budget import STEP_TOKENS
 from core.worker_settings import WorkerSettings
 from engine.memory import available_memory
 from engine.model_config import read_model_config
