@@ -8,7 +8,8 @@ from core.request import AttemptKey, FinishReason
 from core.step import TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, for the reason that is told in ``core.step``.
+@dataclass(slots=True)
 class TokenOutput:
     """One new token of one of an attempt's n answers. ``finish`` is None while it goes on.
 

@@ -63,9 +63,6 @@ class PrefillOrder:
     def __contains__(self, number: int) -> bool:
         return number in self._pending
 
-    def __getitem__(self, number: int) -> PendingPrefill:
-        return self._pending[number]
-
     def add(self, number: int, tokens: int, now: float) -> None:
         """A prompt came at ``now`` with so many ``tokens`` to compute, at least one."""
         self._pending[number] = PendingPrefill(number, now + self._time, tokens, tokens)

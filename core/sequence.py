@@ -29,6 +29,7 @@ class Sequence:
         "_last_hash",
         "_prepared",
         "_tokens",
+        "block_ids",
         "cached_tokens",
         "computed",
         "computed_once",
@@ -78,16 +79,13 @@ class Sequence:
         self._tokens[: self.length] = prompt
         self._blocks: BlockIds = np.empty(-(-capacity // block_size) + 1, dtype=np.int32)
         self.num_blocks = 0
+        # A view of an array to which ids are only appended; after `forget_blocks` of another.
+        self.block_ids: BlockIds = self._blocks[:0]
         self._prepared: Slice | None = None
 
     @property
     def tokens(self) -> TokenArray:
         return self._tokens[: self.length]
-
-    @property
-    def block_ids(self) -> BlockIds:
-        """A view of an array to which ids are only appended; after `forget_blocks` of another."""
-        return self._blocks[: self.num_blocks]
 
     @property
     def remaining(self) -> int:
@@ -112,6 +110,7 @@ class Sequence:
         end = self.num_blocks + len(block_ids)
         self._blocks[self.num_blocks : end] = block_ids
         self.num_blocks = end
+        self.block_ids = self._blocks[:end]
 
     def adopt_prefix(self, block_ids: BlockIds, hashes: npt.NDArray[np.uint64], size: int) -> None:
         """Starts with blocks that already hold the KV of the first ``len(block_ids)`` blocks."""
@@ -141,6 +140,7 @@ class Sequence:
         block_ids = self.block_ids
         self._blocks = np.empty_like(self._blocks)
         self.num_blocks = 0
+        self.block_ids = self._blocks[:0]
         self._prepared = None
         self.computed = self.planned = 0
         self.published = 0
@@ -167,13 +167,12 @@ class Sequence:
             self._prepared = self._slice(start, start + 1, eos)
 
     def _slice(self, start: int, end: int, eos: frozenset[int]) -> Slice:
-        tokens, table = self._tokens[start:end], self._blocks[: self.num_blocks]
         samples = self._sample_specs(end, eos) if end >= self.length else ()
-        return Slice(self.sequence_id, start, tokens, table, samples)
+        return Slice(self.sequence_id, start, self._tokens[start:end], self.block_ids, samples)
 
     def _sample_specs(self, position: int, eos: frozenset[int]) -> tuple[SampleSpec, ...]:
         params, prompt_length, index = self.params, self.prompt_length, self.index
-        tokens = self._tokens[:position]
+        tokens = self._tokens
         generated = position - prompt_length
         banned = self._ends(eos) if generated < params.min_tokens else ()
         if generated or params.n == 1:

@@ -2,6 +2,8 @@
 
 A step is a set of slices, one per sequence: the tokens of that sequence whose KV is not yet
 computed (a prefill chunk, or one token in decode). There is no separate prefill or decode step.
+What is made anew for each token of each step is not frozen, though nobody changes it: frozen
+dataclasses take four times as long to make.
 Does not cover: how slices are chosen (the workers' schedulers) or computed (``engine``).
 """
 
@@ -21,20 +23,26 @@ def _no_tokens() -> IntArray:
     return np.empty(0, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampleSpec:
     """Draw the token that follows a slice. ``position`` is its index in the whole sequence.
 
-    ``tokens`` (int32 [position]) are those before it, the first ``prompt_length`` of them the
-    prompt's. ``sequence_index`` says which of the n answers this is.
+    ``token_buffer`` (int32) begins with the tokens before it, the first ``prompt_length`` of them
+    the prompt's; tokens are only appended to it, so that a sequence may name the same array in
+    each step. ``sequence_index`` says which of the n answers this is.
     """
 
     params: SamplingParams
     position: int
-    tokens: IntArray = field(default_factory=_no_tokens)
+    token_buffer: IntArray = field(default_factory=_no_tokens)
     prompt_length: int = 0
     sequence_index: int = 0
     banned_token_ids: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> IntArray:
+        """int32 [position]: those before the token that is drawn."""
+        return self.token_buffer[: self.position]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class TokenLogprobs:
     top_logprobs: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SampledToken:
     """A drawn token; ``logprobs`` if they were asked for."""
 
@@ -58,7 +66,7 @@ class SampledToken:
     logprobs: TokenLogprobs | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Slice:
     """``tokens`` (int32 [n]) of one sequence at positions ``start`` to ``start + n - 1``.
 
