@@ -179,4 +179,4 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         self.submit(FromDecode(message))
 
     def _ends_by_text(self, params: SamplingParams, token: int) -> bool:
-        return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push([token]).stopped
+        return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push(token)[1]

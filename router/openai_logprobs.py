@@ -82,7 +82,7 @@ class CompletionLogprobs:
 
     def _advance(self, token_id: int) -> int:
         start = self._offset
-        self._offset += len(self._decoder.decode(self._tokens.shown(token_id)))
+        self._offset += len(self._decoder.decode(self._tokens.shown[token_id]))
         return start
 
 

@@ -37,7 +37,6 @@ from router.status_door import StatusDoor
 from router.tokenize_door import TokenizeDoor
 from router.worker_link import LinkListener, WorkerLink
 from text.chat_template import ChatTemplate
-from text.token_bytes import TokenBytes
 from text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -165,7 +164,7 @@ class RouterServer:
     def _http_app(self) -> web.Application:
         version = metadata.version("crossdock")
         doors = (
-            OpenAIDoor(self._intake, TokenBytes(self._tokenizer), version),
+            OpenAIDoor(self._intake, self._tokenizer.token_bytes, version),
             TokenizeDoor(self._intake.model, self._tokenizer, self._prompts),
             StatusDoor(self._intake, self.dispatcher, self._metrics, version),
         )

@@ -30,12 +30,13 @@ class Detokenizer(Protocol):
 
 def new_detokenizer(tokenizer: Tokenizer) -> Detokenizer:
     """The quickest that gives the text of a whole decode with this tokenizer."""
-    decoded = tokenizer.decoded_bytes
-    return WindowDetokenizer(tokenizer) if decoded is None else ByteDetokenizer(decoded)
+    if tokenizer.joins_bytes:
+        return ByteDetokenizer(tokenizer.token_bytes.shown)
+    return WindowDetokenizer(tokenizer)
 
 
 class ByteDetokenizer:
-    """For tokenizers of which each token stands for bytes of its own (`Tokenizer.decoded_bytes`).
+    """For tokenizers of which each token stands for bytes of its own (`Tokenizer.joins_bytes`).
 
     Both decoders put one U+FFFD for each longest piece that begins a character and ends too early,
     so it doesn't matter where the bytes are cut.

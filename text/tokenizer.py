@@ -7,7 +7,7 @@ Does not cover: token by token decoding (``text.detokenizer``), chat templates.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tokenizers
 
 from core.errors import Incompatible, InvalidField
-from text.byte_level import byte_level_bytes
+from text.token_bytes import TokenBytes
 
 TokenArray = npt.NDArray[np.int32]
 
@@ -78,13 +78,18 @@ class Tokenizer:
         return frozenset(str(decoder["type"]) for decoder in chain)
 
     @cached_property
-    def decoded_bytes(self) -> Mapping[int, bytes] | None:
-        """What `decode` makes of each token, b"" of special ones and of ids without a token.
+    def token_bytes(self) -> TokenBytes:
+        """What each token stands for."""
+        return TokenBytes(self)
 
-        Joined and read as UTF-8 they are the decoded text. None where that is not so, because the
-        text of a token depends on its neighbours: only byte-level decoders take each by itself.
+    @cached_property
+    def joins_bytes(self) -> bool:
+        """Whether `decode` reads the joined bytes of all tokens as UTF-8.
+
+        Elsewhere the text of a token depends on its neighbours: only byte-level decoders take each
+        by itself.
         """
-        return _DecodedBytes(self) if self.decoder_kinds == {"ByteLevel"} else None
+        return self.decoder_kinds == {"ByteLevel"}
 
     @cached_property
     def _added_tokens(self) -> dict[int, tokenizers.AddedToken]:
@@ -99,21 +104,6 @@ class Tokenizer:
     def anchor_ids(self) -> tuple[int, ...]:
         """Some ordinary text to decode after: decoders strip the space that starts a text."""
         return tuple(self._backend.encode("a", add_special_tokens=False).ids)
-
-
-class _DecodedBytes(dict[int, bytes]):
-    """Looks a token up when it is first asked for."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-
-    def __missing__(self, token_id: int) -> bytes:
-        piece = self._tokenizer.piece(token_id)
-        found = b""
-        if piece is not None and not self._tokenizer.is_special(token_id):
-            found = byte_level_bytes(piece)
-        self[token_id] = found
-        return found
 
 
 def read_eos_token_ids(folder: str | Path) -> tuple[int, ...]:

@@ -97,9 +97,9 @@ def _fill(
 
 def _push(text: AnswerText, output: TokenOutput) -> tuple[str, FinishReason | None]:
     """Text that is certain now, and why the answer ends here if it does."""
-    delta = text.push([output.token])
-    if delta.stopped:
-        return delta.text, FinishReason.STOP
+    new, stopped = text.push(output.token)
+    if stopped:
+        return new, FinishReason.STOP
     if output.finish is None:
-        return delta.text, None
-    return delta.text + text.finish(), output.finish
+        return new, None
+    return new + text.finish(), output.finish
