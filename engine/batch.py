@@ -37,6 +37,7 @@ class BatchArrays:
     sampled_slices: tuple[Slice, ...]
     num_decodes: int
     longest_query: int
+    longest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,25 @@ def batch_arrays(plan: StepPlan, block_size: int) -> BatchArrays:
         sampled_slices=tuple(ordered[i] for i in wanted),
         num_decodes=int((counts == 1).sum()),
         longest_query=int(counts.max()),
+        longest=max(part.end for part in ordered),
+    )
+
+
+def joined_arrays(decodes: BatchArrays, others: BatchArrays) -> BatchArrays:
+    """One step of both; ``decodes`` has one token of each of its sequences."""
+    count = len(decodes.token_ids)
+    return BatchArrays(
+        token_ids=np.concatenate([decodes.token_ids, others.token_ids]),
+        positions=np.concatenate([decodes.positions, others.positions]),
+        slots=np.concatenate([decodes.slots, others.slots]),
+        block_tables=_stacked(decodes.block_tables, others.block_tables),
+        lengths=np.concatenate([decodes.lengths, others.lengths]),
+        first_rows=np.concatenate([decodes.first_rows[:-1], others.first_rows + np.int32(count)]),
+        sampled_rows=np.concatenate([decodes.sampled_rows, others.sampled_rows + count]),
+        sampled_slices=decodes.sampled_slices + others.sampled_slices,
+        num_decodes=decodes.num_decodes + others.num_decodes,
+        longest_query=max(decodes.longest_query, others.longest_query),
+        longest=max(decodes.longest, others.longest),
     )
 
 
@@ -104,9 +124,18 @@ def to_device(arrays: BatchArrays, upload: Upload) -> Batch:
         first_rows=first_rows,
         num_decodes=arrays.num_decodes,
         longest_query=arrays.longest_query,
-        longest=int(arrays.lengths.max()),
+        longest=arrays.longest,
     )
     return Batch(token_ids, positions, slots, sequences, sampled_rows)
+
+
+def _stacked(above: Int32Array, below: Int32Array) -> Int32Array:
+    """Rows of both, with as many columns as the wider one has."""
+    rows, width = len(above) + len(below), max(above.shape[1], below.shape[1])
+    tables = np.zeros((rows, width), np.int32)
+    tables[: len(above), : above.shape[1]] = above
+    tables[len(above) :, : below.shape[1]] = below
+    return tables
 
 
 def _block_tables(ordered: list[Slice], block_size: int) -> Int32Array:

@@ -14,36 +14,26 @@ from dataclasses import dataclass
 
 import torch
 
-from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.logits import adjusted_logits
+from core.step import SampledToken, Slice, StepResult
+from engine.logits import Adjustments, LogitAdjuster
 from engine.logprobs import Logits, token_logprobs
 from engine.sampling_arrays import StepArrays
 from kernels.sampling import NO_TOKEN, sample_tokens
+from kernels.sampling_arrays import SamplingArrays
 
 NOT_FINITE = "the model's logits hold NaN or infinity, or leave no token to choose"
 
 
 @dataclass(frozen=True, slots=True)
-class PendingDraws:
-    """Draws that are enqueued on a GPU, or done on a CPU: ``tokens`` int64, one for each spec.
+class Draws:
+    """What is wanted of a step's logits: row i is drawn from ``counts[i]`` times, for
+    ``sequence_ids[i]``. ``logprobs``: by row, how many of the likeliest are wanted beside."""
 
-    ``samples``: the specs of each row; ``logits``: rows with log-probabilities, by number.
-    """
-
-    tokens: torch.Tensor
-    samples: Sequence[tuple[SampleSpec, ...]]
-    logits: dict[int, Logits]
-
-    def read(self) -> list[tuple[SampledToken, ...]]:
-        """One token for each spec of a row; none if no token can be chosen.
-
-        For a GPU the host waits here, once.
-        """
-        drawn = iter(self.tokens.tolist())
-        return [
-            _sampled([next(drawn) for _ in specs], self.logits.get(row), specs[0].params.logprobs)
-            for row, specs in enumerate(self.samples)
-        ]
+    sequence_ids: list[int]
+    counts: list[int]
+    logprobs: dict[int, int]
+    arrays: SamplingArrays
+    adjustments: Adjustments | None
 
 
 class Sampler:
@@ -51,33 +41,48 @@ class Sampler:
 
     def __init__(self) -> None:
         self._arrays = StepArrays()
+        self._adjuster = LogitAdjuster()
 
-    def draw(self, logits: torch.Tensor, samples: Sequence[tuple[SampleSpec, ...]]) -> PendingDraws:
-        """Draws all ``samples`` of each row of float32 ``logits`` [R, vocab]; only enqueues.
+    def prepare(self, slices: Sequence[Slice]) -> Draws:
+        """All that can be done before there are logits. Valid until the next call.
 
-        The specs of one row may differ in their sequence index only. Rows with penalties are
-        changed meanwhile, and changed back. To be read before the logits are overwritten.
+        The samples of one slice may differ in their sequence index only.
         """
-        arrays = self._arrays.update(samples)
-        with torch.inference_mode(), adjusted_logits(logits, [specs[0] for specs in samples]):
-            tokens = sample_tokens(logits, arrays)
-        wanted = [i for i, specs in enumerate(samples) if specs[0].params.logprobs is not None]
-        return PendingDraws(tokens, samples, _host_rows(logits, wanted))
+        arrays = self._arrays.update([part.samples for part in slices])
+        return Draws(
+            sequence_ids=[part.sequence_id for part in slices],
+            counts=self._arrays.counts,
+            logprobs=self._arrays.logprobs,
+            arrays=arrays,
+            adjustments=self._adjuster.prepare(slices),
+        )
 
+    def sample(self, logits: torch.Tensor, draws: Draws) -> StepResult:
+        """Tokens from float32 ``logits`` [R, vocab].
 
-def step_result(slices: Sequence[Slice], draws: PendingDraws) -> StepResult:
-    """Waits for ``draws``, the rows of which belong to ``slices``.
-
-    A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only.
-    """
-    ids = [part.sequence_id for part in slices]
-    sampled = {i: row for i, row in zip(ids, draws.read(), strict=True) if row}
-    return StepResult(sampled, {i: NOT_FINITE for i in ids if i not in sampled})
+        A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only. Rows with
+        penalties are changed meanwhile, and changed back. For a GPU the host waits once.
+        """
+        if draws.adjustments is None:
+            tokens = sample_tokens(logits, draws.arrays)
+        else:
+            with torch.inference_mode(), draws.adjustments.applied(logits):
+                tokens = sample_tokens(logits, draws.arrays)
+        host_rows = _host_rows(logits, list(draws.logprobs)) if draws.logprobs else {}
+        drawn = tokens.tolist()
+        if host_rows or len(drawn) > len(draws.counts):
+            sampled = _sampled(draws, drawn, host_rows)
+        else:
+            pairs = zip(draws.sequence_ids, drawn, strict=True)
+            sampled = {i: (SampledToken(token),) for i, token in pairs if token != NO_TOKEN}
+        if len(sampled) == len(draws.sequence_ids):
+            return StepResult(sampled)
+        return StepResult(sampled, {i: NOT_FINITE for i in draws.sequence_ids if i not in sampled})
 
 
 def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:
     """Rows by number. Those of a GPU are there when the host has waited for what comes after."""
-    if not rows or logits.is_cpu:
+    if logits.is_cpu:
         return {row: logits[row].numpy() for row in rows}
     host = torch.empty(len(rows), logits.shape[1], dtype=logits.dtype, pin_memory=True)
     for copied, row in zip(host, rows, strict=True):
@@ -86,12 +91,20 @@ def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:
 
 
 def _sampled(
-    tokens: Sequence[int], logits: Logits | None, count: int | None
+    draws: Draws, drawn: list[int], host_rows: dict[int, Logits]
+) -> dict[int, tuple[SampledToken, ...]]:
+    sampled, tokens = {}, iter(drawn)
+    for row, (sequence_id, count) in enumerate(zip(draws.sequence_ids, draws.counts, strict=True)):
+        of_row = [next(tokens) for _ in range(count)]
+        if of_row[0] != NO_TOKEN:
+            sampled[sequence_id] = _with_logprobs(of_row, host_rows.get(row), draws.logprobs, row)
+    return sampled
+
+
+def _with_logprobs(
+    tokens: Sequence[int], logits: Logits | None, counts: dict[int, int], row: int
 ) -> tuple[SampledToken, ...]:
-    """``count``: how many log-probabilities of ``logits`` are wanted beside each token's."""
-    if tokens[0] == NO_TOKEN:
-        return ()
-    if logits is None or count is None:
+    if logits is None:
         return tuple(SampledToken(token) for token in tokens)
-    logprobs = token_logprobs(logits, tokens, count)
+    logprobs = token_logprobs(logits, tokens, counts[row])
     return tuple(SampledToken(*pair) for pair in zip(tokens, logprobs, strict=True))

@@ -8,6 +8,7 @@ the device once a step (``engine.runner``).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,12 +27,21 @@ class Upload:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._seen: tuple[Array, ...] = ()
+        self._tensors: list[torch.Tensor] = []
 
-    def to_device(self, arrays: Sequence[Array]) -> list[torch.Tensor]:
+    def to_device(self, arrays: tuple[Array, ...]) -> list[torch.Tensor]:
         """Tensors like ``arrays``, contiguous; enqueued on the current stream."""
         if self._device.type == "cpu":
-            return [torch.from_numpy(array) for array in arrays]
+            return self._in_place(arrays)
         return unpacked(self.packed(arrays).to(self._device, non_blocking=True), arrays)
+
+    def _in_place(self, arrays: tuple[Array, ...]) -> list[torch.Tensor]:
+        """Steps that follow each other mostly have the same arrays, with other values in them."""
+        if len(arrays) != len(self._seen) or not all(map(operator.is_, arrays, self._seen)):
+            self._tensors = [torch.from_numpy(array) for array in arrays]
+            self._seen = arrays
+        return self._tensors
 
     def packed(self, arrays: Sequence[Array]) -> torch.Tensor:
         """uint8 [n] in host memory (pinned, if the device is none); valid until the next call."""

@@ -56,7 +56,7 @@ def sample_tokens(logits: torch.Tensor, arrays: SamplingArrays) -> torch.Tensor:
 def _check(logits: torch.Tensor, arrays: SamplingArrays) -> None:
     if logits.dtype is not torch.float32 or logits.dim() != 2 or logits.stride(1) != 1:
         raise ValueError(f"logits must be float32 [R, vocab] with dense rows, not {logits.dtype}")
-    if len(arrays) and not 0 <= arrays.rows.min() <= arrays.rows.max() < len(logits):
+    if arrays.num_rows > logits.shape[0]:
         raise ValueError(
             f"draws from rows {arrays.rows.tolist()}, of which there are {len(logits)}"
         )
@@ -70,13 +70,14 @@ def _sample_with_triton(logits: torch.Tensor, arrays: SamplingArrays) -> torch.T
 
 
 def _sample_natively(logits: torch.Tensor, arrays: SamplingArrays) -> torch.Tensor:
-    tokens = torch.empty(len(arrays), dtype=torch.int64)
+    count = len(arrays)
+    tokens = torch.empty(count, dtype=torch.int64)
     library().crossdock_sample(
         logits.data_ptr(),
         logits.stride(0),
         logits.shape[1],
-        arrays.values.ctypes.data,
-        len(arrays),
+        torch.from_numpy(arrays.values).data_ptr(),
+        count,
         tokens.data_ptr(),
     )
     return tokens

@@ -46,29 +46,34 @@ class SamplingArrays:
 
     One block of memory, so that it goes to a GPU in one copy. Draws of the same row with the same
     settings stand beside each other (the row is then prepared once for all of them).
-    ``cutoffs``: temperature · ln(min_p), the lowest difference to the largest logit that min_p
-    leaves; never lower than what is negligible.
+    ``num_rows``: how many rows of logits there must be. ``cutoffs``: temperature · ln(min_p), the
+    lowest difference to the largest logit that min_p leaves; never lower than what is negligible.
     """
 
     values: Ints
+    num_rows: int
 
     @classmethod
     def of(cls, draws: Sequence[DrawSpec]) -> SamplingArrays:
         """Arrays for ``draws`` in their order."""
         arrays = cls.of_settings(
-            [(draw.temperature, draw.top_p, draw.min_p, draw.top_k, draw.seed) for draw in draws]
+            [draw.row for draw in draws],
+            [(draw.temperature, draw.top_p, draw.min_p, draw.top_k, draw.seed) for draw in draws],
         )
-        arrays.rows[:] = [draw.row for draw in draws]
         arrays.sequence_indices[:] = [draw.sequence_index for draw in draws]
         arrays.positions[:] = [draw.position for draw in draws]
         return arrays
 
     @classmethod
     def of_settings(
-        cls, settings: Sequence[tuple[float, float, float, int, int]]
+        cls, rows: Sequence[int], settings: Sequence[tuple[float, float, float, int, int]]
     ) -> SamplingArrays:
-        """For draws of (temperature, top_p, min_p, top_k, seed); the other lines are to be set."""
-        arrays = cls(np.empty((LINES, len(settings)), np.int64))
+        """For draws of (temperature, top_p, min_p, top_k, seed) from ``rows``; sequence indices and
+        positions are to be set. Raises ValueError for a negative row."""
+        if min(rows, default=0) < 0:
+            raise ValueError(f"rows are counted from 0, not from {min(rows)}")
+        arrays = cls(np.empty((LINES, len(settings)), np.int64), max(rows, default=-1) + 1)
+        arrays.rows[:] = rows
         columns = zip(*settings, strict=True) if settings else iter([()] * 5)
         temperatures, top_ps, min_ps, top_ks, seeds = columns
         arrays.temperatures[:], arrays.top_ps[:] = temperatures, top_ps

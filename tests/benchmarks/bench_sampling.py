@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from core.request import SamplingParams
-from core.step import SampleSpec
+from core.step import SampleSpec, Slice
 from engine.sampler import Sampler
 from kernels.dispatch import Implementation, forced, implementation
 
@@ -72,9 +72,12 @@ def median_ms(
     times = []
     with forced(path):
         for position in range(500, 500 + steps):
-            samples = [(SampleSpec(p, position, tokens, 400),) for p in params]
+            slices = [
+                Slice(i, 0, tokens[:1], tokens[:1], (SampleSpec(p, position, tokens, 400),))
+                for i, p in enumerate(params)
+            ]
             started = time.perf_counter()
-            sampler.draw(torch.from_numpy(logits), samples).read()
+            sampler.sample(torch.from_numpy(logits), sampler.prepare(slices))
             times.append(time.perf_counter() - started)
     return round(1e3 * statistics.median(times), 3)
 

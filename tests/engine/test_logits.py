@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from one_row import sample_row
+from one_row import sample_row, slices_of
 from transformers import (
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
@@ -19,7 +19,7 @@ from transformers import (
 
 from core.request import SamplingParams
 from core.step import SampleSpec
-from engine.logits import adjusted_logits
+from engine.logits import LogitAdjuster
 
 VOCABULARY = 12
 TOKEN_IDS = st.integers(0, VOCABULARY - 1)
@@ -32,8 +32,21 @@ def random_logits(seed: int) -> npt.NDArray[np.float32]:
 
 def adjusted(logits: npt.NDArray[np.float32], spec: SampleSpec) -> npt.NDArray[np.float32]:
     """What one row is while its token is chosen."""
-    with adjusted_logits(torch.from_numpy(logits)[None], [spec]):
-        return logits.copy()
+    return adjusted_rows(logits[None], [spec], LogitAdjuster())[0]
+
+
+def adjusted_rows(
+    logits: npt.NDArray[np.float32], specs: list[SampleSpec], adjuster: LogitAdjuster
+) -> npt.NDArray[np.float32]:
+    """What the rows are while their tokens are chosen; then they are as they were."""
+    before = logits.copy()
+    adjustments = adjuster.prepare(slices_of([(spec,) for spec in specs]))
+    if adjustments is None:
+        return before
+    with adjustments.applied(torch.from_numpy(logits)):
+        changed = logits.copy()
+    np.testing.assert_array_equal(logits, before)
+    return changed
 
 
 def spec_of(
@@ -119,9 +132,34 @@ def test_rows_changed_together_are_as_if_alone_and_come_back() -> None:
     logits = np.stack([random_logits(seed) for seed in range(len(specs))])
     before = logits.copy()
     expected = [adjusted(row, spec) for row, spec in zip(before, specs, strict=True)]
-    with adjusted_logits(torch.from_numpy(logits), specs):
-        assert np.array_equal(logits, np.stack(expected))
-    assert np.array_equal(logits, before)
+    assert np.array_equal(adjusted_rows(logits, specs, LogitAdjuster()), np.stack(expected))
+
+
+@given(st.data(), st.integers(0, 99))
+def test_what_is_kept_of_sequences_is_as_if_each_step_were_the_first(
+    data: st.DataObject, seed: int
+) -> None:
+    """Sequences grow by a token, miss steps, change places, and others come under their ids."""
+    adjuster, buffers = LogitAdjuster(), [np.zeros(40, np.int32) for _ in range(3)]
+    params = [
+        SamplingParams(40, repetition_penalty=1.3, frequency_penalty=0.4, min_tokens=3),
+        SamplingParams(40, presence_penalty=-0.7, logit_bias=((1, 2.0), (4, -3.0))),
+        SamplingParams(40, logit_bias=((2, 1.0),)),
+    ]
+    lengths, banned = [4, 4, 4], [(1, 3), (), (5,)]
+    for step in range(8):
+        specs = []
+        for i in data.draw(st.permutations(range(3)))[: data.draw(st.integers(1, 3))]:
+            if lengths[i] > 30 or data.draw(st.integers(0, 9)) == 0:
+                buffers[i], lengths[i] = np.zeros(40, np.int32), 4
+            for _ in range(data.draw(st.integers(0, 2))):
+                buffers[i][lengths[i]] = data.draw(TOKEN_IDS)
+                lengths[i] += 1
+            bans = banned[i] if lengths[i] < 7 else ()
+            specs.append(SampleSpec(params[i], lengths[i], buffers[i], 4, banned_token_ids=bans))
+        logits = np.stack([random_logits(seed + step + i) for i in range(len(specs))])
+        kept = adjusted_rows(logits, specs, adjuster)
+        assert np.array_equal(kept, adjusted_rows(logits, specs, LogitAdjuster()))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -11,15 +11,14 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from one_row import sample_row
+from one_row import sample_row, sample_rows
 
 from core.random import uniform
 from core.request import SamplingParams
-from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.sampler import NOT_FINITE, Sampler, step_result
+from core.step import SampledToken, SampleSpec, StepResult
+from engine.sampler import NOT_FINITE, Sampler
 
 GREEDY = SamplingParams(max_tokens=1)
 VOCABULARY = 30
@@ -43,11 +42,8 @@ def choose(logits: npt.NDArray[np.float32], spec: SampleSpec) -> int:
 
 
 def sample_all(logits: npt.NDArray[np.float32], specs: Sequence[SampleSpec]) -> StepResult:
-    """One slice for each row; sequence ids 0, 1, ..."""
-    one = np.zeros(1, np.int32)
-    slices = [Slice(i, 0, one, one, (spec,)) for i, spec in enumerate(specs)]
-    draws = Sampler().draw(torch.from_numpy(logits), [part.samples for part in slices])
-    return step_result(slices, draws)
+    """One draw from each row; sequence ids 0, 1, ..."""
+    return sample_rows(logits, [(spec,) for spec in specs])
 
 
 def plain_draw(logits: npt.NDArray[np.float32], params: SamplingParams, draw: float) -> int:
@@ -243,5 +239,5 @@ def test_steps_one_after_the_other_are_as_if_each_were_the_first() -> None:
             tuple(SampleSpec(p, position, sequence_index=i) for i, p in enumerate(row))
             for row in step
         ]
-        kept = sampler.draw(torch.from_numpy(logits[: len(samples)]), samples).read()
-        assert kept == [sample_row(logits[i], specs) for i, specs in enumerate(samples)]
+        kept = sample_rows(logits[: len(samples)], samples, sampler)
+        assert kept.sampled == {i: sample_row(logits[i], row) for i, row in enumerate(samples)}

@@ -38,5 +38,5 @@ def test_the_buffer_is_kept_while_it_is_large_enough() -> None:
 
 def test_on_a_cpu_nothing_is_copied() -> None:
     array = np.arange(3)
-    (tensor,) = Upload(torch.device("cpu")).to_device([array])
+    (tensor,) = Upload(torch.device("cpu")).to_device((array,))
     assert tensor.data_ptr() == array.ctypes.data
