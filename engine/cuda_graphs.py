@@ -18,9 +18,10 @@ import torch
 from engine.batch import Batch, BatchArrays
 from engine.graph_buckets import DecodeBuckets, DecodeInputs, padded, padding
 from engine.upload import Upload, packed_size, unpacked
+from engine.vocabulary import Logits
 from kernels.paged_sequences import PagedSequences
 
-Forward = Callable[[Batch, torch.Tensor], torch.Tensor | None]
+Forward = Callable[[Batch, torch.Tensor], Logits | None]
 Replay = Callable[[], None]
 
 
@@ -84,14 +85,14 @@ class DecodeGraphs:
         # The largest first: what it takes from the memory pool is enough for all others.
         self._replays = {rows: self._capture(rows, recorder) for rows in reversed(buckets.sizes)}
 
-    def run(self, arrays: BatchArrays, rows: int) -> torch.Tensor:
+    def run(self, arrays: BatchArrays, rows: int) -> Logits:
         """Computes a step in the bucket of ``rows`` rows, which `DecodeBuckets.bucket_for` chose.
 
-        Enqueues only. Gives float32 logits [T, vocab], valid until the next step.
+        Enqueues only. Gives logits [T, vocab], valid until the next step.
         """
         self._fill(padded(arrays, rows))
         self._replays[rows]()
-        return self._logits[: len(arrays.token_ids)]
+        return Logits(self._logits[: len(arrays.token_ids)])
 
     def _capture(self, rows: int, recorder: Recorder) -> Replay:
         longest = self.buckets.table_width * self._pool.shape[4]
@@ -112,7 +113,7 @@ class DecodeGraphs:
             batch = Batch(token_ids, positions, slots, sequences, self._rows[:rows])
             logits = self._forward(batch, self._pool)
             assert logits is not None
-            self._logits[:rows].copy_(logits)
+            self._logits[:rows].copy_(logits.values)
 
         return recorder.capture(compute)
 

@@ -21,7 +21,7 @@ from engine.model_config import ModelConfig
 from engine.model_shard import ModelShard, model_shard
 from engine.rope_frequencies import attention_factor, inverse_frequencies
 from engine.sliding_window import Window
-from engine.vocabulary import Embedding, Head
+from engine.vocabulary import Embedding, Head, Logits
 from engine.weight_shapes import EMBEDDING, FINAL_NORM, HEAD
 from kernels.linear import Linear
 from kernels.paged_attention import paged_attention
@@ -77,8 +77,8 @@ class Decoder:
         )
 
     @torch.inference_mode()
-    def forward(self, batch: Batch, pool: torch.Tensor) -> torch.Tensor | None:
-        """Writes the KV of all tokens to ``pool`` and gives float32 logits [R, vocab].
+    def forward(self, batch: Batch, pool: torch.Tensor) -> Logits | None:
+        """Writes the KV of all tokens to ``pool`` and gives logits [R, vocab].
 
         ``pool`` [blocks, layers, 2, kv_heads, block_size, head_dim] in the model's dtype, of the
         layers and KV heads held here; R is the number of rows that the batch wants logits of, and
@@ -116,9 +116,10 @@ class Decoder:
         self._communicator.receive_from_previous_stage(x)
         return x
 
-    def _logits(self, x: torch.Tensor, batch: Batch) -> torch.Tensor | None:
+    def _logits(self, x: torch.Tensor, batch: Batch) -> Logits | None:
         if not len(batch.sampled_rows):
-            return torch.empty(0, self.config.vocab_size) if self.shard.samples else None
+            none = Logits(torch.empty(0, self.config.vocab_size))
+            return none if self.shard.samples else None
         return self._head(rms_norm(x[batch.sampled_rows], self._norm, self.config.rms_norm_eps))
 
     def _attention(

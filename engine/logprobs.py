@@ -9,14 +9,14 @@ import numpy.typing as npt
 
 from core.step import TokenLogprobs
 
-Logits = npt.NDArray[np.float32]
+Row = npt.NDArray[np.float32]
 
-# Logits this near to the largest nearly always include the wanted ones, and are few.
+# Row this near to the largest nearly always include the wanted ones, and are few.
 _NEAR = 8.0
 _FEW = 1024
 
 
-def token_logprobs(logits: Logits, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:
+def token_logprobs(logits: Row, tokens: Sequence[int], count: int) -> list[TokenLogprobs]:
     """One for each of ``tokens``, with the ``count`` likeliest of float32 ``logits`` [vocab].
 
     The log-softmax is computed in float64. Of equally likely tokens the lower id comes first.
@@ -31,7 +31,7 @@ def token_logprobs(logits: Logits, tokens: Sequence[int], count: int) -> list[To
     return [TokenLogprobs(float(exact[token] - normalizer), top, top_logprobs) for token in tokens]
 
 
-def _likeliest(logits: Logits, count: int) -> npt.NDArray[np.intp]:
+def _likeliest(logits: Row, count: int) -> npt.NDArray[np.intp]:
     """``count`` ids (or all there are) by (-logit, id)."""
     if count == 0:
         return np.empty(0, dtype=np.intp)

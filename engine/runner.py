@@ -26,6 +26,7 @@ from engine.model_config import ModelConfig, read_model_config
 from engine.running_batch import RunningBatch
 from engine.sampler import Draws, Sampler
 from engine.upload import Upload
+from engine.vocabulary import Logits
 from engine.weights import load_weights
 from kernels.dispatch import implementation
 
@@ -87,7 +88,7 @@ class ModelRunner:
         meanwhile()
         return draws
 
-    def _forward(self, arrays: BatchArrays) -> torch.Tensor | None:
+    def _forward(self, arrays: BatchArrays) -> Logits | None:
         rows = None if self._graphs is None else self._graphs.buckets.bucket_for(arrays)
         if self._graphs is not None and rows is not None:
             return self._graphs.run(arrays, rows)

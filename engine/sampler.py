@@ -16,8 +16,9 @@ import torch
 
 from core.step import SampledToken, Slice, StepResult
 from engine.logits import Adjustments, LogitAdjuster
-from engine.logprobs import Logits, token_logprobs
+from engine.logprobs import Row, token_logprobs
 from engine.sampling_arrays import StepArrays
+from engine.vocabulary import Logits
 from kernels.sampling import NO_TOKEN, sample_tokens
 from kernels.sampling_arrays import SamplingArrays
 
@@ -57,18 +58,18 @@ class Sampler:
             adjustments=self._adjuster.prepare(slices),
         )
 
-    def sample(self, logits: torch.Tensor, draws: Draws) -> StepResult:
-        """Tokens from float32 ``logits`` [R, vocab].
+    def sample(self, logits: Logits, draws: Draws) -> StepResult:
+        """Tokens from ``logits`` [R, vocab].
 
         A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only. Rows with
         penalties are changed meanwhile, and changed back. For a GPU the host waits once.
         """
         if draws.adjustments is None:
-            tokens = sample_tokens(logits, draws.arrays)
+            tokens = sample_tokens(logits.values, draws.arrays, logits.maxima)
         else:
-            with torch.inference_mode(), draws.adjustments.applied(logits):
-                tokens = sample_tokens(logits, draws.arrays)
-        host_rows = _host_rows(logits, list(draws.logprobs)) if draws.logprobs else {}
+            with torch.inference_mode(), draws.adjustments.applied(logits.values):
+                tokens = sample_tokens(logits.values, draws.arrays)
+        host_rows = _host_rows(logits.values, list(draws.logprobs)) if draws.logprobs else {}
         drawn = tokens.tolist()
         if host_rows or len(drawn) > len(draws.counts):
             sampled = _sampled(draws, drawn, host_rows)
@@ -80,7 +81,7 @@ class Sampler:
         return StepResult(sampled, {i: NOT_FINITE for i in draws.sequence_ids if i not in sampled})
 
 
-def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:
+def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Row]:
     """Rows by number. Those of a GPU are there when the host has waited for what comes after."""
     if logits.is_cpu:
         return {row: logits[row].numpy() for row in rows}
@@ -91,7 +92,7 @@ def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Logits]:
 
 
 def _sampled(
-    draws: Draws, drawn: list[int], host_rows: dict[int, Logits]
+    draws: Draws, drawn: list[int], host_rows: dict[int, Row]
 ) -> dict[int, tuple[SampledToken, ...]]:
     sampled, tokens = {}, iter(drawn)
     for row, (sequence_id, count) in enumerate(zip(draws.sequence_ids, draws.counts, strict=True)):
@@ -102,7 +103,7 @@ def _sampled(
 
 
 def _with_logprobs(
-    tokens: Sequence[int], logits: Logits | None, counts: dict[int, int], row: int
+    tokens: Sequence[int], logits: Row | None, counts: dict[int, int], row: int
 ) -> tuple[SampledToken, ...]:
     if logits is None:
         return tuple(SampledToken(token) for token in tokens)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from core.shards import part_of
 from engine.communicator import Communicator
 from kernels.linear import Linear
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """``values`` float32 [R, vocab]; ``maxima`` of its stripes (`Linear.with_maxima`), if known."""
+
+    values: torch.Tensor
+    maxima: torch.Tensor | None = None
 
 
 class Embedding:
@@ -36,6 +46,9 @@ class Head:
         self._widths = tuple(len(part_of(vocab_size, tensor, i)) for i in range(tensor))
         self._communicator = communicator
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
-        """[R, hidden] to float32 logits [R, vocab] on tensor rank 0, None on the others."""
-        return self._communicator.gather_columns(self._project(x, wide=True), self._widths)
+    def __call__(self, x: torch.Tensor) -> Logits | None:
+        """[R, hidden] to logits on tensor rank 0, None on the others."""
+        if len(self._widths) == 1:
+            return Logits(*self._project.with_maxima(x))
+        values = self._communicator.gather_columns(self._project(x, wide=True), self._widths)
+        return None if values is None else Logits(values)

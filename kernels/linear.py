@@ -23,8 +23,9 @@ _ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 _ROWS_HINT = 16
 # From this many rows on matrix units are quicker than dot products.
 _ROWS_FOR_TILES = 16
-# Columns of a panel in ``native/linear.cpp``.
+# Columns of a panel in ``native/linear.cpp``, and stripes by ``native/stripes.h``.
 _PANEL = 32
+_STRIPES, _STRIPE_GROUP = 16, 512
 
 
 class _Multiply(Protocol):
@@ -50,6 +51,21 @@ class Linear:
         """
         return (self._few if x.shape[0] < _ROWS_FOR_TILES else self._many)(x, wide)
 
+    def with_maxima(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As ``wide``, and of each row's stripes the largest results, float32 [T, groups, 16].
+
+        A stripe: the results in a group of 512 neighbours (the last may have fewer) that are a
+        multiple of 16 apart; NaN if one of them is, -inf if there are none. Finding them while
+        they are at hand saves `kernels.sampling` a pass over all of them. None where the
+        implementation does not tell.
+        """
+        multiply = self._few if x.shape[0] < _ROWS_FOR_TILES else self._many
+        if not isinstance(multiply, _Native):
+            return multiply(x, True), None
+        groups = -(-multiply.columns // _STRIPE_GROUP)
+        maxima = torch.empty(x.shape[0], groups, _STRIPES, dtype=torch.float32)
+        return multiply(x, True, maxima), maxima
+
 
 def linear_reference(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -66,31 +82,34 @@ def _multiply(weight: torch.Tensor, bias: torch.Tensor | None) -> _Multiply:
 
 
 class _Native:
-    __slots__ = ("_bias", "_columns", "_depth", "_function", "_packed")
+    __slots__ = ("_bias", "_depth", "_function", "_packed", "columns")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         self._function = library.by_dtype("linear", weight.dtype)
-        self._columns, self._depth = weight.shape
+        self.columns, self._depth = weight.shape
         self._bias = None if bias is None else bias.contiguous()
-        panels = -(-self._columns // _PANEL)
+        panels = -(-self.columns // _PANEL)
         self._packed = torch.empty(panels, _PANEL * self._depth, dtype=weight.dtype)
         library.by_dtype("linear_pack", weight.dtype)(
-            weight.data_ptr(), self._packed.data_ptr(), self._columns, self._depth
+            weight.data_ptr(), self._packed.data_ptr(), self.columns, self._depth
         )
 
-    def __call__(self, x: torch.Tensor, wide: bool) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, wide: bool, maxima: torch.Tensor | None = None
+    ) -> torch.Tensor:
         x = x.contiguous()
         rows = x.shape[0]
-        y = torch.empty(rows, self._columns, dtype=torch.float32 if wide else x.dtype)
+        y = torch.empty(rows, self.columns, dtype=torch.float32 if wide else x.dtype)
         self._function(
             x.data_ptr(),
             self._packed.data_ptr(),
             None if self._bias is None else self._bias.data_ptr(),
             y.data_ptr(),
             rows,
-            self._columns,
+            self.columns,
             self._depth,
             wide,
+            None if maxima is None else maxima.data_ptr(),
         )
         return y
 

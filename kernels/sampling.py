@@ -38,9 +38,13 @@ _UNLIKELY = 1e-4
 _SORTED_FIRST = (1024, 8192)
 
 
-def sample_tokens(logits: torch.Tensor, arrays: SamplingArrays) -> torch.Tensor:
+def sample_tokens(
+    logits: torch.Tensor, arrays: SamplingArrays, maxima: torch.Tensor | None = None
+) -> torch.Tensor:
     """int64 [D] on the device of float32 ``logits`` [R, vocab]: one token for each draw.
 
+    ``maxima``: of the logits' stripes, as `kernels.linear.Linear.with_maxima` gives them, of these
+    very logits; most logits then need not be read.
     -1 where the row holds NaN or +inf, or nothing above -inf. On a GPU it only enqueues work.
     Raises ValueError for logits of another type or layout, and rows that there are not.
     """
@@ -49,7 +53,7 @@ def sample_tokens(logits: torch.Tensor, arrays: SamplingArrays) -> torch.Tensor:
     if chosen == "triton":
         return _sample_with_triton(logits, arrays)
     if chosen == "native":
-        return _sample_natively(logits, arrays)
+        return _sample_natively(logits, arrays, maxima)
     return torch.from_numpy(sample_with_numpy(logits.cpu().numpy(), arrays)).to(logits.device)
 
 
@@ -69,13 +73,16 @@ def _sample_with_triton(logits: torch.Tensor, arrays: SamplingArrays) -> torch.T
     return launch_sampling(logits, arrays.on(logits.device))
 
 
-def _sample_natively(logits: torch.Tensor, arrays: SamplingArrays) -> torch.Tensor:
+def _sample_natively(
+    logits: torch.Tensor, arrays: SamplingArrays, maxima: torch.Tensor | None
+) -> torch.Tensor:
     count = len(arrays)
     tokens = torch.empty(count, dtype=torch.int64)
     library().crossdock_sample(
         logits.data_ptr(),
         logits.stride(0),
         logits.shape[1],
+        None if maxima is None else maxima.data_ptr(),
         torch.from_numpy(arrays.values).data_ptr(),
         count,
         tokens.data_ptr(),

@@ -21,12 +21,12 @@ _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, c
 
 # Arguments of the functions, which give nothing back; bfloat16 and float32 have one each.
 _PROTOTYPES: dict[str, tuple[type, ...]] = {
-    "sample": (_POINTER, _SIZE, _SIZE, _POINTER, _SIZE, _POINTER),
+    "sample": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER),
     "set_threads": (_INT,),
 }
 _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "linear_pack": (_POINTER, _POINTER, _SIZE, _SIZE),
-    "linear": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT),
+    "linear": (_POINTER, _POINTER, _POINTER, _POINTER, _SIZE, _SIZE, _SIZE, _INT, _POINTER),
     "paged_attention": (_POINTER,) * 6 + (_SIZE,) * 9,
     "rms_norm": (_POINTER,) * 3 + (_SIZE,) * 2 + (_FLOAT,),
     "add_rms_norm": (_POINTER,) * 4 + (_SIZE,) * 2 + (_FLOAT,),

@@ -4,6 +4,9 @@
 // rows: a row's result does not depend on its company.
 //
 // Packed: a panel after the other, each as tile.h has it. Columns beyond the last are 0.
+#include <limits>
+
+#include "stripes.h"
 #include "threads.h"
 #include "tile.h"
 
@@ -11,6 +14,7 @@ namespace crossdock {
 namespace {
 
 constexpr int PANEL = 32;
+static_assert(STRIPES == LANES && STRIPE_GROUP % PANEL == 0, "a vector has one column of each stripe");
 // What a thread's rows of x may take of the second-level cache while it goes over all panels.
 constexpr int64_t ROWS_BYTES = 384 << 10;
 // Up to so many rows a panel is used faster than memory gives it; from so many on more slowly.
@@ -22,6 +26,7 @@ struct Call {
   const char* bias;
   char* y;
   int64_t rows, columns, depth;
+  float* maxima;
 };
 
 template <typename T, typename Out>
@@ -81,6 +86,32 @@ void panel(const Call& call, int64_t column, int64_t first, int64_t last) {
   }
 }
 
+f32x16 load_or(const float* from, int count, f32x16 others) {
+  float copied[LANES];
+  store(copied, others);
+  std::memcpy(copied, from, count * sizeof(float));
+  return load(copied);
+}
+
+// Of the stripes in one group of float results, while these are in the cache. A NaN stays.
+void find_maxima(const Call& call, int64_t group, int64_t first, int64_t last) {
+  int64_t start = group * STRIPE_GROUP, left = call.columns - start;
+  int64_t count = left < STRIPE_GROUP ? left : STRIPE_GROUP;
+  const f32x16 lowest = splat(-std::numeric_limits<float>::infinity());
+  for (int64_t row = first; row < last; row++) {
+    const float* y = (const float*)call.y + row * call.columns + start;
+    f32x16 largest = lowest;
+    u32x16 bad = {};
+    for (int64_t i = 0; i < count; i += LANES) {
+      f32x16 values = i + LANES <= count ? load(y + i) : load_or(y + i, (int)(count - i), lowest);
+      largest = max(values, largest);
+      bad |= (u32x16)(values != values);
+    }
+    largest = as_floats((u32x16)largest | bad);  // all bits set: a NaN
+    store(call.maxima + (row * stripe_groups(call.columns) + group) * STRIPES, largest);
+  }
+}
+
 template <typename T, typename Out>
 void multiply_all(const Call& call) {
   int64_t panels = (call.columns + PANEL - 1) / PANEL;
@@ -89,12 +120,16 @@ void multiply_all(const Call& call) {
   int64_t chunks = (call.rows + chunk - 1) / chunk;
   // Several items for each thread, so that one that was held up leaves its share to others; a few
   // neighbouring panels each, so that one row's output is written in whole cache lines.
-  int64_t items = chunks > 1 ? panels : panels < 8 * threads() ? panels : 8 * threads();
+  int64_t unit = call.maxima ? STRIPE_GROUP / PANEL : 1, units = (panels + unit - 1) / unit;
+  int64_t items = chunks > 1 ? units : units < 8 * threads() ? units : 8 * threads();
   for (int64_t c = 0; c < chunks; c++) {
     int64_t first = call.rows * c / chunks, last = call.rows * (c + 1) / chunks;
     parallel_for(items, [&](int64_t item) {
-      for (int64_t p = panels * item / items; p < panels * (item + 1) / items; p++)
-        panel<T, Out>(call, p * PANEL, first, last);
+      for (int64_t u = units * item / items; u < units * (item + 1) / items; u++) {
+        for (int64_t p = unit * u; p < unit * (u + 1) && p < panels; p++)
+          panel<T, Out>(call, p * PANEL, first, last);
+        if (call.maxima) find_maxima(call, u, first, last);
+      }
     });
   }
 }
@@ -126,15 +161,18 @@ void crossdock_linear_pack_f32(const void* weight, void* packed, int64_t columns
 }
 
 // x [rows, depth] and bias [columns] or null to y [rows, columns]. bfloat16 needs an even depth.
+// maxima: null, or of the stripes of y in float, [rows, stripe_groups(columns), STRIPES].
 void crossdock_linear_bf16(const void* x, const void* packed, const void* bias, void* y,
-                           int64_t rows, int64_t columns, int64_t depth, int wide) {
-  Call call{(const char*)x, (const char*)packed, (const char*)bias, (char*)y, rows, columns, depth};
+                           int64_t rows, int64_t columns, int64_t depth, int wide, float* maxima) {
+  Call call{(const char*)x, (const char*)packed, (const char*)bias, (char*)y,
+            rows,           columns,             depth,             maxima};
   if (wide) multiply_all<bf16, float>(call);
   else multiply_all<bf16, bf16>(call);
 }
 void crossdock_linear_f32(const void* x, const void* packed, const void* bias, void* y,
-                          int64_t rows, int64_t columns, int64_t depth, int) {
-  Call call{(const char*)x, (const char*)packed, (const char*)bias, (char*)y, rows, columns, depth};
+                          int64_t rows, int64_t columns, int64_t depth, int, float* maxima) {
+  Call call{(const char*)x, (const char*)packed, (const char*)bias, (char*)y,
+            rows,           columns,             depth,             maxima};
   multiply_all<float, float>(call);
 }
 }

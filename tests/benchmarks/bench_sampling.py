@@ -22,6 +22,7 @@ import torch
 from core.request import SamplingParams
 from core.step import SampleSpec, Slice
 from engine.sampler import Sampler
+from engine.vocabulary import Logits
 from kernels.dispatch import Implementation, forced, implementation
 
 WAYS: dict[str, dict[str, float]] = {
@@ -77,7 +78,7 @@ def median_ms(
                 for i, p in enumerate(params)
             ]
             started = time.perf_counter()
-            sampler.sample(torch.from_numpy(logits), sampler.prepare(slices))
+            sampler.sample(Logits(torch.from_numpy(logits)), sampler.prepare(slices))
             times.append(time.perf_counter() - started)
     return round(1e3 * statistics.median(times), 3)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from core.step import SampledToken, SampleSpec, Slice, StepResult
-from engine.logprobs import Logits
+from engine.logprobs import Row
 from engine.sampler import Sampler
+from engine.vocabulary import Logits
 
 
 def slices_of(samples: Sequence[tuple[SampleSpec, ...]]) -> list[Slice]:
@@ -19,13 +21,15 @@ def slices_of(samples: Sequence[tuple[SampleSpec, ...]]) -> list[Slice]:
 
 
 def sample_rows(
-    logits: Logits, samples: Sequence[tuple[SampleSpec, ...]], sampler: Sampler | None = None
+    logits: npt.NDArray[np.float32],
+    samples: Sequence[tuple[SampleSpec, ...]],
+    sampler: Sampler | None = None,
 ) -> StepResult:
     """Draws from float32 [R, vocab] by sequences 0, 1, ..."""
     sampler = sampler or Sampler()
-    return sampler.sample(torch.from_numpy(logits), sampler.prepare(slices_of(samples)))
+    return sampler.sample(Logits(torch.from_numpy(logits)), sampler.prepare(slices_of(samples)))
 
 
-def sample_row(logits: Logits, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:
+def sample_row(logits: Row, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:
     """One token for each of ``specs`` from float32 [vocab]; none if no token can be chosen."""
     return sample_rows(logits[None], [tuple(specs)]).sampled.get(0, ())

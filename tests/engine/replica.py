@@ -30,7 +30,7 @@ def logits_of(rank: LoadedModel, plan: StepPlan) -> Logits | None:
     if logits is None:
         return None
     order = [part.sequence_id for part in arrays.sampled_slices]
-    return dict(zip(order, logits, strict=True))
+    return dict(zip(order, logits.values, strict=True))
 
 
 class Replica:

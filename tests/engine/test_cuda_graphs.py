@@ -14,12 +14,13 @@ from engine.batch import Batch, to_device
 from engine.cuda_graphs import DecodeGraphs
 from engine.graph_buckets import DecodeBuckets, bucket_sizes
 from engine.upload import Upload
+from engine.vocabulary import Logits
 
 WIDTH, BLOCKS, VOCAB = 6, 600, 3
 CPU = torch.device("cpu")
 
 
-def forward(batch: Batch, pool: torch.Tensor) -> torch.Tensor:
+def forward(batch: Batch, pool: torch.Tensor) -> Logits:
     """Writes a cell for each token as a model does, and gives numbers that tell all inputs."""
     sequences = batch.sequences
     written = batch.slots >= 0
@@ -33,9 +34,8 @@ def forward(batch: Batch, pool: torch.Tensor) -> torch.Tensor:
     used = torch.arange(width) * BLOCK_SIZE < sequences.lengths[:, None]
     tables = (sequences.block_tables * used * (1 + torch.arange(width))).sum(dim=1)
     rows = batch.sampled_rows
-    return torch.stack(
-        (batch.positions[rows], sequences.lengths[rows], tables[rows]), dim=1
-    ).float()
+    told = torch.stack((batch.positions[rows], sequences.lengths[rows], tables[rows]), dim=1)
+    return Logits(told.float())
 
 
 def new_pool() -> torch.Tensor:
@@ -62,8 +62,8 @@ def test_replays_compute_what_eager_steps_do(steps: list[list[int]]) -> None:
         arrays = arrays_of(*(part(i, start) for i, start in enumerate(starts)))
         rows = graphs.buckets.bucket_for(arrays)
         assert rows is not None
-        expected = forward(to_device(arrays, Upload(CPU)), pools[1])
-        logits = graphs.run(arrays, rows)
+        expected = forward(to_device(arrays, Upload(CPU)), pools[1]).values
+        logits = graphs.run(arrays, rows).values
         places.add(logits.data_ptr())
         assert torch.equal(logits, expected)
         assert torch.equal(*pools)
@@ -81,7 +81,7 @@ def test_capturing_leaves_the_pool_as_it_is() -> None:
 def test_each_bucket_is_captured_once_the_largest_first() -> None:
     seen: list[int] = []
 
-    def watched(batch: Batch, pool: torch.Tensor) -> torch.Tensor:
+    def watched(batch: Batch, pool: torch.Tensor) -> Logits:
         seen.append(len(batch.token_ids))
         return forward(batch, pool)
 
@@ -99,8 +99,8 @@ def test_a_step_that_reads_memory_of_its_own_is_found() -> None:
     """The stand-in can fail: a forward that makes its host's arrays part of a graph is no good."""
     recorder, fresh = ReplayingRecorder(), [torch.zeros(1)]
 
-    def careless(batch: Batch, pool: torch.Tensor) -> torch.Tensor:
-        return forward(batch, pool) + fresh[-1]
+    def careless(batch: Batch, pool: torch.Tensor) -> Logits:
+        return Logits(forward(batch, pool).values + fresh[-1])
 
     graphs = DecodeGraphs(
         careless, new_pool(), VOCAB, DecodeBuckets(bucket_sizes(1), WIDTH), recorder
@@ -114,4 +114,4 @@ def test_tables_of_an_earlier_longer_step_are_not_seen() -> None:
     graphs = new_graphs(new_pool(), 2, ReplayingRecorder())
     graphs.run(arrays_of(part(7, WIDTH * BLOCK_SIZE - 1)), 1)
     arrays = arrays_of(part(1, 3))
-    assert np.array_equal(graphs.run(arrays, 1).numpy(), [[3, 4, 50]])
+    assert np.array_equal(graphs.run(arrays, 1).values.numpy(), [[3, 4, 50]])

@@ -73,6 +73,44 @@ def test_numbers_that_are_none_come_through(cpu_path: str) -> None:
     assert bool((y[2] == 0).all())
 
 
+@shared_path
+@given(
+    rows=st.integers(1, 130),
+    columns=st.sampled_from([1, 15, 16, 31, 500, 512, 513, 1024, 1100]),
+    depth=st.sampled_from([2, 64, 2000]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    bad=st.sampled_from([None, torch.nan, torch.inf]),
+    threads=st.sampled_from([1, 3]),
+)
+def test_the_maxima_of_stripes(
+    cpu_path: str,
+    rows: int,
+    columns: int,
+    depth: int,
+    dtype: torch.dtype,
+    bad: float | None,
+    threads: int,
+) -> None:
+    weight, x = torch.randn(columns, depth).to(dtype), torch.randn(rows, depth).to(dtype)
+    if bad is not None:
+        weight[columns // 2, 1] = bad
+    linear = Linear(weight)
+    library.set_threads(threads)
+    try:
+        y, maxima = linear.with_maxima(x)
+    finally:
+        library.set_threads(1)
+    assert torch.equal(y.nan_to_num(), linear(x, wide=True).nan_to_num())
+    if cpu_path == "torch":
+        assert maxima is None
+        return
+    padded = torch.nn.functional.pad(y, (0, -columns % 512), value=-torch.inf)
+    assert maxima is not None
+    # amax gives NaN where there is one.
+    expected = padded.view(rows, -1, 32, 16).amax(dim=2)
+    torch.testing.assert_close(maxima, expected, rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_dtype_that_no_kernel_knows(cpu_path: str) -> None:
     x, weight = torch.randn(3, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
     torch.testing.assert_close(Linear(weight)(x), linear_reference(x, weight))

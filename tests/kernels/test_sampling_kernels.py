@@ -14,7 +14,7 @@ from cubin import CAPABILITIES, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
-from sampling_cases import Case, cases, large_cases
+from sampling_cases import Case, cases, large_cases, sample_by_maxima
 
 from amounts import examples
 from core.random import uniform
@@ -39,11 +39,13 @@ def test_the_draws_are_those_of_core(seed: int, sequence_index: int, position: i
 @given(cases(largest_vocabulary=1500))
 def test_every_token_is_the_one_of_the_definition(cpu_path: str, case: Case) -> None:
     case.check()
+    case.check(sample_by_maxima)
 
 
 def test_large_vocabularies(cpu_path: str) -> None:
     for case in large_cases(vocab=100_003, draws=3):
         case.check()
+        case.check(sample_by_maxima)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -54,9 +56,9 @@ def test_rows_without_a_token_are_told_apart(cpu_path: str, temperature: float) 
     logits[3, :] = -torch.inf
     logits[4, 1:] = -torch.inf
     arrays = SamplingArrays.of([DrawSpec(row, temperature) for row in range(5)])
-    tokens = sample_tokens(logits, arrays)
-    assert tokens[0] >= 0
-    assert tokens[1:].tolist() == [NO_TOKEN, NO_TOKEN, NO_TOKEN, 0]
+    for tokens in (sample_tokens(logits, arrays), sample_by_maxima(logits, arrays)):
+        assert tokens[0] >= 0
+        assert tokens[1:].tolist() == [NO_TOKEN, NO_TOKEN, NO_TOKEN, 0]
 
 
 @pytest.mark.parametrize("setting", [{}, {"top_p": 0.9}, {"top_k": 30}])
