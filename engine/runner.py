@@ -18,13 +18,13 @@ from core.step import StepPlan, StepResult
 from engine.batch import BatchArrays, to_device
 from engine.communicator import ALONE, Communicator
 from engine.cuda_graphs import CudaRecorder, DecodeGraphs
-from engine.decoder import Decoder
+from engine.decoder import Decoder, Weights
 from engine.dtypes import torch_dtype
 from engine.graph_buckets import decode_buckets, has_graphs
 from engine.kv_pool import KVPool
 from engine.model_config import ModelConfig, read_model_config
 from engine.running_batch import RunningBatch
-from engine.sampler import Draws, Sampler
+from engine.sampler import Draws, PendingDraws, Sampler
 from engine.upload import Upload
 from engine.vocabulary import Logits
 from engine.weights import load_weights
@@ -62,19 +62,21 @@ class ModelRunner:
     ) -> StepResult | None:
         """Copies blocks, computes the KV of all slices and samples for those that ask for it.
 
-        Calls ``meanwhile`` once: while a GPU computes, or before a CPU does.
+        Calls ``meanwhile`` once: when all of a step is enqueued on a GPU, or before a CPU computes.
         A slice whose logits are not finite fails alone. None on ranks that do not sample. Raises
         InternalError, reason PEERS_LOST, when another rank of the replica is gone.
         """
         self.pool.copy_blocks(plan.copies)
         arrays = self._running.arrays_of(plan)
         if self._on_gpu:
-            logits = self._forward(arrays)
-            draws = self._prepare(arrays, meanwhile)
+            pending = self._draw(self._forward(arrays), self._prepared(arrays))
+            meanwhile()
         else:
-            draws = self._prepare(arrays, meanwhile)
-            logits = self._forward(arrays)
-        result = None if logits is None else self._sampler.sample(logits, draws)
+            # After a step of a CPU nothing of this is in the caches any more.
+            draws = self._prepared(arrays)
+            meanwhile()
+            pending = self._draw(self._forward(arrays), draws)
+        result = None if pending is None else pending.read()
         if self._on_gpu and (result is None or not arrays.sampled_slices):
             # What follows a step (handing its blocks over) must find them written; reading tokens
             # has waited for that. Not the whole device: a transfer that waits for a slow peer is
@@ -82,11 +84,11 @@ class ModelRunner:
             torch.cuda.current_stream(self.model.device).synchronize()
         return result
 
-    def _prepare(self, arrays: BatchArrays, meanwhile: Callable[[], None]) -> Draws:
-        """What needs no logits. After a step of a CPU nothing of it is in the caches any more."""
-        draws = self._sampler.prepare(arrays.sampled_slices)
-        meanwhile()
-        return draws
+    def _prepared(self, arrays: BatchArrays) -> Draws:
+        return self._sampler.prepare(arrays.sampled_slices)
+
+    def _draw(self, logits: Logits | None, draws: Draws) -> PendingDraws | None:
+        return None if logits is None else self._sampler.draw(logits, draws)
 
     def _forward(self, arrays: BatchArrays) -> Logits | None:
         rows = None if self._graphs is None else self._graphs.buckets.bucket_for(arrays)
@@ -117,15 +119,38 @@ def load_runner(
     communicator: Communicator = ALONE,
     max_decodes: int = 0,
 ) -> LoadedModel:
-    """Reads this rank's weights as ``dtype`` onto ``device`` and makes a pool of that dtype.
+    """Reads this rank's weights as ``dtype`` onto ``device``, and goes on as `make_runner`."""
+    config = read_model_config(folder)
+    shape, rank = communicator.shape, communicator.rank
+    return make_runner(
+        config,
+        load_weights(folder, config, torch_dtype(dtype), device, shape, rank),
+        dtype=dtype,
+        device=device,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        communicator=communicator,
+        max_decodes=max_decodes,
+    )
+
+
+def make_runner(
+    config: ModelConfig,
+    weights: Weights,
+    *,
+    dtype: str,
+    device: str,
+    num_blocks: int,
+    block_size: int,
+    communicator: Communicator = ALONE,
+    max_decodes: int = 0,
+) -> LoadedModel:
+    """Makes a pool of ``dtype`` for this rank's ``weights``, which have it and are on ``device``.
 
     ``max_decodes``: the most sequences that decode in one step; where that can be done
     (``engine.graph_buckets``), such steps are captured as graphs now. 0: none.
     Raises InvalidField if the model can't be split into the communicator's shape.
     """
-    config = read_model_config(folder)
-    shape, rank = communicator.shape, communicator.rank
-    weights = load_weights(folder, config, torch_dtype(dtype), device, shape, rank)
     model = Decoder(config, weights, communicator)
     layout = shard_layout(config.kv_layout(block_size, dtype), model.shard.kv_region)
     pool = KVPool.create(layout, num_blocks, device)
@@ -133,7 +158,7 @@ def load_runner(
     triton_on_gpu = pool.tensor.is_cuda and implementation(pool.tensor) == "triton"
     if triton_on_gpu:
         _tune_attention(model, pool)
-    if triton_on_gpu and has_graphs(device, shape, max_decodes):
+    if triton_on_gpu and has_graphs(device, communicator.shape, max_decodes):
         buckets = decode_buckets(max_decodes, config.max_positions, num_blocks, block_size)
         recorder = CudaRecorder(model.device)
         graphs = DecodeGraphs(model.forward, pool.tensor, config.vocab_size, buckets, recorder)

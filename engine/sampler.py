@@ -37,6 +37,31 @@ class Draws:
     adjustments: Adjustments | None
 
 
+@dataclass(frozen=True, slots=True)
+class PendingDraws:
+    """Draws that are enqueued on a GPU, or done on a CPU: ``tokens`` int64, one for each draw.
+    ``host_rows``: logits of rows with log-probabilities, by number."""
+
+    tokens: torch.Tensor
+    draws: Draws
+    host_rows: dict[int, Row]
+
+    def read(self) -> StepResult:
+        """For a GPU the host waits here, once.
+
+        A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only.
+        """
+        ids, drawn = self.draws.sequence_ids, self.tokens.tolist()
+        if self.host_rows or len(drawn) > len(ids):
+            sampled = _sampled(self.draws, drawn, self.host_rows)
+        else:
+            pairs = zip(ids, drawn, strict=True)
+            sampled = {i: (SampledToken(token),) for i, token in pairs if token != NO_TOKEN}
+        if len(sampled) == len(ids):
+            return StepResult(sampled)
+        return StepResult(sampled, {i: NOT_FINITE for i in ids if i not in sampled})
+
+
 class Sampler:
     """Keeps the arrays of the step before, which mostly serve again. For one thread at a time."""
 
@@ -58,11 +83,11 @@ class Sampler:
             adjustments=self._adjuster.prepare(slices),
         )
 
-    def sample(self, logits: Logits, draws: Draws) -> StepResult:
-        """Tokens from ``logits`` [R, vocab].
+    def draw(self, logits: Logits, draws: Draws) -> PendingDraws:
+        """Draws from ``logits`` [R, vocab]; on a GPU this only enqueues.
 
-        A row that holds NaN or +inf, or nothing above -inf, fails its own sequence only. Rows with
-        penalties are changed meanwhile, and changed back. For a GPU the host waits once.
+        Rows with penalties are changed meanwhile, and changed back. To be read before the logits
+        are overwritten.
         """
         if draws.adjustments is None:
             tokens = sample_tokens(logits.values, draws.arrays, logits.maxima)
@@ -70,15 +95,7 @@ class Sampler:
             with torch.inference_mode(), draws.adjustments.applied(logits.values):
                 tokens = sample_tokens(logits.values, draws.arrays)
         host_rows = _host_rows(logits.values, list(draws.logprobs)) if draws.logprobs else {}
-        drawn = tokens.tolist()
-        if host_rows or len(drawn) > len(draws.counts):
-            sampled = _sampled(draws, drawn, host_rows)
-        else:
-            pairs = zip(draws.sequence_ids, drawn, strict=True)
-            sampled = {i: (SampledToken(token),) for i, token in pairs if token != NO_TOKEN}
-        if len(sampled) == len(draws.sequence_ids):
-            return StepResult(sampled)
-        return StepResult(sampled, {i: NOT_FINITE for i in draws.sequence_ids if i not in sampled})
+        return PendingDraws(tokens, draws, host_rows)
 
 
 def _host_rows(logits: torch.Tensor, rows: Sequence[int]) -> dict[int, Row]:

@@ -27,7 +27,8 @@ def sample_rows(
 ) -> StepResult:
     """Draws from float32 [R, vocab] by sequences 0, 1, ..."""
     sampler = sampler or Sampler()
-    return sampler.sample(Logits(torch.from_numpy(logits)), sampler.prepare(slices_of(samples)))
+    draws = sampler.prepare(slices_of(samples))
+    return sampler.draw(Logits(torch.from_numpy(logits)), draws).read()
 
 
 def sample_row(logits: Row, specs: Sequence[SampleSpec]) -> tuple[SampledToken, ...]:

@@ -50,6 +50,7 @@ class Order:
         forward, sample = model.runner.model.forward, sampler.sample_tokens
         patch.setattr(model.runner.model, "forward", self._noted("forward", forward))
         patch.setattr(model.runner.model, "device", torch.device("cuda"))
+        patch.setattr(model.runner, "_on_gpu", True)
         patch.setattr(torch.cuda, "current_stream", lambda device: self)
 
         def sample_noted(*arguments: object) -> WatchedTokens:
@@ -112,6 +113,6 @@ def test_on_a_cpu_the_host_does_its_own_work_first(
     stepper = Stepper(model)
     plan = StepPlan((stepper.slice(stepper.add(PROMPT)),))
     order = Order(model, monkeypatch)
-    monkeypatch.setattr(model.runner.model, "device", torch.device("cpu"))
+    monkeypatch.setattr(model.runner, "_on_gpu", False)
     order.runner.execute(plan, order.meanwhile)
     assert order.seen == ["meanwhile", "forward", "sample", "wait"]
