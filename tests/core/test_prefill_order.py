@@ -7,11 +7,16 @@ from itertools import permutations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.prefill_order import PATIENCE, PrefillOrder
+from core.prefill_order import PATIENCE, PendingPrefill, PrefillOrder
 
 TTFT = 10.0
 DEADLINE = 9.0  # nine tenths are for computing
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+def only(order: PrefillOrder) -> PendingPrefill:
+    """Prompt 1, which came first and is still there."""
+    return next(pending for pending in order.sequence(0.0) if pending.number == 1)
 
 
 def order_of(*lengths: int, speed: float = 1.0) -> PrefillOrder:
@@ -85,17 +90,17 @@ def test_what_the_cache_holds_does_not_count_in_the_patience(
     corrected, short = order_of(length), PrefillOrder(TTFT)
     for prefix in held:
         corrected.correct(1, max(1, length - prefix))
-    own = corrected[1].remaining
+    own = only(corrected).remaining
     short.add(1, own, 0.0)
     passed = 0
-    while not short[1].is_aged:
-        assert not corrected[1].is_aged
+    while not only(short).is_aged:
+        assert not only(corrected).is_aged
         tokens = data.draw(st.integers(1, 40))
         for order in (corrected, short):
             order.add(2, tokens, 0.0)
             order.planned(2, tokens)
         passed += tokens
-    assert corrected[1].is_aged
+    assert only(corrected).is_aged
     assert passed >= PATIENCE * own
 
 
@@ -108,10 +113,10 @@ def test_blocks_that_are_taken_away_never_make_it_wait_for_more_than_its_length(
 ) -> None:
     order = order_of(length)
     for planned, left in moves:
-        order.planned(1, min(planned, order[1].remaining - 1))
+        order.planned(1, min(planned, only(order).remaining - 1))
         order.correct(1, min(left, length))
-        assert order[1].remaining <= order[1].total <= length
-        if order[1].remaining == 1:
+        assert only(order).remaining <= only(order).total <= length
+        if only(order).remaining == 1:
             break
 
 

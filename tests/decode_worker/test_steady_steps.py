@@ -121,7 +121,7 @@ def pool_state(pool: BlockPool) -> dict[str, object]:
 
 
 def sequence_state(sequence: Sequence) -> dict[str, object]:
-    names = set(Sequence.__slots__) - {"_tokens", "_blocks", "_prepared"}
+    names = set(Sequence.__slots__) - {"_tokens", "_blocks", "_prepared", "block_ids"}
     return {name: getattr(sequence, name) for name in names} | {
         "tokens": sequence.tokens.tolist(),
         "blocks": sequence.block_ids.tolist(),
