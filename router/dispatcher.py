@@ -208,7 +208,7 @@ class Dispatcher:
             self._after(running, command.delay_s, RouteDue())
             return
         try:
-            placement = self.routing.place(running.routed, self.pool.usable, command.avoid)
+            placement = self.routing.place(running.routed, command.avoid)
         except CrossdockError as error:
             self._handle(running, Unroutable(error, hopeful=self.pool.expecting))
         else:

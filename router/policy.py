@@ -1,18 +1,25 @@
 """Which prefill and which decode worker get an attempt: the pair with the lowest predicted cost.
 
-Pure: views of the workers in, a placement out. Costs are predicted milliseconds, at rough rates
+Pure: columns of the workers in, a placement out. Costs are predicted milliseconds, at rough rates
 of a small model on a CPU core; they need only be right relative to each other.
 Does not cover: admission (whether to take a request at all), measured rates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
-from core.errors import Unavailable
-from router.placement import Disaggregation, Placement, WorkerId, WorkerView
+import numpy as np
+import numpy.typing as npt
+
+from core.errors import InternalError, Unavailable
+from router.placement import Disaggregation, Placement, WorkerId
+
+Counts = npt.NDArray[np.int64]
+Costs = npt.NDArray[np.floating]
+Mask = npt.NDArray[np.bool_]
 
 PREFILL_MS_PER_TOKEN = 0.25
 TRANSFER_MS_PER_BLOCK = 0.05
@@ -39,74 +46,102 @@ class PromptShape:
         return max(1, self.num_tokens - held_blocks * self.block_size)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """What is known of the workers among which to choose, one entry each in every column.
+
+    ``decode``, ``receive``, ``prefill`` (bool): who may get an attempt as what. ``num_blocks``: of
+    the KV pool. ``held``: leading blocks of the prompt. ``sequences``: running and waiting. These
+    are int64, like ``free_blocks`` and ``pending_prefill_tokens``.
+    """
+
+    workers: Sequence[WorkerId | None]
+    decode: Mask
+    receive: Mask
+    prefill: Mask
+    num_blocks: Counts
+    held: Counts
+    sequences: Counts
+    free_blocks: Counts
+    pending_prefill_tokens: Counts
+
+    def avoided(self, avoid: frozenset[WorkerId]) -> Mask:
+        mask = np.zeros(len(self.workers), dtype=np.bool_)
+        if avoid:
+            mask[:] = [worker in avoid for worker in self.workers]
+        return mask
+
+
 def choose(
     prompt: PromptShape,
-    workers: Sequence[WorkerView],
-    overlap: Mapping[WorkerId, int],
+    candidates: Candidates,
     avoid: frozenset[WorkerId],
     disaggregation: Disaggregation,
     random: Random,
 ) -> Placement:
     """The cheapest placement; equal costs are decided by ``random``. Raises Unavailable.
 
-    ``overlap``: leading prompt blocks held, by worker. ``avoid``: workers that failed this
-    request before. A decode worker among them is still taken if there is no other.
+    ``avoid``: workers that failed this request before. A decode worker among them is still taken
+    if there is no other.
     """
-    roomy = [view for view in workers if view.num_blocks >= prompt.num_blocks]
-    decoders = _prefer_others([view for view in roomy if view.role.decodes], avoid)
-    receivers = _prefer_others([view for view in roomy if view.role.takes_handoffs], avoid)
-    prefillers = [view for view in roomy if view.role.prefills_for_others]
+    roomy = candidates.num_blocks >= prompt.num_blocks
+    avoided = candidates.avoided(avoid)
+    decoders = _prefer_others(candidates.decode & roomy, avoided)
+    receivers = _prefer_others(candidates.receive & roomy, avoided)
+    prefillers = candidates.prefill & roomy
     if disaggregation is Disaggregation.ALWAYS:
-        prefillers = _prefer_others(prefillers, avoid)
+        prefillers = _prefer_others(prefillers, avoided)
     else:
-        prefillers = [view for view in prefillers if view.worker not in avoid]
-    if not decoders:
+        prefillers &= ~avoided
+    if not decoders.any():
         raise _no_worker("decode")
-    if prefillers and receivers:
-        prefill = _cheapest(prefillers, lambda v: prefill_cost(v, prompt, overlap), random)
-        decode = _cheapest(receivers, lambda v: decode_cost(v, prompt, overlap), random)
+    if prefillers.any() and receivers.any():
+        prefill = _cheapest(candidates, prefillers, prefill_cost(candidates, prompt), random)
+        decode = _cheapest(candidates, receivers, decode_cost(candidates, prompt), random)
         return Placement(decode, prefill)
     if disaggregation is Disaggregation.ALWAYS:
-        raise _no_worker("decode" if prefillers else "prefill")
-    return Placement(_cheapest(decoders, lambda v: local_cost(v, prompt, overlap), random))
+        raise _no_worker("decode" if prefillers.any() else "prefill")
+    return Placement(_cheapest(candidates, decoders, local_cost(candidates, prompt), random))
 
 
-def prefill_cost(view: WorkerView, prompt: PromptShape, overlap: Mapping[WorkerId, int]) -> float:
-    """Milliseconds until ``view`` has computed the prompt, after what waits there already."""
-    uncached = prompt.uncached_tokens(overlap.get(view.worker, 0))
-    return PREFILL_MS_PER_TOKEN * (view.load.pending_prefill_tokens + uncached)
+def prefill_cost(candidates: Candidates, prompt: PromptShape) -> Costs:
+    """Milliseconds until each has computed the prompt, after what waits there already."""
+    uncached = np.maximum(1, prompt.num_tokens - candidates.held * prompt.block_size)
+    return PREFILL_MS_PER_TOKEN * (candidates.pending_prefill_tokens + uncached)
 
 
-def decode_cost(view: WorkerView, prompt: PromptShape, overlap: Mapping[WorkerId, int]) -> float:
-    """Milliseconds that the answer takes longer on ``view`` than on an idle, warm worker."""
-    lacking = prompt.num_blocks - overlap.get(view.worker, 0)
-    missing = max(0, lacking - view.load.free_blocks)
-    sequences = view.load.running + view.load.waiting
-    return (
+def decode_cost(candidates: Candidates, prompt: PromptShape) -> Costs:
+    """Milliseconds that the answer takes longer on each than on an idle, warm worker."""
+    lacking = prompt.num_blocks - candidates.held
+    missing = np.maximum(0, lacking - candidates.free_blocks)
+    cost: Costs = (
         TRANSFER_MS_PER_BLOCK * lacking
-        + DECODE_MS_PER_SEQUENCE * sequences
+        + DECODE_MS_PER_SEQUENCE * candidates.sequences
         + WAIT_MS_PER_MISSING_BLOCK * missing
     )
+    return cost
 
 
-def local_cost(view: WorkerView, prompt: PromptShape, overlap: Mapping[WorkerId, int]) -> float:
+def local_cost(candidates: Candidates, prompt: PromptShape) -> Costs:
     """Milliseconds when the decode worker prefills by itself: nothing is transferred."""
-    lacking = prompt.num_blocks - overlap.get(view.worker, 0)
-    own = decode_cost(view, prompt, overlap) - TRANSFER_MS_PER_BLOCK * lacking
-    return own + prefill_cost(view, prompt, overlap)
+    lacking = prompt.num_blocks - candidates.held
+    own = decode_cost(candidates, prompt) - TRANSFER_MS_PER_BLOCK * lacking
+    return own + prefill_cost(candidates, prompt)
 
 
-def _cheapest(
-    views: Sequence[WorkerView], cost: Callable[[WorkerView], float], random: Random
-) -> WorkerId:
-    costs = [cost(view) for view in views]
-    lowest = min(costs)
-    best = [view for view, c in zip(views, costs, strict=True) if c == lowest]
-    return random.choice(best).worker
+def _cheapest(candidates: Candidates, among: Mask, costs: Costs, random: Random) -> WorkerId:
+    numbers = np.flatnonzero(among)
+    own = costs[numbers]
+    best: int = random.choice(numbers[own == own.min()].tolist())
+    worker = candidates.workers[best]
+    if worker is None:
+        raise InternalError(f"nobody has number {best}", reason="INVARIANT")
+    return worker
 
 
-def _prefer_others(views: list[WorkerView], avoid: frozenset[WorkerId]) -> list[WorkerView]:
-    return [view for view in views if view.worker not in avoid] or views
+def _prefer_others(among: Mask, avoided: Mask) -> Mask:
+    others = among & ~avoided
+    return others if others.any() else among
 
 
 def _no_worker(role: str) -> Unavailable:

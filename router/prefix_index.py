@@ -7,7 +7,8 @@ run is found by galloping instead of looking at every block.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import numpy as np
+import numpy.typing as npt
 
 from core.block_hash import HashArray
 from router.placement import WorkerId
@@ -63,13 +64,21 @@ class PrefixIndex:
         if bit is not None:
             self._free_bits.append(bit)
 
-    def overlap(self, hashes: HashArray, workers: Iterable[WorkerId]) -> dict[WorkerId, int]:
-        """Number of leading blocks of the prompt (uint64 hashes) that each worker holds."""
-        wanted = {self._bits[worker]: worker for worker in workers if worker in self._bits}
-        counts: dict[WorkerId, int] = {}
-        for mask, blocks in self._runs(hashes, sum(wanted)):
-            counts.update((worker, blocks) for bit, worker in wanted.items() if mask & bit)
-        return counts
+    def number(self, worker: WorkerId) -> int:
+        """Which entry of `overlaps` is this worker's. Small, and its own until it is removed."""
+        return self._bit(worker).bit_length() - 1
+
+    def overlap(self, hashes: HashArray, worker: WorkerId) -> int:
+        """How many leading blocks of the prompt (uint64 hashes) ``worker`` holds."""
+        runs = self._runs(hashes, self._bits.get(worker, 0))
+        return runs[0][1] if runs else 0
+
+    def overlaps(self, hashes: HashArray, count: int) -> npt.NDArray[np.int64]:
+        """The same for all workers with numbers below ``count``: int64 [count]."""
+        held = np.zeros(count, dtype=np.int64)
+        for mask, blocks in self._runs(hashes, (1 << count) - 1):
+            held[_numbers(mask, count)] = blocks
+        return held
 
     def _runs(self, hashes: HashArray, wanted: int) -> list[tuple[int, int]]:
         """(workers, run length), for all runs longer than 0."""
@@ -123,3 +132,9 @@ class PrefixIndex:
             self._bits[worker] = bit
             self._held[worker] = 0
         return bit
+
+
+def _numbers(mask: int, count: int) -> npt.NDArray[np.intp]:
+    """Which bits are set."""
+    octets = np.frombuffer(mask.to_bytes(-(-count // 8), "little"), dtype=np.uint8)
+    return np.flatnonzero(np.unpackbits(octets, bitorder="little"))

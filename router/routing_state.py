@@ -8,17 +8,19 @@ costs (``router.policy``), what becomes of an attempt (``router.flow``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
+
+import numpy as np
 
 from core.block_hash import HashArray
 from core.outputs import Load
 from core.request import AttemptKey, Role
 from router.placement import Disaggregation, Placement, WorkerId, WorkerView
-from router.policy import PromptShape, choose
+from router.policy import Candidates, Counts, Mask, PromptShape, choose
 from router.prefix_index import PrefixIndex
-from router.worker_load import LoadLedger
+from router.worker_load import LoadTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,14 +34,40 @@ class RoutedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class _Known:
+    number: int
     role: Role
     num_blocks: int
     max_num_seqs: int
-    ledger: LoadLedger
 
-    def takes(self, answers: int) -> bool:
-        """Whether so many answers can run at a time; a prefill worker runs none."""
-        return not self.role.decodes or answers <= max(1, self.max_num_seqs)
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Columns:
+    """The usable workers by number; nobody's number has no role. Made anew when they change."""
+
+    workers: list[WorkerId | None]
+    decode: Mask
+    receive: Mask
+    prefill: Mask
+    num_blocks: Counts
+    max_num_seqs: Counts
+
+    @classmethod
+    def of(cls, usable: dict[WorkerId, _Known], count: int) -> _Columns:
+        by_number: list[tuple[WorkerId, _Known] | None] = [None] * count
+        for worker, known in usable.items():
+            by_number[known.number] = (worker, known)
+
+        def mask(fits: Callable[[Role], bool]) -> Mask:
+            return np.array([x is not None and fits(x[1].role) for x in by_number], dtype=np.bool_)
+
+        return cls(
+            [None if x is None else x[0] for x in by_number],
+            mask(lambda role: role.decodes),
+            mask(lambda role: role.takes_handoffs),
+            mask(lambda role: role.prefills_for_others),
+            np.array([0 if x is None else x[1].num_blocks for x in by_number], dtype=np.int64),
+            np.array([0 if x is None else x[1].max_num_seqs for x in by_number], dtype=np.int64),
+        )
 
 
 class RoutingState:
@@ -47,25 +75,41 @@ class RoutingState:
 
     def __init__(self, disaggregation: Disaggregation, random: Random) -> None:
         self.prefixes = PrefixIndex()
+        self.loads = LoadTable()
         self._disaggregation = disaggregation
         self._random = random
-        self._workers: dict[WorkerId, _Known] = {}
+        self._attached: dict[WorkerId, _Known] = {}
+        self._usable: dict[WorkerId, _Known] = {}
+        self._columns = _Columns.of({}, 0)
 
     # What workers say
 
     def attached(self, worker: WorkerId, role: Role, num_blocks: int, max_num_seqs: int) -> None:
         """Its load and its cached blocks are those of an empty worker until it tells more."""
-        self._workers[worker] = _Known(role, num_blocks, max_num_seqs, LoadLedger(num_blocks))
+        number = self.prefixes.number(worker)
+        self._attached[worker] = _Known(number, role, num_blocks, max_num_seqs)
+        self.loads.add(number, num_blocks)
 
     def lost(self, worker: WorkerId) -> None:
         """Its blocks and its load are unknown until it attaches again."""
-        self._workers.pop(worker, None)
+        known = self._attached.pop(worker, None)
+        if known is not None:
+            self.loads.remove(known.number)
         self.prefixes.remove_worker(worker)
 
+    def use(self, workers: Iterable[WorkerId]) -> None:
+        """Only these may get new requests from now on. Those that are not attached can't."""
+        self._usable = {w: self._attached[w] for w in workers if w in self._attached}
+        self._columns = _Columns.of(self._usable, len(self.loads))
+
+    def number(self, worker: WorkerId) -> int:
+        """Whose entry in `loads` is this attached worker's."""
+        return self._attached[worker].number
+
     def load_reported(self, worker: WorkerId, load: Load, now: float) -> None:
-        known = self._workers.get(worker)
+        known = self._attached.get(worker)
         if known is not None:
-            known.ledger.reported(load, now)
+            self.loads.reported(known.number, load, now)
 
     def cache_changed(
         self, worker: WorkerId, stored: HashArray, removed: HashArray, reset: bool = False
@@ -78,30 +122,41 @@ class RoutingState:
 
     # Where an attempt goes
 
-    def views(self, usable: Iterable[WorkerId], answers: int = 1) -> list[WorkerView]:
-        """Those of ``usable`` that are attached and can run so many answers of one request."""
-        known = ((worker, self._workers.get(worker)) for worker in usable)
+    @property
+    def views(self) -> list[WorkerView]:
+        """What is known of the usable workers."""
         return [
-            WorkerView(worker, entry.role, entry.num_blocks, entry.ledger.current())
-            for worker, entry in known
-            if entry is not None and entry.takes(answers)
+            WorkerView(worker, known.role, known.num_blocks, self.loads.current(known.number))
+            for worker, known in self._usable.items()
         ]
 
-    def place(
-        self, prompt: RoutedPrompt, usable: Iterable[WorkerId], avoid: frozenset[WorkerId]
-    ) -> Placement:
-        """The cheapest placement on ``usable`` workers; raises Unavailable."""
-        views = self.views(usable, prompt.answers)
-        overlap = self.prefixes.overlap(prompt.hashes, (view.worker for view in views))
-        return choose(prompt.shape, views, overlap, avoid, self._disaggregation, self._random)
+    @property
+    def most_sequences(self) -> int | None:
+        """Answers that the largest usable decode worker runs at a time; None while none is."""
+        known = self._usable.values()
+        return max((max(1, k.max_num_seqs) for k in known if k.role.decodes), default=None)
 
-    def free_blocks(self, worker: WorkerId) -> int:
-        """Of an attached worker, after all that was sent."""
-        return self._workers[worker].ledger.current().free_blocks
+    def overlaps(self, prompt: RoutedPrompt) -> Counts:
+        """Leading blocks of the prompt that each worker holds, by number."""
+        return self.prefixes.overlaps(prompt.hashes, len(self.loads))
 
-    def most_sequences(self, worker: WorkerId) -> int:
-        """Answers that an attached worker runs at a time."""
-        return max(1, self._workers[worker].max_num_seqs)
+    def place(self, prompt: RoutedPrompt, avoid: frozenset[WorkerId]) -> Placement:
+        """The cheapest placement on usable workers; raises Unavailable."""
+        columns, loads = self._columns, self.loads
+        # A prefill worker runs no answers.
+        takes = columns.max_num_seqs >= prompt.answers if prompt.answers > 1 else True
+        candidates = Candidates(
+            columns.workers,
+            columns.decode & takes,
+            columns.receive & takes,
+            columns.prefill,
+            columns.num_blocks,
+            self.overlaps(prompt),
+            loads.sequences,
+            loads.free_blocks,
+            loads.pending_prefill_tokens,
+        )
+        return choose(prompt.shape, candidates, avoid, self._disaggregation, self._random)
 
     # What was sent
 
@@ -109,28 +164,26 @@ class RoutingState:
         self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, handoff: bool
     ) -> None:
         """``worker`` is to decode an attempt; without ``handoff`` it computes the prompt, too."""
-        known = self._workers.get(worker)
+        known = self._attached.get(worker)
         if known is not None:
-            held = self._held_blocks(prompt, worker)
+            held = self.prefixes.overlap(prompt.hashes, worker)
             tokens = 0 if handoff else prompt.shape.uncached_tokens(held)
             blocks = prompt.shape.num_blocks - held
-            known.ledger.sent_open(key, tokens, blocks, prompt.answers)
+            self.loads.sent_open(known.number, key, tokens, blocks, prompt.answers)
 
     def sent_prefill(
         self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, now: float
     ) -> None:
         """``worker`` is to compute the prompt for another one."""
-        known = self._workers.get(worker)
+        known = self._attached.get(worker)
         if known is not None:
-            tokens = prompt.shape.uncached_tokens(self._held_blocks(prompt, worker))
-            known.ledger.sent_prefill(key, tokens, now)
+            held = self.prefixes.overlap(prompt.hashes, worker)
+            tokens = prompt.shape.uncached_tokens(held)
+            self.loads.sent_prefill(known.number, key, tokens, now)
 
     def settled(self, key: AttemptKey, workers: Iterable[WorkerId]) -> None:
         """The attempt gave its first output or ended: from now on reports tell the truth."""
         for worker in workers:
-            known = self._workers.get(worker)
+            known = self._attached.get(worker)
             if known is not None:
-                known.ledger.settled(key)
-
-    def _held_blocks(self, prompt: RoutedPrompt, worker: WorkerId) -> int:
-        return self.prefixes.overlap(prompt.hashes, (worker,)).get(worker, 0)
+                self.loads.settled(known.number, key)

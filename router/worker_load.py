@@ -1,15 +1,26 @@
-"""How busy a worker is now: what it last reported and what was sent to it since."""
+"""How busy workers are now: what each last reported and what was sent to it since.
+
+One entry for each worker in arrays: who chooses among a thousand workers looks at all of them.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from core.outputs import Load
 from core.request import AttemptKey
 
 # A report that comes this long (seconds) after a message was sent is taken to include it.
 SETTLE_S = 0.02
+
+Counts = npt.NDArray[np.int64]
+
+_NO_LOAD = Load(0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,40 +31,123 @@ class _Sent:
     included_from: float
 
 
-class LoadLedger:
-    """The load of one worker as this router believes it to be. Times in seconds, passed in."""
+class _Ledger:
+    """One worker: its last report, and what was sent since, with the sums."""
+
+    __slots__ = ("blocks", "reported", "sent", "sequences", "settling", "tokens")
 
     def __init__(self, num_blocks: int) -> None:
-        self._reported = Load(0, 0, num_blocks, 0)
-        self._sent: dict[AttemptKey, _Sent] = {}
+        self.reported = Load(0, 0, num_blocks, 0)
+        self.sent: dict[AttemptKey, _Sent] = {}
+        # Prompts that some later report includes, oldest first.
+        self.settling: deque[tuple[float, AttemptKey]] = deque()
+        self.tokens = self.blocks = self.sequences = 0
 
-    def sent_prefill(self, key: AttemptKey, tokens: int, now: float) -> None:
+    def add(self, key: AttemptKey, sent: _Sent) -> None:
+        self.remove(key)
+        self.sent[key] = sent
+        self.tokens += sent.prefill_tokens
+        self.blocks += sent.blocks
+        self.sequences += sent.sequences
+        if sent.included_from < math.inf:
+            self.settling.append((sent.included_from, key))
+
+    def remove(self, key: AttemptKey) -> None:
+        sent = self.sent.pop(key, None)
+        if sent is not None:
+            self.tokens -= sent.prefill_tokens
+            self.blocks -= sent.blocks
+            self.sequences -= sent.sequences
+
+    def settle(self, now: float) -> None:
+        while self.settling and self.settling[0][0] <= now:
+            included_from, key = self.settling.popleft()
+            sent = self.sent.get(key)
+            if sent is not None and sent.included_from == included_from:
+                self.remove(key)
+
+    def current(self) -> Load:
+        reported = self.reported
+        return Load(
+            running=reported.running,
+            waiting=reported.waiting + self.sequences,
+            free_blocks=max(0, reported.free_blocks - self.blocks),
+            pending_prefill_tokens=reported.pending_prefill_tokens + self.tokens,
+        )
+
+
+class LoadTable:
+    """The loads of workers, by number, as this router believes them to be. Times in seconds.
+
+    ``sequences`` (running and waiting), ``free_blocks`` and ``pending_prefill_tokens``: int64, an
+    entry for each number below ``len``.
+    """
+
+    def __init__(self) -> None:
+        self._ledgers: list[_Ledger | None] = []
+        self.sequences: Counts = np.zeros(0, dtype=np.int64)
+        self.free_blocks: Counts = np.zeros(0, dtype=np.int64)
+        self.pending_prefill_tokens: Counts = np.zeros(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ledgers)
+
+    def add(self, number: int, num_blocks: int) -> None:
+        """A worker that is empty as long as it reports nothing else."""
+        self._grow(number + 1)
+        self._ledgers[number] = _Ledger(num_blocks)
+        self._note(number)
+
+    def remove(self, number: int) -> None:
+        self._ledgers[number] = None
+        self._note(number)
+
+    def sent_prefill(self, number: int, key: AttemptKey, tokens: int, now: float) -> None:
         """A prompt with ``tokens`` uncached tokens went to this worker."""
-        self._sent[key] = _Sent(tokens, 0, 0, now + SETTLE_S)
+        self._ledger(number).add(key, _Sent(tokens, 0, 0, now + SETTLE_S))
+        self._note(number)
 
-    def sent_open(self, key: AttemptKey, prefill_tokens: int, blocks: int, sequences: int) -> None:
+    def sent_open(
+        self, number: int, key: AttemptKey, prefill_tokens: int, blocks: int, sequences: int
+    ) -> None:
         """``sequences`` answers will be decoded here; their prompt takes ``blocks`` new ones.
 
         No report counts them before their first output, as a handoff may still be on its way.
         """
-        self._sent[key] = _Sent(prefill_tokens, blocks, sequences, math.inf)
+        self._ledger(number).add(key, _Sent(prefill_tokens, blocks, sequences, math.inf))
+        self._note(number)
 
-    def settled(self, key: AttemptKey) -> None:
+    def settled(self, number: int, key: AttemptKey) -> None:
         """The attempt gave its first output, or ended: from now on reports tell the truth."""
-        self._sent.pop(key, None)
+        self._ledger(number).remove(key)
+        self._note(number)
 
-    def reported(self, load: Load, now: float) -> None:
-        self._reported = load
-        included = [key for key, sent in self._sent.items() if sent.included_from <= now]
-        for key in included:
-            del self._sent[key]
+    def reported(self, number: int, load: Load, now: float) -> None:
+        ledger = self._ledger(number)
+        ledger.reported = load
+        ledger.settle(now)
+        self._note(number)
 
-    def current(self) -> Load:
-        sent = self._sent.values()
-        return Load(
-            running=self._reported.running,
-            waiting=self._reported.waiting + sum(s.sequences for s in sent),
-            free_blocks=max(0, self._reported.free_blocks - sum(s.blocks for s in sent)),
-            pending_prefill_tokens=self._reported.pending_prefill_tokens
-            + sum(s.prefill_tokens for s in sent),
-        )
+    def current(self, number: int) -> Load:
+        return self._ledger(number).current()
+
+    def _ledger(self, number: int) -> _Ledger:
+        ledger = self._ledgers[number]
+        if ledger is None:
+            raise KeyError(number)
+        return ledger
+
+    def _note(self, number: int) -> None:
+        ledger = self._ledgers[number]
+        load = _NO_LOAD if ledger is None else ledger.current()
+        self.sequences[number] = load.running + load.waiting
+        self.free_blocks[number] = load.free_blocks
+        self.pending_prefill_tokens[number] = load.pending_prefill_tokens
+
+    def _grow(self, count: int) -> None:
+        missing = count - len(self._ledgers)
+        if missing > 0:
+            self._ledgers += [None] * missing
+            self.sequences = np.pad(self.sequences, (0, missing))
+            self.free_blocks = np.pad(self.free_blocks, (0, missing))
+            self.pending_prefill_tokens = np.pad(self.pending_prefill_tokens, (0, missing))

@@ -70,6 +70,7 @@ class WorkerPool:
         for worker, pooled in list(self._workers.items()):
             if worker not in listed:
                 self._delist(pooled)
+        self._tell_usable()
 
     def attached(self, worker: WorkerId, welcome: worker_pb2.Welcome) -> None:
         pooled = self._workers[worker]
@@ -78,6 +79,7 @@ class WorkerPool:
         pooled.excluded = self._difference(pooled, welcome)
         if pooled.excluded:
             log.error("worker %s gets no requests: %s", worker, pooled.excluded)
+        self._tell_usable()
 
     def lost(self, worker: WorkerId) -> None:
         """The stream broke: its blocks and load are unknown until it attaches again."""
@@ -86,10 +88,12 @@ class WorkerPool:
         self._routing.lost(worker)
         if not pooled.listed:
             self._forget(pooled)
+        self._tell_usable()
 
     def refused(self, worker: WorkerId) -> None:
         """It is being drained and takes nothing new; the registry's list will say so, too."""
         self._draining.add(worker)
+        self._tell_usable()
 
     @property
     def expecting(self) -> bool:
@@ -108,18 +112,17 @@ class WorkerPool:
     def endpoint(self, worker: WorkerId) -> str:
         return self._workers[worker].link.endpoint
 
-    @property
-    def usable(self) -> list[WorkerId]:
-        """Workers that may get new requests."""
-        return [
+    def candidates(self) -> list[WorkerView]:
+        """What is known of workers that may get new requests."""
+        return self._routing.views
+
+    def _tell_usable(self) -> None:
+        """Whenever the answer to the question who may get new requests may have changed."""
+        self._routing.use(
             worker
             for worker, pooled in self._workers.items()
             if pooled.usable and worker not in self._draining
-        ]
-
-    def candidates(self) -> list[WorkerView]:
-        """What is known of workers that may get new requests."""
-        return self._routing.views(self.usable)
+        )
 
     def excluded(self) -> dict[WorkerId, str]:
         """Workers that get no new requests, and why."""
@@ -134,8 +137,7 @@ class WorkerPool:
 
     def most_sequences(self) -> int | None:
         """Answers that the largest decode worker runs at a time; None while there is none."""
-        decoding = (view.worker for view in self.candidates() if view.role.decodes)
-        return max(map(self._routing.most_sequences, decoding), default=None)
+        return self._routing.most_sequences
 
     @property
     def ready(self) -> bool:

@@ -2,13 +2,14 @@
 
 from random import Random
 
+import numpy as np
 import pytest
 
 from core.errors import Unavailable
 from core.outputs import Load
 from core.request import Role
 from router.placement import Disaggregation, Placement, WorkerId, WorkerView
-from router.policy import PromptShape, choose
+from router.policy import Candidates, PromptShape, choose
 
 P0, P1, D0, D1, M0 = (WorkerId(name, 1) for name in ("p0", "p1", "d0", "d1", "m0"))
 PROMPT = PromptShape(num_tokens=100, block_size=16)
@@ -42,8 +43,22 @@ def place(
     mode: Disaggregation = AUTO,
     seed: int = 0,
 ) -> Placement:
-    avoided = frozenset(avoid or ())
-    return choose(PROMPT, workers, overlap or {}, avoided, mode, Random(seed))
+    candidates = columns(workers, overlap or {})
+    return choose(PROMPT, candidates, frozenset(avoid or ()), mode, Random(seed))
+
+
+def columns(views: tuple[WorkerView, ...], overlap: dict[WorkerId, int]) -> Candidates:
+    return Candidates(
+        [view.worker for view in views],
+        np.array([view.role.decodes for view in views], dtype=np.bool_),
+        np.array([view.role.takes_handoffs for view in views], dtype=np.bool_),
+        np.array([view.role.prefills_for_others for view in views], dtype=np.bool_),
+        np.array([view.num_blocks for view in views]),
+        np.array([overlap.get(view.worker, 0) for view in views]),
+        np.array([view.load.running + view.load.waiting for view in views]),
+        np.array([view.load.free_blocks for view in views]),
+        np.array([view.load.pending_prefill_tokens for view in views]),
+    )
 
 
 def test_a_prefill_worker_is_used_when_there_is_one() -> None:

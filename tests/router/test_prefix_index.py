@@ -1,5 +1,7 @@
 """The prefix index against the simplest model of it: a set of hashes per worker."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,17 @@ WORKERS = [A, B, C]
 
 def hashes(values: list[int]) -> np.ndarray:
     return np.array(values, dtype=np.uint64)
+
+
+def overlaps(
+    index: PrefixIndex, chain: list[int], asked: Iterable[WorkerId]
+) -> dict[WorkerId, int]:
+    """What `overlap` says of each, and `overlaps` of all; workers with nothing are left out."""
+    each = {worker: index.overlap(hashes(chain), worker) for worker in asked}
+    numbers = {worker: index.number(worker) for worker in asked}
+    together = index.overlaps(hashes(chain), max(numbers.values(), default=-1) + 1)
+    assert {worker: together[number] for worker, number in numbers.items()} == each
+    return {worker: count for worker, count in each.items() if count}
 
 
 def leading(chain: list[int], held: set[int]) -> int:
@@ -38,7 +51,7 @@ def test_overlap_is_the_number_of_leading_blocks(
     index = PrefixIndex()
     for worker, count in zip(WORKERS, held, strict=True):
         index.stored(worker, hashes(chain[:count]))
-    found = index.overlap(hashes(chain), asked)
+    found = overlaps(index, chain, asked)
     expected = {w: min(n, length) for w, n in zip(WORKERS, held, strict=True) if w in asked}
     assert {w: n for w, n in expected.items() if n} == found
 
@@ -49,21 +62,21 @@ def test_the_last_bit_of_a_removed_worker_goes_to_the_next_one() -> None:
     index.stored(B, hashes([1]))
     index.remove_worker(A)
     assert len(index) == 1
-    assert index.overlap(hashes([1, 2, 3]), WORKERS) == {B: 1}
+    assert overlaps(index, [1, 2, 3], WORKERS) == {B: 1}
     index.stored(C, hashes([1, 2]))
-    assert index.overlap(hashes([1, 2, 3]), WORKERS) == {B: 1, C: 2}
+    assert overlaps(index, [1, 2, 3], WORKERS) == {B: 1, C: 2}
 
 
 def test_two_lives_of_a_worker_are_two_workers() -> None:
     index = PrefixIndex()
     index.stored(A, hashes([1]))
-    assert index.overlap(hashes([1]), [WorkerId("a", 2)]) == {}
+    assert overlaps(index, [1], [WorkerId("a", 2)]) == {}
 
 
 def test_hashes_of_the_full_64_bits() -> None:
     index = PrefixIndex()
     index.stored(A, hashes([2**64 - 1]))
-    assert index.overlap(hashes([2**64 - 1]), [A]) == {A: 1}
+    assert overlaps(index, [2**64 - 1], [A]) == {A: 1}
 
 
 # Blocks form a tree (parent i // 2); a worker stores below what it has and evicts leaves only.
@@ -99,7 +112,7 @@ class IndexAgainstSets(RuleBasedStateMachine):
     @rule(block=BLOCKS)
     def ask(self, block: int) -> None:
         chain = chain_to(block)
-        found = self.index.overlap(hashes(chain), WORKERS)
+        found = overlaps(self.index, chain, WORKERS)
         counts = {worker: leading(chain, held) for worker, held in self.held.items()}
         assert found == {worker: count for worker, count in counts.items() if count}
 

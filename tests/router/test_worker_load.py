@@ -2,29 +2,60 @@
 
 from core.outputs import Load
 from core.request import AttemptKey, RequestKey
-from router.worker_load import SETTLE_S, LoadLedger
+from router.worker_load import SETTLE_S, LoadTable
 
 ONE, TWO = (AttemptKey(RequestKey("default", name), 1) for name in ("one", "two"))
 
 
+def one_worker() -> LoadTable:
+    loads = LoadTable()
+    loads.add(0, num_blocks=50)
+    return loads
+
+
 def test_a_prompt_counts_until_a_report_that_must_include_it() -> None:
-    ledger = LoadLedger(num_blocks=50)
-    ledger.sent_prefill(ONE, 300, now=1.0)
-    assert ledger.current().pending_prefill_tokens == 300
-    ledger.reported(Load(0, 0, 50, 10), now=1.0 + SETTLE_S / 2)
-    assert ledger.current().pending_prefill_tokens == 310
-    ledger.reported(Load(0, 1, 40, 250), now=1.0 + SETTLE_S * 2)
-    assert ledger.current() == Load(0, 1, 40, 250)
+    loads = one_worker()
+    loads.sent_prefill(0, ONE, 300, now=1.0)
+    assert loads.current(0).pending_prefill_tokens == 300
+    loads.reported(0, Load(0, 0, 50, 10), now=1.0 + SETTLE_S / 2)
+    assert loads.current(0).pending_prefill_tokens == 310
+    loads.reported(0, Load(0, 1, 40, 250), now=1.0 + SETTLE_S * 2)
+    assert loads.current(0) == Load(0, 1, 40, 250)
 
 
 def test_an_open_counts_until_its_first_output() -> None:
-    ledger = LoadLedger(num_blocks=50)
-    ledger.sent_open(ONE, 0, 20, sequences=1)
-    ledger.sent_open(TWO, 100, 40, sequences=4)
-    ledger.reported(Load(3, 0, 50, 0), now=100.0)
-    assert ledger.current() == Load(3, 5, 0, 100)
-    ledger.settled(TWO)
-    assert ledger.current() == Load(3, 1, 30, 0)
-    ledger.settled(ONE)
-    ledger.settled(ONE)
-    assert ledger.current() == Load(3, 0, 50, 0)
+    loads = one_worker()
+    loads.sent_open(0, ONE, 0, 20, sequences=1)
+    loads.sent_open(0, TWO, 100, 40, sequences=4)
+    loads.reported(0, Load(3, 0, 50, 0), now=100.0)
+    assert loads.current(0) == Load(3, 5, 0, 100)
+    loads.settled(0, TWO)
+    assert loads.current(0) == Load(3, 1, 30, 0)
+    loads.settled(0, ONE)
+    loads.settled(0, ONE)
+    assert loads.current(0) == Load(3, 0, 50, 0)
+
+
+def test_columns_are_what_each_worker_is_believed_to_do() -> None:
+    loads = LoadTable()
+    loads.add(2, num_blocks=50)
+    loads.add(0, num_blocks=30)
+    loads.reported(2, Load(3, 1, 40, 70), now=1.0)
+    loads.sent_open(2, ONE, 5, 45, sequences=2)
+    loads.sent_prefill(0, TWO, 300, now=1.0)
+    assert len(loads) == 3
+    assert loads.sequences.tolist() == [0, 0, 6]
+    assert loads.free_blocks.tolist() == [30, 0, 0]
+    assert loads.pending_prefill_tokens.tolist() == [300, 0, 75]
+    loads.remove(2)
+    assert loads.sequences.tolist() == [0, 0, 0]
+
+
+def test_a_prompt_that_is_sent_again_counts_from_then_on() -> None:
+    loads = one_worker()
+    loads.sent_prefill(0, ONE, 300, now=1.0)
+    loads.sent_prefill(0, ONE, 200, now=2.0)
+    loads.reported(0, Load(0, 0, 50, 0), now=1.5)
+    assert loads.current(0).pending_prefill_tokens == 200
+    loads.reported(0, Load(0, 0, 50, 0), now=2.5)
+    assert loads.current(0).pending_prefill_tokens == 0
