@@ -43,7 +43,9 @@ def count_steady_steps(
 def _steps_with_blocks(decoding: list[Sequence], pool: BlockPool, limit: int) -> int:
     """How many steps, at most ``limit``, find all their blocks without preemption."""
     stock = np.array([s.num_blocks * pool.block_size - s.computed for s in decoding])
-    low, high = 0, limit
+    if _blocks_to_take(stock, limit, pool.block_size) <= pool.num_available:
+        return limit
+    low, high = 0, limit - 1
     while low < high:
         steps = (low + high + 1) // 2
         if _blocks_to_take(stock, steps, pool.block_size) <= pool.num_available:

@@ -4,16 +4,18 @@ While its sequences only decode, the scheduler knows for how many steps nothing 
 (`Decoder.steady_steps`). Such a *run* is put down with its end only. Whatever happens before that
 end first books the steps that ended by then, and finds the worker exactly as if it had taken them
 one by one. Until then the router knows the load and the cache of the run's start; who decides by
-what a run changes asks for it (`DecodeReplica.run_may_matter`).
+what a run changes asks for it (`RunBoard`, `DecodeReplica.steps_may_matter`).
 Does not cover: the step loop otherwise (``tuner.simulate.replica``).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
+
+import numpy as np
 
 from core.block_hash import HashArray
 from core.block_pool import BlockPool
@@ -28,6 +30,9 @@ from tuner.simulate.identity import drawn_token
 from tuner.simulate.network import Network
 from tuner.simulate.recorder import GapRecorder
 from tuner.simulate.replica import NO_EOS, SimulatedReplica
+from tuner.simulate.run_board import RunBoard
+
+_NONE: HashArray = np.empty(0, dtype=np.uint64)
 
 # A run shorter than this is taken step by step: it would not pay.
 _SHORTEST_RUN = 2
@@ -37,16 +42,22 @@ _SHORTEST_RUN = 2
 class Run:
     """``steps`` steps in a row, none of them booked, the first with the work ``first``.
 
-    Times in femtoseconds. ``after_step``: the router does not know yet what the step before it
-    gave and the first one took. ``blocks``: how many it takes at most.
+    Times in femtoseconds: the first step takes ``first_time``, each further one ``growth`` longer
+    than the one before. ``after_step``: the router does not know yet what the step before it gave
+    and the first one took. ``blocks``: how many it takes at most.
     """
 
     start: int
     steps: int
     first: StepWork
     first_time: int
+    growth: int
     after_step: bool
     blocks: int
+
+    def end_of(self, step: int) -> int:
+        """When the step is over, counted from 1; 0 is the start."""
+        return self.start + step * self.first_time + self.growth * (step * (step - 1) // 2)
 
 
 class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
@@ -60,6 +71,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         agenda: Agenda,
         network: Network,
         gaps: GapRecorder,
+        board: RunBoard,
         step_by_step: bool = False,
     ) -> None:
         super().__init__(number, model, agenda, network, gaps)
@@ -78,6 +90,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         self._shortest_limit = femtoseconds(min(cluster.times.no_room, cluster.times.open))
         self._may_run = not step_by_step and self._pipeline.depth == 1
         self._run: Run | None = None
+        self._board = board
         self._catching_up = False
 
     @property
@@ -105,15 +118,12 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         if time < 1:
             return False
         blocks = size * (steps // self.decoder.pool.block_size + 1)
-        run = Run(now, steps, first, time, self._is_completing, blocks)
+        growth = self._step_model.per_decode_context * size
+        run = Run(now, steps, first, time, growth, self._is_completing, blocks)
         self._run = run
-        end = now + self._step_model.run_time(first, steps)
-        self._agenda.at_step_end(end, self.number, self._on_run_end, run)
+        self._board.begun(self.number, blocks, blocks > self.decoder.pool.num_free)
+        self._agenda.at_step_end(run.end_of(steps), self.number, self._on_run_end, run)
         return True
-
-    @property
-    def in_run(self) -> bool:
-        return self._run is not None
 
     def catch_up(self) -> None:
         if self._run is not None:
@@ -126,6 +136,10 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
     def _on_run_end(self, run: Run) -> None:
         if self._run is not run:
             return
+        if self._can_end_at_once(run):
+            self._book_all(run)
+            self._arm_tick()
+            return
         self._catching_up = True
         self._book_known(run)
         while self._pipeline.ended_at < self._agenda.now:
@@ -133,15 +147,45 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         self._catching_up = False
         self._on_step_end(None)
 
+    def _can_end_at_once(self, run: Run) -> bool:
+        """Whether the router knows of all steps but the last, and nothing but these steps takes
+        blocks from the cache until the last one has ended."""
+        if run.end_of(run.steps - 1) + self._network.delay > self._agenda.now:
+            return False
+        return not self.brain.load.waiting or run.blocks <= self.decoder.pool.num_free
+
+    def _book_all(self, run: Run) -> None:
+        """The same as `_book_known` and the end of the last step, without planning that one."""
+        self._end_run()
+        now, pool, before = self._agenda.now, self.decoder.pool, self.brain.load
+        evicts, earlier = run.blocks > pool.num_free, run.end_of(run.steps - 1)
+        free = pool.num_available - self._blocks_taken(run.steps)
+        self._note_gaps(run, run.steps - 1, earlier)
+        commands = self.decoder.complete_steady_steps(run.steps, _drawn_by, now / FEMTOSECONDS)
+        self._pipeline.pass_to(run.start, now)
+        # What the step before the last one told, with the last one under way.
+        self._last_load = replace(before, free_blocks=free)
+        stored, removed = pool.drain_events() if evicts else (_NONE, _NONE)
+        self._network.tell_state(self.number, earlier, self._last_load, stored, removed)
+        self._go_on(commands, now)
+
+    def _blocks_taken(self, steps: int) -> int:
+        """By so many steps of the run that nobody has booked."""
+        size = self.decoder.pool.block_size
+        ends = ((s.length + steps - 1, s.num_blocks) for s in self.decoder.scheduler.running)
+        return sum(max(0, -(-end // size) - blocks) for end, blocks in ends)
+
+    def _end_run(self) -> None:
+        self._run = None
+        self._board.ended(self.number)
+
     def _book_known(self, run: Run) -> None:
         """Books at once the steps of which the router knows, but not the run's last; the one
         after them is under way then."""
-        self._run = None
-        elapsed = self._agenda.now - run.start - self._network.delay
-        known = min(run.steps - 1, self._step_model.steps_within(run.first, max(0, elapsed)))
-        at = run.start
+        self._end_run()
+        known = min(run.steps - 1, self._steps_until(run, self._agenda.now - self._network.delay))
+        at = run.end_of(known)
         if known:
-            at += self._step_model.run_time(run.first, known)
             self._note_gaps(run, known, at)
             self._pipeline.pass_to(run.start, at)
             self.decoder.complete_steady_steps(known, _drawn_by, at / FEMTOSECONDS)
@@ -149,9 +193,12 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         if known or run.after_step:
             self._tell_state(bool(known), at)
 
+    def _steps_until(self, run: Run, time: int) -> int:
+        return self._step_model.steps_within(run.first, max(0, time - run.start))
+
     def _note_gaps(self, run: Run, steps: int, end: int) -> None:
         """``steps`` tokens for each sequence. For some, the one before came before the run."""
-        growth = self._step_model.per_decode_context * run.first.decodes
+        growth = run.growth
         token_at, start = self._token_at, run.start
         earlier: Counter[int] = Counter()
         for sequence in self.decoder.scheduler.running:
@@ -166,12 +213,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         if run.first.decodes > others:
             self._gaps.run(run.first_time, growth, steps, run.first.decodes - others)
 
-    def run_may_matter(self, free_blocks: int, needed: int, held: HashArray) -> bool:
-        """Whether a decision now may depend on steps that are not booked.
-
-        The router believes that there are ``free_blocks``, looks for ``needed`` ones, and knows of
-        the leading blocks ``held`` (hashes) here.
-        """
+    def steps_may_matter(self, free_blocks: int, needed: int, held: HashArray) -> bool:
         run = self._run
         if run is None:
             return False
@@ -186,6 +228,17 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         if not len(held) or run.blocks <= pool.num_free:
             return False
         return 4 * run.blocks > pool.num_available or not pool.is_held(int(held[-1]))
+
+    def sample(self) -> None:
+        run, now = self._run, self._agenda.now
+        if run is None:
+            super().sample()
+            return
+        # The step under way has its blocks already.
+        steps = min(run.steps, self._steps_until(run, now) + 1)
+        used = self.decoder.pool.num_leased + self._blocks_taken(steps)
+        busy = self._pipeline.busy_until(now) + now - run.start
+        self.recorder.sample(now, busy, self.brain.load, used)
 
     # What is its own
 

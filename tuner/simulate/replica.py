@@ -14,6 +14,7 @@ import abc
 from collections import Counter, deque
 from typing import Any, Generic, TypeVar
 
+from core.block_hash import HashArray
 from core.latency_profile import FEMTOSECONDS, StepWork, femtoseconds
 from core.lease_events import FailAttempt
 from core.outputs import Load, TokenOutput
@@ -87,8 +88,16 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
     def catch_up(self) -> None:
         """Books every step that has ended by now."""
 
+    def steps_may_matter(self, free_blocks: int, needed: int, held: HashArray) -> bool:
+        """Whether a decision of the router now may depend on steps that are not booked yet.
+
+        It believes that there are ``free_blocks``, looks for ``needed`` ones, and knows of the
+        leading blocks ``held`` (hashes) here.
+        """
+        del free_blocks, needed, held
+        return False
+
     def sample(self) -> None:
-        self.catch_up()
         busy = self._pipeline.busy_until(self._agenda.now)
         self.recorder.sample(self._agenda.now, busy, self.brain.load, self.brain.pool.num_leased)
 
@@ -128,8 +137,10 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
     def _complete(self, now: int) -> None:
         """The oldest step under way ended ``now``."""
         plan = self._under_way.popleft()
-        commands = self.brain.complete_step(plan, _drawn(plan), now / FEMTOSECONDS)
-        # What the step gave is told when the next one is under way.
+        self._go_on(self.brain.complete_step(plan, _drawn(plan), now / FEMTOSECONDS), now)
+
+    def _go_on(self, commands: list[Command], now: int) -> None:
+        """A step was booked ``now``. What it gave is told when the next one is under way."""
         self._is_completing = True
         self._plan_next(now)
         self._is_completing = False

@@ -47,6 +47,7 @@ from tuner.simulate.identity import request_index, request_key, sampling_of
 from tuner.simulate.prefill_replica import PrefillReplica
 from tuner.simulate.recorder import RequestRecorder
 from tuner.simulate.requests import RequestTrace
+from tuner.simulate.run_board import RunBoard
 
 SALT = 0
 
@@ -73,6 +74,7 @@ class SimulatedRouter:
         trace: RequestTrace,
         cluster: ClusterModel,
         workers: Sequence[PrefillReplica | DecodeReplica],
+        board: RunBoard,
         agenda: Agenda,
         recorder: RequestRecorder,
         seed: int,
@@ -81,9 +83,8 @@ class SimulatedRouter:
         self._block_size = cluster.block_size
         self._limits = cluster.limits
         self._workers = workers
+        self._board = board
         self._by_id = {replica.worker: replica for replica in workers}
-        self._decoding = [w for w in workers if isinstance(w, DecodeReplica)]
-        self._usable = tuple(self._by_id)
         self._agenda = agenda
         self._recorder = recorder
         self._message = femtoseconds(cluster.message_s)
@@ -92,6 +93,9 @@ class SimulatedRouter:
         for replica in workers:
             num_blocks = replica.brain.pool.num_blocks
             self._routing.attached(replica.worker, replica.role, num_blocks, replica.max_num_seqs)
+            # The first to be attached, in their order: both sides count them alike.
+            assert self._routing.number(replica.worker) == replica.number
+        self._routing.use(self._by_id)
         self._largest = max((w.brain.pool.num_blocks for w in workers if w.role.decodes), default=0)
         self._running: dict[int, _Running] = {}
         # What workers said, by its arrival: (when, which, worker, …). A heap, as some of it is
@@ -175,15 +179,14 @@ class SimulatedRouter:
     def _learn(self, prompt: RoutedPrompt) -> None:
         """All that a placement of ``prompt`` may depend on."""
         self._read_inbox()
-        overlap: dict[WorkerId, int] | None = None
-        for replica in self._decoding:
-            if replica.in_run:
-                if overlap is None:
-                    overlap = self._routing.prefixes.overlap(prompt.hashes, self._usable)
-                held = prompt.hashes[: overlap.get(replica.worker, 0)]
-                free = self._routing.free_blocks(replica.worker)
-                if replica.run_may_matter(free, prompt.shape.num_blocks, held):
-                    replica.catch_up()
+        routing = self._routing
+        held, free = routing.overlaps(prompt), routing.loads.free_blocks
+        needed = prompt.shape.num_blocks
+        for number in self._board.that_may_matter(held, free, needed):
+            replica = self._workers[number]
+            known = prompt.hashes[: held[number]]
+            if replica.steps_may_matter(int(free[number]), needed, known):
+                replica.catch_up()
         self._read_inbox()
 
     # Requests
@@ -220,7 +223,7 @@ class SimulatedRouter:
             return
         self._learn(running.routed)
         try:
-            placement = self._routing.place(running.routed, self._usable, command.avoid)
+            placement = self._routing.place(running.routed, command.avoid)
         except CrossdockError as error:
             self._handle(running, Unroutable(error))
         else:

@@ -20,6 +20,7 @@ from tuner.simulate.recorder import GapRecorder, RequestRecorder, SampleTimes
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult
 from tuner.simulate.router_side import SimulatedRouter
+from tuner.simulate.run_board import RunBoard
 
 _FIRST_SAMPLES = 240
 _SHORTEST_SAMPLE_S = 0.1
@@ -70,9 +71,10 @@ class Simulation:
             self._agenda, cluster.message_s, cluster.transfer, cluster.block_size
         )
         models = [model for model in cluster.workers for _ in range(model.count)]
+        self._board = RunBoard(len(models))
         self.workers = tuple(self._new_worker(i, m, cluster) for i, m in enumerate(models))
         self._network.router = SimulatedRouter(
-            trace, cluster, self.workers, self._agenda, self._requests, seed
+            trace, cluster, self.workers, self._board, self._agenda, self._requests, seed
         )
         interval = max(_SHORTEST_SAMPLE_S, trace.duration_s / _FIRST_SAMPLES)
         self._sample_times = SampleTimes(femtoseconds(interval))
@@ -84,7 +86,7 @@ class Simulation:
             prefill = PrefillReplica(*parts)
             self._network.add_prefill(prefill.name, prefill.take)
             return prefill
-        decode = DecodeReplica(*parts, step_by_step=self._step_by_step)
+        decode = DecodeReplica(*parts, self._board, step_by_step=self._step_by_step)
         self._network.add_decode(number, decode.name, decode.take)
         return decode
 
