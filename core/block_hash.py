@@ -28,8 +28,8 @@ def block_hashes(
     raw = np.ascontiguousarray(tokens[: count * block_size], dtype=np.int32).tobytes()
     step = block_size * 4
     previous = salt if parent is None else parent
-    hashes = np.empty(count, dtype=np.uint64)
-    for i in range(count):
-        previous = xxhash.xxh3_64_intdigest(raw[i * step : (i + 1) * step], seed=previous)
-        hashes[i] = previous
-    return hashes
+    hashes: list[int] = []
+    for start in range(0, count * step, step):
+        previous = xxhash.xxh3_64_intdigest(raw[start : start + step], previous)
+        hashes.append(previous)
+    return np.array(hashes, dtype=np.uint64)

@@ -58,6 +58,13 @@ class BlockPool:
         self._parent = np.full(num_blocks, _NO_BLOCK, dtype=np.int32)
         self._children = np.zeros(num_blocks, dtype=np.int32)
         self._last_used = np.zeros(num_blocks, dtype=np.int64)
+        # Views for single entries, which are faster there than the arrays.
+        self._refs_of = self._refs.data
+        self._in_cache_of = self._in_cache.data
+        self._hash_of = self._hash.data
+        self._parent_of = self._parent.data
+        self._children_of = self._children.data
+        self._last_used_of = self._last_used.data
         self._free = np.arange(num_blocks - 1, -1, -1, dtype=np.int32)
         self._num_free = num_blocks
         self._num_cached = 0
@@ -175,6 +182,8 @@ class BlockPool:
             return
         self._check_publish(block_ids, hashes, tokens)
         rows = self._as_blocks(tokens, len(block_ids))
+        if self._publish_chain(block_ids, hashes, rows, parent):
+            return
         fresh = self._find_unpublished(block_ids, hashes, rows, parent)
         if not fresh:
             return
@@ -211,6 +220,31 @@ class BlockPool:
         self._parent[block_id] = parent_id
         if parent is not None:
             self._children[parent_id] += 1
+        return True
+
+    def _publish_chain(
+        self, block_ids: BlockIds, hashes: HashArray, rows: TokenArray, parent: int | None
+    ) -> bool:
+        """Blocks none of which is known, after a cached parent, as prefill fills them. False: not
+        that, and nothing was done.
+        """
+        values = hashes.tolist()
+        parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)
+        has_parent = parent is None or parent_id != _NO_BLOCK
+        are_new = not self._in_cache[block_ids].any() and self._block_of.keys().isdisjoint(values)
+        if not (has_parent and are_new and len(set(values)) == len(values)):
+            return False
+        self._block_of.update(zip(values, block_ids.tolist(), strict=True))
+        for value in values:
+            _note(value, self._stored, self._removed)
+        self._in_cache[block_ids] = True
+        self._hash[block_ids] = hashes
+        self._tokens[block_ids] = rows
+        self._parent[block_ids[1:]] = block_ids[:-1]
+        self._children[block_ids[:-1]] += 1
+        if len(block_ids) and parent is not None:
+            self._children[parent_id] += 1
+            self._parent[block_ids[0]] = parent_id
         return True
 
     def release(self, block_ids: BlockIds) -> None:
@@ -302,10 +336,10 @@ class BlockPool:
 
     def _is_evictable_leaf(self, last_used: int, block_id: int) -> bool:
         return bool(
-            self._in_cache[block_id]
-            and self._refs[block_id] == 0
-            and self._children[block_id] == 0
-            and self._last_used[block_id] == last_used
+            self._in_cache_of[block_id]
+            and self._refs_of[block_id] == 0
+            and self._children_of[block_id] == 0
+            and self._last_used_of[block_id] == last_used
         )
 
     def _evict_one(self) -> None:
@@ -330,16 +364,16 @@ class BlockPool:
 
     def _forget(self, block_id: int) -> None:
         """Take a block without children out of the cache; its parent may become a leaf."""
-        value, parent_id = int(self._hash[block_id]), int(self._parent[block_id])
+        value, parent_id = self._hash_of[block_id], self._parent_of[block_id]
         del self._block_of[value]
         _note(value, self._removed, self._stored)
-        self._in_cache[block_id] = False
-        self._parent[block_id] = _NO_BLOCK
+        self._in_cache_of[block_id] = False
+        self._parent_of[block_id] = _NO_BLOCK
         if parent_id == _NO_BLOCK:
             return
-        self._children[parent_id] -= 1
-        if self._children[parent_id] == 0 and self._refs[parent_id] == 0:
-            self._leaves.push(int(self._last_used[parent_id]), [parent_id])
+        self._children_of[parent_id] -= 1
+        if self._children_of[parent_id] == 0 and self._refs_of[parent_id] == 0:
+            self._leaves.push(self._last_used_of[parent_id], (parent_id,))
 
     def _check_ids(self, action: str, block_ids: BlockIds) -> None:
         if len(block_ids) == 0:

@@ -9,9 +9,8 @@ Does not cover: which sequence runs when (the workers' schedulers).
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from core.block_hash import TokenArray, block_hashes
+from core.block_hash import HashArray, TokenArray, block_hashes
 from core.block_pool import BlockIds, BlockPool
 from core.request import AttemptKey, FinishReason, SamplingParams
 from core.step import SampleSpec, Slice
@@ -25,8 +24,10 @@ class Sequence:
     """
 
     __slots__ = (
+        "_block_size",
         "_blocks",
-        "_last_hash",
+        "_hashes",
+        "_num_hashes",
         "_prepared",
         "_tokens",
         "block_ids",
@@ -55,7 +56,9 @@ class Sequence:
         params: SamplingParams,
         salt: int,
         block_size: int,
+        hashes: HashArray | None = None,
     ) -> None:
+        """``hashes``: of all full blocks of the prompt, if somebody has computed them."""
         capacity = len(prompt) + params.max_tokens
         self.sequence_id = sequence_id
         self.index = 0
@@ -74,13 +77,18 @@ class Sequence:
         # Nobody waits for its answer any more; steps under way may still touch its blocks.
         self.ended = False
         self.published = 0
-        self._last_hash: int | None = None
         self._tokens: TokenArray = np.empty(capacity, dtype=np.int32)
         self._tokens[: self.length] = prompt
+        self._block_size = block_size
         self._blocks: BlockIds = np.empty(-(-capacity // block_size) + 1, dtype=np.int32)
         self.num_blocks = 0
         # A view of an array to which ids are only appended; after `forget_blocks` of another.
         self.block_ids: BlockIds = self._blocks[:0]
+        self._hashes: HashArray = np.empty(capacity // block_size, dtype=np.uint64)
+        self._num_hashes = 0
+        if hashes is not None:
+            self._num_hashes = len(hashes)
+            self._hashes[: len(hashes)] = hashes
         self._prepared: Slice | None = None
 
     @property
@@ -112,12 +120,22 @@ class Sequence:
         self.num_blocks = end
         self.block_ids = self._blocks[:end]
 
-    def adopt_prefix(self, block_ids: BlockIds, hashes: npt.NDArray[np.uint64], size: int) -> None:
+    @property
+    def hashes(self) -> HashArray:
+        """Of all full blocks of its tokens. Each is computed once."""
+        size, known, full = self._block_size, self._num_hashes, self.length // self._block_size
+        if full > known:
+            parent = int(self._hashes[known - 1]) if known else None
+            tokens = self._tokens[known * size : full * size]
+            self._hashes[known:full] = block_hashes(tokens, size, self.salt, parent)
+            self._num_hashes = full
+        return self._hashes[:full]
+
+    def adopt_prefix(self, block_ids: BlockIds) -> None:
         """Starts with blocks that already hold the KV of the first ``len(block_ids)`` blocks."""
         self.add_blocks(block_ids)
-        self.computed = self.planned = len(block_ids) * size
+        self.computed = self.planned = len(block_ids) * self._block_size
         self.published = len(block_ids)
-        self._last_hash = int(hashes[len(block_ids) - 1]) if len(block_ids) else None
 
     def advance(self, end: int) -> None:
         """The KV of all positions below ``end`` is in place."""
@@ -144,7 +162,6 @@ class Sequence:
         self._prepared = None
         self.computed = self.planned = 0
         self.published = 0
-        self._last_hash = None
         return block_ids
 
     def plan_slice(self, count: int, eos: frozenset[int]) -> Slice:
@@ -156,14 +173,15 @@ class Sequence:
             return prepared
         return self._slice(start, end, eos)
 
-    def prepare_slice(self, block_size: int, eos: frozenset[int]) -> None:
+    def prepare_slice(self, eos: frozenset[int]) -> None:
         """Makes the slice of the token that the step under way draws, before it is known.
 
         Its place among the tokens is: the slice sees what `append` writes there. It stays unused
         if the answer ends with that token. None is made where it will need a new block.
         """
         start = self.length
-        if self.planned == start < len(self._tokens) and start < self.num_blocks * block_size:
+        room = self.num_blocks * self._block_size
+        if self.planned == start < len(self._tokens) and start < room:
             self._prepared = self._slice(start, start + 1, eos)
 
     def _slice(self, start: int, end: int, eos: frozenset[int]) -> Slice:
@@ -187,36 +205,36 @@ class Sequence:
         ends = set() if self.params.ignore_eos else set(eos)
         return tuple(sorted(ends | set(self.params.stop_token_ids)))
 
-    def fork(self, sequence_id: int, index: int, shared_blocks: int, block_size: int) -> Sequence:
+    def fork(self, sequence_id: int, index: int, shared_blocks: int) -> Sequence:
         """Another answer to the same prompt, over the first ``shared_blocks`` of its blocks."""
+        size = self._block_size
         fork = Sequence(
             sequence_id,
             self.key,
             self.tokens[: self.prompt_length],
             self.params,
             self.salt,
-            block_size,
+            size,
+            self.hashes[: self.prompt_length // size],
         )
         fork.index = index
         fork.computed = fork.planned = self.computed
         fork.computed_once = self.computed_once
         fork.cached_tokens = self.cached_tokens
         fork.published = self.published
-        fork._last_hash = self._last_hash
         fork.add_blocks(self.block_ids[:shared_blocks])
         return fork
 
     def publish_full_blocks(self, pool: BlockPool) -> None:
         """Enters the blocks that became full into the prefix cache."""
-        size = pool.block_size
-        full = self.computed // size
-        if full <= self.published:
+        start, full = self.published, self.computed // self._block_size
+        if full <= start:
             return
-        tokens = self._tokens[self.published * size : full * size]
-        hashes = block_hashes(tokens, size, self.salt, self._last_hash)
-        pool.publish(self._blocks[self.published : full], hashes, tokens, self._last_hash)
+        tokens = self._tokens[start * self._block_size : full * self._block_size]
+        hashes = self.hashes
+        parent = int(hashes[start - 1]) if start else None
+        pool.publish(self._blocks[start:full], hashes[start:full], tokens, parent)
         self.published = full
-        self._last_hash = int(hashes[-1])
 
     def certain_tokens(self, eos: frozenset[int]) -> int:
         """The answer gets so many more tokens, whatever they are; the last may be its end."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.block_hash import HashArray, TokenArray, block_hashes
+from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockIds, BlockPool
 from core.lease_events import Granted
 from core.outputs import StepCounters
@@ -22,12 +22,16 @@ from core.sequence import Sequence
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WaitingReserve:
-    """A handoff in the FIFO: wants blocks for a prompt that a prefill worker computes."""
+    """A handoff in the FIFO: wants blocks for a prompt that a prefill worker computes.
+
+    ``hashes``: of all full blocks of the prompt.
+    """
 
     key: AttemptKey
     tokens: TokenArray
     salt: int
     num_answers: int
+    hashes: HashArray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,8 +124,8 @@ class AdmissionQueue:
         found = self._find_blocks(sequence, sequence.length - 1, num_running)
         if found is None:
             return None
-        held, fresh, hashes = found
-        sequence.adopt_prefix(held, hashes, self._pool.block_size)
+        held, fresh = found
+        sequence.adopt_prefix(held)
         sequence.add_blocks(fresh)
         if sequence.computed_once == 0:
             sequence.cached_tokens = sequence.computed
@@ -132,13 +136,13 @@ class AdmissionQueue:
         found = self._find_blocks(waiting, len(waiting.tokens), num_running)
         if found is None:
             return None
-        held, fresh, hashes = found
+        held, fresh = found
         self._counters.prefix_tokens_hit += len(held) * self._pool.block_size
-        return Granted(waiting.key, np.concatenate([held, fresh]), len(held), hashes)
+        return Granted(waiting.key, np.concatenate([held, fresh]), len(held), waiting.hashes)
 
     def _find_blocks(
         self, head: WaitingReserve | Sequence, max_cached: int, num_running: int
-    ) -> tuple[BlockIds, BlockIds, HashArray] | None:
+    ) -> tuple[BlockIds, BlockIds] | None:
         """Cached blocks of the prefix, new ones for the rest and one more token; or None.
 
         Each other sequence that grows keeps room for a block, as far as the pool has so many, so
@@ -147,8 +151,8 @@ class AdmissionQueue:
         size = self._pool.block_size
         growing = num_running + head.num_answers - 1
         total = len(head.tokens) // size + 1
-        hashes = block_hashes(head.tokens, size, head.salt)
-        held = self._pool.match_prefix(hashes[: max_cached // size], head.tokens)
+        hashes = head.hashes[: max_cached // size]
+        held = self._pool.match_prefix(hashes, head.tokens)
         self._pool.acquire(held)
         count = total - len(held)
         room = min(growing, self._pool.num_blocks - total)
@@ -156,9 +160,9 @@ class AdmissionQueue:
         fresh = self._pool.allocate(count) if fits else None
         if fresh is None:
             self._pool.release(held)
-            self._refuse(num_running, hashes[len(held) : max_cached // size])
+            self._refuse(num_running, hashes[len(held) :])
             return None
-        return held, fresh, hashes
+        return held, fresh
 
     def _refuse(self, num_running: int, not_cached: HashArray) -> None:
         next_hash = int(not_cached[0]) if len(not_cached) else None

@@ -139,7 +139,8 @@ class Decoder:
         self, steps: int, token_of: Callable[[Sequence], int], now: float
     ) -> list[DecoderCommand]:
         """Plans and books that many steps, the last of which is complete ``now``, as so many calls
-        of `plan_step` and `complete_step` do. Returns the commands of the last one."""
+        of `plan_step` and `complete_step` do. Returns the tokens that end answers, and what became
+        possible by them."""
         self._clock.planned(now)
         self._clock.completed(now)
         outputs = self.scheduler.complete_steady_steps(steps, token_of)

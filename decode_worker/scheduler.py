@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from operator import attrgetter
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray, block_hashes
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.handoff import FailureCause
@@ -25,7 +25,7 @@ from core.lease_events import (
 )
 from core.outputs import Load, StepCounters, TokenOutput
 from core.prefill_order import DEFAULT_TTFT_S, PrefillOrder
-from core.request import AttemptKey, SamplingParams
+from core.request import AttemptKey, FinishReason, SamplingParams
 from core.sequence import Sequence
 from core.step import BlockCopy, SampledToken, Slice, StepPlan, StepResult
 from decode_worker.admission import AdmissionQueue, WaitingReserve
@@ -124,15 +124,18 @@ class DecodeScheduler:
         self._prompts.add(sequence.sequence_id, sequence.unplanned, now)
 
     def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int, num_answers: int) -> None:
-        self._queue.add(WaitingReserve(key, tokens, salt, num_answers))
+        hashes = block_hashes(tokens, self._pool.block_size, salt)
+        self._queue.add(WaitingReserve(key, tokens, salt, num_answers, hashes))
 
     def remove_reserve(self, key: AttemptKey) -> None:
         self._queue.remove_reserve(key)
 
     def start(self, event: StartSequence) -> list[TokenOutput]:
         """A committed handoff becomes n running sequences; their first tokens leave at once."""
-        sequence = self._new_sequence(event.key, event.tokens, event.params, event.salt)
-        sequence.adopt_prefix(event.block_ids[: event.held], event.hashes, self._pool.block_size)
+        sequence = self._new_sequence(
+            event.key, event.tokens, event.params, event.salt, event.hashes
+        )
+        sequence.adopt_prefix(event.block_ids[: event.held])
         sequence.add_blocks(event.block_ids[event.held :])
         sequence.advance(event.computed)
         sequence.computed_once = len(event.tokens)
@@ -283,10 +286,9 @@ class DecodeScheduler:
 
     def prepare_next(self) -> None:
         """While a step is computed: what can be made of the next one without its tokens."""
-        size = self._pool.block_size
         for sequence in self._in_flight:
             if not sequence.ended:
-                sequence.prepare_slice(size, self._eos)
+                sequence.prepare_slice(self._eos)
 
     def complete_step(
         self, plan: StepPlan, result: StepResult, seconds: float
@@ -338,25 +340,20 @@ class DecodeScheduler:
         token = drawn.token
         first = sequence.length == sequence.prompt_length
         sequence.append(token)
+        return _output(sequence, drawn, self._finish_if_over(sequence, token), first)
+
+    def _finish_if_over(self, sequence: Sequence, token: int) -> FinishReason | None:
         finish = sequence.finish_reason(token, self._eos)
         if finish is not None:
             self._finish(sequence)
-        return TokenOutput(
-            sequence.key,
-            token,
-            finish,
-            first,
-            sequence.cached_tokens,
-            sequence.index,
-            drawn.logprobs,
-        )
+        return finish
 
     def _fork(self, sequence: Sequence, index: int) -> Sequence:
         """Another answer: full blocks are shared, the block it will write into becomes its own."""
         self._next_id += 1
         size = self._pool.block_size
         shared = sequence.computed // size
-        fork = sequence.fork(self._next_id, index, shared, size)
+        fork = sequence.fork(self._next_id, index, shared)
         self._by_key[fork.key].append(fork)
         own = self._pool.allocate(sequence.num_blocks - shared) if self._has_place else None
         if own is None:
@@ -392,21 +389,23 @@ class DecodeScheduler:
         self, steps: int, token_of: Callable[[Sequence], int]
     ) -> list[TokenOutput]:
         """Plans and books ``steps`` steps, 1 to `steady_steps`, in each of which each sequence
-        draws its ``token_of``. Returns what the last of them drew."""
+        draws its ``token_of``. Returns the tokens that end answers; all belong to the last step."""
         drawn = [(sequence, token_of(sequence)) for sequence in self._running]
         for sequence, token in drawn:
-            sequence.append(token, steps - 1)
+            sequence.append(token, steps)
         take_and_publish_blocks(self._running, self._pool, steps)
         self._num_planned += steps
         self.counters.steps += steps
         self.counters.decode_tokens += steps * len(drawn)
-        return [self._on_steady_token(sequence, token) for sequence, token in drawn]
-
-    def _on_steady_token(self, sequence: Sequence, token: int) -> TokenOutput:
-        sequence.last_step = self._num_planned
-        sequence.advance(sequence.length)
-        sequence.publish_full_blocks(self._pool)
-        return self._on_token(sequence, SampledToken(token))
+        outputs = []
+        for sequence, token in drawn:
+            sequence.last_step = self._num_planned
+            sequence.advance(sequence.length - 1)
+            sequence.publish_full_blocks(self._pool)
+            finish = self._finish_if_over(sequence, token)
+            if finish is not None:
+                outputs.append(_output(sequence, SampledToken(token), finish, first=False))
+        return outputs
 
     # What others may know
 
@@ -431,9 +430,29 @@ class DecodeScheduler:
         return [*(s.block_ids for s in alive.values()), self._forks.sources]
 
     def _new_sequence(
-        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int
+        self,
+        key: AttemptKey,
+        tokens: TokenArray,
+        params: SamplingParams,
+        salt: int,
+        hashes: HashArray | None = None,
     ) -> Sequence:
         self._next_id += 1
-        sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
+        size = self._pool.block_size
+        sequence = Sequence(self._next_id, key, tokens, params, salt, size, hashes)
         self._by_key[key] = [sequence]
         return sequence
+
+
+def _output(
+    sequence: Sequence, drawn: SampledToken, finish: FinishReason | None, first: bool
+) -> TokenOutput:
+    return TokenOutput(
+        sequence.key,
+        drawn.token,
+        finish,
+        first,
+        sequence.cached_tokens,
+        sequence.index,
+        drawn.logprobs,
+    )

@@ -12,8 +12,6 @@ one (``decode_worker.scheduler``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
@@ -33,31 +31,32 @@ def count_steady_steps(
 ) -> int:
     """After so many steps an answer may end or somebody who waits be admitted, or the next step may
     lack a block. Whatever tokens are drawn, it is not so before."""
-    steps = min(s.certain_tokens(eos) for s in decoding)
-    for sequence in decoding:
-        if queue.head_may_continue(sequence):
-            steps = min(steps, _steps_to_full_block(sequence, pool.block_size))
+    steps = min([s.certain_tokens(eos) for s in decoding])
+    if len(queue):
+        continued = filter(queue.head_may_continue, decoding)
+        steps = min([steps, *(_steps_to_full_block(s, pool.block_size) for s in continued)])
     return _steps_with_blocks(decoding, pool, steps)
 
 
 def _steps_with_blocks(decoding: list[Sequence], pool: BlockPool, limit: int) -> int:
     """How many steps, at most ``limit``, find all their blocks without preemption."""
-    stock = np.array([s.num_blocks * pool.block_size - s.computed for s in decoding])
-    if _blocks_to_take(stock, limit, pool.block_size) <= pool.num_available:
-        return limit
-    low, high = 0, limit - 1
+    size, available = pool.block_size, pool.num_available
+    # For how many more tokens each sequence has room in its blocks.
+    room = np.array([s.num_blocks * size - s.computed for s in decoding])
+    low, high = 0, min(limit, (int(room.sum()) + available * size) // len(decoding))
+    if _blocks_to_take(room, high, size) <= available:
+        return high
     while low < high:
         steps = (low + high + 1) // 2
-        if _blocks_to_take(stock, steps, pool.block_size) <= pool.num_available:
+        if _blocks_to_take(room, steps, size) <= available:
             low = steps
         else:
             high = steps - 1
     return low
 
 
-def _blocks_to_take(stock: npt.NDArray[np.int64], steps: int, block_size: int) -> int:
-    """``stock``: for how many tokens each sequence has room in its blocks."""
-    return int((-(-np.maximum(steps - stock, 0) // block_size)).sum())
+def _blocks_to_take(room: npt.NDArray[np.int64], steps: int, block_size: int) -> int:
+    return int((-(-np.maximum(steps - room, 0) // block_size)).sum())
 
 
 def _steps_to_full_block(sequence: Sequence, block_size: int) -> int:
@@ -65,10 +64,12 @@ def _steps_to_full_block(sequence: Sequence, block_size: int) -> int:
 
 
 def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: int) -> None:
-    """All blocks that ``steps`` steps take, and those that steps before the last one publish."""
+    """All blocks that ``steps`` steps take, and those that steps before the last one publish.
+
+    The tokens that they draw are in place.
+    """
     size = pool.block_size
-    events = [event for s in decoding for event in _block_events(s, size, steps)]
-    for _, kind, _, sequence in sorted(events):
+    for _, kind, _, sequence in sorted(_block_events(decoding, size, steps)):
         if kind == _TAKE:
             _take_block(sequence, pool)
         else:
@@ -76,12 +77,17 @@ def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: in
             sequence.publish_full_blocks(pool)
 
 
-def _block_events(sequence: Sequence, size: int, steps: int) -> Iterator[_BlockEvent]:
-    number = sequence.sequence_id
-    for step in range(sequence.num_blocks * size - sequence.computed + 1, steps + 1, size):
-        yield step, _TAKE, number, sequence
-    for step in range(_steps_to_full_block(sequence, size), steps, size):
-        yield step, _PUBLISH, number, sequence
+def _block_events(decoding: list[Sequence], size: int, steps: int) -> list[_BlockEvent]:
+    events: list[_BlockEvent] = []
+    for sequence in decoding:
+        computed, number = sequence.computed, sequence.sequence_id
+        lacking = sequence.num_blocks * size - computed + 1
+        if lacking <= steps:
+            events += [(at, _TAKE, number, sequence) for at in range(lacking, steps + 1, size)]
+        full = size - computed % size
+        if full < steps:
+            events += [(at, _PUBLISH, number, sequence) for at in range(full, steps, size)]
+    return events
 
 
 def _take_block(sequence: Sequence, pool: BlockPool) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.block_hash import HashArray, TokenArray, block_hashes
+from core.block_hash import TokenArray
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.in_flight import InFlight
@@ -100,7 +100,7 @@ class PrefillScheduler:
             raise InvalidField("prompt", f"{len(tokens)} tokens", fix)
         self._next_id += 1
         sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
-        held, _ = self._cached_prefix(sequence)
+        held = self._cached_prefix(sequence)
         self._waiting[sequence.sequence_id] = sequence
         uncached = len(tokens) - len(held) * self._pool.block_size
         self._order.add(sequence.sequence_id, uncached, now)
@@ -175,26 +175,24 @@ class PrefillScheduler:
         """Blocks of a started prompt, in order."""
         return self._started[key].block_ids
 
-    def _cached_prefix(self, sequence: Sequence) -> tuple[BlockIds, HashArray]:
-        """Blocks that hold its first tokens already, and the hashes of all its full blocks."""
-        size = self._pool.block_size
-        hashes = block_hashes(sequence.tokens, size, sequence.salt)
+    def _cached_prefix(self, sequence: Sequence) -> BlockIds:
+        """Blocks that hold its first tokens already."""
         # The last token is always computed, so that there are logits to draw from.
-        most = (sequence.length - 1) // size
-        return self._pool.match_prefix(hashes[:most], sequence.tokens), hashes
+        most = (sequence.length - 1) // self._pool.block_size
+        return self._pool.match_prefix(sequence.hashes[:most], sequence.tokens)
 
     def _take_blocks(self, sequence: Sequence) -> bool:
         size = self._pool.block_size
         needed = -(-sequence.length // size)
         if self._unticketed and self._unticketed_blocks() + needed > self._unticketed_limit():
             return False
-        held, hashes = self._cached_prefix(sequence)
+        held = self._cached_prefix(sequence)
         self._pool.acquire(held)
         fresh = self._pool.allocate(needed - len(held))
         if fresh is None:
             self._pool.release(held)
             return False
-        sequence.adopt_prefix(held, hashes, size)
+        sequence.adopt_prefix(held)
         sequence.add_blocks(fresh)
         sequence.cached_tokens = sequence.computed
         self.counters.prefix_tokens_hit += sequence.computed

@@ -121,10 +121,12 @@ def pool_state(pool: BlockPool) -> dict[str, object]:
 
 
 def sequence_state(sequence: Sequence) -> dict[str, object]:
-    names = set(Sequence.__slots__) - {"_tokens", "_blocks", "_prepared", "block_ids"}
+    hidden = {"_tokens", "_blocks", "_prepared", "_hashes", "_num_hashes", "block_ids"}
+    names = set(Sequence.__slots__) - hidden
     return {name: getattr(sequence, name) for name in names} | {
         "tokens": sequence.tokens.tolist(),
         "blocks": sequence.block_ids.tolist(),
+        "hashes": sequence.hashes.tolist(),
     }
 
 

@@ -102,7 +102,7 @@ class RunningBatchMachine(RuleBasedStateMachine):
         check_same(self.batch.arrays_of(plan), plan)
         for sequence in chosen:
             if prepared:
-                sequence.prepare_slice(SIZE, NO_EOS)
+                sequence.prepare_slice(NO_EOS)
             sequence.advance(sequence.length)
             sequence.append(500 + sequence.length)
 
