@@ -160,14 +160,14 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         now, pool, before = self._agenda.now, self.decoder.pool, self.brain.load
         evicts, earlier = run.blocks > pool.num_free, run.end_of(run.steps - 1)
         free = pool.num_available - self._blocks_taken(run.steps)
-        self._note_gaps(run, run.steps - 1, earlier)
+        self._note_gaps(run, run.steps, now)
         commands = self.decoder.complete_steady_steps(run.steps, _drawn_by, now / FEMTOSECONDS)
         self._pipeline.pass_to(run.start, now)
         # What the step before the last one told, with the last one under way.
         self._last_load = replace(before, free_blocks=free)
         stored, removed = pool.drain_events() if evicts else (_NONE, _NONE)
         self._network.tell_state(self.number, earlier, self._last_load, stored, removed)
-        self._go_on(commands, now)
+        self._go_on(commands, now, in_run=True)
 
     def _blocks_taken(self, steps: int) -> int:
         """By so many steps of the run that nobody has booked."""

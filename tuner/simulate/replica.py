@@ -139,26 +139,31 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         plan = self._under_way.popleft()
         self._go_on(self.brain.complete_step(plan, _drawn(plan), now / FEMTOSECONDS), now)
 
-    def _go_on(self, commands: list[Command], now: int) -> None:
-        """A step was booked ``now``. What it gave is told when the next one is under way."""
+    def _go_on(self, commands: list[Command], now: int, in_run: bool = False) -> None:
+        """A step was booked ``now``. What it gave is told when the next one is under way.
+
+        ``in_run``: each sequence drew a token, the gaps are noted, and ``commands`` hold only the
+        tokens that end answers.
+        """
         self._is_completing = True
         self._plan_next(now)
         self._is_completing = False
-        self._carry_out(commands, now)
+        self._carry_out(commands, now, in_run)
 
     # What is told
 
-    def _carry_out(self, commands: list[Command], now: int) -> None:
+    def _carry_out(self, commands: list[Command], now: int, in_run: bool = False) -> None:
         outputs: list[TokenOutput] = [c for c in commands if isinstance(c, TokenOutput)]
-        if outputs:
-            self._tell_tokens(outputs, now)
-        self._tell_state(bool(outputs), now)
+        if not in_run:
+            self._note_tokens(outputs, now)
+        for output in outputs:
+            self._tell_token(output)
+        self._tell_state(in_run or bool(outputs), now)
         for command in commands:
             if not isinstance(command, TokenOutput):
                 self._carry_out_one(command)
 
-    def _tell_tokens(self, outputs: list[TokenOutput], now: int) -> None:
-        """Tokens between the first and the last of an answer change nothing at the router."""
+    def _note_tokens(self, outputs: list[TokenOutput], now: int) -> None:
         token_at = self._token_at
         gaps: Counter[int] = Counter()
         for output in outputs:
@@ -166,11 +171,14 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
             if not output.first:
                 gaps[now - token_at[index]] += 1
             token_at[index] = now
-            if output.finish is not None:
-                del token_at[index]
-            if output.first or output.finish is not None:
-                self._network.tell_output(self.number, output)
         self._gaps.step(gaps)
+
+    def _tell_token(self, output: TokenOutput) -> None:
+        """Tokens between the first and the last of an answer change nothing at the router."""
+        if output.finish is not None:
+            del self._token_at[request_index(output.key)]
+        if output.first or output.finish is not None:
+            self._network.tell_output(self.number, output)
 
     def _tell_state(self, has_outputs: bool, now: int) -> None:
         """What changed in the cache, and the load if it changed or if tokens go with it."""
