@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.profiling.subject import Subject
-from cluster.profiling.tasks import Found
+from cluster.profiling.tasks import AGAIN, Found
 from core.latency_profile import (
     EngineProfile,
     FitError,
@@ -37,13 +37,14 @@ Findings = Mapping[str, Found]
 
 AROUND = "around a step of "
 BESIDE = "beside a step of "
-AGAIN = "again: "
 KV_BYTES = "kv bytes"
 WAY = "way of a request"
 TICKET = "ticket"
 SERVING = "serving"
 # A point that takes that much longer or shorter at the end than before: the machine has changed.
 _ACCEPTED_DRIFT = 0.10
+# Of the time of steps that have a core to themselves, waiting for it.
+_ACCEPTED_WAITING = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,8 @@ def assemble(
         profiles.append(profile)
         fits.append(fitted)
         warnings += _warnings(setting.name, findings, fitted)
+        if setting.core_share == 1.0:
+            warnings += _disturbance(setting.name, findings)
     message_s = _message_s(edges)
     transfers = []
     for transport, findings in edges.items():
@@ -230,6 +233,17 @@ def _transfer(
     )
     worst = tuple(worst_points([one.name for one in transfers], error))
     return profile, Fitted(f"transfer over {transport}", len(transfers), error, worst)
+
+
+def _disturbance(name: str, findings: Findings) -> list[str]:
+    """Points of which no run had its core to itself."""
+    disturbed = [one.waited for one in findings.values() if one.waited > _ACCEPTED_WAITING]
+    if not disturbed:
+        return []
+    return [
+        f"engine {name}: other processes took up to {max(disturbed):.0%} of its cores during "
+        f"{len(disturbed)} of {len(findings)} points: measure again with nothing else running"
+    ]
 
 
 def _warnings(name: str, findings: Findings, fitted: Fitted) -> list[str]:

@@ -19,6 +19,7 @@ from cluster.process_binding import bind_process
 from cluster.profiling.child import Child
 from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
 from cluster.profiling.tasks import (
+    AGAIN,
     DECODING,
     PREFILLING,
     CompanyTask,
@@ -28,11 +29,13 @@ from cluster.profiling.tasks import (
 from core.request import Role
 
 if TYPE_CHECKING:
-    from cluster.profiling.step_runs import StepRuns
+    from cluster.profiling.step_runs import StepRun, StepRuns
     from engine.runner import LoadedModel
 
 # Of a companion's pool: what its own steps need.
 _COMPANY_BLOCKS = 512
+# A run that waited for its core for more than this share of its time is none of ours.
+_DISTURBED = 0.03
 # Most of what is free after loading; the rest is for what a step allocates.
 _KV_SHARE_OF_GPU = 0.9
 
@@ -87,9 +90,21 @@ def _measure_points(task: EngineTask, runs: StepRuns, company: _Company) -> None
     again = task.points[:1] if len(task.points) > 1 else ()
     for index, point in enumerate((*task.points, *again)):
         company.change(DECODING if point.chunks else PREFILLING)
-        times = runs.measure(point, patience.least, patience.most, patience.seconds)
-        name = point.name if index < len(task.points) else f"again: {point.name}"
-        say(name=name, seconds=median(times), runs=len(times))
+        measured = runs.measure(point, patience.least, patience.most, patience.seconds)
+        usable = measured if task.shares_cores else _undisturbed(measured)
+        name = point.name if index < len(task.points) else f"{AGAIN}{point.name}"
+        say(
+            name=name,
+            seconds=median(run.seconds for run in usable),
+            runs=len(usable),
+            waited=median(run.waited_s / run.seconds for run in usable),
+        )
+
+
+def _undisturbed(measured: list[StepRun]) -> list[StepRun]:
+    """Those in which no other process took the core; all if there is none."""
+    usable = [run for run in measured if run.waited_s < _DISTURBED * run.seconds]
+    return usable or measured
 
 
 def _measure_overhead(task: EngineTask, model: LoadedModel, company: _Company) -> None:

@@ -150,6 +150,7 @@ class _Run:
             patience=self.subject.patience,
             overhead_batches=overhead,
             overhead_steps=self.subject.overhead_steps,
+            shares_cores=setting.core_share < 1,
         )
 
     def _edge_task(

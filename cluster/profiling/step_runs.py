@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -24,6 +25,15 @@ _ENDLESS = SamplingParams(max_tokens=2**31 - 1, ignore_eos=True)
 # is the first to go on from there. A chunk is always a new one.
 _WARM_UP = 2
 _WARM_UP_OF_CHUNKS = 1
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
+
+
+@dataclass(frozen=True, slots=True)
+class StepRun:
+    """How long a step took, and how much of that its thread waited for a core. Seconds."""
+
+    seconds: float
+    waited_s: float
 
 
 @dataclass(slots=True)
@@ -49,12 +59,12 @@ class StepRuns:
         pool[0].normal_()
         pool[1:] = pool[0]
 
-    def measure(self, point: StepPoint, least: int, most: int, seconds: float) -> list[float]:
-        """Seconds of each run. The contexts grow by one from run to run, around the point's."""
+    def measure(self, point: StepPoint, least: int, most: int, seconds: float) -> list[StepRun]:
+        """The contexts grow by one from run to run, around the point's."""
         running = self._start(point, most)
         for _ in range(_WARM_UP if point.decodes else _WARM_UP_OF_CHUNKS):
             self._run(point, running)
-        times: list[float] = []
+        times: list[StepRun] = []
         end = time.perf_counter() + seconds
         while len(times) < least or (len(times) < most and time.perf_counter() < end):
             times.append(self._run(point, running))
@@ -76,11 +86,11 @@ class StepRuns:
         first_id = self._new_ids(point.decodes)
         return _Running(first_id, context - 1, tables, self._tokens(point.decodes))
 
-    def _run(self, point: StepPoint, running: _Running) -> float:
+    def _run(self, point: StepPoint, running: _Running) -> StepRun:
         plan = self._plan(point, running)
-        started = time.perf_counter()
+        waited, started = _waited_s(), time.perf_counter()
         result = self._executor.submit(plan, _nothing).result()
-        taken = time.perf_counter() - started
+        taken = StepRun(time.perf_counter() - started, _waited_s() - waited)
         self._check(result)
         ids = range(running.first_id, running.first_id + point.decodes)
         drawn = [result.sampled[sequence][0].token for sequence in ids]
@@ -135,6 +145,15 @@ class StepRuns:
 
 def _nothing() -> None:
     pass
+
+
+def _waited_s() -> float:
+    """For how long this thread was ready to run and had no core, so far (Linux, sched-stats: the
+    second number, in nanoseconds); 0 where nobody counts that."""
+    try:
+        return int(_SCHEDSTAT.read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _slice(

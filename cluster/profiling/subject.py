@@ -38,7 +38,7 @@ from tuner.profile.points import (
 
 _PATIENCE = {
     Effort.QUICK: Patience(2, 9, 0.2),
-    Effort.NORMAL: Patience(3, 15, 0.5),
+    Effort.NORMAL: Patience(3, 12, 0.25),
     Effort.THOROUGH: Patience(5, 30, 1.5),
 }
 # Larger steps than the config has, so that the tuner may try them.

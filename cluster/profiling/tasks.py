@@ -14,6 +14,8 @@ from tuner.profile.points import StepPoint
 # A companion computes prompts while a decode step is measured, and the other way round: the two
 # kinds of work that a disaggregated cluster has side by side.
 PREFILLING, DECODING = "prefill", "decode"
+# In front of the name of a point that is measured a second time.
+AGAIN = "again: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Patience:
 class EngineTask:
     """``worker``: settings of the replica's leading rank. ``rank_cores``: those of each rank.
     ``company``: cores of each other replica that computes meanwhile. ``overhead_batches``: with how
-    many sequences the scheduler around a step is measured."""
+    many sequences the scheduler around a step is measured. ``shares_cores``: with its company."""
 
     worker: WorkerSettings
     rank_cores: tuple[tuple[int, ...], ...]
@@ -39,6 +41,7 @@ class EngineTask:
     patience: Patience
     overhead_batches: tuple[int, ...]
     overhead_steps: int
+    shares_cores: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +64,13 @@ class CompanyTask:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """One finding: median seconds of ``name``, and of how many runs."""
+    """One finding: median seconds of ``name``, and of how many runs. ``waited``: for which share of
+    them it was kept from its core by others."""
 
     name: str
     seconds: float
     runs: int
+    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

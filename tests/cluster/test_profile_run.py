@@ -82,6 +82,7 @@ def task(subject: Subject, setting: EngineSetting, cores: int) -> EngineTask:
         patience=Patience(2, 2, 0.0),
         overhead_batches=(),
         overhead_steps=0,
+        shares_cores=False,
     )
 
 

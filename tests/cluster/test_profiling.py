@@ -12,12 +12,12 @@ from model_folders import make_model_folder
 from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
-from cluster.profiling.assemble import AGAIN, AROUND, BESIDE, TICKET, WAY, assemble
+from cluster.profiling.assemble import AROUND, BESIDE, TICKET, WAY, assemble
 from cluster.profiling.machine import hardware_name
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.placing import Placing, place
 from cluster.profiling.subject import Subject, choose_subject
-from cluster.profiling.tasks import Found
+from cluster.profiling.tasks import AGAIN, Found
 from cluster.progress import ProgressBar, StderrProgress
 from core.config import make_spec
 from core.errors import Incompatible, InvalidField
@@ -171,6 +171,18 @@ def test_a_machine_that_drifts_is_named(subject: Subject) -> None:
     (warning,) = assemble(subject, {ALONE: slower}, {}, SERVED, "now").warnings
     assert "decode 8 × 64 took +20% at the end" in warning
     assert assemble(subject, {ALONE: steady}, {}, SERVED, "now").warnings == ()
+
+
+def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
+    engines = {
+        setting: {
+            name: replace(one, waited=0.4 if name == "decode 8 × 64" else 0.01)
+            for name, one in findings(subject, setting, 1.0).items()
+        }
+        for setting in (ALONE, SHARED)
+    }
+    (warning,) = assemble(subject, engines, {}, SERVED, "now").warnings
+    assert warning.startswith("engine 1×1, 1 thread: other processes took up to 40% of its cores")
 
 
 def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:

@@ -113,20 +113,22 @@ class _Design:
     longest: int
 
 
+# Batches are close to each other where a step turns from reading weights to computing: with one of
+# them unseen, the others must still say where that is.
 _DESIGNS = {
     Effort.QUICK: _Design(
         chunks=(16, 64, 128, 256),
         starts=(0, 1024),
-        batches=(1, 4, 8, 16, 32),
+        batches=(1, 2, 4, 6, 8, 10, 12, 16, 24, 32),
         contexts=(64, 1024),
         beside_chunks=(48, 192),
         beside_batches=(4, 12),
         longest=2048,
     ),
     Effort.NORMAL: _Design(
-        chunks=(8, 16, 32, 64, 128, 192, 256, 384, 512, 1024),
+        chunks=(8, 16, 32, 64, 128, 256, 512),
         starts=(0, 512, 1500),
-        batches=(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64),
+        batches=(1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64),
         contexts=(64, 512, 1500),
         beside_chunks=(32, 96, 224),
         beside_batches=(2, 8, 24),
@@ -135,7 +137,7 @@ _DESIGNS = {
     Effort.THOROUGH: _Design(
         chunks=(8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096, 8192),
         starts=(0, 256, 1024, 4000, 12_000, 30_000),
-        batches=(1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256),
+        batches=(1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256),
         contexts=(64, 256, 1024, 4000, 12_000, 30_000),
         beside_chunks=(32, 96, 224, 480),
         beside_batches=(2, 8, 24, 64),
