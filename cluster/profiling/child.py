@@ -23,7 +23,8 @@ class Child:
     """A process that runs ``module`` with one task on its stdin, which stays open while it works:
     a child whose parent is gone finds it closed and ends."""
 
-    def __init__(self, module: str, task: object, threads: int) -> None:
+    def __init__(self, module: str, task: object, threads: int, gpu: str | None = None) -> None:
+        """``gpu``: the only one that it sees; None: as we do."""
         self._module = module
         # -P: a file in the current directory must not hide our modules.
         self._process = subprocess.Popen(
@@ -31,7 +32,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | thread_environment(threads),
+            env=os.environ | thread_environment(threads) | _only(gpu),
             # Ctrl-C is for the command, which ends it.
             process_group=0,
         )
@@ -103,3 +104,7 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             return self._process.wait()
+
+
+def _only(gpu: str | None) -> dict[str, str]:
+    return {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}

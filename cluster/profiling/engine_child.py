@@ -31,6 +31,7 @@ from core.request import Role
 if TYPE_CHECKING:
     from cluster.profiling.step_runs import StepRun, StepRuns
     from engine.runner import LoadedModel
+    from worker.ranks.group import RankGroup
 
 # Of a companion's pool: what its own steps need.
 _COMPANY_BLOCKS = 512
@@ -130,16 +131,14 @@ def _say_memory(model: LoadedModel) -> None:
         say(name="kv bytes", seconds=int((free + size) * _KV_SHARE_OF_GPU), runs=1)
 
 
-def _start_followers(task: EngineTask, group: object, others: contextlib.ExitStack) -> None:
-    from worker.ranks.group import RankGroup
-
-    assert isinstance(group, RankGroup)
+def _start_followers(task: EngineTask, group: RankGroup, others: contextlib.ExitStack) -> None:
     for index, cores in enumerate(task.rank_cores[1:]):
         follower = FollowerTask(
             task.worker, index + 1, cores, group.address.port, group.address.token.hex()
         )
         module = "cluster.profiling.follower_child"
-        others.enter_context(Child(module, follower, task.worker.threads))
+        gpu = task.rank_gpus[index + 1] if task.rank_gpus else None
+        others.enter_context(Child(module, follower, task.worker.threads, gpu))
 
 
 def _companion(task: EngineTask, cores: tuple[int, ...]) -> Child:

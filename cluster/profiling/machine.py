@@ -19,12 +19,12 @@ def hardware_name(device: str) -> str:
     return _gpu_name() if device == "cuda" else f"{_cpu_name()}, {len(usable_cores())} cores"
 
 
-def count_gpus() -> int:
-    """Those that this process may see."""
+def visible_gpus() -> list[str]:
+    """Those that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return len([part for part in chosen.split(",") if part.strip()])
-    return len(list(_GPUS.glob("*/information")))
+        return [part.strip() for part in chosen.split(",") if part.strip()]
+    return [str(index) for index in range(len(list(_GPUS.glob("*/information"))))]
 
 
 def _cpu_name(cpuinfo: Path = _CPUINFO) -> str:

@@ -22,8 +22,9 @@ from cluster.profiling.assemble import (
 )
 from cluster.profiling.child import Child
 from cluster.profiling.edges import measure_edges
+from cluster.profiling.machine import visible_gpus
 from cluster.profiling.partial_file import PartialFile, partial_path
-from cluster.profiling.placing import place
+from cluster.profiling.placing import Placing, place
 from cluster.profiling.serving import measure_serving
 from cluster.profiling.subject import Subject
 from cluster.profiling.tasks import EdgeTask, EngineTask, Found
@@ -60,7 +61,8 @@ class _Run:
             return
         self.bar.advance(_LOADING, f"{section}: loading")
         task = self._task(setting, points, overhead)
-        with Child("cluster.profiling.engine_child", task, setting.threads) as child:
+        gpu = task.rank_gpus[0] if task.rank_gpus else None
+        with Child("cluster.profiling.engine_child", task, setting.threads, gpu) as child:
             for said in child.lines():
                 found = Found(**said)
                 self.partial.add(section, found)
@@ -95,7 +97,7 @@ class _Run:
             return
         self.bar.advance(0.0, "serving: loading")
         setting = self.subject.engines[0]
-        cores = place(replace(setting, core_share=1.0, company=0), self.subject.cores).ranks[0]
+        cores = self._place(setting)[0].ranks[0]
         worker = replace(self._light_worker(setting, cores), max_num_seqs=max(batches))
         times = measure_serving(
             worker, self.subject.vocab_size, batches, _FIRST_TOKENS, self.subject.served_steps
@@ -141,7 +143,7 @@ class _Run:
     def _task(
         self, setting: EngineSetting, points: Sequence[StepPoint], overhead: tuple[int, ...]
     ) -> EngineTask:
-        placing = place(setting, self.subject.cores)
+        placing, gpus = self._place(setting)
         return EngineTask(
             worker=self.subject.worker(setting, placing.ranks[0]),
             rank_cores=placing.ranks,
@@ -151,7 +153,15 @@ class _Run:
             overhead_batches=overhead,
             overhead_steps=self.subject.overhead_steps,
             shares_cores=setting.core_share < 1,
+            rank_gpus=gpus,
         )
+
+    def _place(self, setting: EngineSetting) -> tuple[Placing, tuple[str, ...]]:
+        """Cores and GPUs of each rank: where GPUs compute, nothing is bound to cores."""
+        count = setting.shape.num_ranks
+        if self.subject.device == "cuda":
+            return Placing(((),) * count, ()), tuple(visible_gpus()[:count])
+        return place(setting, self.subject.cores), ()
 
     def _edge_task(
         self, transports: tuple[str, ...], blocks: tuple[int, ...]
@@ -159,9 +169,10 @@ class _Run:
         """P on the first cores, D on the last, as the smallest replicas would be."""
         subject = self.subject
         setting = subject.engines[0]
-        count = setting.threads
-        ours, theirs = subject.cores[:count], subject.cores[-count:]
-        company = [self._light_worker(setting, cores) for cores in dict.fromkeys((ours, theirs))]
+        count = setting.threads if subject.device == "cpu" else 0
+        ours, theirs = subject.cores[:count], subject.cores[len(subject.cores) - count :]
+        busy = dict.fromkeys((ours, theirs)) if count else ()
+        company = [self._light_worker(setting, cores) for cores in busy]
         task = EdgeTask(
             layout=subject.layout,
             device=subject.device,
@@ -171,7 +182,7 @@ class _Run:
             batches=blocks,
             patience=replace(subject.patience, least=5, most=30),
         )
-        return task, ours, company if subject.device == "cpu" else []
+        return task, ours, company
 
     def _light_worker(self, setting: EngineSetting, cores: tuple[int, ...]) -> WorkerSettings:
         """With a pool for its own few sequences."""

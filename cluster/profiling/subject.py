@@ -13,7 +13,7 @@ from cluster.engine_bench.cases import OVERHEAD_BATCH, OVERHEAD_PROMPT, WARM_UP_
 from cluster.memory_plan import KV_SHARE_OF_FREE_MEMORY
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.plan import POOLS, check_shapes, resolve_dtype
-from cluster.profiling.machine import count_gpus, hardware_name, usable_cores
+from cluster.profiling.machine import hardware_name, usable_cores, visible_gpus
 from cluster.profiling.tasks import Patience
 from cluster.progress import Progress
 from core.config import ClusterSpec
@@ -97,7 +97,7 @@ class Subject:
     def engines(self) -> tuple[EngineSetting, ...]:
         shapes = self._shapes()
         if self.device == "cuda":
-            fitting = [shape for shape in shapes if shape.num_ranks <= count_gpus()]
+            fitting = [shape for shape in shapes if shape.num_ranks <= len(visible_gpus())]
             return tuple(EngineSetting(shape, 1) for shape in dict.fromkeys((ONE_RANK, *fitting)))
         threads = self.spec.engine.threads
         return design_engines(self.effort, len(self.cores), shapes, threads)

@@ -30,7 +30,8 @@ class Patience:
 
 @dataclass(frozen=True, slots=True)
 class EngineTask:
-    """``worker``: settings of the replica's leading rank. ``rank_cores``: those of each rank.
+    """``worker``: settings of the replica's leading rank. ``rank_cores``: those of each rank, none:
+    not bound; ``rank_gpus``: the GPU of each rank, none on a CPU.
     ``company``: cores of each other replica that computes meanwhile. ``overhead_batches``: with how
     many sequences the scheduler around a step is measured. ``shares_cores``: with its company."""
 
@@ -42,6 +43,7 @@ class EngineTask:
     overhead_batches: tuple[int, ...]
     overhead_steps: int
     shares_cores: bool
+    rank_gpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
