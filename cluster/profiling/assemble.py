@@ -118,6 +118,7 @@ def assemble(
         request_s=max(0.0, way_s / 2 - message_s),
         engines=tuple(profiles),
         transfers=tuple(transfers),
+        device="cuda" if subject.device == "cuda" else "cpu",
     )
     return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
 

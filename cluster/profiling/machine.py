@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+from importlib.metadata import version
 from pathlib import Path
+
+from kernels.native.build import library_path, variants
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")
@@ -25,6 +28,14 @@ def visible_gpus() -> list[str]:
     if chosen is not None:
         return [part.strip() for part in chosen.split(",") if part.strip()]
     return [str(index) for index in range(len(list(_GPUS.glob("*/information"))))]
+
+
+def kernels_name(setting: str) -> str:
+    """``engine.kernels``, and which compiled ones there are for a CPU: their names change with
+    their sources."""
+    paths = [library_path(variant) for variant in variants()]
+    built = sorted(path.name for path in paths if path.exists())
+    return f"{setting} ({', '.join(built) or 'none compiled'}, torch {version('torch')})"
 
 
 def _cpu_name(cpuinfo: Path = _CPUINFO) -> str:

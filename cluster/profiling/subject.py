@@ -13,7 +13,12 @@ from cluster.engine_bench.cases import OVERHEAD_BATCH, OVERHEAD_PROMPT, WARM_UP_
 from cluster.memory_plan import KV_SHARE_OF_FREE_MEMORY
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.plan import POOLS, check_shapes, resolve_dtype
-from cluster.profiling.machine import hardware_name, usable_cores, visible_gpus
+from cluster.profiling.machine import (
+    hardware_name,
+    kernels_name,
+    usable_cores,
+    visible_gpus,
+)
 from cluster.profiling.tasks import Patience
 from cluster.progress import Progress
 from core.config import ClusterSpec
@@ -80,7 +85,7 @@ class Subject:
             "model_hash": self.model_hash,
             "dtype": self.dtype,
             "device": self.device,
-            "kernels": self.spec.engine.kernels,
+            "kernels": kernels_name(self.spec.engine.kernels),
             "hardware": self.hardware,
             "block_size": str(self.layout.block_size),
         }
