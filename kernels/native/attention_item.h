@@ -28,21 +28,21 @@ struct Item {
 };
 
 // e^x to 2e-5, for weights that are rounded to bfloat16: 2^n times a polynomial in the rest.
-static inline f32x16 exp_of(f32x16 x, bf16) {
-  f32x16 y = x * 1.44269504f;
-  i32x16 vanishes = y < -126.0f;
+static inline f32v exp_of(f32v x, bf16) {
+  f32v y = x * 1.44269504f;
+  i32v vanishes = y < -126.0f;
   y = max(splat(-126.0f), y);
-  f32x16 shifted = y + 12582912.0f;
-  f32x16 r = y - (shifted - 12582912.0f);
-  f32x16 p = splat(9.61812910e-3f);
+  f32v shifted = y + 12582912.0f;
+  f32v r = y - (shifted - 12582912.0f);
+  f32v p = splat(9.61812910e-3f);
   p = p * r + 5.55041087e-2f;
   p = p * r + 2.40226507e-1f;
   p = p * r + 6.93147182e-1f;
   p = p * r + 1.0f;
-  f32x16 result = p * as_floats(((u32x16)shifted + 127) << 23);
-  return vanishes ? f32x16{} : result;
+  f32v result = p * as_floats(((u32v)shifted + 127) << 23);
+  return vanishes ? f32v{} : result;
 }
-static inline f32x16 exp_of(f32x16 x, float) { return exp(x); }
+static inline f32v exp_of(f32v x, float) { return exp(x); }
 
 // Of a row: the largest score so far and the sum of weights relative to it.
 struct Sum {
@@ -135,7 +135,7 @@ class ItemWork {
   }
 
   void attend(int64_t key, const Tile<T>& now, const Tile<T>& ahead) {
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
     if (rows_ <= FEW_QUERIES && call_.dim % 32 == 0)
       return with_rows<FEW_QUERIES>(
           (int)rows_, [&](auto count) { attend_few<decltype(count)::COUNT>(key, now, ahead); });
@@ -143,7 +143,7 @@ class ItemWork {
     attend_many(key, now, ahead);
   }
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
   template <int ROWS>
   void attend_few(int64_t key, const Tile<T>& now, const Tile<T>& ahead) {
     alignas(64) float scores[ROWS * KEYS];
@@ -153,8 +153,8 @@ class ItemWork {
     for (int i = 0; i < ROWS; i++)
       shrink[i] = weigh(key, i, scores + i * KEYS, weights + i * KEYS);
     int64_t column = 0;
-    for (; column + 64 <= call_.dim; column += 64)
-      add_few<ROWS, 4>(weights, now.values, ahead.values, column, shrink, width_, out_);
+    for (; column + FEW_VECTORS * LANES <= call_.dim; column += FEW_VECTORS * LANES)
+      add_few<ROWS, FEW_VECTORS>(weights, now.values, ahead.values, column, shrink, width_, out_);
     if (column < call_.dim)
       add_few<ROWS, 2>(weights, now.values, ahead.values, column, shrink, width_, out_);
   }
@@ -173,16 +173,15 @@ class ItemWork {
 
   template <int ROWS>
   void attend_rows(int64_t key, int64_t row, const T* const* values_ahead) {
-    // Few rows take more columns at once, so that no sum waits for its last addition.
-    constexpr int WIDE = ROWS * 2 <= TILE_ROWS ? 2 * TILE_VECTORS : TILE_VECTORS;
+    constexpr int WIDE = VECTORS_OF<ROWS>;
     alignas(64) float scores[ROWS * KEYS];
     alignas(64) T weights[ROWS * KEYS];
     float shrink[ROWS];
     for (int column = 0; column < KEYS; column += WIDE * LANES)
       tile<T, ROWS, WIDE>(
           queries_ + row * call_.dim, call_.dim, keys_ + column, KEYS, call_.dim / DEPTH,
-          [](int, int) { return f32x16{}; },
-          [&](int i, int j, f32x16 sum) {
+          [](int, int) { return f32v{}; },
+          [&](int i, int j, f32v sum) {
             store(scores + i * KEYS + column + j * LANES, sum * scale_);
           },
           [&](int64_t k) {
@@ -205,22 +204,24 @@ class ItemWork {
     tile<T, ROWS, VECTORS>(
         weights, KEYS, values_ + column, width_, KEYS / DEPTH,
         [&](int i, int j) { return load(out + i * width_ + j * LANES) * shrink[i]; },
-        [&](int i, int j, f32x16 sum) { store(out + i * width_ + j * LANES, sum); }, [](int64_t) {});
+        [&](int i, int j, f32v sum) { store(out + i * width_ + j * LANES, sum); }, [](int64_t) {});
   }
 
   // Scores of a tile to weights; gives the factor by which what was summed before shrinks.
   float weigh(int64_t key, int64_t row, const float* scores, T* weights) {
     constexpr int VECTORS = KEYS / LANES;
-    f32x16 s[VECTORS];
+    f32v s[VECTORS];
     for (int j = 0; j < VECTORS; j++) s[j] = load(scores + j * LANES);
     int64_t last = position(row), first = first_seen(last);
     if (key + KEYS - 1 > last || key < first) hide(s, (int)(first - key), (int)(last - key));
     float before = sums_[row].largest;
-    float now = largest(max(max(s[0], s[1]), max(s[2], s[3])));
+    f32v best = s[0];
+    for (int j = 1; j < VECTORS; j++) best = max(best, s[j]);
+    float now = largest(best);
     now = now > before ? now : before;
-    f32x16 total = {};
+    f32v total = {};
     for (int j = 0; j < VECTORS; j++) {
-      f32x16 w = exp_of(s[j] - now, T{});
+      f32v w = exp_of(s[j] - now, T{});
       store(weights + j * LANES, w);
       total += w;
     }
@@ -230,8 +231,8 @@ class ItemWork {
   }
 
   // -inf for the keys of a tile before `first` and after `last`.
-  static void hide(f32x16* scores, int first, int last) {
-    i32x16 index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  static void hide(f32v* scores, int first, int last) {
+    i32v index = lane_numbers();
     for (int j = 0; j < KEYS / LANES; j++, index += LANES)
       scores[j] = (index < first) | (index > last) ? splat(-__builtin_inff()) : scores[j];
   }

@@ -17,8 +17,13 @@ constexpr int PANEL = 32;
 static_assert(STRIPES == LANES && STRIPE_GROUP % PANEL == 0, "a vector has one column of each stripe");
 // What a thread's rows of x may take of the second-level cache while it goes over all panels.
 constexpr int64_t ROWS_BYTES = 384 << 10;
-// Up to so many rows a panel is used faster than memory gives it; from so many on more slowly.
-constexpr int FEW_ROWS = 4, MANY_ROWS = 7;
+// Up to so many rows a panel is used faster than memory gives it; from so many on more slowly. With
+// narrow vectors it takes a panel's columns in parts, and what is asked for serves all of them.
+constexpr int FEW_ROWS = LANES == 16 ? 4 : TILE_ROWS, MANY_ROWS = 7;
+
+// A panel's columns that are multiplied at once.
+template <int ROWS>
+constexpr int VECTORS_IN_PANEL = VECTORS_OF<ROWS> * LANES <= PANEL ? VECTORS_OF<ROWS> : TILE_VECTORS;
 
 struct Call {
   const char* x;
@@ -30,7 +35,7 @@ struct Call {
 };
 
 template <typename T, typename Out>
-void finish(const Call& call, int64_t row, int64_t column, f32x16 sum) {
+void finish(const Call& call, int64_t row, int64_t column, f32v sum) {
   Out* y = (Out*)call.y + row * call.columns + column;
   int64_t left = call.columns - column;
   if (left <= 0) return;
@@ -64,9 +69,9 @@ void tile_of(const Call& call, int64_t row, int64_t column) {
   const T* x = (const T*)call.x + row * call.depth;
   auto panel = (const typename Operand<T>::Word*)call.packed + column / PANEL * (steps * PANEL);
   const auto* w = panel + column % PANEL;
-  tile<T, ROWS, TILE_VECTORS>(
-      x, call.depth, w, PANEL, steps, [](int, int) { return f32x16{}; },
-      [&](int i, int j, f32x16 sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); },
+  tile<T, ROWS, VECTORS_IN_PANEL<ROWS>>(
+      x, call.depth, w, PANEL, steps, [](int, int) { return f32v{}; },
+      [&](int i, int j, f32v sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); },
       [&](int64_t k) { ask_ahead<ROWS, ONCE>((const char*)(w + k * PANEL)); });
 }
 
@@ -77,12 +82,13 @@ void panel(const Call& call, int64_t column, int64_t first, int64_t last) {
   for (int64_t i = 0; i < tiles; i++) {
     int64_t row = first + (last - first) * i / tiles;
     int64_t end = first + (last - first) * (i + 1) / tiles;
-    for (int64_t part = 0; part < PANEL; part += TILE_COLUMNS)
-      with_rows((int)(end - row), [&](auto count) {
-        constexpr int ROWS = decltype(count)::COUNT;
+    with_rows((int)(end - row), [&](auto count) {
+      constexpr int ROWS = decltype(count)::COUNT;
+      for (int part = 0; part < PANEL; part += VECTORS_IN_PANEL<ROWS> * LANES) {
         if (tiles == 1) tile_of<T, Out, ROWS, true>(call, row, column + part);
         else tile_of<T, Out, ROWS, false>(call, row, column + part);
-      });
+      }
+    });
   }
 }
 

@@ -16,8 +16,8 @@ constexpr int64_t ELEMENTS_PER_THREAD = 1 << 18;
 constexpr int CHAINS = 4;
 
 struct Squares {
-  f32x16 sums[CHAINS] = {};
-  void add(int chain, f32x16 x) { sums[chain] += x * x; }
+  f32v sums[CHAINS] = {};
+  void add(int chain, f32v x) { sums[chain] += x * x; }
   float total() const { return sum((sums[0] + sums[1]) + (sums[2] + sums[3])); }
 };
 
@@ -42,7 +42,7 @@ template <typename T>
 float add_and_sum_squares(const T* x, T* residual, int64_t width) {
   Squares squares;
   auto add = [&](int64_t i, int chain) __attribute__((always_inline)) {
-    f32x16 total = rounded<T>(load(residual + i) + load(x + i));
+    f32v total = rounded<T>(load(residual + i) + load(x + i));
     store(residual + i, total);
     squares.add(chain, total);
   };
@@ -53,7 +53,7 @@ float add_and_sum_squares(const T* x, T* residual, int64_t width) {
   for (; i + LANES <= width; i += LANES) add(i, 0);
   if (i < width) {
     int count = (int)(width - i);
-    f32x16 total = rounded<T>(load_some(residual + i, count) + load_some(x + i, count));
+    f32v total = rounded<T>(load_some(residual + i, count) + load_some(x + i, count));
     store_some(residual + i, total, count);
     squares.add(0, total);
   }

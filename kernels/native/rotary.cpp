@@ -15,14 +15,14 @@ template <typename T>
 void rotate(const T* x, const T* cos, const T* sin, T* out, int64_t half) {
   int64_t i = 0;
   for (; i + LANES <= half; i += LANES) {
-    f32x16 a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
+    f32v a = load(x + i), b = load(x + half + i), c = load(cos + i), s = load(sin + i);
     store(out + i, a * c - b * s);
     store(out + half + i, b * c + a * s);
   }
   if (i == half) return;
   int count = (int)(half - i);
-  f32x16 a = load_some(x + i, count), b = load_some(x + half + i, count);
-  f32x16 c = load_some(cos + i, count), s = load_some(sin + i, count);
+  f32v a = load_some(x + i, count), b = load_some(x + half + i, count);
+  f32v c = load_some(cos + i, count), s = load_some(sin + i, count);
   store_some(out + i, a * c - b * s, count);
   store_some(out + half + i, b * c + a * s, count);
 }

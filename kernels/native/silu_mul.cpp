@@ -8,7 +8,7 @@ namespace {
 // Elements that are worth another thread's start: some 50 µs of work.
 constexpr int64_t ELEMENTS_PER_THREAD = 1 << 16;
 
-static inline f32x16 silu_mul(f32x16 gate, f32x16 up) { return gate / (1.0f + exp(-gate)) * up; }
+static inline f32v silu_mul(f32v gate, f32v up) { return gate / (1.0f + exp(-gate)) * up; }
 
 template <typename T>
 void silu_mul_row(const T* gate, const T* up, T* out, int64_t width) {
