@@ -14,7 +14,7 @@ namespace crossdock {
 namespace {
 
 constexpr int PANEL = 32;
-static_assert(STRIPES == LANES && STRIPE_GROUP % PANEL == 0, "a vector has one column of each stripe");
+static_assert(STRIPES % LANES == 0 && STRIPE_GROUP % PANEL == 0, "stripes are whole vectors");
 // What a thread's rows of x may take of the second-level cache while it goes over all panels.
 constexpr int64_t ROWS_BYTES = 384 << 10;
 // Up to so many rows a panel is used faster than memory gives it; from so many on more slowly. With
@@ -92,29 +92,36 @@ void panel(const Call& call, int64_t column, int64_t first, int64_t last) {
   }
 }
 
-f32x16 load_or(const float* from, int count, f32x16 others) {
+// The first `count` of a vector, and those of `others` after them.
+f32v load_or(const float* from, int64_t count, f32v others) {
   float copied[LANES];
   store(copied, others);
-  std::memcpy(copied, from, count * sizeof(float));
+  if (count > 0) std::memcpy(copied, from, count * sizeof(float));
   return load(copied);
+}
+
+// Of LANES stripes in `count` results from `y`, the first of which is in the first of the stripes.
+f32v maxima_of(const float* y, int64_t count) {
+  const f32v lowest = splat(-std::numeric_limits<float>::infinity());
+  f32v largest = lowest;
+  u32v bad = {};
+  for (int64_t i = 0; i < count; i += STRIPES) {
+    f32v values = i + LANES <= count ? load(y + i) : load_or(y + i, count - i, lowest);
+    largest = max(values, largest);
+    bad |= (u32v)(values != values);
+  }
+  return as_floats((u32v)largest | bad);  // all bits set: a NaN
 }
 
 // Of the stripes in one group of float results, while these are in the cache. A NaN stays.
 void find_maxima(const Call& call, int64_t group, int64_t first, int64_t last) {
   int64_t start = group * STRIPE_GROUP, left = call.columns - start;
   int64_t count = left < STRIPE_GROUP ? left : STRIPE_GROUP;
-  const f32x16 lowest = splat(-std::numeric_limits<float>::infinity());
   for (int64_t row = first; row < last; row++) {
     const float* y = (const float*)call.y + row * call.columns + start;
-    f32x16 largest = lowest;
-    u32x16 bad = {};
-    for (int64_t i = 0; i < count; i += LANES) {
-      f32x16 values = i + LANES <= count ? load(y + i) : load_or(y + i, (int)(count - i), lowest);
-      largest = max(values, largest);
-      bad |= (u32x16)(values != values);
-    }
-    largest = as_floats((u32x16)largest | bad);  // all bits set: a NaN
-    store(call.maxima + (row * stripe_groups(call.columns) + group) * STRIPES, largest);
+    float* maxima = call.maxima + (row * stripe_groups(call.columns) + group) * STRIPES;
+    for (int64_t part = 0; part < STRIPES; part += LANES)
+      store(maxima + part, maxima_of(y + part, count - part));
   }
 }
 
