@@ -14,6 +14,7 @@ from core.request import Role
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.decode_replica import DecodeReplica
+from tuner.simulate.garbage import rare_collection
 from tuner.simulate.network import Network
 from tuner.simulate.prefill_replica import PrefillReplica
 from tuner.simulate.recorder import GapRecorder, RequestRecorder, SampleTimes
@@ -45,9 +46,10 @@ def simulate(
     every worker by itself, which is slow and gives the same. ``progress`` is told the share of
     requests that have ended, 0 to 1. Raises ``InvalidField`` for a cluster that can't be built.
     """
-    simulation = Simulation(trace, cluster, seed=seed, step_by_step=step_by_step)
-    simulation.run(until_s, progress)
-    return simulation.result()
+    with rare_collection():
+        simulation = Simulation(trace, cluster, seed=seed, step_by_step=step_by_step)
+        simulation.run(until_s, progress)
+        return simulation.result()
 
 
 class Simulation:
