@@ -14,7 +14,11 @@ Does not cover: blocks, chunks and which prompts may be under way at once (the w
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 # Tokens of later prompts that may be computed before a prompt, for each token of its own.
 PATIENCE = 8
@@ -27,67 +31,90 @@ DEFAULT_TTFT_S = 1.0
 _FADING = 0.9
 
 
-@dataclass(slots=True, eq=False)
-class PendingPrefill:
-    """A prompt with tokens in no step yet. Times in seconds.
+class PendingPrefill(NamedTuple):
+    """A prompt with tokens in no step yet, ``remaining`` of them. ``deadline`` in seconds.
 
-    ``total``: how many tokens it has to compute (its prefix in the cache needs none; where blocks
-    were taken away, the most that were ever left since its first chunk); ``remaining``: how many of
-    them are in no step yet; ``passed``: how many tokens of later prompts were planned meanwhile.
+    ``is_aged``: it was passed so often that it goes first.
     """
 
     number: int
     deadline: float
-    total: int
     remaining: int
-    passed: int = 0
+    is_aged: bool
 
-    @property
-    def is_aged(self) -> bool:
-        return self.passed >= PATIENCE * self.total
+
+# So many at a time are made into objects; mostly the first few are asked for.
+_CHUNK = 64
+# Who comes first; gone ones nowhere.
+_AGED, _IN_TIME, _LATE, _GONE = range(4)
+# Columns of the prompts that wait. ``total``: tokens to compute (its prefix in the cache needs
+# none; where blocks were taken away, the most that were ever left since its first chunk);
+# ``remaining``: those of them in no step yet, 0 once it is gone; ``passed``: tokens of later
+# prompts that were planned meanwhile.
+_NUMBER, _TOTAL, _REMAINING, _PASSED = range(4)
 
 
 class PrefillOrder:
     """The prompts of one worker that wait for their next chunk, by numbers that rise with arrival.
 
-    ``ttft``: seconds in which a request wants its first token (``slo.ttft``).
+    ``ttft``: seconds in which a request wants its first token (``slo.ttft``). In arrays, because
+    thousands wait when there is more to do than a worker can.
     """
 
     def __init__(self, ttft: float) -> None:
         self._time = _PREFILL_SHARE * ttft
-        # In the order of arrival.
-        self._pending: dict[int, PendingPrefill] = {}
+        # In the order of arrival; those of prompts that are gone stay for a while.
+        self._counts = np.zeros((4, _CHUNK), dtype=np.int64)
+        self._deadlines = np.zeros(_CHUNK)
+        self._end = 0
+        self._place: dict[int, int] = {}
         self._tokens = 0.0
         self._seconds = 0.0
 
     def __contains__(self, number: int) -> bool:
-        return number in self._pending
+        return number in self._place
 
     def add(self, number: int, tokens: int, now: float) -> None:
         """A prompt came at ``now`` with so many ``tokens`` to compute, at least one."""
-        self._pending[number] = PendingPrefill(number, now + self._time, tokens, tokens)
+        if self._end == len(self._deadlines):
+            self._make_room()
+        self._counts[:, self._end] = (number, tokens, tokens, 0)
+        self._deadlines[self._end] = now + self._time
+        self._place[number] = self._end
+        self._end += 1
+
+    def _make_room(self) -> None:
+        """Drops those that are gone; then at most half of the places are taken."""
+        here = self._counts[_REMAINING] > 0
+        counts, deadlines = self._counts[:, here], self._deadlines[here]
+        self._end = len(deadlines)
+        room = np.zeros((4, self._end + _CHUNK), dtype=np.int64)
+        self._counts = np.concatenate([counts, room], axis=1)
+        self._deadlines = np.concatenate([deadlines, room[0]])
+        self._place = {number: i for i, number in enumerate(counts[_NUMBER].tolist())}
 
     def remove(self, number: int) -> None:
         """Nothing more of this prompt is to be computed; it may be gone already."""
-        self._pending.pop(number, None)
+        place = self._place.pop(number, None)
+        if place is not None:
+            self._counts[_REMAINING, place] = 0
+            if not self._place:
+                self._end = 0
 
     def correct(self, number: int, remaining: int) -> None:
         """The cache holds more or less of the prompt than it did, or blocks were taken away."""
-        pending = self._pending[number]
-        is_new = pending.remaining == pending.total
-        pending.total = remaining if is_new else max(pending.total, remaining)
-        pending.remaining = remaining
+        counts, place = self._counts, self._place[number]
+        is_new = counts[_REMAINING, place] == counts[_TOTAL, place]
+        counts[_TOTAL, place] = remaining if is_new else max(counts[_TOTAL, place], remaining)
+        counts[_REMAINING, place] = remaining
 
     def planned(self, number: int, tokens: int) -> None:
         """A step takes the next ``tokens`` of a prompt."""
-        for pending in self._pending.values():
-            if pending.number >= number:
-                break
-            pending.passed += tokens
-        pending = self._pending[number]
-        pending.remaining -= tokens
-        if pending.remaining <= 0:
-            del self._pending[number]
+        place = self._place[number]
+        self._counts[_PASSED, :place] += tokens
+        self._counts[_REMAINING, place] -= tokens
+        if self._counts[_REMAINING, place] <= 0:
+            self.remove(number)
 
     def measured(self, tokens: int, seconds: float) -> None:
         """A step that computed ``tokens`` of prompts kept the engine busy for so long."""
@@ -100,30 +127,79 @@ class PrefillOrder:
         """As measured; 0 before the first step."""
         return self._seconds / self._tokens if self._tokens else 0.0
 
-    def sequence(self, now: float) -> list[PendingPrefill]:
+    @property
+    def oldest_aged(self) -> int | None:
+        """The number of the prompt that goes first because it was passed so often."""
+        places = np.flatnonzero(self._aged)
+        return int(self._counts[_NUMBER, places[0]]) if len(places) else None
+
+    @property
+    def _aged(self) -> npt.NDArray[np.bool_]:
+        counts = self._counts[:, : self._end]
+        passed_enough = counts[_PASSED] >= PATIENCE * counts[_TOTAL]
+        aged: npt.NDArray[np.bool_] = passed_enough & (counts[_REMAINING] > 0)
+        return aged
+
+    def sequence(self, now: float) -> Iterator[PendingPrefill]:
         """All that wait, the first to compute first. Before any measurement that is by arrival."""
-        aged = [p for p in self._pending.values() if p.is_aged]
-        others = [p for p in self._pending.values() if not p.is_aged]
-        free_at = now + sum(map(self._predicted, aged))
-        in_time = self._in_time(others, free_at)
-        late = [p for p in others if p.number not in in_time]
-        return [*aged, *in_time.values(), *late]
+        classes = self._classes(now)
+        order = np.argsort(classes, kind="stable")[: len(self._place)]
+        for start in range(0, len(order), _CHUNK):
+            yield from self._pending(order[start : start + _CHUNK], classes)
 
-    def _in_time(
-        self, candidates: list[PendingPrefill], free_at: float
-    ) -> dict[int, PendingPrefill]:
-        """The largest set that can be in time one after the other, by arrival."""
-        taken: dict[int, PendingPrefill] = {}
-        longest: list[tuple[int, int]] = []
-        for pending in candidates:
-            taken[pending.number] = pending
-            # Among equals the latest gives way.
-            heapq.heappush(longest, (-pending.remaining, -pending.number))
-            free_at += self._predicted(pending)
-            if free_at > pending.deadline:
-                given_way = taken.pop(-heapq.heappop(longest)[1])
-                free_at -= self._predicted(given_way)
-        return taken
+    def sequence_of(self, numbers: Iterable[int], now: float) -> list[PendingPrefill]:
+        """Those of ``numbers`` that wait, in the same order."""
+        known = sorted(self._place[n] for n in numbers if n in self._place)
+        if not known:
+            return []
+        places = np.array(known, dtype=np.intp)
+        classes = self._classes(now)
+        order = places[np.argsort(classes[places], kind="stable")]
+        return list(self._pending(order, classes))
 
-    def _predicted(self, pending: PendingPrefill) -> float:
-        return pending.remaining * self.seconds_per_token
+    def _pending(
+        self, places: npt.NDArray[np.intp], classes: npt.NDArray[np.int8]
+    ) -> Iterator[PendingPrefill]:
+        counts = self._counts
+        columns = (counts[_NUMBER], self._deadlines, counts[_REMAINING], classes == _AGED)
+        rows = zip(*(column[places].tolist() for column in columns), strict=True)
+        return map(PendingPrefill._make, rows)
+
+    def _classes(self, now: float) -> npt.NDArray[np.int8]:
+        """For each place who waits there.
+
+        In time is the largest set that can be so one after the other, after those aged. Who would
+        be late even alone is not in it, nor makes another one give way.
+        """
+        remaining, deadlines = self._counts[_REMAINING, : self._end], self._deadlines[: self._end]
+        seconds = remaining * np.float64(self.seconds_per_token)
+        aged = self._aged
+        free_at = now + float(seconds[aged].sum())
+        classes = np.full(self._end, _LATE, dtype=np.int8)
+        classes[remaining == 0] = _GONE
+        able = np.flatnonzero((classes == _LATE) & ~aged & (free_at + seconds <= deadlines))
+        classes[able] = _IN_TIME
+        classes[_too_many(seconds[able], deadlines[able], able, free_at)] = _LATE
+        classes[aged] = _AGED
+        return classes
+
+
+def _too_many(
+    seconds: npt.NDArray[np.float64],
+    deadlines: npt.NDArray[np.float64],
+    places: npt.NDArray[np.intp],
+    free_at: float,
+) -> list[int]:
+    """The fewest that have to give way so that all others are in time, by arrival."""
+    given_way: list[int] = []
+    longest: list[tuple[float, int]] = []
+    rows = zip(places.tolist(), seconds.tolist(), deadlines.tolist(), strict=True)
+    for place, needed, deadline in rows:
+        # Among equals the latest gives way.
+        heapq.heappush(longest, (-needed, -place))
+        free_at += needed
+        if free_at > deadline:
+            saved, last = heapq.heappop(longest)
+            given_way.append(-last)
+            free_at += saved
+    return given_way

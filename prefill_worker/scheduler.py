@@ -17,7 +17,7 @@ from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.in_flight import InFlight
 from core.outputs import Load, StepCounters
-from core.prefill_order import DEFAULT_TTFT_S, PendingPrefill, PrefillOrder
+from core.prefill_order import DEFAULT_TTFT_S, PrefillOrder
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import SampledToken, Slice, StepPlan, StepResult
@@ -75,6 +75,7 @@ class PrefillScheduler:
         self._order = PrefillOrder(ttft)
         # By sequence id, that is by arrival.
         self._waiting: dict[int, Sequence] = {}
+        self._waiting_tokens = 0
         # Being computed, or complete and held for D.
         self._started: dict[AttemptKey, Sequence] = {}
         # Of started prompts with tokens in no step yet: plans in a row without them.
@@ -102,6 +103,7 @@ class PrefillScheduler:
         sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
         held = self._cached_prefix(sequence)
         self._waiting[sequence.sequence_id] = sequence
+        self._waiting_tokens += sequence.length
         uncached = len(tokens) - len(held) * self._pool.block_size
         self._order.add(sequence.sequence_id, uncached, now)
 
@@ -117,37 +119,44 @@ class PrefillScheduler:
         ahead = sum(s.planned - s.computed for s in self._in_flight)
         if ahead >= (self._depth + 1) * self._budget:
             return started
+        long_must_wait = self._long_must_wait
         for pending in self._order.sequence(now):
             if ahead >= (self._depth + 1) * self._budget:
                 break
             sequence = self._waiting.get(pending.number)
-            if sequence is not None:
-                if self._must_wait(pending):
-                    if pending.is_aged:
-                        break
-                    continue
-                if not self._start(sequence):
+            if sequence is None:
+                ahead += pending.remaining
+                continue
+            if long_must_wait and pending.remaining > self._budget:
+                if pending.is_aged:
                     break
-                started.append(sequence.key)
-            ahead += pending.remaining
+                continue
+            if not self._start(sequence):
+                break
+            started.append(sequence.key)
+            ahead += sequence.unplanned
+            long_must_wait = self._long_must_wait
         return started
 
-    def _must_wait(self, pending: PendingPrefill) -> bool:
+    @property
+    def _long_must_wait(self) -> bool:
         """Whether a prompt of several steps would start long before another one is complete."""
-        if pending.remaining <= self._budget:
-            return False
         limit = self._depth * self._budget
         return any(s.unplanned > limit for s in self._started.values() if not s.generated)
 
     def _start(self, sequence: Sequence) -> bool:
         if len(self._started) >= self._max_num_seqs or not self._take_blocks(sequence):
             return False
-        del self._waiting[sequence.sequence_id]
+        self._leave_waiting(sequence)
         self._started[sequence.key] = sequence
         self._left_out[sequence.sequence_id] = 0
         self._unticketed.add(sequence.key)
         self._order.correct(sequence.sequence_id, sequence.unplanned)
         return True
+
+    def _leave_waiting(self, sequence: Sequence) -> None:
+        if self._waiting.pop(sequence.sequence_id, None) is not None:
+            self._waiting_tokens -= sequence.length
 
     def ticketed(self, key: AttemptKey) -> None:
         """D has room for this prompt."""
@@ -161,7 +170,7 @@ class PrefillScheduler:
             sequence = next((s for s in self._waiting.values() if s.key == key), None)
         if sequence is None:
             return
-        self._waiting.pop(sequence.sequence_id, None)
+        self._leave_waiting(sequence)
         self._left_out.pop(sequence.sequence_id, None)
         self._order.remove(sequence.sequence_id)
         if sequence not in self._in_flight:
@@ -223,15 +232,15 @@ class PrefillScheduler:
     def _turns(self, now: float) -> tuple[list[Sequence], set[int]]:
         """Started prompts with tokens in no step yet, the first to compute first, and the ids of
         those that nobody may pass any more."""
-        order = self._order.sequence(now)
+        by_id = {s.sequence_id: s for s in self._started.values()}
+        order = self._order.sequence_of(by_id, now)
         urgent = {p.number for p in order if p.is_aged}
         urgent |= {n for n, steps in self._left_out.items() if steps >= MAX_STEPS_LEFT_OUT}
         half = self._half_planned
-        if half is not None and order[0].is_aged and order[0].number in self._waiting:
+        if half is not None and self._order.oldest_aged in self._waiting:
             # It may have to wait for that one before it can start, but for nobody else with it.
             urgent.add(half.sequence_id)
-        by_id = {s.sequence_id: s for s in self._started.values()}
-        turns = [by_id[p.number] for p in order if p.number in by_id]
+        turns = [by_id[p.number] for p in order]
         return sorted(turns, key=lambda s: s.sequence_id not in urgent), urgent
 
     def _next_turn(self, turns: list[Sequence], urgent: set[int], budget: int) -> Sequence | None:
@@ -288,8 +297,8 @@ class PrefillScheduler:
     @property
     def load(self) -> Load:
         """``running`` counts started prompts, those held for D included."""
-        unfinished = [s for s in self._started.values() if not s.generated]
-        pending = sum(s.remaining for s in [*self._waiting.values(), *unfinished])
+        unfinished = sum(s.remaining for s in self._started.values() if not s.generated)
+        pending = self._waiting_tokens + unfinished
         return Load(len(self._started), len(self._waiting), self._pool.num_available, pending)
 
     def held_references(self) -> list[BlockIds]:

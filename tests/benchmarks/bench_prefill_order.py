@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,8 +68,9 @@ class OtherOrder(PrefillOrder):
         super().__init__(ttft)
         self._rule = rule
 
-    def sequence(self, now: float) -> list[PendingPrefill]:
-        return self._rule(list(self._pending.values()), self, now)
+    def sequence(self, now: float) -> Iterator[PendingPrefill]:
+        by_arrival = sorted(super().sequence(now), key=lambda p: p.number)
+        return iter(self._rule(by_arrival, self, now))
 
 
 ORDERS: dict[str, Order | None] = {

@@ -14,6 +14,11 @@ DEADLINE = 9.0  # nine tenths are for computing
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
 
+def total_of(order: PrefillOrder) -> int:
+    """What prompt 1's patience is measured by."""
+    return int(order._counts[1, order._place[1]])
+
+
 def only(order: PrefillOrder) -> PendingPrefill:
     """Prompt 1, which came first and is still there."""
     return next(pending for pending in order.sequence(0.0) if pending.number == 1)
@@ -72,13 +77,52 @@ def test_a_prompt_that_was_passed_for_long_goes_first() -> None:
 
 
 def test_tokens_of_earlier_prompts_are_no_passing() -> None:
-    order = order_of(5, 5)
-    order.planned(1, 4)
-    order.planned(2, 3)
-    pending = {each.number: (each.passed, each.remaining) for each in order.sequence(0.0)}
-    assert pending == {1: (3, 1), 2: (0, 2)}
-    order.planned(1, 1)
+    order = order_of(20, 1, 1)
+    order.planned(1, 12)
+    assert [p.is_aged for p in order.sequence(0.0)] == [False] * 3
+    order.planned(3, 1)
+    assert [(p.number, p.remaining) for p in order.sequence(0.0)] == [(1, 8), (2, 1)]
+    order.planned(1, 8)
     assert 1 not in order
+
+
+def test_prompts_come_and_go_for_long() -> None:
+    order = order_of(5)
+    for number in range(2, 300):
+        order.add(number, 3, 0.0)
+        if number % 3:
+            order.planned(number, 3)
+        elif number % 2:
+            order.remove(number)
+    waiting = [1, *range(6, 300, 6)]
+    assert sorted(numbers(order)) == waiting
+    assert all(number in order for number in waiting)
+    assert numbers(order)[0] == 1, "it was passed by far more than its tokens"
+    for number in waiting:
+        order.remove(number)
+    order.add(300, 4, 0.0)
+    assert numbers(order) == [300]
+
+
+@given(
+    prompts=st.lists(st.tuples(st.integers(1, 9), st.floats(0, 3)), max_size=12),
+    now=st.floats(0, 30),
+)
+def test_it_is_moore_and_hodgsons_rule(prompts: list[tuple[int, float]], now: float) -> None:
+    order = order_of()
+    arrived = 0.0
+    deadlines: dict[int, float] = {}
+    for number, (tokens, pause) in enumerate(prompts, start=1):
+        arrived += pause
+        order.add(number, tokens, arrived)
+        deadlines[number] = arrived + DEADLINE
+    taken: list[int] = []
+    for number, deadline in deadlines.items():
+        taken.append(number)
+        if now + sum(prompts[n - 1][0] for n in taken) > deadline:
+            taken.remove(max(taken, key=lambda n: (prompts[n - 1][0], n)))
+    late = [number for number in deadlines if number not in taken]
+    assert numbers(order, now) == [*taken, *late]
 
 
 @given(length=st.integers(1, 60), held=st.lists(st.integers(0, 59), max_size=3), data=st.data())
@@ -115,7 +159,7 @@ def test_blocks_that_are_taken_away_never_make_it_wait_for_more_than_its_length(
     for planned, left in moves:
         order.planned(1, min(planned, only(order).remaining - 1))
         order.correct(1, min(left, length))
-        assert only(order).remaining <= only(order).total <= length
+        assert only(order).remaining <= total_of(order) <= length
         if only(order).remaining == 1:
             break
 

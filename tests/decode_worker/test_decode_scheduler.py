@@ -10,6 +10,7 @@ from core.errors import InvalidField
 from core.handoff import FailureCause
 from core.lease_events import FailAttempt
 from core.outputs import TokenOutput
+from core.prefill_order import PATIENCE
 from core.references import check_references
 from core.request import AttemptKey, FinishReason, RequestKey, SamplingParams
 from core.step import BlockCopy, SampledToken, StepPlan, StepResult
@@ -217,8 +218,12 @@ def test_a_cached_prefix_does_not_count_in_the_patience_of_a_prompt() -> None:
     while desk.scheduler.load.running:
         desk.step()
     desk.local("second", 20)
-    (waiting,) = desk.scheduler._prompts.sequence(0.0)
-    assert (waiting.total, waiting.remaining) == (4, 4), "four blocks of it are in the cache"
+    order = desk.scheduler._prompts
+    (waiting,) = order.sequence(0.0)
+    assert waiting.remaining == 4, "four blocks of it are in the cache"
+    order.add(99, 4 * PATIENCE, 0.0)
+    order.planned(99, 4 * PATIENCE)
+    assert next(iter(order.sequence(0.0))).is_aged
 
 
 def test_a_request_that_exactly_fills_the_pool_finishes() -> None:

@@ -140,7 +140,7 @@ def decoder_state(worker: Worker) -> dict[str, object]:
         "waiting": [sequence_state(s) if isinstance(s, Sequence) else s.key for s in waiting],
         "answers": {name: [s.index for s in all_] for name, all_ in scheduler._by_key.items()},
         "steps": (scheduler._num_planned, scheduler._next_id, scheduler._num_granted),
-        "prompts": [(p.number, p.remaining, p.passed) for p in scheduler._prompts.sequence(0.0)],
+        "prompts": list(scheduler._prompts.sequence(0.0)),
         "speed": scheduler._prompts.seconds_per_token,
         "in flight": len(scheduler._in_flight),
         "forks": scheduler._forks.sources.tolist(),

@@ -57,10 +57,11 @@ class Worker:
         )
         self.under_way: list[StepPlan] = []
 
-    def ask(self, length: int) -> int:
+    def ask(self, length: int, text: int | None = None) -> int:
+        """``text``: the number of a prompt with the same tokens, as far as both go."""
         number = len(self.prompts) + 1
         self.prompts[number] = Prompt(length)
-        tokens = np.arange(1000 * number, 1000 * number + length, dtype=np.int32)
+        tokens = 1000 * (text or number) + np.arange(length, dtype=np.int32)
         self.scheduler.add(key(number), tokens, SamplingParams(2), 0, self.now)
         self.start()
         return number
@@ -121,6 +122,19 @@ def test_short_prompts_pass_a_long_one_that_would_make_them_late() -> None:
     short = worker.ask(12)
     worker.plan()
     assert worker.history == [[(long, 16)], [(short, 12), (long, 4)]]
+
+
+def test_what_another_prompt_left_in_the_cache_lets_more_of_them_start() -> None:
+    worker = Worker()
+    first = worker.ask(60)
+    second, third = worker.ask(60, text=first), worker.ask(20)
+    for _ in range(3):
+        assert not worker.prompts[second].started
+        worker.plan()
+        worker.complete()
+    assert worker.scheduler.load.pending_prefill_tokens == 12 + 12 + 20
+    assert worker.prompts[second].started
+    assert worker.prompts[third].started
 
 
 def test_a_second_long_prompt_waits_for_the_first() -> None:
