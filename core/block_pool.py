@@ -24,12 +24,13 @@ import numpy.typing as npt
 
 from core.block_hash import HashArray, TokenArray
 from core.errors import InternalError, InvalidField
-from core.eviction import LeafQueue
+from core.eviction import Entry, LeafQueue
 
 BlockIds = npt.NDArray[np.int32]
 Generations = npt.NDArray[np.uint64]
 
 _NO_BLOCK = -1
+_NO_HASHES: HashArray = np.empty(0, dtype=np.uint64)
 
 
 class BlockPool:
@@ -159,8 +160,8 @@ class BlockPool:
             raise InvalidField("count", count, "must be 0 or more")
         if count > self.num_available:
             return None
-        for _ in range(count - self._num_free):
-            self._evict_one()
+        if count > self._num_free:
+            self._evict(count - self._num_free)
         self._num_free -= count
         block_ids = self._free[self._num_free : self._num_free + count][::-1].copy()
         self._refs[block_ids] = 1
@@ -235,8 +236,11 @@ class BlockPool:
         if not (has_parent and are_new and len(set(values)) == len(values)):
             return False
         self._block_of.update(zip(values, block_ids.tolist(), strict=True))
-        for value in values:
-            _note(value, self._stored, self._removed)
+        if self._removed.keys().isdisjoint(values):
+            self._stored.update(dict.fromkeys(values))
+        else:
+            for value in values:
+                _note(value, self._stored, self._removed)
         self._in_cache[block_ids] = True
         self._hash[block_ids] = hashes
         self._tokens[block_ids] = rows
@@ -284,6 +288,8 @@ class BlockPool:
 
         Only net changes: no hash is in both, so they can be replayed in any order.
         """
+        if not self._stored and not self._removed:
+            return _NO_HASHES, _NO_HASHES
         stored = np.array(list(self._stored), dtype=np.uint64)
         removed = np.array(list(self._removed), dtype=np.uint64)
         self._stored, self._removed = {}, {}
@@ -342,15 +348,22 @@ class BlockPool:
             and self._last_used_of[block_id] == last_used
         )
 
-    def _evict_one(self) -> None:
-        while (block_id := self._leaves.pop()) is None:
-            self._forget_held_leaf()
-        self._num_cached -= 1
-        self._forget(block_id)
-        self._free[self._num_free] = block_id
-        self._num_free += 1
+    def _evict(self, count: int) -> None:
+        evicted: list[int] = []
+        leaf: Entry | None = None
+        pop, forget = self._leaves.pop, self._forget
+        for _ in range(count):
+            while (block_id := pop(leaf)) is None:
+                leaf = self._forget_held_leaf()
+            leaf = forget(block_id)
+            evicted.append(block_id)
+        if leaf is not None:
+            self._leaves.push(leaf[0], (leaf[1],))
+        self._free[self._num_free : self._num_free + count] = evicted
+        self._num_free += count
+        self._num_cached -= count
 
-    def _forget_held_leaf(self) -> None:
+    def _forget_held_leaf(self) -> Entry | None:
         """Every unheld cached block has held descendants: one of the oldest one's goes private.
 
         Rare: it takes two prompts that computed the same prefix at the same time, so that one of
@@ -360,20 +373,26 @@ class BlockPool:
         block_id = int(unheld[self._last_used[unheld].argmin()])
         while self._children[block_id]:
             block_id = int(np.flatnonzero(self._parent == block_id)[0])
-        self._forget(block_id)
+        return self._forget(block_id)
 
-    def _forget(self, block_id: int) -> None:
-        """Take a block without children out of the cache; its parent may become a leaf."""
+    def _forget(self, block_id: int) -> Entry | None:
+        """Take a block without children out of the cache. If that makes its parent a leaf to
+        evict, returns the entry to queue for it."""
         value, parent_id = self._hash_of[block_id], self._parent_of[block_id]
         del self._block_of[value]
-        _note(value, self._removed, self._stored)
+        if value in self._stored:
+            del self._stored[value]
+        else:
+            self._removed[value] = None
         self._in_cache_of[block_id] = False
         self._parent_of[block_id] = _NO_BLOCK
         if parent_id == _NO_BLOCK:
-            return
-        self._children_of[parent_id] -= 1
-        if self._children_of[parent_id] == 0 and self._refs_of[parent_id] == 0:
-            self._leaves.push(self._last_used_of[parent_id], (parent_id,))
+            return None
+        children = self._children_of[parent_id] - 1
+        self._children_of[parent_id] = children
+        if children or self._refs_of[parent_id]:
+            return None
+        return self._last_used_of[parent_id], parent_id
 
     def _check_ids(self, action: str, block_ids: BlockIds) -> None:
         if len(block_ids) == 0:

@@ -34,8 +34,13 @@ class LeafQueue:
         if len(self._heap) > self._limit:
             self._compact()
 
-    def pop(self) -> int | None:
-        """Take out the block to evict next, None if there is none."""
+    def pop(self, leaf: Entry | None = None) -> int | None:
+        """Take out the block to evict next, None if there is none. ``leaf`` is queued before."""
+        if leaf is not None:
+            # Mostly it is the oldest itself: the parent of what was evicted before it.
+            entry = heapq.heappushpop(self._heap, leaf)
+            if entry is leaf or self._is_current(*entry):
+                return entry[1]
         while self._heap:
             last_used, block_id = heapq.heappop(self._heap)
             if self._is_current(last_used, block_id):

@@ -7,6 +7,8 @@ run is found by galloping instead of looking at every block.
 
 from __future__ import annotations
 
+from itertools import repeat
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,8 +29,14 @@ class PrefixIndex:
         return len(self._masks)
 
     def stored(self, worker: WorkerId, hashes: HashArray) -> None:
-        bit, masks, added = self._bit(worker), self._masks, 0
-        for block in hashes.tolist():
+        bit, masks = self._bit(worker), self._masks
+        blocks = dict.fromkeys(hashes.tolist(), bit)
+        if masks.keys().isdisjoint(blocks):
+            masks.update(blocks)
+            self._held[worker] += len(blocks)
+            return
+        added = 0
+        for block in blocks:
             mask = masks.get(block, 0)
             if not mask & bit:
                 masks[block] = mask | bit
@@ -36,15 +44,15 @@ class PrefixIndex:
         self._held[worker] += added
 
     def removed(self, worker: WorkerId, hashes: HashArray) -> None:
-        bit, masks, dropped = self._bit(worker), self._masks, 0
-        for block in hashes.tolist():
-            mask = masks.get(block, 0)
-            if mask == bit:
-                del masks[block]
-                dropped += 1
-            elif mask & bit:
-                masks[block] = mask ^ bit
-                dropped += 1
+        bit, masks, blocks = self._bit(worker), self._masks, hashes.tolist()
+        # Mostly nobody else holds them.
+        taken = list(map(masks.pop, blocks, repeat(0)))
+        dropped = taken.count(bit)
+        if dropped < len(blocks):
+            for block, mask in zip(blocks, taken, strict=True):
+                if mask != bit and mask:
+                    dropped += bool(mask & bit)
+                    masks[block] = mask & ~bit
         self._held[worker] -= dropped
 
     def reset(self, worker: WorkerId) -> None:

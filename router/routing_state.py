@@ -140,8 +140,13 @@ class RoutingState:
         """Leading blocks of the prompt that each worker holds, by number."""
         return self.prefixes.overlaps(prompt.hashes, len(self.loads))
 
-    def place(self, prompt: RoutedPrompt, avoid: frozenset[WorkerId]) -> Placement:
-        """The cheapest placement on usable workers; raises Unavailable."""
+    def place(
+        self, prompt: RoutedPrompt, avoid: frozenset[WorkerId], held: Counts | None = None
+    ) -> Placement:
+        """The cheapest placement on usable workers; raises Unavailable.
+
+        ``held``: what `overlaps` says now, from who has asked already.
+        """
         columns, loads = self._columns, self.loads
         # A prefill worker runs no answers.
         takes = columns.max_num_seqs >= prompt.answers if prompt.answers > 1 else True
@@ -151,7 +156,7 @@ class RoutingState:
             columns.receive & takes,
             columns.prefill,
             columns.num_blocks,
-            self.overlaps(prompt),
+            self.overlaps(prompt) if held is None else held,
             loads.sequences,
             loads.free_blocks,
             loads.pending_prefill_tokens,

@@ -38,7 +38,7 @@ from router.flow_messages import (
     Unroutable,
 )
 from router.placement import WorkerId
-from router.policy import PromptShape
+from router.policy import Counts, PromptShape
 from router.routing_state import RoutedPrompt, RoutingState
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel
@@ -176,18 +176,21 @@ class SimulatedRouter:
             if load is not None:
                 self._routing.load_reported(worker, load, arrived / FEMTOSECONDS)
 
-    def _learn(self, prompt: RoutedPrompt) -> None:
-        """All that a placement of ``prompt`` may depend on."""
+    def _learn(self, prompt: RoutedPrompt) -> Counts:
+        """All that a placement of ``prompt`` may depend on. Returns what each worker holds."""
         self._read_inbox()
-        routing = self._routing
+        routing, needed = self._routing, prompt.shape.num_blocks
         held, free = routing.overlaps(prompt), routing.loads.free_blocks
-        needed = prompt.shape.num_blocks
+        late = False
         for number in self._board.that_may_matter(held, free, needed):
-            replica = self._workers[number]
-            known = prompt.hashes[: held[number]]
+            replica, known = self._workers[number], prompt.hashes[: held[number]]
             if replica.steps_may_matter(int(free[number]), needed, known):
                 replica.catch_up()
+                late = True
+        if not late:
+            return held
         self._read_inbox()
+        return routing.overlaps(prompt)
 
     # Requests
 
@@ -221,9 +224,9 @@ class SimulatedRouter:
             time = self._agenda.now + femtoseconds(command.delay_s)
             self._agenda.at(time, self._on_route_due, running)
             return
-        self._learn(running.routed)
+        held = self._learn(running.routed)
         try:
-            placement = self._routing.place(running.routed, command.avoid)
+            placement = self._routing.place(running.routed, command.avoid, held)
         except CrossdockError as error:
             self._handle(running, Unroutable(error))
         else:
