@@ -60,6 +60,7 @@ class BlockPool:
         self._children = np.zeros(num_blocks, dtype=np.int32)
         self._last_used = np.zeros(num_blocks, dtype=np.int64)
         # Views for single entries, which are faster there than the arrays.
+        self._generations_of = self._generations.data
         self._refs_of = self._refs.data
         self._in_cache_of = self._in_cache.data
         self._hash_of = self._hash.data
@@ -164,8 +165,13 @@ class BlockPool:
             self._evict(count - self._num_free)
         self._num_free -= count
         block_ids = self._free[self._num_free : self._num_free + count][::-1].copy()
-        self._refs[block_ids] = 1
-        self._generations[block_ids] += np.uint64(1)
+        if count == 1:  # A sequence that decodes takes block after block.
+            block_id = int(block_ids[0])
+            self._refs_of[block_id] = 1
+            self._generations_of[block_id] += 1
+        else:
+            self._refs[block_ids] = 1
+            self._generations[block_ids] += np.uint64(1)
         self._num_leased += count
         return block_ids
 
@@ -210,17 +216,17 @@ class BlockPool:
         value = int(hashes[0])
         parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)
         has_parent = parent is None or parent_id != _NO_BLOCK
-        is_new = value not in self._block_of and not self._in_cache[block_id]
-        if not (has_parent and is_new and self._refs[block_id] > 0):
+        is_new = value not in self._block_of and not self._in_cache_of[block_id]
+        if not (has_parent and is_new and self._refs_of[block_id] > 0):
             return False
         self._block_of[value] = block_id
         _note(value, self._stored, self._removed)
-        self._in_cache[block_id] = True
-        self._hash[block_id] = value
+        self._in_cache_of[block_id] = True
+        self._hash_of[block_id] = value
         self._tokens[block_id] = tokens
-        self._parent[block_id] = parent_id
+        self._parent_of[block_id] = parent_id
         if parent is not None:
-            self._children[parent_id] += 1
+            self._children_of[parent_id] += 1
         return True
 
     def _publish_chain(
