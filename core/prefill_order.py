@@ -150,8 +150,6 @@ class PrefillOrder:
     def sequence_of(self, numbers: Iterable[int], now: float) -> list[PendingPrefill]:
         """Those of ``numbers`` that wait, in the same order."""
         known = sorted(self._place[n] for n in numbers if n in self._place)
-        if not known:
-            return []
         places = np.array(known, dtype=np.intp)
         classes = self._classes(now)
         order = places[np.argsort(classes[places], kind="stable")]

@@ -235,9 +235,10 @@ class DecodeScheduler:
     def _prefilling(self, now: float) -> list[Sequence]:
         """Sequences with more than a token to compute, the first to compute first."""
         prefilling = {s.sequence_id: s for s in self._running if s.length - s.computed > 1}
+        if len(prefilling) < 2:
+            return list(prefilling.values())
         again = [s for s in prefilling.values() if s.sequence_id not in self._prompts]
-        order = [p.number for p in self._prompts.sequence(now)] if prefilling else []
-        return [*again, *(prefilling[number] for number in order if number in prefilling)]
+        return [*again, *(prefilling[p.number] for p in self._prompts.sequence_of(prefilling, now))]
 
     def _plan(self, sequence: Sequence, step: _Step) -> None:
         """Adds what is to be computed of a sequence, unless it was preempted on the way."""

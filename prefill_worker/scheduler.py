@@ -232,7 +232,10 @@ class PrefillScheduler:
     def _turns(self, now: float) -> tuple[list[Sequence], set[int]]:
         """Started prompts with tokens in no step yet, the first to compute first, and the ids of
         those that nobody may pass any more."""
-        by_id = {s.sequence_id: s for s in self._started.values()}
+        started = {s.sequence_id: s for s in self._started.values()}
+        by_id = {number: s for number, s in started.items() if number in self._order}
+        if len(by_id) < 2:
+            return list(by_id.values()), set()
         order = self._order.sequence_of(by_id, now)
         urgent = {p.number for p in order if p.is_aged}
         urgent |= {n for n, steps in self._left_out.items() if steps >= MAX_STEPS_LEFT_OUT}
