@@ -1,19 +1,17 @@
 """How long handed-over blocks and control messages take between two processes of this host.
 
 Both ends are production code (``kv_transfer``, the lease rules) in processes of their own, bound to
-cores as P and D would be; while batches are timed, engines compute on those cores, as they do when
-there is load. Does not cover: hosts connected by a network.
+cores as P and D would be. Nothing else computes on those: beside a busy engine a long copy takes up
+to twice as long. Does not cover: hosts connected by a network.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cluster.profiling.child import Child
-from cluster.profiling.tasks import DECODING, PREFILLING, CompanyTask, EdgeTask
-from core.worker_settings import WorkerSettings
+from cluster.profiling.tasks import EdgeTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +26,15 @@ class EdgeBatch:
     runs: int
 
 
-def measure_edges(
-    task: EdgeTask, prefill_cores: tuple[int, ...], company: Sequence[WorkerSettings]
-) -> Iterator[EdgeBatch]:
-    """``task``: D's end, with its cores. ``company``: engines that compute meanwhile, the first one
-    prompts, the others decodes. Raises ``InternalError`` if a transport doesn't work here."""
-    with contextlib.ExitStack() as children:
-
-        def start(module: str, told: object, cores: Sequence[int]) -> Child:
-            child = Child(f"cluster.profiling.{module}", told, max(1, len(cores)))
-            return children.enter_context(child)
-
-        # All load at the same time.
-        decode = start("handoff_decode_child", task, task.cores)
-        prefill = start("handoff_prefill_child", replace(task, cores=prefill_cores), prefill_cores)
-        engines = [start("company_child", CompanyTask(one), one.cores) for one in company]
-        port = decode.hear()["port"]
-        for index, engine in enumerate(engines):
-            engine.tell(DECODING if index else PREFILLING)
-        for engine in engines:
-            engine.hear()
-        prefill.tell(str(port))
+def measure_edges(task: EdgeTask, prefill_cores: tuple[int, ...]) -> Iterator[EdgeBatch]:
+    """``task``: D's end, with its cores. Raises ``InternalError`` if a transport doesn't work."""
+    threads = max(1, len(task.cores))
+    ours = replace(task, cores=prefill_cores)
+    # Both load at the same time.
+    with (
+        Child("cluster.profiling.handoff_decode_child", task, threads) as decode,
+        Child("cluster.profiling.handoff_prefill_child", ours, threads) as prefill,
+    ):
+        prefill.tell(str(decode.hear()["port"]))
         for said in prefill.lines():
             yield EdgeBatch(**said)

@@ -69,7 +69,7 @@ class _Run:
                 self.bar.advance(1 / setting.core_share, f"{section}: {found.name}")
 
     def edges(self) -> None:
-        """Measures transports that are missing, with engines busy on the same cores."""
+        """Measures transports that are missing."""
         section = "transfers"
         blocks = self.subject.transfer_blocks()
         missing = tuple(
@@ -80,8 +80,8 @@ class _Run:
         if not missing:
             return
         self.bar.advance(0.0, f"{section}: loading")
-        task, prefill_cores, company = self._edge_task(missing, blocks)
-        for batch in measure_edges(task, prefill_cores, company):
+        task, prefill_cores = self._edge_task(missing, blocks)
+        for batch in measure_edges(task, prefill_cores):
             ticket = f"{TICKET} {batch.blocks}"
             self.partial.add(batch.transport, Found(ticket, batch.ticket_s, batch.runs))
             verified = Found(str(batch.blocks), batch.verified_s, batch.runs)
@@ -149,7 +149,7 @@ class _Run:
             rank_cores=placing.ranks,
             company=placing.company,
             points=tuple(points),
-            patience=self.subject.patience,
+            patience=self.subject.patience_for(setting),
             overhead_batches=overhead,
             overhead_steps=self.subject.overhead_steps,
             shares_cores=setting.core_share < 1,
@@ -165,24 +165,20 @@ class _Run:
 
     def _edge_task(
         self, transports: tuple[str, ...], blocks: tuple[int, ...]
-    ) -> tuple[EdgeTask, tuple[int, ...], list[WorkerSettings]]:
-        """P on the first cores, D on the last, as the smallest replicas would be."""
+    ) -> tuple[EdgeTask, tuple[int, ...]]:
+        """D's end, and P's cores: P on the first ones, D on the last, as the smallest replicas."""
         subject = self.subject
-        setting = subject.engines[0]
-        count = setting.threads if subject.device == "cpu" else 0
-        ours, theirs = subject.cores[:count], subject.cores[len(subject.cores) - count :]
-        busy = dict.fromkeys((ours, theirs)) if count else ()
-        company = [self._light_worker(setting, cores) for cores in busy]
+        count = subject.engines[0].threads if subject.device == "cpu" else 0
         task = EdgeTask(
             layout=subject.layout,
             device=subject.device,
             transports=transports,
             num_blocks=subject.edge_blocks,
-            cores=theirs,
+            cores=subject.cores[len(subject.cores) - count :],
             batches=blocks,
             patience=replace(subject.patience, least=5, most=30),
         )
-        return task, ours, company
+        return task, subject.cores[:count]
 
     def _light_worker(self, setting: EngineSetting, cores: tuple[int, ...]) -> WorkerSettings:
         """With a pool for its own few sequences."""

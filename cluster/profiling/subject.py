@@ -94,6 +94,12 @@ class Subject:
     def patience(self) -> Patience:
         return _PATIENCE[self.effort]
 
+    def patience_for(self, setting: EngineSetting) -> Patience:
+        """On a shared core it is chance whose turn it is."""
+        if setting.core_share == 1:
+            return self.patience
+        return replace(self.patience, least=self.patience.least + 2)
+
     @property
     def kv_bytes_per_token(self) -> int:
         return self.layout.block_bytes // self.layout.block_size
@@ -126,9 +132,10 @@ class Subject:
         return known if wanted == "auto" else tuple(name for name in known if name == wanted)
 
     def transfer_blocks(self) -> tuple[int, ...]:
+        """Up to what two steps finish: there may be no ticket yet after the first."""
         size = self.layout.block_size
-        tokens = design_transfers(self.effort, min(_EDGE_BLOCKS * size, self._room()), size)
-        return tuple(count // size for count in tokens)
+        most = min(2 * self.step_tokens, _EDGE_BLOCKS * size, self._room())
+        return tuple(count // size for count in design_transfers(most, size))
 
     @property
     def edge_blocks(self) -> int:

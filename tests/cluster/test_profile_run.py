@@ -63,9 +63,9 @@ def test_a_run_goes_on_where_it_stopped_and_ends_with_a_profile(
     assert profile == result.profile
     assert (profile.origin, profile.model) == (Origin.MEASURED, "tiny")
     assert profile.engine(alone.shape).step.rows.at(1) > 10**15, "as it was found before"
-    ratios = profile.engine(shared.shape, 0.5).error
-    assert ratios is not None
-    assert ratios.worst_point == known, "123 s among milliseconds"
+    error = profile.engine(shared.shape, 0.5).error
+    assert error is not None
+    assert max(error.residuals) > 50, "123 s among milliseconds"
     assert [transfer.transport for transfer in profile.transfers] == ["shm", "tcp"]
     assert profile.message_s > 0
     assert not partial_path(out).exists()
@@ -82,7 +82,7 @@ def task(subject: Subject, setting: EngineSetting, cores: int) -> EngineTask:
         patience=Patience(2, 2, 0.0),
         overhead_batches=(),
         overhead_steps=0,
-        shares_cores=False,
+        shares_cores=True,
     )
 
 

@@ -145,6 +145,7 @@ _DESIGNS = {
     ),
 }
 
+_BATCH_BLOCKS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 # A shared core is measured where cores are so few that one would share them.
 _MOST_CORES_TO_SHARE = 4
 
@@ -188,12 +189,9 @@ def design_engines(
     return (*one_rank, *several)
 
 
-def design_transfers(effort: Effort, kv_tokens: int, block_size: int) -> tuple[int, ...]:
-    """Tokens of a batch, in whole blocks."""
-    blocks = (
-        (1, 2, 4, 8, 16, 32, 64) if effort is Effort.QUICK else (1, 2, 4, 8, 12, 16, 32, 64, 96)
-    )
-    return tuple(count * block_size for count in blocks if count * block_size <= kv_tokens)
+def design_transfers(largest: int, block_size: int) -> tuple[int, ...]:
+    """Tokens of a batch, in whole blocks, up to ``largest``: a batch is what one step finished."""
+    return tuple(count * block_size for count in _BATCH_BLOCKS if count * block_size <= largest)
 
 
 def _prefills(design: _Design, longest: int) -> Iterator[StepPoint]:
