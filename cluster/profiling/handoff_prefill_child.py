@@ -19,7 +19,7 @@ import numpy as np
 from cluster.process_binding import bind_process
 from cluster.profiling.handoff_decode_child import DECODE_EPOCH, HOST
 from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
-from cluster.profiling.tasks import EdgeTask
+from cluster.profiling.tasks import ANNOUNCED_BYTES, EdgeTask
 from core.errors import InternalError
 from core.handoff import Ack, Commit, Committed, FailureCause, Reserve, Ticket, ToPrefill
 from core.request import AttemptKey, RequestKey, SamplingParams
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 Message = TypeVar("Message", Ticket, Ack, Committed)
 
-# As in ``prefill_worker.service``: longer announcements are split.
-_ANNOUNCED_BYTES = 8 << 20
 _WARM_UP = 2
 _PATIENCE_S = 30.0
 
@@ -71,7 +69,7 @@ async def _announce(task: EdgeTask, pool: KVPool, transport: str, port: int) -> 
         WorkerIdentity(f"P over {transport}", 2, model_hash=0, layout=task.layout),
         [sender],
         stream="to D",
-        blocks_per_announcement=max(1, _ANNOUNCED_BYTES // task.layout.block_bytes),
+        blocks_per_announcement=max(1, ANNOUNCED_BYTES // task.layout.block_bytes),
         on_message=heard.put_nowait,
         on_lost=lost,
     )

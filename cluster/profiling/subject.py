@@ -19,7 +19,7 @@ from cluster.profiling.machine import (
     usable_cores,
     visible_gpus,
 )
-from cluster.profiling.tasks import Patience
+from cluster.profiling.tasks import ANNOUNCED_BYTES, Patience
 from cluster.progress import Progress
 from core.config import ClusterSpec
 from core.errors import InvalidField
@@ -52,6 +52,7 @@ _BEYOND = {Effort.QUICK: 1, Effort.NORMAL: 2, Effort.THOROUGH: 4}
 _MOST_KV_BYTES = {Effort.QUICK: 2**30, Effort.NORMAL: 2 * 2**30, Effort.THOROUGH: 8 * 2**30}
 # Where each end of a handoff has room for its largest batch, and for other places to put it.
 _EDGE_BLOCKS = 256
+_LEAST_EDGE_BLOCKS = 6
 _SHAPES_OF_TWO = (ParallelShape(1, 2), ParallelShape(2, 1))
 _MEASURED_TRANSPORTS = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc",)}
 
@@ -132,9 +133,11 @@ class Subject:
         return known if wanted == "auto" else tuple(name for name in known if name == wanted)
 
     def transfer_blocks(self) -> tuple[int, ...]:
-        """Up to what two steps finish: there may be no ticket yet after the first."""
+        """Up to what is announced at a time: longer batches are several. Some, if blocks are
+        large."""
         size = self.layout.block_size
-        most = min(2 * self.step_tokens, _EDGE_BLOCKS * size, self._room())
+        blocks = max(_LEAST_EDGE_BLOCKS, ANNOUNCED_BYTES // self.layout.block_bytes)
+        most = min(blocks, _EDGE_BLOCKS) * size
         return tuple(count // size for count in design_transfers(most, size))
 
     @property

@@ -190,7 +190,7 @@ def design_engines(
 
 
 def design_transfers(largest: int, block_size: int) -> tuple[int, ...]:
-    """Tokens of a batch, in whole blocks, up to ``largest``: a batch is what one step finished."""
+    """Tokens of a batch, in whole blocks, up to ``largest``."""
     return tuple(count * block_size for count in _BATCH_BLOCKS if count * block_size <= largest)
 
 
