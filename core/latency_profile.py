@@ -153,8 +153,9 @@ class EngineProfile:
     company: int = 0
 
     def __str__(self) -> str:
-        words = f"{self.shape}, {self.threads} threads each, core share {self.core_share:g}"
-        return f"{words}, beside {self.company} others" if self.company else words
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        company = f", beside {self.company}" if self.company else ""
+        return f"{self.shape}, {threads} each, core share {self.core_share:g}{company}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,8 @@ def assemble(
 ) -> ProfileResult:
     """``engines``: all points of each; ``edges``: batches by transport; ``created``: ISO 8601."""
     overhead = _overheads(engines, serving, subject.device)
-    fits, warnings, profiles = [], [], []
+    fits, profiles = [], []
+    warnings = _left_out(subject, edges)
     for setting, findings in engines.items():
         steps = _steps(subject, setting, findings, overhead)
         profile, fitted = _engine(subject, setting, findings, steps)
@@ -121,6 +122,18 @@ def assemble(
         device="cuda" if subject.device == "cuda" else "cpu",
     )
     return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
+
+
+def _left_out(subject: Subject, edges: Mapping[str, Findings]) -> list[str]:
+    """What was asked for and can't be measured here."""
+    parts = "GPUs" if subject.device == "cuda" else "cores"
+    said = [
+        f"{shape} is not measured: it needs {shape.num_ranks} {parts}" for shape in subject.left_out
+    ]
+    if not edges:
+        transport = subject.spec.kv.transport
+        said.append(f"no transfer is measured: not over {transport} between processes of one host")
+    return said
 
 
 def _overheads(

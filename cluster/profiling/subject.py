@@ -115,6 +115,13 @@ class Subject:
         return design_engines(self.effort, len(self.cores), shapes, threads)
 
     @property
+    def left_out(self) -> tuple[ParallelShape, ...]:
+        """Shapes of the config that this machine has too few cores or GPUs for."""
+        measured = {engine.shape for engine in self.engines}
+        wanted = dict.fromkeys(self.spec.pools.of(pool).shape for pool in POOLS)
+        return tuple(shape for shape in wanted if shape not in measured)
+
+    @property
     def max_num_seqs(self) -> int:
         return self.spec.pools.decode.max_num_seqs * _BEYOND[self.effort]
 
@@ -188,13 +195,13 @@ class Subject:
             self.model.max_positions,
             self.step_tokens,
             self.max_num_seqs,
-            self._room() // (1 + setting.company),
+            self._room(1 + setting.company),
         )
 
-    def _room(self) -> int:
-        """Tokens whose KV one engine may have while it is measured."""
+    def _room(self, replicas: int) -> int:
+        """Tokens whose KV one of ``replicas`` engines may have while it is measured."""
         most = _MOST_KV_BYTES[self.effort] // self.kv_bytes_per_token
-        return most if self.kv_tokens is None else min(most, self.kv_tokens)
+        return most if self.kv_tokens is None else min(most, self.kv_tokens // replicas)
 
     def _shapes(self) -> list[ParallelShape]:
         """Those of the config, and if there is time what two ranks can do."""

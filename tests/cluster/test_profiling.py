@@ -126,6 +126,7 @@ EDGE = {
     **{str(blocks): Found(str(blocks), 1e-3 + 1e-4 * blocks, 5) for blocks in (1, 4, 16)},
     **{f"{TICKET} {blocks}": Found(f"{TICKET} {blocks}", 6e-4, 5) for blocks in (1, 4, 16)},
 }
+EDGES = {"shm": EDGE}
 SERVED = {
     WAY: Found(WAY, 5e-3, 5),
     **{f"{BESIDE}{b}": Found(f"{BESIDE}{b}", (300 + 40 * b) * 1e-6, 40) for b in (1, 8, 16)},
@@ -137,7 +138,7 @@ def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> N
         ALONE: findings(subject, ALONE, 1.0),
         SHARED: findings(subject, SHARED, 2.0),
     }
-    result = assemble(subject, engines, {"shm": EDGE}, SERVED, "2026-11-21T18:00:00+00:00")
+    result = assemble(subject, engines, EDGES, SERVED, "2026-11-21T18:00:00+00:00")
     assert result.warnings == ()
     alone, shared = (engine.step for engine in result.profile.engines)
     points = {point.name: point.work for point in subject.points(ALONE)}
@@ -154,7 +155,7 @@ def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> N
 
 def test_ways_of_messages_and_requests(subject: Subject) -> None:
     engines = {ALONE: findings(subject, ALONE, 1.0)}
-    profile = assemble(subject, engines, {"shm": EDGE}, SERVED, "now").profile
+    profile = assemble(subject, engines, EDGES, SERVED, "now").profile
     assert profile.message_s == pytest.approx(3e-4)
     assert profile.request_s == pytest.approx(2.5e-3 - 3e-4)
     (transfer,) = profile.transfers
@@ -168,9 +169,9 @@ def test_a_machine_that_drifts_is_named(subject: Subject) -> None:
     again = f"{AGAIN}decode 8 × 64"
     slower = found | {again: Found(again, 1.2 * found["decode 8 × 64"].seconds, 5)}
     steady = found | {again: Found(again, 1.05 * found["decode 8 × 64"].seconds, 5)}
-    (warning,) = assemble(subject, {ALONE: slower}, {}, SERVED, "now").warnings
+    (warning,) = assemble(subject, {ALONE: slower}, EDGES, SERVED, "now").warnings
     assert "decode 8 × 64 took +20% at the end" in warning
-    assert assemble(subject, {ALONE: steady}, {}, SERVED, "now").warnings == ()
+    assert assemble(subject, {ALONE: steady}, EDGES, SERVED, "now").warnings == ()
 
 
 def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
@@ -181,7 +182,7 @@ def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
         }
         for setting in (ALONE, SHARED)
     }
-    (warning,) = assemble(subject, engines, {}, SERVED, "now").warnings
+    (warning,) = assemble(subject, engines, EDGES, SERVED, "now").warnings
     assert warning.startswith("engine 1×1, 1 thread: other processes took up to 40% of its cores")
 
 
@@ -190,12 +191,20 @@ def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:
         name: replace(one, seconds=one.seconds * (3 if i % 3 else 1))
         for i, (name, one) in enumerate(findings(subject, ALONE, 1.0).items())
     }
-    result = assemble(subject, {ALONE: found}, {}, SERVED, "now")
-    (fitted,) = result.fits
+    result = assemble(subject, {ALONE: found}, EDGES, SERVED, "now")
+    fitted, _ = result.fits
     (warning,) = result.warnings
     assert fitted.worst[0][0] == fitted.error.worst_point
     assert fitted.error.worst_point in warning
     assert result.profile.engines[0].error == fitted.error
+
+
+def test_what_the_config_asks_for_and_can_not_be_measured_is_told(subject: Subject) -> None:
+    wide = make_spec({"pools": {"decode": {"pipeline_parallel_size": 3}}})
+    engines = {ALONE: findings(subject, ALONE, 1.0)}
+    result = assemble(replace(subject, spec=wide), engines, {}, SERVED, "now")
+    assert result.warnings[0] == "1×3 is not measured: it needs 3 cores"
+    assert result.warnings[1].startswith("no transfer is measured")
 
 
 # Subjects

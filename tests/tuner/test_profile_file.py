@@ -93,7 +93,9 @@ def test_engines_are_found_by_shape_share_threads_and_company() -> None:
     assert PROFILE.engine(ONE_RANK, threads=1, company=3) is PROFILE.engines[1]
     assert PROFILE.engine(ONE_RANK, 0.5) is PROFILE.engines[3]
     assert PROFILE.engine(ParallelShape(1, 2), company=1) is PROFILE.engines[4]
-    with pytest.raises(InvalidField, match=r"2×1 of 1 threads with core share 1.*has 1×1, 1 thr"):
+    with pytest.raises(
+        InvalidField, match=r"2×1 of 1 threads with core share 1.*has 1×1, 1 thread each"
+    ):
         PROFILE.engine(ParallelShape(2), threads=1)
 
 
