@@ -2,7 +2,8 @@
 
 Run when the package is built or installed (``hatch_build.py``) and by scripts/. Without a compiler
 nothing is built and torch's operations are used instead. Imports nothing beyond the standard
-library: an installer runs it in an empty environment.
+library: an installer runs it in an empty environment. A library ends with the SHA-256 of what is
+before, since loading a damaged one can end the process (a truncated one does, by SIGBUS).
 Does not cover: which of the libraries a process loads (``kernels.native.library``).
 """
 
@@ -48,6 +49,9 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
 class NotBuilt(Exception):
     """Nothing could be compiled; the message says why and what to do."""
 
@@ -62,26 +66,36 @@ def library_path(variant: str) -> Path:
     return BUILT / f"{variant}-{_sources_hash()}.so"
 
 
+def is_whole(path: Path) -> bool:
+    """Whether ``path`` is a library as it was built: there, and not damaged."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    library, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    return hashlib.sha256(library).digest() == digest
+
+
 def build() -> list[Path]:
-    """Compiles what is missing and removes what is out of date; gives what there is.
+    """Compiles what is missing or damaged and removes what is out of date; gives what there is.
 
     A compiler may know only some of the instruction sets. Raises `NotBuilt` if nothing could be.
     """
     wanted = {library_path(name): flags for name, flags in variants().items()}
     if not wanted:
         raise NotBuilt(f"no native kernels for {sys.platform} on {platform.machine()}")
-    missing = [path for path in wanted if not path.exists()]
+    missing = [path for path in wanted if not is_whole(path)]
     if missing:
         compiler = _compiler()
         BUILT.mkdir(exist_ok=True)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             errors = list(pool.map(lambda path: _compile(compiler, path, wanted[path]), missing))
-        if not any(path.exists() for path in wanted):
+        if len(missing) == len(wanted) and all(errors):
             raise NotBuilt(f"{compiler} could not compile the native kernels:\n{errors[0]}")
     for old in BUILT.glob("*.so"):
         if old not in wanted:
-            old.unlink()
-    return [path for path in wanted if path.exists()]
+            _remove(old)
+    return [path for path in wanted if is_whole(path)]
 
 
 def _sources_hash() -> str:
@@ -107,8 +121,22 @@ def _compile(compiler: str, path: Path, instructions: Sequence[str]) -> str:
     if done.returncode:
         unfinished.unlink(missing_ok=True)
         return done.stderr
+    unfinished.write_bytes(_sealed(unfinished.read_bytes()))
+    if path.is_dir():
+        _remove(path)
     unfinished.replace(path)
     return ""
+
+
+def _sealed(library: bytes) -> bytes:
+    return library + hashlib.sha256(library).digest()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def main() -> int:

@@ -8,14 +8,14 @@ Does not cover: building it (``kernels.native.build``), when it is used (``kerne
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from kernels.native.build import library_path, variants
+from kernels.native.build import is_whole, library_path, variants
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
@@ -35,37 +35,48 @@ _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "silu_mul": (_POINTER,) * 2 + (_SIZE,) * 2,
 }
 
+_BUILD = "python -m kernels.native.build"
+
 # A call with fewer takes less than about 20 µs.
 _BRIEF_ELEMENTS = 1 << 16
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Choice:
     """The variant that this machine runs and why, or why none: ``library`` is None then.
 
-    ``brief`` has the same functions, called with Python's lock kept.
+    ``brief`` has the same functions, called with Python's lock kept. ``damaged``: a better variant
+    or this one could not be loaded, which the reason tells.
     """
 
     library: ctypes.CDLL | None
     brief: ctypes.PyDLL | None
     variant: str | None
     reason: str
+    damaged: bool = False
 
 
 @functools.cache
 def choice() -> Choice:
-    """Loads the best variant that this machine knows the instructions of."""
-    flags, best = _cpu_flags(), None
-    for variant, instructions in variants().items():
-        if not set(instructions) <= flags:
-            continue
-        best = best or variant
-        if library_path(variant).exists():
-            return load(variant, f"compiled for {variant}")
-    if best is None:
+    """Loads the best variant that this machine knows the instructions of and that can be loaded."""
+    flags = _cpu_flags()
+    runnable = [name for name, needed in variants().items() if set(needed) <= flags]
+    if not runnable:
         return Choice(None, None, None, "there is none for this machine's instruction sets")
-    why = "not built, or older than its sources: run `python -m kernels.native.build`"
-    return Choice(None, None, best, why)
+    trouble = ""
+    for variant in runnable:
+        if not library_path(variant).exists():
+            continue
+        try:
+            found = load(variant, f"compiled for {variant}{trouble}")
+        except OSError as error:
+            trouble += f"; the library for {variant} can't be loaded: {error}; run `{_BUILD}`"
+        else:
+            return dataclasses.replace(found, damaged=bool(trouble))
+    if trouble:
+        return Choice(None, None, runnable[0], trouble.removeprefix("; "), damaged=True)
+    why = f"not built, or older than its sources: run `{_BUILD}`"
+    return Choice(None, None, runnable[0], why)
 
 
 def library() -> ctypes.CDLL:
@@ -107,11 +118,16 @@ def set_threads(count: int) -> None:
 
 
 def load(variant: str, reason: str) -> Choice:
-    """A variant that was built; ``reason``: why this one."""
-    path = str(library_path(variant))
-    brief, released = ctypes.PyDLL(path), ctypes.CDLL(path)
-    for loaded in (brief, released):
-        _set_prototypes(loaded)
+    """A variant that was built; ``reason``: why this one. Raises OSError if it can't be loaded."""
+    path = library_path(variant)
+    if not is_whole(path):
+        raise OSError(f"{path.name} is not the file that was built")
+    brief, released = ctypes.PyDLL(str(path)), ctypes.CDLL(str(path))
+    try:
+        for loaded in (brief, released):
+            _set_prototypes(loaded)
+    except AttributeError as error:
+        raise OSError(str(error)) from error
     return Choice(released, brief, variant, reason)
 
 
