@@ -9,8 +9,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cluster.shadowing import TOP_LEVEL, our_root
+
+if TYPE_CHECKING:
+    from core.config import ClusterSpec, EngineSpec
 
 MIN_PYTHON = (3, 11)
 # A worker with the demo model takes about this much, KV pool included.
@@ -33,14 +37,17 @@ class Check:
     detail: str
 
 
-def run_checks(model: str | None, ports: Mapping[str, int]) -> list[Check]:
-    """All checks; none of them changes anything."""
+def run_checks(
+    model: str | None, ports: Mapping[str, int], config: Path | None = None
+) -> list[Check]:
+    """All checks; none of them changes anything. ``model`` wins over that in ``config``."""
     checks = [_python(), *_packages(), _modules()]
     if any(check.status == "failed" for check in checks):
         # What follows imports our own modules and their dependencies.
         return checks
-    machine = [_cores(), _memory(), _shared_memory(), *_kernels()]
-    return [*checks, *machine, _model(model), *_ports(ports)]
+    spec, checked = _spec(config)
+    machine = [_cores(), _memory(), _shared_memory(), *_kernels(spec.engine)]
+    return [*checks, *checked, *machine, _model(model or spec.model), *_ports(ports)]
 
 
 def _python() -> Check:
@@ -67,6 +74,19 @@ def _modules() -> Check:
     return Check("modules", "ok", f"all {len(TOP_LEVEL)} come from {our_root()}")
 
 
+def _spec(config: Path | None) -> tuple[ClusterSpec, list[Check]]:
+    """All defaults without a config, and where it can't be used."""
+    from cluster.spec_file import load_spec
+    from core.errors import CrossdockError
+
+    if config is None:
+        return load_spec(None), []
+    try:
+        return load_spec(config), [Check("config", "ok", str(config))]
+    except CrossdockError as error:
+        return load_spec(None), [Check("config", "failed", error.message)]
+
+
 def _cores() -> Check:
     count = len(os.sched_getaffinity(0))
     if count < 2:
@@ -74,16 +94,18 @@ def _cores() -> Check:
     return Check("cores", "ok", str(count))
 
 
-def _kernels() -> list[Check]:
-    from cluster.kernel_checks import gpu_here, kernels_here, native_gain
+def _kernels(engine: EngineSpec) -> list[Check]:
+    from cluster.kernel_checks import can_gain, dtypes_of, gains_said, gpu_here, kernels_here
+    from cluster.kernel_gain import measure_gains
 
-    compiled, said = kernels_here()
+    good, said = kernels_here(engine)
     checks = [
-        Check("kernels", "ok" if compiled else "warning", said),
+        Check("kernels", "ok" if good else "warning", said),
         Check("gpu", "ok", gpu_here()),
     ]
-    if compiled:
-        checks.append(Check("kernels' gain", "ok", native_gain()))
+    if can_gain(engine):
+        gaining, numbers = gains_said(engine, measure_gains(dtypes_of(engine)))
+        checks.append(Check("kernels' gain", "ok" if gaining else "warning", numbers))
     return checks
 
 

@@ -1,36 +1,71 @@
-"""What the doctor says of kernels: which run here, why, and what others gain, measured now.
+"""What the doctor says of kernels: which run here, why, and what the compiled ones gain.
 
-Does not cover: the engine as a whole, for which there is `crossdock bench engine`.
+Does not cover: measuring that (``cluster.kernel_gain``).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from itertools import groupby
 
 import torch
 
-from kernels.dispatch import NATIVE_DTYPES, Implementation, description, forced
-from kernels.linear import Linear
+from cluster.kernel_gain import Gain
+from core.config import EngineSpec
+from kernels.dispatch import NATIVE_DTYPES, description, forced
 from kernels.native import library
 
-# Together larger than most caches, as a model's weights are.
-_WEIGHTS, _OUTPUTS, _INPUTS = 4, 3072, 1024
-_MANY_ROWS = 256
-_RUNS = 4
+# By docs/PERFORMANCE.md, over all instruction sets; said where nothing can be measured.
+_TYPICAL = "products 1 to 3.6×, attention 1.5 to 6×, sampling 2 to 18×"
 
 
-def kernels_here() -> tuple[bool, str]:
-    """Whether CPU workers compute with the compiled kernels, and what to do if they don't."""
-    said = description("cpu", torch.bfloat16)
-    if library.is_available():
+def dtypes_of(engine: EngineSpec) -> tuple[torch.dtype, ...]:
+    """Those that may be computed in: "auto" is the model's."""
+    if engine.dtype == "auto":
+        return NATIVE_DTYPES
+    return (getattr(torch, engine.dtype),)
+
+
+def kernels_here(engine: EngineSpec) -> tuple[bool, str]:
+    """Whether workers compute with what is best here (or what was chosen), and what to do if they
+    don't."""
+    dtype = dtypes_of(engine)[0]
+    if engine.kernels == "torch":
+        with forced("torch"):
+            return True, f"{description(engine.device, dtype)}: engine.kernels"
+    said = description(engine.device, dtype)
+    if engine.device == "cuda":
         return True, said
+    if library.is_available() or dtype not in NATIVE_DTYPES:
+        return not library.choice().damaged, said
     has_compiler = any(shutil.which(name) for name in ("g++", "c++"))
     fix = "" if has_compiler else "; install g++ first"
-    return False, f"{said}{fix}: slower, but all works"
+    gain = f"compiled ones typically gain: {_TYPICAL} (docs/PERFORMANCE.md, not measured here)"
+    return False, f"{said}{fix}: slower, but all works; {gain}"
+
+
+def can_gain(engine: EngineSpec) -> bool:
+    """Whether there are compiled kernels to measure for workers like this."""
+    natives = all(dtype in NATIVE_DTYPES for dtype in dtypes_of(engine))
+    return engine.device == "cpu" and natives and library.is_available()
+
+
+def gains_said(engine: EngineSpec, gains: Sequence[Gain]) -> tuple[bool, str]:
+    """Whether the compiled kernels lose nowhere, or are not used; and the factors."""
+    parts = []
+    for subject, group in groupby(gains, key=lambda gain: gain.subject):
+        numbers = ", ".join(f"{gain.operation} {gain.factor:.2f}×" for gain in group)
+        parts.append(f"{subject}: {numbers}")
+    said = f"times as fast as torch's: {'; '.join(parts)}"
+    losses = [f"{gain.subject}, {gain.operation}" for gain in gains if gain.loses]
+    if engine.kernels == "torch":
+        return True, f"{said} (not used: engine.kernels is torch)"
+    if losses:
+        advice = "where that is most of the work, set `engine.kernels: torch`"
+        return False, f"{said}. The compiled ones lose in {'; '.join(losses)}: {advice}"
+    return True, said
 
 
 def gpu_here() -> str:
@@ -42,46 +77,3 @@ def gpu_here() -> str:
     if not torch.cuda.is_available():
         return f"no CUDA device ({triton} is installed)" if triton[0] == "T" else "no CUDA device"
     return f"{torch.cuda.get_device_name()}, {triton}"
-
-
-def native_gain() -> str:
-    """How many times as fast the compiled products are as torch's, on one core; about a second."""
-    with _one_thread():
-        return "; ".join(_gain_of(dtype) for dtype in NATIVE_DTYPES)
-
-
-def _gain_of(dtype: torch.dtype) -> str:
-    native, other = _seconds("native", dtype), _seconds("torch", dtype)
-    one, many = (other[i] / native[i] for i in range(2))
-    name = str(dtype).removeprefix("torch.")
-    return f"{name}: native is {one:.2f}× torch at one row, {many:.2f}× at {_MANY_ROWS}"
-
-
-def _seconds(way: Implementation, dtype: torch.dtype) -> tuple[float, float]:
-    """Of one row times all weights, and of many times one."""
-    weight = torch.full((_OUTPUTS, _INPUTS), 0.01, dtype=dtype)
-    x = torch.full((_MANY_ROWS, _INPUTS), 0.01, dtype=dtype)
-    with torch.inference_mode(), forced(way):
-        layers = [Linear(weight) for _ in range(_WEIGHTS)]
-        row = x[:1]
-        return _fastest(lambda: [layer(row) for layer in layers]), _fastest(lambda: layers[0](x))
-
-
-def _fastest(work: Callable[[], object]) -> float:
-    best = float("inf")
-    for _ in range(_RUNS):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Of the compiled library one is the default, which nothing in this process changes."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

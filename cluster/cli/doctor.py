@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from cluster.cli.options import ConfigOption
 from cluster.cli.output import Output, OutputOption, emit, print_table
 
 
 def doctor(
+    config: ConfigOption = None,
     model: Annotated[str | None, typer.Option(help="Check this model folder too.")] = None,
     grpc_port: int = 50051,
     http_port: int = 8000,
@@ -19,11 +21,12 @@ def doctor(
 ) -> None:
     """Check Python, packages, shadowed modules, cores, memory, kernels, model and ports.
 
-    Changes nothing. What the compiled kernels gain is measured, on one core."""
+    Changes nothing. What the compiled kernels gain is measured, on one core; a config says for
+    which device and dtype, and which model is checked."""
     from cluster.doctor import run_checks
 
     ports = {"--grpc-port": grpc_port, "--http-port": http_port, "--admin-port": admin_port}
-    checks = run_checks(model, ports)
+    checks = run_checks(model, ports, config)
     emit(
         [dataclasses.asdict(check) for check in checks],
         output,

@@ -287,6 +287,15 @@ def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) 
     assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
 
 
+def test_doctor_goes_by_a_config(monkeypatch, capsys, tmp_path: Path) -> None:
+    folder, config = make_model_folder(tmp_path / "tiny"), tmp_path / "cluster.yaml"
+    config.write_text(f"model: {folder}\nengine: {{kernels: torch}}\n")
+    assert run(monkeypatch, "doctor", "--config", str(config), "--output", "json") == 0
+    checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+    assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
+    assert checks["kernels"]["detail"] == "torch (chosen): engine.kernels"
+
+
 def test_doctor_fails_for_a_broken_model(monkeypatch, capsys, tmp_path: Path) -> None:
     assert run(monkeypatch, "doctor", "--model", str(tmp_path)) == 1
     assert "failed" in capsys.readouterr().out
