@@ -105,14 +105,19 @@ def _split_rates(candidate: Candidate, traffic: Traffic, slo: Slo) -> dict[Resou
 
 
 def _colocated_rates(pool: PoolChoice, traffic: Traffic, slo: Slo) -> dict[Resource, float]:
-    """A mixed worker divides its engine time between both phases."""
-    decode = _decode_rates(pool, traffic, slo)
-    prefill_s = _prefill_seconds(pool, traffic) / pool.replicas
-    own = decode[Resource.DECODE_BANDWIDTH]
-    together = 1 / (prefill_s + 1 / own) if own > 0 else 0.0
-    if prefill_s * own > 1:
-        return {Resource.PREFILL_COMPUTE: together, Resource.KV_MEMORY: decode[Resource.KV_MEMORY]}
-    return {Resource.DECODE_BANDWIDTH: together, Resource.KV_MEMORY: decode[Resource.KV_MEMORY]}
+    """A mixed worker computes both phases in the same steps. At best all of these are full, so that
+    tokens of answers take no longer than tokens of prompts, beside reading their context."""
+    step, chunk = pool.engine.step, pool.limits.max_num_batched_tokens
+    tokens = max(0.0, traffic.output_tokens - 1)
+    rows = step.rows.at(chunk) / chunk * tokens
+    reading = (step.per_sampled + step.per_decode_context * traffic.mean_context) * tokens
+    decode_s = (rows + reading) / FEMTOSECONDS / pool.shape.pipeline
+    prefill_s = _prefill_seconds(pool, traffic)
+    memory = _decode_rates(pool, traffic, slo)[Resource.KV_MEMORY]
+    busier = Resource.PREFILL_COMPUTE if prefill_s > decode_s else Resource.DECODE_BANDWIDTH
+    keeps_tpot = _largest_batch(pool, traffic, slo) > 0
+    together = pool.replicas / (prefill_s + decode_s) if keeps_tpot else 0.0
+    return {busier: together, Resource.KV_MEMORY: memory}
 
 
 def _sum_of_rates(pools: list[dict[Resource, float]]) -> dict[Resource, float]:

@@ -79,7 +79,7 @@ def pareto_text(result: TuneResult) -> str:
             )
     plotext.xlabel("tokens/s/user")
     plotext.ylabel("tokens/s/GPU")
-    return str(plotext.build())
+    return str(plotext.uncolorize(plotext.build()))
 
 
 def draw(result: TuneResult, title: str, path: Path) -> None:

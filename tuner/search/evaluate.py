@@ -49,11 +49,13 @@ class Trial:
 @dataclass(frozen=True, slots=True)
 class Reached:
     """The highest rate found at which a candidate meets the goal: ``trial`` is the simulation at
-    it; None if it meets it at no rate, and ``nearest`` is the trial that came closest."""
+    it; None if it meets it at no rate, and ``nearest`` is the trial that came closest.
+    ``given_up``: it missed the goal at a rate below which nobody is interested."""
 
     trial: Trial | None
     nearest: Trial
     simulations: int
+    given_up: bool = False
 
     @property
     def rate(self) -> float:
@@ -76,12 +78,13 @@ def try_rate(candidate: Candidate, window: Window, base: ClusterSpec, goal: Goal
 class RateSearch:
     """Starts at ``guess``, goes no higher than ``most``, and ends when two rates that differ by a
     factor of 1 + ``precision`` have the limit between them. ``certainty``: the first factor above
-    or below the guess that is tried."""
+    or below the guess that is tried. ``floor``: lower rates are not worth a trial."""
 
     guess: float
     most: float
     certainty: float
     precision: float
+    floor: float = 0.0
 
 
 def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSearch) -> Reached:
@@ -90,7 +93,7 @@ def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSear
     Gallops away from the guess until the limit is between two trials, then bisects. A share that
     does not fall steadily with the rate costs precision, nothing else.
     """
-    trials = [attempt(min(search.guess, search.most))]
+    trials = [attempt(min(max(search.guess, search.floor), search.most))]
     good, bad = _bracket(attempt, goal, search, trials)
     while good is not None and bad is not None and bad > good.rate * (1 + search.precision):
         trials.append(attempt(math.sqrt(good.rate * bad)))
@@ -99,7 +102,7 @@ def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSear
         else:
             bad = trials[-1].rate
     nearest = max(trials, key=lambda trial: trial.share)
-    return Reached(good, nearest, len(trials))
+    return Reached(good, nearest, len(trials), good is None and search.floor > 0)
 
 
 def _bracket(
@@ -118,8 +121,9 @@ def _bracket(
             rate = min(search.most, latest.rate * factor)
         else:
             bad = latest.rate
-            if good is not None or latest.rate < search.most * _SLOWEST:
+            lowest = max(search.floor, search.most * _SLOWEST)
+            if good is not None or latest.rate <= lowest:
                 return good, bad
-            rate = latest.rate / factor
+            rate = max(lowest, latest.rate / factor)
         factor = min(factor * factor, 2.0)
         trials.append(attempt(rate))

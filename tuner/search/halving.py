@@ -32,9 +32,9 @@ class Rung:
 
 
 RUNGS = (
-    Rung(services=1.0, precision=0.15, most=4_000, keep=8),
-    Rung(services=2.0, precision=0.06, most=6_000, keep=4),
-    Rung(services=4.0, precision=0.02, most=10_000, keep=4),
+    Rung(services=1.0, precision=0.15, most=1_500, keep=5),
+    Rung(services=1.5, precision=0.06, most=2_500, keep=3),
+    Rung(services=2.0, precision=0.03, most=4_000, keep=3),
 )
 # A bound counts every request, a goal leaves some of them out; and fits are not exact.
 _SLACK = 1.2
@@ -44,19 +44,22 @@ RIVALS: tuple[Callable[[Candidate], bool], ...] = (
     attrgetter("is_one_to_one"),
 )
 # So many candidates are simulated before bounds are compared again.
-_BATCH = 8
+_BATCH = 4
+# A coarse look at a candidate ends when it misses the goal at this share of the best rate so far.
+_HOPELESS = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One candidate to look at in ``rung``: from ``guess`` up to ``most`` requests per second.
-    ``certainty``: how close the guess may be taken to be, as a factor above 1."""
+    ``certainty``, ``floor``: see ``evaluate.RateSearch``."""
 
     candidate: Candidate
     rung: Rung
     guess: float
     most: float
-    certainty: float = 1.5
+    certainty: float = 1.3
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def halve(
         chosen = survivors(alive, rungs[number - 2].keep)
         eliminated = [scored for scored in alive if scored not in chosen] + eliminated
         progress(f"rung {number} of {len(rungs)}: {len(chosen)} candidates")
-        alive = _look(chosen, measure, rung)
+        alive = _look(chosen, measure, rung, [0.0] * len(chosen))
     by_rate = sorted(alive, key=_by_rate, reverse=True)
     return [*by_rate, *sorted(eliminated, key=_by_rate, reverse=True), *never]
 
@@ -135,7 +138,7 @@ def _first_rung(
             break
         batch = worth[:_BATCH]
         progress(f"rung 1: {len(alive)} simulated, {len(worth)} may be better")
-        alive += _look(batch, measure, rung)
+        alive += _look(batch, measure, rung, [_floor(one, alive) for one in batch])
         rest = [scored for scored in rest if scored not in batch]
     return alive, rest
 
@@ -149,16 +152,25 @@ def _missing_rivals(rest: Sequence[Scored], alive: Sequence[Scored]) -> list[Sco
     return missing
 
 
-def _look(chosen: Sequence[Scored], measure: Measure, rung: Rung) -> list[Scored]:
+def _look(
+    chosen: Sequence[Scored], measure: Measure, rung: Rung, floors: Sequence[float]
+) -> list[Scored]:
     jobs = [
-        Job(s.candidate, rung, _guess(s), s.bound.rate * _SLACK, 1.1 if s.rate else 1.5)
-        for s in chosen
+        Job(s.candidate, rung, _guess(s), s.bound.rate * _SLACK, 1.1 if s.rate else 1.3, floor)
+        for s, floor in zip(chosen, floors, strict=True)
     ]
     reached = measure(jobs)
     return [
         Scored(scored.candidate, scored.bound, result, scored.rungs + 1)
         for scored, result in zip(chosen, reached, strict=True)
     ]
+
+
+def _floor(scored: Scored, alive: Sequence[Scored]) -> float:
+    """A rival competes with its own kind only."""
+    kinds = [is_rival for is_rival in RIVALS if is_rival(scored.candidate)]
+    rates = [s.rate for s in alive if all(is_rival(s.candidate) for is_rival in kinds)]
+    return _HOPELESS * max(rates, default=0.0)
 
 
 def _guess(scored: Scored) -> float:

@@ -56,7 +56,7 @@ def reach(given: Traced, replicate: Replicate) -> Reached:
         window = Window(trace, rate, service_s, rung.services, rung.most, given.seed)
         return try_rate(candidate, window, given.base, given.goal)
 
-    search = RateSearch(job.guess, job.most, job.certainty, job.rung.precision)
+    search = RateSearch(job.guess, job.most, job.certainty, job.rung.precision, job.floor)
     return highest_rate(attempt, given.goal, search)
 
 

@@ -124,7 +124,7 @@ def _row(scored: Scored) -> Row:
     assert reached is not None
     trial = reached.trial or reached.nearest
     ttft, tpot = trial.summary.ttft_s, trial.summary.tpot_s
-    met = "" if reached.trial is not None else " (SLO not met)"
+    met = "" if reached.trial is not None else " (missed)"
     return (
         str(candidate),
         str(candidate.accelerators),

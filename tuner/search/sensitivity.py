@@ -17,7 +17,7 @@ from tuner.search.halving import Job, Rung, Scored
 from tuner.search.space import Candidate
 from tuner.simulate.requests import RequestTrace
 
-_RUNG = Rung(services=1.5, precision=0.06, most=4_000, keep=0)
+_RUNG = Rung(services=1.0, precision=0.1, most=1_500, keep=0)
 GROWTH = 1.2
 
 

@@ -22,7 +22,7 @@ from tuner.simulate.requests import RequestTrace
 
 Progress = Callable[[str], None]
 
-# The last look at each alternative set of scheduler limits.
+# How closely alternatives to the winner are looked at.
 _FINAL = RUNGS[-1]
 
 
@@ -96,7 +96,14 @@ def _with_other_limits(
     variants = _limit_variants(best.candidate)
     bounds = [bound_rate(variant, traffic, slo) for variant in variants]
     jobs = [
-        Job(variant, _FINAL, best.rate, 1.2 * bound.rate)
+        Job(
+            variant,
+            _FINAL,
+            best.rate,
+            1.2 * bound.rate,
+            certainty=1.1,
+            floor=best.rate * (1 + _FINAL.precision),
+        )
         for variant, bound in zip(variants, bounds, strict=True)
     ]
     tried = [

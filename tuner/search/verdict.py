@@ -14,8 +14,8 @@ from tuner.search.laboratory import Replicate
 from tuner.search.space import Candidate
 from tuner.search.uncertainty import Interval
 
-REPLICATES = 10
-_RUNG = Rung(services=1.5, precision=0.06, most=4_000, keep=0)
+REPLICATES = 8
+_RUNG = Rung(services=1.0, precision=0.1, most=1_500, keep=0)
 # A ratio closer to 1 than this is a tie: simulations of the same cluster differ by as much.
 TIE = 0.03
 
@@ -74,22 +74,25 @@ def _replicated_ratios(
     replicate: Callable[[Sequence[Replicate]], Sequence[Reached]],
     count: int,
 ) -> dict[Candidate, list[float]]:
+    """By rival: each replicate's ratio over that of the traffic and hardware as they are, looked at
+    as coarsely."""
+    if not rivals:
+        return {}
     contestants = [best, *rivals]
-    numbers = range(1, count + 1)
-    wanted = [Replicate(_job(one), number) for number in numbers for one in contestants]
-    rates = [reached.rate for reached in replicate(wanted)] if rivals else []
-    ratios: dict[Candidate, list[float]] = {rival.candidate: [] for rival in rivals}
-    for first in range(0, len(rates), len(contestants)):
-        of_best = rates[first] / best.candidate.accelerators
-        for rival, rate in zip(rivals, rates[first + 1 :], strict=False):
-            if rate and of_best:
-                ratios[rival.candidate].append(of_best / (rate / rival.candidate.accelerators))
-    return ratios
+    wanted = [Replicate(_job(one), number) for number in range(count + 1) for one in contestants]
+    rates = [reached.rate for reached in replicate(wanted)]
+    rows = [rates[i : i + len(contestants)] for i in range(0, len(rates), len(contestants))]
+    found: dict[Candidate, list[float]] = {}
+    for place, rival in enumerate(rivals, 1):
+        ratios = [row[0] / row[place] if row[place] else 0.0 for row in rows]
+        plain = ratios[0]
+        found[rival.candidate] = [ratio / plain for ratio in ratios[1:] if plain and ratio]
+    return found
 
 
 def _job(scored: Scored) -> Job:
     # Other hardware may be faster than the bound of this one.
-    return Job(scored.candidate, _RUNG, scored.rate, 2 * scored.bound.rate)
+    return Job(scored.candidate, _RUNG, scored.rate, 2 * scored.bound.rate, 1.15)
 
 
 def _compare(
@@ -97,8 +100,8 @@ def _compare(
 ) -> Comparison | None:
     if rival is None:
         return None
-    drawn = ratios[rival.candidate]
     ratio = best.rate_per_accelerator / rival.rate_per_accelerator
+    drawn = [ratio * change for change in ratios[rival.candidate]]
     return Comparison(rival, ratio, Interval.of(drawn) if drawn else None)
 
 
