@@ -14,7 +14,8 @@ Does not cover: penalties, bans and log-probabilities (``engine``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from kernels.dispatch import implementation
 from kernels.native.library import library
 from kernels.philox import uniforms
-from kernels.sampling_arrays import CUTOFF, ROW, TEMPERATURE, TOP_K, TOP_P, SamplingArrays
+from kernels.sampling_arrays import CUTOFF, ROW, TEMPERATURE, TOP_K, TOP_P, DrawSpec, SamplingArrays
 
 Logits = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]
@@ -181,21 +182,26 @@ def _ordered(row: Logits, ids: TokenIds) -> TokenIds:
     return ids[np.argsort(-row[ids], kind="stable")]
 
 
-def sample_reference(logits: Logits, arrays: SamplingArrays) -> TokenIds:
-    """The definition, one draw after the other, sorting everything."""
-    draws = uniforms(arrays.seeds, arrays.sequence_indices, arrays.positions)
-    return np.array([_reference(logits[r], arrays, i, draws[i]) for i, r in enumerate(arrays.rows)])
+def sample_reference(logits: Logits, draws: Sequence[DrawSpec]) -> TokenIds:
+    """The definition, one draw after the other, sorting everything and cutting off nothing that is
+    merely unlikely. It shares no settled number with the other paths."""
+    keys = np.array([(d.seed, d.sequence_index, d.position) for d in draws], np.int64)
+    drawn = uniforms(*keys.reshape(-1, 3).T)
+    pairs = zip(draws, drawn.tolist(), strict=True)
+    return np.array([_reference(logits[draw.row], draw, at) for draw, at in pairs])
 
 
-def _reference(row: Logits, arrays: SamplingArrays, i: int, draw: float) -> int:
+def _reference(row: Logits, draw: DrawSpec, drawn: float) -> int:
     if np.isnan(row).any() or not np.isfinite(row.max()):
         return NO_TOKEN
-    if arrays.temperatures[i] == 0:
+    if draw.temperature == 0:
         return int(row.argmax())
     below = row.astype(np.float64) - row.max()
     order = np.lexsort((np.arange(len(row)), -row))
-    order = order[below[order] >= arrays.cutoffs[i]]
-    order = order[: arrays.top_ks[i] or None]
-    cumulated = np.exp(below[order] / arrays.temperatures[i]).cumsum()
-    nucleus = int(np.argmax(cumulated >= min(arrays.top_ps[i], 1.0) * cumulated[-1]))
-    return int(order[np.argmax(cumulated > draw * cumulated[nucleus])])
+    if draw.min_p:
+        order = order[below[order] >= draw.temperature * math.log(draw.min_p)]
+    order = order[: draw.top_k or None]
+    with np.errstate(over="ignore"):
+        cumulated = np.exp(below[order] / draw.temperature).cumsum()
+    nucleus = int(np.argmax(cumulated >= min(draw.top_p, 1.0) * cumulated[-1]))
+    return int(order[np.argmax(cumulated > drawn * cumulated[nucleus])])

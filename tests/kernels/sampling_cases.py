@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +13,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.random import uniform
 from kernels.dispatch import forced
-from kernels.philox import uniforms
 from kernels.sampling import sample_reference, sample_tokens
 from kernels.sampling_arrays import DrawSpec, SamplingArrays
 
@@ -37,27 +38,29 @@ class Case:
         arrays = SamplingArrays.of(self.draws)
         tokens = sample(torch.from_numpy(self.logits), arrays).cpu().numpy()
         decided = ~np.array(
-            [near_an_edge(self.logits[draw.row], arrays, i) for i, draw in enumerate(self.draws)]
+            [near_an_edge(self.logits[draw.row], draw) for draw in self.draws], dtype=bool
         )
-        expected = sample_reference(self.logits, arrays)
+        expected = sample_reference(self.logits, self.draws)
         assert tokens[decided].tolist() == expected[decided].tolist()
 
 
-def near_an_edge(row: npt.NDArray[np.float32], arrays: SamplingArrays, i: int) -> bool:
+def near_an_edge(row: npt.NDArray[np.float32], draw: DrawSpec) -> bool:
     """Whether top_p or the draw falls so near to an edge of the mass that rounding decides."""
-    if arrays.temperatures[i] == 0 or not np.isfinite(row.max()):
+    if draw.temperature == 0 or not np.isfinite(row.max()):
         return False
     below = np.sort(row.astype(np.float64) - row.max())[::-1]
-    below = below[below >= arrays.cutoffs[i]][: arrays.top_ks[i] or None]
-    cumulated = np.exp(below / arrays.temperatures[i]).cumsum()
+    if draw.min_p:
+        below = below[below >= draw.temperature * math.log(draw.min_p)]
+    with np.errstate(over="ignore"):
+        cumulated = np.exp(below[: draw.top_k or None] / draw.temperature).cumsum()
     kept = cumulated
-    if arrays.top_ps[i] < 1:
-        wanted = arrays.top_ps[i] * cumulated[-1]
+    if draw.top_p < 1:
+        wanted = draw.top_p * cumulated[-1]
         if (abs(cumulated - wanted) < EDGE * cumulated[-1]).any():
             return True
         kept = cumulated[: int(np.argmax(cumulated >= wanted)) + 1]
-    draw = uniforms(arrays.seeds, arrays.sequence_indices, arrays.positions)[i]
-    return bool((abs(kept - draw * kept[-1]) < EDGE * kept[-1]).any())
+    drawn = uniform(draw.seed, draw.sequence_index, draw.position)
+    return bool((abs(kept - drawn * kept[-1]) < EDGE * kept[-1]).any())
 
 
 @st.composite

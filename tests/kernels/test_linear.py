@@ -9,11 +9,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
+from native_variants import poisoned_memory as poisoned_memory
 
 from amounts import examples
 from kernels.linear import Linear, linear_reference
 from kernels.native import library
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 shared_path = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     max_examples=examples(40),

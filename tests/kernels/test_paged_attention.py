@@ -11,6 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
+from native_variants import poisoned_memory as poisoned_memory
 
 from amounts import examples
 from kernels.paged_attention import attention_reference, paged_attention
@@ -18,6 +19,7 @@ from kernels.paged_sequences import PagedSequences
 
 LAYERS = 2
 TOLERANCE = {torch.float64: 1e-7, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 shared_path = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     max_examples=examples(50),

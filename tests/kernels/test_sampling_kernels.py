@@ -14,13 +14,16 @@ from cubin import CAPABILITIES, run_python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_variants import cpu_path as cpu_path
+from native_variants import poisoned_memory as poisoned_memory
 from sampling_cases import Case, cases, large_cases, sample_by_maxima
 
 from amounts import examples
 from core.random import uniform
 from kernels.philox import uniforms
-from kernels.sampling import NO_TOKEN, sample_tokens
+from kernels.sampling import NO_TOKEN, sample_reference, sample_tokens
 from kernels.sampling_arrays import DrawSpec, SamplingArrays
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 shared_path = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -46,6 +49,25 @@ def test_large_vocabularies(cpu_path: str) -> None:
     for case in large_cases(vocab=100_003, draws=3):
         case.check()
         case.check(sample_by_maxima)
+
+
+def test_a_long_tail_of_unlikely_tokens_is_drawn_from(cpu_path: str) -> None:
+    """100,000 tokens of e⁻¹⁸ together are drawn once in 700 times."""
+    logits = np.full((1, 100_000), -18, np.float32)
+    logits[0, 50_000] = 0
+    seeds = np.arange(5000)
+    lucky = seeds[uniforms(seeds, np.zeros(5000, np.int64), np.zeros(5000, np.int64)) > 0.9985]
+    case = Case(logits, tuple(DrawSpec(0, 1.0, seed=int(seed)) for seed in lucky))
+    assert (sample_reference(logits, case.draws) != 50_000).sum() >= 4
+    case.check()
+    case.check(sample_by_maxima)
+
+
+def test_what_is_cut_off_is_less_than_a_draw_can_tell() -> None:
+    """Draws are multiples of 2⁻⁵³; vocabularies have up to 2¹⁸ tokens."""
+    draws = [DrawSpec(0, temperature) for temperature in (0.05, 1.0, 2.0)]
+    arrays = SamplingArrays.of(draws)
+    assert (np.exp(arrays.cutoffs / arrays.temperatures) * 2**18 < 2**-53).all()
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
