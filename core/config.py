@@ -63,7 +63,7 @@ class EngineSpec(_Section):
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
     dtype: DType = "auto"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, strict=True)
     affinity: Literal["auto", "none"] = "auto"
     kernels: Literal["auto", "torch"] = "auto"
 
@@ -76,10 +76,10 @@ class PoolSpec(_Section):
     engine step, so also a prefill chunk; None: what suits the device.
     """
 
-    replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS)
+    replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS, strict=True)
     resources: dict[str, Amount] | None = Field(default=None, min_length=1)
-    max_num_seqs: int = Field(default=32, ge=1)
-    max_num_batched_tokens: int | None = Field(default=None, ge=1)
+    max_num_seqs: int = Field(default=32, ge=1, strict=True)
+    max_num_batched_tokens: int | None = Field(default=None, ge=1, strict=True)
     tensor_parallel_size: ParallelSize = 1
     pipeline_parallel_size: ParallelSize = 1
 
@@ -124,11 +124,11 @@ class KVSpec(_Section):
     room for a prompt without news of it, and how often a prefill worker sends some.
     """
 
-    block_size: int = Field(default=16, ge=1, le=1024)
+    block_size: int = Field(default=16, ge=1, le=1024, strict=True)
     memory: ByteSize | None = Field(default=None, ge=1)
-    num_blocks: int | None = Field(default=None, ge=1)
+    num_blocks: int | None = Field(default=None, ge=1, strict=True)
     transport: Literal["auto", "cuda_ipc", "nccl", "shm", "tcp"] = "auto"
-    tcp_streams: int = Field(default=1, ge=1, le=16)
+    tcp_streams: int = Field(default=1, ge=1, le=16, strict=True)
     lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
     # Workers look at their clocks four times a second.
     beat: float = Field(default=5.0, ge=0.2, validate_default=True)
@@ -188,7 +188,7 @@ class ClusterSpec(_Section):
 
     model: str | None = None
     served_model_name: str | None = None
-    max_model_len: int | None = Field(default=None, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1, strict=True)
     engine: EngineSpec = EngineSpec()
     pools: PoolsSpec = PoolsSpec()
     kv: KVSpec = KVSpec()
