@@ -105,12 +105,27 @@ async def test_a_refusal_is_counted_by_its_status(status: int, openai_server: St
     assert (refused.reason, refused.message) == (f"HTTP_{status}", "come later")
 
 
-async def test_an_error_page_that_is_no_json(openai_server: StartServer) -> None:
+@pytest.mark.parametrize(
+    ("status", "page", "words"),
+    [
+        (502, "<html>\n<p>bad gateway\n</html>", "answers 502 Bad Gateway"),
+        (404, " <!DOCTYPE html>\n", "answers 404 Not Found: is it an OpenAI-compatible server?"),
+        (404, "", "answers 404 Not Found: is it an OpenAI-compatible server?"),
+        (429, "too many\n  requests\n", "answers 429 Too Many Requests: too many requests"),
+    ],
+)
+async def test_an_error_page_that_is_no_json_becomes_one_line(
+    status: int, page: str, words: str, openai_server: StartServer
+) -> None:
     async def refuse(request: web.Request) -> web.Response:
-        return web.Response(text="<html>bad gateway</html>", status=502)
+        return web.Response(text=page, status=status)
 
-    refused = await failure(await openai_server(refuse))
-    assert (refused.reason, refused.message) == ("HTTP_502", "<html>bad gateway</html>")
+    base = await openai_server(refuse)
+    refused = await failure(base)
+    assert (refused.reason, refused.message) == (
+        f"HTTP_{status}",
+        f"{base}/v1/completions {words}",
+    )
 
 
 async def test_a_connection_that_breaks_mid_stream(openai_server: StartServer) -> None:

@@ -155,7 +155,7 @@ class OpenAITarget:
         try:
             async with self._session.request(method, url, data=body) as response:
                 if response.status != 200:
-                    message = _words(await response.text(errors="replace"))
+                    message = await _words(response)
                     raise Unavailable(message, reason=f"HTTP_{response.status}")
                 yield response
         except aiohttp.ClientConnectorError as error:
@@ -178,11 +178,18 @@ def check_url(option: str, url: str, *, or_grpc: bool = True) -> None:
         raise InvalidField(option, url, fix)
 
 
-def _words(body: str) -> str:
+async def _words(response: aiohttp.ClientResponse) -> str:
+    """The server's own if it refuses as the API does. Else it may be another kind of server, whose
+    page says less than its status line."""
+    body = await response.text(errors="replace")
     try:
         return error_message(json.loads(body))
     except ValueError:
-        return body[:500]
+        status = f"{response.url} answers {response.status} {response.reason}"
+        line = " ".join(body.split())[:200]
+        if line and not line.startswith("<"):
+            return f"{status}: {line}"
+        return f"{status}: is it an OpenAI-compatible server?" if response.status < 500 else status
 
 
 def _undelayed_socket(info: aiohttp.AddrInfoType) -> socket.socket:
