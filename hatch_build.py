@@ -18,7 +18,8 @@ class NativeKernels(BuildHookInterface[Any]):
         try:
             paths = build.build()
         except build.NotBuilt as error:
-            self.app.display_warning(f"without native kernels, which cost speed: {error}")
+            reason = str(error).splitlines()[0]
+            self.app.display_warning(f"warning: no kernels are compiled, all is slower: {reason}")
             return
         if version == "editable":
             return
