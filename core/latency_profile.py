@@ -195,7 +195,8 @@ class LatencyProfile:
     ``message_s``: seconds that a control message takes from one process to another and through
     it; ``request_s``: those of the router and the doors for a request, one way. ``model_hash`` is
     "" for a model that nobody loaded. ``weight_bytes``, ``kv_bytes_per_token``: of a whole replica.
-    ``created``: ISO 8601; ``device``: as ``engine.device`` of a config.
+    ``created``: ISO 8601; ``device``: as ``engine.device`` of a config. ``cores``: of the host that
+    it was measured on, as many as could be used; 0: not known.
     """
 
     origin: Origin
@@ -212,6 +213,7 @@ class LatencyProfile:
     engines: tuple[EngineProfile, ...]
     transfers: tuple[TransferProfile, ...]
     device: Literal["cpu", "cuda"] = "cpu"
+    cores: int = 0
 
     def engine(
         self,

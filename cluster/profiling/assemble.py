@@ -120,6 +120,7 @@ def assemble(
         engines=tuple(profiles),
         transfers=tuple(transfers),
         device="cuda" if subject.device == "cuda" else "cpu",
+        cores=len(subject.cores),
     )
     return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
 

@@ -8,15 +8,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.handoff import LeaseTimes
-from core.latency_profile import EngineProfile, TransferModel
+from core.latency_profile import EngineProfile, StepModel, TransferModel
 from core.request import Role
 from router.flow import RetryLimits
 from router.placement import Disaggregation
 
 
 @dataclass(frozen=True, slots=True)
+class SharedCore:
+    """A core with several workers on it, by its id. ``crowded``: how long steps of this one take
+    while another one computes there, too."""
+
+    core: int
+    crowded: StepModel
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerModel:
-    """``count`` equal workers. ``num_blocks``: of the KV pool of each."""
+    """``count`` equal workers. ``num_blocks``: of the KV pool of each. ``engine``: while nobody
+    else computes on its cores; ``shared``: None if nobody else is there."""
 
     role: Role
     count: int
@@ -24,6 +34,7 @@ class WorkerModel:
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    shared: SharedCore | None = None
 
 
 @dataclass(frozen=True, slots=True)

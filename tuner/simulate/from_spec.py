@@ -6,15 +6,23 @@ Does not cover: reading either file, traffic.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 from core.config import DEFAULT_KV_BYTES, ClusterSpec
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
-from core.latency_profile import LatencyProfile, Origin, TransferModel, TransferProfile
+from core.latency_profile import (
+    EngineProfile,
+    LatencyProfile,
+    Origin,
+    TransferModel,
+    TransferProfile,
+)
 from core.request import Role
 from core.step_budget import step_budget
 from router.placement import Disaggregation
-from tuner.simulate.cluster_model import ClusterModel, WorkerModel
+from tuner.simulate.cluster_model import ClusterModel, SharedCore, WorkerModel
+from tuner.simulate.core_shares import WorkerPlace, place_workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +43,25 @@ class PoolProfiles:
 
 
 def model_cluster(
-    spec: ClusterSpec, profiles: PoolProfiles, core_share: float = 1.0
+    spec: ClusterSpec, profiles: PoolProfiles, host_cores: int | None = None
 ) -> ClusterModel:
-    """Raises ``InvalidField`` if a pool has a shape that was not profiled, or no room for KV."""
+    """``host_cores``: all workers are on one host with so many cores and share them as `crossdock
+    serve` does; None: each rank has what it was profiled on.
+
+    Raises ``InvalidField`` if a pool has a shape that was not profiled, or no room for KV.
+    """
     disaggregated = spec.pools.prefill.replicas > 0
-    pools = ("prefill", "decode") if disaggregated else ("decode",)
+    if host_cores is None or spec.engine.device != "cpu":
+        pools = ("prefill", "decode") if disaggregated else ("decode",)
+        workers = tuple(_workers(spec, profiles, pool) for pool in pools)
+    else:
+        places = place_workers(spec, host_cores)
+        workers = tuple(
+            _workers_at(spec, profiles, place, len(list(equal)))
+            for place, equal in groupby(places, _alike)
+        )
     return ClusterModel(
-        workers=tuple(_workers(spec, profiles, pool, core_share) for pool in pools),
+        workers=workers,
         block_size=spec.kv.block_size,
         transfer=find_transfer(spec, profiles) if disaggregated else None,
         message_s=profiles.decode.message_s,
@@ -81,19 +101,59 @@ def _fastest(
     return min((transfer.model for transfer in matching), key=lambda model: model.per_token)
 
 
-def _workers(
-    spec: ClusterSpec, profiles: PoolProfiles, pool: str, core_share: float
-) -> WorkerModel:
-    chosen, profile = spec.pools.of(pool), profiles.of(pool)
+def _workers(spec: ClusterSpec, profiles: PoolProfiles, pool: str) -> WorkerModel:
+    """With hardware of their own."""
+    chosen = spec.pools.of(pool)
     company = spec.pools.prefill.replicas + spec.pools.decode.replicas - 1
-    engine = profile.engine(chosen.shape, core_share, threads=spec.engine.threads, company=company)
+    engine = profiles.of(pool).engine(chosen.shape, threads=spec.engine.threads, company=company)
+    return _model(spec, profiles, pool, engine, chosen.replicas)
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """What workers beside each other have in common that can be one group."""
+
+    pool: str
+    threads: int
+    shared_core: int | None
+    crowd: int
+    apart: int
+
+
+def _alike(place: WorkerPlace) -> _Alike:
+    return _Alike(place.pool, place.cores_of_rank, place.shared_core, place.crowd, place.apart)
+
+
+def _workers_at(
+    spec: ClusterSpec, profiles: PoolProfiles, place: _Alike, count: int
+) -> WorkerModel:
+    shape, profile = spec.pools.of(place.pool).shape, profiles.of(place.pool)
+    threads = spec.engine.threads or place.threads
+    engine = profile.engine(shape, threads=threads, company=place.apart)
+    shared = None
+    if place.shared_core is not None:
+        company = place.apart + place.crowd
+        crowded = profile.engine(shape, 0.5, threads=threads, company=company)
+        shared = SharedCore(place.shared_core, crowded.step)
+    return _model(spec, profiles, place.pool, engine, count, shared)
+
+
+def _model(
+    spec: ClusterSpec,
+    profiles: PoolProfiles,
+    pool: str,
+    engine: EngineProfile,
+    count: int,
+    shared: SharedCore | None = None,
+) -> WorkerModel:
     return WorkerModel(
         role=_role(spec, pool),
-        count=chosen.replicas,
+        count=count,
         engine=engine,
-        num_blocks=_num_blocks(spec, profile, pool, engine.kv_tokens),
-        max_num_seqs=chosen.max_num_seqs,
+        num_blocks=_num_blocks(spec, profiles.of(pool), pool, engine.kv_tokens),
+        max_num_seqs=spec.pools.of(pool).max_num_seqs,
         max_num_batched_tokens=step_budget(spec, pool),
+        shared=shared,
     )
 
 

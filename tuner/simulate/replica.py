@@ -24,6 +24,7 @@ from core.step import SampledToken, StepPlan, StepResult
 from router.placement import WorkerId
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import WorkerModel
+from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.identity import drawn_token, request_index
 from tuner.simulate.network import Network
 from tuner.simulate.pipeline import Pipeline
@@ -38,12 +39,19 @@ Command = TypeVar("Command")
 
 
 class SimulatedReplica(abc.ABC, Generic[Event, Command]):
-    """One replica and its shell. ``number``: its place among all workers."""
+    """One replica and its shell. ``number``: its place among all workers. ``core``: the one that it
+    shares with others, None if it has its own."""
 
     brain: Brain[Event, Command]
 
     def __init__(
-        self, number: int, model: WorkerModel, agenda: Agenda, network: Network, gaps: GapRecorder
+        self,
+        number: int,
+        model: WorkerModel,
+        agenda: Agenda,
+        network: Network,
+        gaps: GapRecorder,
+        core: CrowdedCore | None = None,
     ) -> None:
         self.number = number
         self.role = model.role
@@ -52,6 +60,10 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         self.max_num_seqs = model.max_num_seqs
         self.recorder = WorkerRecorder(self.name, model.role, model.num_blocks)
         self._step_model = model.engine.step
+        self._crowded_model = model.shared.crowded if model.shared else model.engine.step
+        self._core = core
+        # When the step that is under way on a shared core began.
+        self._started_at: int | None = None
         self._pipeline = Pipeline(model.engine.shape.pipeline)
         self._agenda = agenda
         self._network = network
@@ -98,12 +110,14 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         return False
 
     def sample(self) -> None:
-        busy = self._pipeline.busy_until(self._agenda.now)
-        self.recorder.sample(self._agenda.now, busy, self.brain.load, self.brain.pool.num_leased)
+        now, pool = self._agenda.now, self.brain.pool
+        self.recorder.sample(now, self.busy, self.brain.load, pool.num_leased)
 
     @property
     def busy(self) -> int:
-        return self._pipeline.busy_until(self._agenda.now)
+        now = self._agenda.now
+        under_way = 0 if self._started_at is None else now - self._started_at
+        return self._pipeline.busy_until(now) + under_way
 
     # Steps
 
@@ -119,7 +133,13 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         if plan is None:
             return
         self._under_way.append(plan)
-        end = pipeline.enter(now, self._step_model.time(StepWork.of(plan)))
+        work = StepWork.of(plan)
+        if self._core is not None:
+            self._started_at = now
+            alone, crowded = self._step_model.time(work), self._crowded_model.time(work)
+            self._core.start(self.number, max(1, alone), max(1, crowded), self._on_shared_step_end)
+            return
+        end = pipeline.enter(now, self._step_model.time(work))
         # Who catches up completes by itself what ends by now.
         if end > self._agenda.now:
             self._agenda.at_step_end(end, self.number, self._on_step_end, None)
@@ -129,6 +149,12 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
 
     def _on_entrance_free(self, _: None) -> None:
         self._plan(self._agenda.now)
+
+    def _on_shared_step_end(self, _: None) -> None:
+        assert self._started_at is not None
+        self._pipeline.pass_to(self._started_at, self._agenda.now)
+        self._started_at = None
+        self._on_step_end(None)
 
     def _on_step_end(self, _: None) -> None:
         self._complete(self._agenda.now)

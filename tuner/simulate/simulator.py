@@ -13,6 +13,7 @@ from core.latency_profile import FEMTOSECONDS, femtoseconds
 from core.request import Role
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
+from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.decode_replica import DecodeReplica
 from tuner.simulate.garbage import rare_collection
 from tuner.simulate.network import Network
@@ -72,6 +73,7 @@ class Simulation:
         self._network = Network(
             self._agenda, cluster.message_s, cluster.transfer, cluster.block_size
         )
+        self._cores: dict[int, CrowdedCore] = {}
         models = [model for model in cluster.workers for _ in range(model.count)]
         self._board = RunBoard(len(models))
         self.workers = tuple(self._new_worker(i, m, cluster) for i, m in enumerate(models))
@@ -83,14 +85,20 @@ class Simulation:
         self._agenda.at_last(self._sample_times.interval, self._sample, None)
 
     def _new_worker(self, number: int, model: WorkerModel, cluster: ClusterModel) -> Replica:
+        core = self._core(model)
         parts = (number, model, cluster, self._agenda, self._network, self._gaps)
         if model.role is Role.PREFILL:
-            prefill = PrefillReplica(*parts)
+            prefill = PrefillReplica(*parts, core)
             self._network.add_prefill(prefill.name, prefill.take)
             return prefill
-        decode = DecodeReplica(*parts, self._board, step_by_step=self._step_by_step)
+        decode = DecodeReplica(*parts, self._board, core, step_by_step=self._step_by_step)
         self._network.add_decode(number, decode.name, decode.take)
         return decode
+
+    def _core(self, model: WorkerModel) -> CrowdedCore | None:
+        if model.shared is None:
+            return None
+        return self._cores.setdefault(model.shared.core, CrowdedCore(self._agenda))
 
     def run(
         self, until_s: float | None = None, progress: Callable[[float], None] | None = None
@@ -137,6 +145,8 @@ def _check(cluster: ClusterModel) -> None:
         raise InvalidField("workers", cluster.workers, "one or more must decode")
     if cluster.is_disaggregated and cluster.transfer is None:
         raise InvalidField("transfer", None, "edges from prefill workers need a model")
+    if any(m.shared is not None and m.engine.shape.pipeline > 1 for m in cluster.workers):
+        raise InvalidField("shared", cluster.workers, "only workers of one stage share a core")
     names = [(m.role, m.count) for m in cluster.workers if m.count < 0]
     if names:
         raise InvalidField("count", names, "must be 0 or more")

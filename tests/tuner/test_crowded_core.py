@@ -1,0 +1,243 @@
+"""Workers that share a core: who they are, and how they slow each other down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from simulated_clusters import STEP, check_nothing_is_left, cluster, trace, traces, workers
+
+from cluster.plan import assign_by_node, list_slots
+from core.config import ClusterSpec, make_spec
+from core.errors import InvalidField
+from core.latency_profile import (
+    FEMTOSECONDS,
+    EngineProfile,
+    LatencyProfile,
+    Origin,
+    RowCurve,
+    StepModel,
+    StepWork,
+    TransferModel,
+    TransferProfile,
+)
+from core.request import Role
+from core.shards import ONE_RANK
+from tuner.simulate.agenda import Agenda
+from tuner.simulate.cluster_model import ClusterModel, SharedCore, WorkerModel
+from tuner.simulate.core_shares import place_workers
+from tuner.simulate.crowded_core import CrowdedCore
+from tuner.simulate.from_spec import PoolProfiles, model_cluster
+from tuner.simulate.requests import RequestTrace
+from tuner.simulate.simulator import Simulation, simulate
+
+
+def steps(alone: int, times: int = 1) -> StepModel:
+    return StepModel(RowCurve(((0, alone * times), (1, alone * times))), 0, 0, 0)
+
+
+def engine(threads: int, step: int, share: float = 1.0, company: int = 0) -> EngineProfile:
+    return EngineProfile(ONE_RANK, threads, share, steps(step), 10_000, company=company)
+
+
+# Its steps take 10 alone, 11 beside others, 30 on a shared core, 6 on two cores.
+PROFILE = LatencyProfile(
+    origin=Origin.MEASURED,
+    hardware="two cores",
+    model="any",
+    model_hash="",
+    dtype="float32",
+    created="2026-11-21",
+    max_positions=4096,
+    weight_bytes=1,
+    kv_bytes_per_token=1,
+    message_s=0.0,
+    request_s=0.0,
+    engines=(
+        engine(1, 10),
+        engine(1, 11, company=1),
+        engine(1, 30, 0.5, company=2),
+        engine(2, 6),
+    ),
+    transfers=(TransferProfile("shm", ONE_RANK, ONE_RANK, TransferModel(1, 1)),),
+    cores=2,
+)
+PROFILES = PoolProfiles(PROFILE, PROFILE)
+
+
+def spec_of(prefill: int, decode: int, threads: int | None = None) -> ClusterSpec:
+    return make_spec(
+        {
+            "engine": {"threads": threads},
+            "pools": {"prefill": {"replicas": prefill}, "decode": {"replicas": decode}},
+        }
+    )
+
+
+@given(st.integers(0, 4), st.integers(1, 4), st.sampled_from([1, 2]), st.integers(1, 12))
+def test_workers_are_placed_as_serve_binds_them(
+    prefill: int, decode: int, tensor: int, cores: int
+) -> None:
+    spec = make_spec(
+        {
+            "pools": {
+                "prefill": {"replicas": prefill, "tensor_parallel_size": tensor},
+                "decode": {"replicas": decode},
+            }
+        }
+    )
+    slots = list_slots(spec)
+    nodes = {slot: ["here"] * spec.pools.of(slot.pool).shape.num_ranks for slot in slots}
+    bound = assign_by_node(nodes, {"here": range(cores)})
+    places = place_workers(spec, cores)
+    assert [list(place.cores) for place in places] == [bound[slot] for slot in slots]
+    assert [place.pool for place in places] == [slot.pool for slot in slots]
+    for place in places:
+        assert place.crowd + place.apart == len(places) - 1
+
+
+def engines_of(model: ClusterModel) -> list[tuple[Role, int, int, tuple[int, int] | None]]:
+    """Role, number, a step's time, and core and crowded time of those that share one."""
+    return [
+        (
+            worker.role,
+            worker.count,
+            worker.engine.step.rows.at(0),
+            worker.shared and (worker.shared.core, worker.shared.crowded.rows.at(0)),
+        )
+        for worker in model.workers
+    ]
+
+
+def test_two_prefill_workers_and_a_decode_worker_on_two_cores() -> None:
+    """The decode worker comes last, and shares the first one's core."""
+    assert engines_of(model_cluster(spec_of(2, 1), PROFILES, host_cores=2)) == [
+        (Role.PREFILL, 1, 11, (0, 30)),
+        (Role.PREFILL, 1, 11, None),
+        (Role.DECODE, 1, 11, (0, 30)),
+    ]
+
+
+def test_a_prefill_worker_and_two_decode_workers_on_two_cores() -> None:
+    assert engines_of(model_cluster(spec_of(1, 2), PROFILES, host_cores=2)) == [
+        (Role.PREFILL, 1, 11, (0, 30)),
+        (Role.DECODE, 1, 11, None),
+        (Role.DECODE, 1, 11, (0, 30)),
+    ]
+
+
+def test_colocated_workers_use_the_threads_of_their_cores() -> None:
+    def of(decode: int, threads: int | None) -> list[object]:
+        return list(engines_of(model_cluster(spec_of(0, decode, threads), PROFILES, host_cores=2)))
+
+    assert of(1, None) == [(Role.MIXED, 1, 6, None)]
+    assert of(1, 1) == [(Role.MIXED, 1, 10, None)]
+    assert of(2, None) == [(Role.MIXED, 2, 11, None)]
+
+
+def test_without_a_host_each_worker_has_cores_of_its_own() -> None:
+    assert engines_of(model_cluster(spec_of(2, 1, 1), PROFILES)) == [
+        (Role.PREFILL, 2, 11, None),
+        (Role.DECODE, 1, 11, None),
+    ]
+
+
+def test_a_share_that_was_not_profiled_is_refused() -> None:
+    with pytest.raises(InvalidField, match=r"core share 0\.5"):
+        model_cluster(spec_of(2, 1, 2), PROFILES, host_cores=2)
+
+
+def ends(starts: list[tuple[int, int, int, int]]) -> dict[int, int]:
+    """When each of (start, worker, alone, crowded) steps ends."""
+    agenda = Agenda()
+    core = CrowdedCore(agenda)
+    ended: dict[int, int] = {}
+
+    def start(worker: int, alone: int, crowded: int) -> None:
+        core.start(worker, alone, crowded, lambda _: ended.update({worker: agenda.now}))
+
+    for at, *step in starts:
+        agenda.at(at, lambda step: start(*step), step)
+    while not agenda.is_over:
+        agenda.happen()
+    return ended
+
+
+def test_a_step_alone_takes_its_time() -> None:
+    assert ends([(5, 0, 100, 220)]) == {0: 105}
+
+
+def test_two_steps_slow_each_other_down_while_both_compute() -> None:
+    """The second half of the first step and the first half of the second one take 100."""
+    assert ends([(0, 0, 100, 200), (50, 1, 100, 200)]) == {0: 150, 1: 200}
+
+
+def test_three_steps_share_in_three() -> None:
+    assert ends([(0, 0, 100, 200), (0, 1, 100, 200), (0, 2, 100, 200)]) == pytest.approx(
+        {0: 300, 1: 300, 2: 300}, abs=3
+    )
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 500), st.integers(1, 300), st.integers(100, 300)),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_nobody_is_faster_than_alone_or_slower_than_in_the_fullest_crowd(
+    steps: list[tuple[int, int, int]],
+) -> None:
+    started = [
+        (at, i, alone, alone * percent // 100) for i, (at, alone, percent) in enumerate(steps)
+    ]
+    ended = ends(started)
+    assert set(ended) == {worker for _, worker, _, _ in started}
+    for at, worker, alone, crowded in started:
+        slowest = max(alone, crowded * max(2, len(started)) / 2)
+        assert at + alone - 1 <= ended[worker] <= at + slowest + 2 * len(started)
+
+
+def on_one_core(model: WorkerModel, times: int) -> WorkerModel:
+    step = STEP
+    crowded = StepModel(
+        RowCurve(tuple((rows, times * at) for rows, at in step.rows.points)),
+        times * step.per_sampled,
+        times * step.per_prefill_pair,
+        times * step.per_decode_context,
+    )
+    return replace(model, shared=SharedCore(0, crowded))
+
+
+def test_a_prompt_beside_decoding_on_the_same_core_takes_twice_as_long() -> None:
+    """The second prompt (of 64 tokens, one chunk) comes while the first answer is decoded."""
+    pair = workers(Role.PREFILL, 1), workers(Role.DECODE, 1)
+    shared = tuple(on_one_core(model, 2) for model in pair)
+    requests = trace((0.0, 10, 150), (0.1, 64, 1))
+    apart = simulate(requests, cluster(*pair))
+    crowded = simulate(requests, cluster(*shared))
+    prompt_s = STEP.time(StepWork(64, 1, 64 * 65 // 2, 0, 0)) / FEMTOSECONDS
+    assert crowded.ttft_s[0] == apart.ttft_s[0]
+    slower = crowded.ttft_s[1] - apart.ttft_s[1]
+    # Steps of decoding are short, with hardly any pause between them.
+    assert 0.9 * prompt_s < slower <= prompt_s * 1.001
+    assert crowded.last_token_s[0] > apart.last_token_s[0]
+    busy = [worker.busy_s for worker in crowded.workers]
+    assert sum(busy) > sum(worker.busy_s for worker in apart.workers)
+
+
+@given(traces())
+def test_all_requests_are_answered_on_a_crowded_core(requests: RequestTrace) -> None:
+    models = [
+        on_one_core(workers(Role.PREFILL, 2), 2),
+        on_one_core(workers(Role.DECODE, 1), 2),
+    ]
+    simulation = Simulation(requests, cluster(*models))
+    simulation.run()
+    check_nothing_is_left(simulation)
+    result = simulation.result()
+    assert not result.failures
+    for worker in result.workers:
+        assert worker.busy_s <= result.ended_s
