@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cluster.cli.options import ConfigOption
 from cluster.cli.output import Output, OutputOption, emit, print_table
 from cluster.cli.simulate import ProfileOption
+
+if TYPE_CHECKING:
+    from cluster.cli.tune_run import Tuned
 
 
 def tune(
@@ -61,6 +64,26 @@ def tune(
     out: Annotated[
         Path | None, typer.Option(help="Folder for cluster.yaml and values.yaml of the winner.")
     ] = None,
+    validate: Annotated[
+        bool,
+        typer.Option(
+            "--validate", help="Then serve the best here and measure them: takes minutes."
+        ),
+    ] = False,
+    configurations: Annotated[
+        int | None, typer.Option(min=1, help="--validate so many, and their rivals; by default 3.")
+    ] = None,
+    rates: Annotated[
+        str | None,
+        typer.Option(help="--validate at these requests/s: 0.5,1; else half of the best, and 0.9."),
+    ] = None,
+    replay_time: Annotated[
+        str | None, typer.Option(help="Of the trace, for each --validate run; by default 60s.")
+    ] = None,
+    records: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps --validate runs; those there are not measured again."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Search ratios, shapes and scheduler limits, with colocated serving as a rival.
@@ -69,6 +92,7 @@ def tune(
     how sure it is, and may be: don't disaggregate.
     """
     from cluster.cli.tune_run import TuneOptions, run
+    from cluster.cli.tune_validate import typed_options
 
     options = TuneOptions(
         trace=trace,
@@ -89,18 +113,21 @@ def tune(
         seed=seed,
         plot=plot,
         out=out,
+        validate=typed_options(validate, configurations, rates, replay_time, records),
     )
     tuned = run(options)
-    emit(tuned.as_json(), output, lambda: _print(tuned.text(), tuned.table(top), tuned.chart()))
+    emit(tuned.as_json(), output, lambda: _print(tuned, top))
     if tuned.result.verdict.winner is None:
         raise typer.Exit(1)
 
 
-def _print(
-    text: list[str], table: tuple[tuple[str, ...], list[tuple[str, ...]]], chart: str
-) -> None:
-    print("\n".join(text))
+def _print(tuned: Tuned, top: int) -> None:
+    print("\n".join(tuned.text()))
     print()
-    print_table(*table)
+    print_table(*tuned.table(top))
     print()
-    print(chart)
+    print(tuned.chart())
+    if tuned.cases:
+        print("\npredicted / measured")
+        print_table(*tuned.cases_table())
+        print("\n" + "\n".join(tuned.cases_text()))

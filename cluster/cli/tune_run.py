@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.cli.accelerators import AcceleratorOptions, parse_budget
+from cluster.cli.tune_validate import ValidateOptions, check_options, validate_result
 from cluster.progress import StderrProgress
 from cluster.spec_file import load_spec
 from core.errors import InvalidField
@@ -21,6 +22,8 @@ from tuner.search.space import Limits
 from tuner.search.tune import Question, TuneResult, bounded_candidates, tune
 from tuner.simulate.plots import check_plot_path
 from tuner.simulate.traces import load_requests
+from tuner.validate import report as comparison
+from tuner.validate.compare import Case
 
 # Sequences of one GPU worker to begin with: memory and TPOT limit them before that.
 _GPU_SEQS = 256
@@ -48,15 +51,18 @@ class TuneOptions:
     seed: int
     plot: Path | None
     out: Path | None
+    validate: ValidateOptions | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """``origins``: which profiles were used, in words; ``written``: the files."""
+    """``origins``: which profiles were used, in words; ``written``: the files; ``cases``: what was
+    predicted and measured."""
 
     result: TuneResult
     origins: tuple[str, ...]
     written: tuple[Path, ...]
+    cases: tuple[Case, ...] = ()
 
     def text(self) -> list[str]:
         files = [f"wrote {path}" for path in self.written]
@@ -70,7 +76,14 @@ class Tuned:
 
     def as_json(self) -> dict[str, Any]:
         files = [str(path) for path in self.written]
-        return {"profiles": list(self.origins), "files": files, **report.as_json(self.result)}
+        told = {"profiles": list(self.origins), "files": files, **report.as_json(self.result)}
+        return told | {"validation": comparison.as_json(self.cases)} if self.cases else told
+
+    def cases_table(self) -> tuple[report.Row, list[report.Row]]:
+        return comparison.table(self.cases)
+
+    def cases_text(self) -> list[str]:
+        return comparison.summary_lines(self.cases)
 
 
 def run(options: TuneOptions) -> Tuned:
@@ -85,7 +98,10 @@ def run(options: TuneOptions) -> Tuned:
     )
     result = tune(question, bounded, progress.step)
     written = _write(options, result, origins)
-    return Tuned(result, origins, written)
+    cases: tuple[Case, ...] = ()
+    if options.validate is not None and result.verdict.winner is not None:
+        cases = validate_result(options.validate, result, progress)
+    return Tuned(result, origins, written, cases)
 
 
 def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
@@ -112,6 +128,8 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
             base=base,
         )
     )
+    if options.validate is not None:
+        check_options(options.validate, budget)
     trace = load_requests(options.trace, options.limit, options.seed)
     device = budget.decode.profile.device
     tokens = base.pools.decode.max_num_batched_tokens or STEP_TOKENS[device]

@@ -12,13 +12,14 @@ import numpy as np
 
 from core.errors import InvalidField
 from tuner.load.arrivals import ArrivalKind, draw_arrivals, replay_arrivals
-from tuner.load.traces import TraceEntry
+from tuner.load.traces import TRACE_BLOCK_TOKENS, TraceEntry
 from tuner.load.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedRequest:
-    """``at_s``: seconds after the start of its run. ``block_ids``: see ``traces``."""
+    """``at_s``: seconds after the start of its run. ``block_ids``: see ``traces``, but each stands
+    for ``block_tokens``."""
 
     seed: int
     index: int
@@ -26,6 +27,7 @@ class PlannedRequest:
     prompt_tokens: int
     output_tokens: int
     block_ids: tuple[int, ...] = ()
+    block_tokens: int = TRACE_BLOCK_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ import numpy as np
 
 from text.tokenizer import TokenArray, Tokenizer
 from tuner.load.plan import PlannedRequest
-from tuner.load.traces import TRACE_BLOCK_TOKENS
 
 Prompt = str | TokenArray
 
@@ -55,10 +54,9 @@ class PromptMaker:
     def make(self, planned: PlannedRequest) -> Prompt:
         """At least one token, else the planned number less the overhead."""
         count = max(1, planned.prompt_tokens - self._overhead)
-        needed = -(-count // TRACE_BLOCK_TOKENS)
-        shared = [
-            self._draw(TRACE_BLOCK_TOKENS, _BLOCK, block) for block in planned.block_ids[:needed]
-        ]
+        size = planned.block_tokens
+        needed = -(-count // size)
+        shared = [self._draw(size, _BLOCK, block) for block in planned.block_ids[:needed]]
         own = self._draw(self._with_spare(count), _OWN, planned.seed, planned.index)
         return self._finish(np.concatenate([*shared, own]), count)
 

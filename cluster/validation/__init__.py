@@ -1,0 +1,1 @@
+"""Real clusters under the traffic that was simulated."""
