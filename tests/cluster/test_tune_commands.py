@@ -141,3 +141,32 @@ def test_prompts_that_nothing_can_hold(folder: Path) -> None:
     )
     with pytest.raises(InvalidField, match="9000010 tokens: take larger ones"):
         run("tune", folder / "long.csv", "--profile", folder / "l4.json", "--gpus", 2)
+
+
+@pytest.mark.parametrize(
+    ("args", "field"),
+    [
+        (("--validate",), "--profile"),
+        (("--configurations", "2"), "--configurations"),
+        (("--rates", "1"), "--rates"),
+        (("--replay-time", "10s"), "--replay-time"),
+        (("--records", "."), "--records"),
+        (("--validate", "--rates", "fast"), "--rates"),
+        (("--validate", "--rates", "0"), "--rates"),
+        (("--validate", "--replay-time", "-1"), "--replay-time"),
+    ],
+)
+def test_bad_options_of_validation_are_refused_by_name(
+    folder: Path, args: tuple[str, ...], field: str
+) -> None:
+    """The profile is modelled: it says nothing of this machine."""
+    command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", "2")
+    with pytest.raises(InvalidField) as caught:
+        run(*command, *args)
+    assert caught.value.metadata["field"] == field
+
+
+def test_clusters_of_two_kinds_of_hardware_are_not_validated(folder: Path) -> None:
+    pools = ("--prefill-gpus", "l4:1", "--decode-gpus", "l40s:1", "--model", "llama-3.1-8b")
+    with pytest.raises(InvalidField, match="use --gpus"):
+        run("tune", folder / "traffic.yaml", *pools, "--validate")
