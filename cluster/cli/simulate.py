@@ -44,6 +44,12 @@ def simulate(
     prefill_pp: PrefillPPOption = None,
     decode_tp: DecodeTPOption = None,
     decode_pp: DecodePPOption = None,
+    one_host: Annotated[
+        bool,
+        typer.Option(
+            "--one-host", help="All workers on one machine like the profiled one: share its cores."
+        ),
+    ] = False,
     rate: Annotated[
         float | None, typer.Option(help="Requests per second on average; else the trace's own.")
     ] = None,
@@ -76,6 +82,7 @@ def simulate(
         config=config,
         overrides=overrides,
         profile=profile,
+        one_host=one_host,
         rate=rate,
         limit=limit,
         seed=seed,

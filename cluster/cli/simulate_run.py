@@ -11,6 +11,7 @@ from cluster.cli.profile_choice import ChosenProfile, choose_profile
 from cluster.progress import StderrProgress
 from cluster.spec_file import load_spec
 from core.config import ClusterSpec
+from core.errors import InvalidField
 from tuner.load.metrics import Slo, Spread
 from tuner.load.quantities import parse_rate, parse_seconds
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
@@ -31,6 +32,7 @@ class SimulateOptions:
     config: Path | None
     overrides: Mapping[str, object]
     profile: Path | None
+    one_host: bool
     rate: float | None
     limit: int | None
     seed: int
@@ -119,13 +121,22 @@ def run(options: SimulateOptions) -> Simulated:
     trace = load_requests(options.trace, options.limit, options.seed)
     if options.rate is not None:
         trace = trace.at_rate(parse_rate("--rate", options.rate))
-    cluster = model_cluster(spec, PoolProfiles(profile.profile, profile.profile))
+    host_cores = _host_cores(profile) if options.one_host else None
+    cluster = model_cluster(spec, PoolProfiles(profile.profile, profile.profile), host_cores)
     StderrProgress().step(f"simulating {len(trace)} requests")
     result = simulate(trace, cluster, seed=options.seed)
     simulated = Simulated(trace, spec, profile, slo, options.seed, summarize(result, slo))
     if options.plot is not None:
         plot_simulation(result, slo, describe(spec), options.plot)
     return simulated
+
+
+def _host_cores(profile: ChosenProfile) -> int:
+    cores = profile.profile.cores
+    if profile.profile.device != "cpu" or not cores:
+        fix = "needs a profile that was measured on CPU cores: they are what is shared"
+        raise InvalidField("--one-host", True, fix)
+    return cores
 
 
 def _on_device_of(profile: ChosenProfile, spec: ClusterSpec) -> ClusterSpec:

@@ -21,7 +21,7 @@ _CLUSTERS = {
     "colocated, 2 threads": (0, 1, 2),
 }
 # Requests per second of each preset of `crossdock bench`.
-_RATES = {"short": (0.8, 1.6), "mixed": (0.5, 1.0)}
+_RATES = {"short": (1.0, 2.0), "mixed": (0.5, 1.0)}
 
 
 def grid_configurations(model: str | None, dtype: str = "auto") -> tuple[Configuration, ...]:

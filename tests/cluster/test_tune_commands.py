@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from typer.testing import CliRunner
 from cluster.cli.main import new_app
 from core.config import ClusterSpec
 from core.errors import CrossdockError, InvalidField
+from core.latency_profile import EngineProfile, RowCurve, StepModel
+from core.shards import ONE_RANK
 from tuner.profile import hardware, model_shape
 from tuner.profile.modelled import modelled_profile
-from tuner.profile.profile_file import write_profile
+from tuner.profile.profile_file import read_profile, write_profile
 
 TRAFFIC = """\
 rate: 4
@@ -68,6 +71,35 @@ def test_a_higher_rate_is_answered_later(folder: Path) -> None:
         return float(told["summary"]["ttft_s"]["p90"])
 
     assert ttft(0.5) < ttft(50)
+
+
+def test_workers_on_one_host_need_a_profile_of_its_cores(folder: Path) -> None:
+    command = ("simulate", folder / "traffic.yaml", "--profile", folder / "l4.json", "--one-host")
+    with pytest.raises(InvalidField, match="measured on CPU cores"):
+        run(*command)
+
+
+def test_three_workers_on_two_cores_are_slower_than_on_three(folder: Path) -> None:
+    step = StepModel(RowCurve(((0, 10**13), (256, 10**14))), 0, 0, 0)
+    twice = StepModel(RowCurve(((0, 2 * 10**13), (256, 2 * 10**14))), 0, 0, 0)
+    profile = replace(
+        read_profile(folder / "l4.json"),
+        device="cpu",
+        engines=(
+            EngineProfile(ONE_RANK, 1, 1.0, step, 10_000),
+            EngineProfile(ONE_RANK, 1, 0.5, twice, 10_000, company=2),
+        ),
+        cores=2,
+    )
+    write_profile(profile, folder / "cpu.json")
+    (folder / "shared.yaml").write_text("engine: {threads: 1}\npools: {prefill: {replicas: 2}}\n")
+
+    def tpot(*options: str) -> float:
+        command = ("simulate", folder / "traffic.yaml", "--profile", folder / "cpu.json")
+        config = ("--config", folder / "shared.yaml", "--rate", 1, "--output", "json")
+        return float(json.loads(run(*command, *config, *options))["summary"]["tpot_s"]["p50"])
+
+    assert tpot() < tpot("--one-host") < 2 * tpot()
 
 
 def test_tune_answers_and_writes_a_cluster_that_loads(folder: Path) -> None:
