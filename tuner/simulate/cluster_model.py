@@ -15,18 +15,20 @@ from router.placement import Disaggregation
 
 
 @dataclass(frozen=True, slots=True)
-class SharedCore:
-    """A core with several workers on it, by its id. ``crowded``: how long steps of this one take
-    while another one computes there, too."""
+class HostShare:
+    """A place on a host where others compute, too. ``core``: the id of one that is shared with
+    others, None if there is none. How long steps take while others compute on other cores
+    (``beside``), and while another one does on the same core (``crowded``)."""
 
-    core: int
+    core: int | None
+    beside: StepModel
     crowded: StepModel
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerModel:
     """``count`` equal workers. ``num_blocks``: of the KV pool of each. ``engine``: while nobody
-    else computes on its cores; ``shared``: None if nobody else is there."""
+    else computes on its host; ``share``: None if nobody else is there."""
 
     role: Role
     count: int
@@ -34,7 +36,7 @@ class WorkerModel:
     num_blocks: int
     max_num_seqs: int
     max_num_batched_tokens: int
-    shared: SharedCore | None = None
+    share: HostShare | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,12 +26,12 @@ from core.sequence import Sequence
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
-from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.identity import drawn_token
 from tuner.simulate.network import Network
 from tuner.simulate.recorder import GapRecorder
 from tuner.simulate.replica import NO_EOS, SimulatedReplica
 from tuner.simulate.run_board import RunBoard
+from tuner.simulate.shared_host import SharedHost
 
 _NONE: HashArray = np.empty(0, dtype=np.uint64)
 
@@ -73,10 +73,10 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         network: Network,
         gaps: GapRecorder,
         board: RunBoard,
-        core: CrowdedCore | None = None,
+        host: SharedHost | None = None,
         step_by_step: bool = False,
     ) -> None:
-        super().__init__(number, model, agenda, network, gaps, core)
+        super().__init__(number, model, agenda, network, gaps, host)
         lease_ids = count(1)
         self.decoder = Decoder(
             BlockPool(model.num_blocks, cluster.block_size),
@@ -90,8 +90,8 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         )
         self.brain = self.decoder
         self._shortest_limit = femtoseconds(min(cluster.times.no_room, cluster.times.open))
-        # On a shared core the end of a step depends on what others begin meanwhile.
-        self._may_run = not step_by_step and self._pipeline.depth == 1 and core is None
+        # On a shared host the end of a step depends on what others begin meanwhile.
+        self._may_run = not step_by_step and self._pipeline.depth == 1 and host is None
         self._run: Run | None = None
         self._board = board
         self._catching_up = False

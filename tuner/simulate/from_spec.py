@@ -5,7 +5,7 @@ Does not cover: reading either file, traffic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from core.config import DEFAULT_KV_BYTES, ClusterSpec
@@ -21,7 +21,7 @@ from core.latency_profile import (
 from core.request import Role
 from core.step_budget import step_budget
 from router.placement import Disaggregation
-from tuner.simulate.cluster_model import ClusterModel, SharedCore, WorkerModel
+from tuner.simulate.cluster_model import ClusterModel, HostShare, WorkerModel
 from tuner.simulate.core_shares import WorkerPlace, place_workers
 
 
@@ -129,13 +129,17 @@ def _workers_at(
 ) -> WorkerModel:
     shape, profile = spec.pools.of(place.pool).shape, profiles.of(place.pool)
     threads = spec.engine.threads or place.threads
-    engine = profile.engine(shape, threads=threads, company=place.apart)
-    shared = None
+    others = place.apart + place.crowd
+    beside = profile.engine(shape, threads=threads, company=others)
+    crowded = beside
     if place.shared_core is not None:
-        company = place.apart + place.crowd
-        crowded = profile.engine(shape, 0.5, threads=threads, company=company)
-        shared = SharedCore(place.shared_core, crowded.step)
-    return _model(spec, profiles, place.pool, engine, count, shared)
+        crowded = profile.engine(shape, 0.5, threads=threads, company=others)
+    # Stages compute different steps at the same time: how far each one is nobody could say.
+    if not others or shape.pipeline > 1:
+        return _model(spec, profiles, place.pool, beside, count)
+    alone = replace(profile.engine(shape, threads=threads), kv_tokens=beside.kv_tokens)
+    share = HostShare(place.shared_core, beside.step, crowded.step)
+    return _model(spec, profiles, place.pool, alone, count, share)
 
 
 def _model(
@@ -144,7 +148,7 @@ def _model(
     pool: str,
     engine: EngineProfile,
     count: int,
-    shared: SharedCore | None = None,
+    share: HostShare | None = None,
 ) -> WorkerModel:
     return WorkerModel(
         role=_role(spec, pool),
@@ -153,7 +157,7 @@ def _model(
         num_blocks=_num_blocks(spec, profiles.of(pool), pool, engine.kv_tokens),
         max_num_seqs=spec.pools.of(pool).max_num_seqs,
         max_num_batched_tokens=step_budget(spec, pool),
-        shared=shared,
+        share=share,
     )
 
 

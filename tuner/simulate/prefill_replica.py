@@ -20,10 +20,10 @@ from prefill_worker.messages import (
 from prefill_worker.prefiller import Prefiller
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
-from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.network import Network
 from tuner.simulate.recorder import GapRecorder
 from tuner.simulate.replica import NO_EOS, SimulatedReplica
+from tuner.simulate.shared_host import SharedHost
 
 
 class PrefillReplica(SimulatedReplica[PrefillerInput, PrefillerCommand]):
@@ -37,9 +37,9 @@ class PrefillReplica(SimulatedReplica[PrefillerInput, PrefillerCommand]):
         agenda: Agenda,
         network: Network,
         gaps: GapRecorder,
-        core: CrowdedCore | None = None,
+        host: SharedHost | None = None,
     ) -> None:
-        super().__init__(number, model, agenda, network, gaps, core)
+        super().__init__(number, model, agenda, network, gaps, host)
         self.prefiller = Prefiller(
             BlockPool(model.num_blocks, cluster.block_size),
             max_num_seqs=model.max_num_seqs,

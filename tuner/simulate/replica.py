@@ -24,11 +24,11 @@ from core.step import SampledToken, StepPlan, StepResult
 from router.placement import WorkerId
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import WorkerModel
-from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.identity import drawn_token, request_index
 from tuner.simulate.network import Network
 from tuner.simulate.pipeline import Pipeline
 from tuner.simulate.recorder import GapRecorder, WorkerRecorder
+from tuner.simulate.shared_host import SharedHost
 from worker.brain import Brain
 
 _TICK = femtoseconds(0.25)
@@ -39,8 +39,8 @@ Command = TypeVar("Command")
 
 
 class SimulatedReplica(abc.ABC, Generic[Event, Command]):
-    """One replica and its shell. ``number``: its place among all workers. ``core``: the one that it
-    shares with others, None if it has its own."""
+    """One replica and its shell. ``number``: its place among all workers. ``host``: where
+    others compute, too; None if it is alone."""
 
     brain: Brain[Event, Command]
 
@@ -51,7 +51,7 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         agenda: Agenda,
         network: Network,
         gaps: GapRecorder,
-        core: CrowdedCore | None = None,
+        host: SharedHost | None = None,
     ) -> None:
         self.number = number
         self.role = model.role
@@ -60,9 +60,9 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         self.max_num_seqs = model.max_num_seqs
         self.recorder = WorkerRecorder(self.name, model.role, model.num_blocks)
         self._step_model = model.engine.step
-        self._crowded_model = model.shared.crowded if model.shared else model.engine.step
-        self._core = core
-        # When the step that is under way on a shared core began.
+        self._share = model.share
+        self._host = host
+        # When the step that is under way on a shared host began.
         self._started_at: int | None = None
         self._pipeline = Pipeline(model.engine.shape.pipeline)
         self._agenda = agenda
@@ -134,10 +134,10 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
             return
         self._under_way.append(plan)
         work = StepWork.of(plan)
-        if self._core is not None:
+        if self._host is not None and self._share is not None:
             self._started_at = now
-            alone, crowded = self._step_model.time(work), self._crowded_model.time(work)
-            self._core.start(self.number, max(1, alone), max(1, crowded), self._on_shared_step_end)
+            on_end = self._on_shared_step_end
+            self._host.start(self.number, self._share, self._step_model, work, on_end)
             return
         end = pipeline.enter(now, self._step_model.time(work))
         # Who catches up completes by itself what ends by now.

@@ -13,7 +13,6 @@ from core.latency_profile import FEMTOSECONDS, femtoseconds
 from core.request import Role
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
-from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.decode_replica import DecodeReplica
 from tuner.simulate.garbage import rare_collection
 from tuner.simulate.network import Network
@@ -23,6 +22,7 @@ from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult
 from tuner.simulate.router_side import SimulatedRouter
 from tuner.simulate.run_board import RunBoard
+from tuner.simulate.shared_host import SharedHost
 
 _FIRST_SAMPLES = 240
 _SHORTEST_SAMPLE_S = 0.1
@@ -73,7 +73,7 @@ class Simulation:
         self._network = Network(
             self._agenda, cluster.message_s, cluster.transfer, cluster.block_size
         )
-        self._cores: dict[int, CrowdedCore] = {}
+        self._host = SharedHost(self._agenda)
         models = [model for model in cluster.workers for _ in range(model.count)]
         self._board = RunBoard(len(models))
         self.workers = tuple(self._new_worker(i, m, cluster) for i, m in enumerate(models))
@@ -85,20 +85,15 @@ class Simulation:
         self._agenda.at_last(self._sample_times.interval, self._sample, None)
 
     def _new_worker(self, number: int, model: WorkerModel, cluster: ClusterModel) -> Replica:
-        core = self._core(model)
+        host = None if model.share is None else self._host
         parts = (number, model, cluster, self._agenda, self._network, self._gaps)
         if model.role is Role.PREFILL:
-            prefill = PrefillReplica(*parts, core)
+            prefill = PrefillReplica(*parts, host)
             self._network.add_prefill(prefill.name, prefill.take)
             return prefill
-        decode = DecodeReplica(*parts, self._board, core, step_by_step=self._step_by_step)
+        decode = DecodeReplica(*parts, self._board, host, step_by_step=self._step_by_step)
         self._network.add_decode(number, decode.name, decode.take)
         return decode
-
-    def _core(self, model: WorkerModel) -> CrowdedCore | None:
-        if model.shared is None:
-            return None
-        return self._cores.setdefault(model.shared.core, CrowdedCore(self._agenda))
 
     def run(
         self, until_s: float | None = None, progress: Callable[[float], None] | None = None
@@ -145,8 +140,8 @@ def _check(cluster: ClusterModel) -> None:
         raise InvalidField("workers", cluster.workers, "one or more must decode")
     if cluster.is_disaggregated and cluster.transfer is None:
         raise InvalidField("transfer", None, "edges from prefill workers need a model")
-    if any(m.shared is not None and m.engine.shape.pipeline > 1 for m in cluster.workers):
-        raise InvalidField("shared", cluster.workers, "only workers of one stage share a core")
+    if any(m.share is not None and m.engine.shape.pipeline > 1 for m in cluster.workers):
+        raise InvalidField("share", cluster.workers, "only workers of one stage share a host")
     names = [(m.role, m.count) for m in cluster.workers if m.count < 0]
     if names:
         raise InvalidField("count", names, "must be 0 or more")

@@ -1,4 +1,4 @@
-"""Workers that share a core: who they are, and how they slow each other down."""
+"""Workers that share a host or a core: who they are, and how they slow each other down."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated_clusters import STEP, check_nothing_is_left, cluster, trace, traces, workers
+from simulated_clusters import (
+    STEP,
+    check_nothing_is_left,
+    cluster,
+    clusters,
+    trace,
+    traces,
+    workers,
+)
 
 from cluster.plan import assign_by_node, list_slots
 from core.config import ClusterSpec, make_spec
@@ -26,11 +34,11 @@ from core.latency_profile import (
 from core.request import Role
 from core.shards import ONE_RANK
 from tuner.simulate.agenda import Agenda
-from tuner.simulate.cluster_model import ClusterModel, SharedCore, WorkerModel
+from tuner.simulate.cluster_model import ClusterModel, HostShare, WorkerModel
 from tuner.simulate.core_shares import place_workers
-from tuner.simulate.crowded_core import CrowdedCore
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
 from tuner.simulate.requests import RequestTrace
+from tuner.simulate.shared_host import SharedHost
 from tuner.simulate.simulator import Simulation, simulate
 
 
@@ -98,33 +106,40 @@ def test_workers_are_placed_as_serve_binds_them(
         assert place.crowd + place.apart == len(places) - 1
 
 
-def engines_of(model: ClusterModel) -> list[tuple[Role, int, int, tuple[int, int] | None]]:
-    """Role, number, a step's time, and core and crowded time of those that share one."""
+Times = tuple[int | None, int, int]
+
+
+def engines_of(model: ClusterModel) -> list[tuple[Role, int, int, Times | None]]:
+    """Role, number, a step's time alone; the core, times beside others and crowded of those that
+    are not alone."""
     return [
-        (
-            worker.role,
-            worker.count,
-            worker.engine.step.rows.at(0),
-            worker.shared and (worker.shared.core, worker.shared.crowded.rows.at(0)),
-        )
+        (worker.role, worker.count, _time(worker.engine.step), _times(worker.share))
         for worker in model.workers
     ]
+
+
+def _times(share: HostShare | None) -> Times | None:
+    return share and (share.core, _time(share.beside), _time(share.crowded))
+
+
+def _time(step: StepModel) -> int:
+    return step.rows.at(0)
 
 
 def test_two_prefill_workers_and_a_decode_worker_on_two_cores() -> None:
     """The decode worker comes last, and shares the first one's core."""
     assert engines_of(model_cluster(spec_of(2, 1), PROFILES, host_cores=2)) == [
-        (Role.PREFILL, 1, 11, (0, 30)),
-        (Role.PREFILL, 1, 11, None),
-        (Role.DECODE, 1, 11, (0, 30)),
+        (Role.PREFILL, 1, 10, (0, 11, 30)),
+        (Role.PREFILL, 1, 10, (None, 11, 11)),
+        (Role.DECODE, 1, 10, (0, 11, 30)),
     ]
 
 
 def test_a_prefill_worker_and_two_decode_workers_on_two_cores() -> None:
     assert engines_of(model_cluster(spec_of(1, 2), PROFILES, host_cores=2)) == [
-        (Role.PREFILL, 1, 11, (0, 30)),
-        (Role.DECODE, 1, 11, None),
-        (Role.DECODE, 1, 11, (0, 30)),
+        (Role.PREFILL, 1, 10, (0, 11, 30)),
+        (Role.DECODE, 1, 10, (None, 11, 11)),
+        (Role.DECODE, 1, 10, (0, 11, 30)),
     ]
 
 
@@ -134,7 +149,7 @@ def test_colocated_workers_use_the_threads_of_their_cores() -> None:
 
     assert of(1, None) == [(Role.MIXED, 1, 6, None)]
     assert of(1, 1) == [(Role.MIXED, 1, 10, None)]
-    assert of(2, None) == [(Role.MIXED, 2, 11, None)]
+    assert of(2, None) == [(Role.MIXED, 2, 10, (None, 11, 11))]
 
 
 def test_without_a_host_each_worker_has_cores_of_its_own() -> None:
@@ -149,66 +164,75 @@ def test_a_share_that_was_not_profiled_is_refused() -> None:
         model_cluster(spec_of(2, 1, 2), PROFILES, host_cores=2)
 
 
-def ends(starts: list[tuple[int, int, int, int]]) -> dict[int, int]:
-    """When each of (start, worker, alone, crowded) steps ends."""
+WORK = StepWork(1, 1, 0, 1, 1)
+
+
+def ends(starts: list[tuple[int, int, int | None, int]]) -> dict[int, int]:
+    """When each of (start, worker, core, time alone) steps ends. Beside others it takes a tenth
+    longer, crowded twice as long."""
     agenda = Agenda()
-    core = CrowdedCore(agenda)
+    host = SharedHost(agenda)
     ended: dict[int, int] = {}
 
-    def start(worker: int, alone: int, crowded: int) -> None:
-        core.start(worker, alone, crowded, lambda _: ended.update({worker: agenda.now}))
+    def start(told: tuple[int, int | None, int]) -> None:
+        worker, core, alone = told
+        share = HostShare(core, steps(alone * 11 // 10), steps(alone, 2))
+        host.start(worker, share, steps(alone), WORK, lambda _: ended.update({worker: agenda.now}))
 
-    for at, *step in starts:
-        agenda.at(at, lambda step: start(*step), step)
+    for at, *told in starts:
+        agenda.at(at, start, told)
     while not agenda.is_over:
         agenda.happen()
     return ended
 
 
 def test_a_step_alone_takes_its_time() -> None:
-    assert ends([(5, 0, 100, 220)]) == {0: 105}
+    assert ends([(5, 0, 0, 100)]) == {0: 105}
+    assert ends([(5, 0, None, 100)]) == {0: 105}
 
 
-def test_two_steps_slow_each_other_down_while_both_compute() -> None:
+def test_two_steps_on_one_core_slow_each_other_down_while_both_compute() -> None:
     """The second half of the first step and the first half of the second one take 100."""
-    assert ends([(0, 0, 100, 200), (50, 1, 100, 200)]) == {0: 150, 1: 200}
+    assert ends([(0, 0, 0, 100), (50, 1, 0, 100)]) == {0: 150, 1: 200}
 
 
-def test_three_steps_share_in_three() -> None:
-    assert ends([(0, 0, 100, 200), (0, 1, 100, 200), (0, 2, 100, 200)]) == pytest.approx(
+def test_two_steps_on_different_cores_slow_each_other_down_a_little() -> None:
+    assert ends([(0, 0, None, 100), (0, 1, None, 100)]) == pytest.approx({0: 110, 1: 110}, abs=1)
+    assert ends([(0, 0, None, 100), (50, 1, 1, 100)]) == pytest.approx({0: 105, 1: 155}, abs=1)
+
+
+def test_three_steps_share_a_core_in_three() -> None:
+    assert ends([(0, 0, 0, 100), (0, 1, 0, 100), (0, 2, 0, 100)]) == pytest.approx(
         {0: 300, 1: 300, 2: 300}, abs=3
     )
 
 
 @given(
     st.lists(
-        st.tuples(st.integers(0, 500), st.integers(1, 300), st.integers(100, 300)),
+        st.tuples(st.integers(0, 500), st.sampled_from([None, 0, 1]), st.integers(10, 300)),
         min_size=1,
         max_size=5,
     )
 )
 def test_nobody_is_faster_than_alone_or_slower_than_in_the_fullest_crowd(
-    steps: list[tuple[int, int, int]],
+    drawn: list[tuple[int, int | None, int]],
 ) -> None:
-    started = [
-        (at, i, alone, alone * percent // 100) for i, (at, alone, percent) in enumerate(steps)
-    ]
+    started = [(at, i, core, alone) for i, (at, core, alone) in enumerate(drawn)]
     ended = ends(started)
-    assert set(ended) == {worker for _, worker, _, _ in started}
-    for at, worker, alone, crowded in started:
-        slowest = max(alone, crowded * max(2, len(started)) / 2)
-        assert at + alone - 1 <= ended[worker] <= at + slowest + 2 * len(started)
+    assert set(ended) == set(range(len(drawn)))
+    for at, worker, _, alone in started:
+        slack = 2 * len(started)
+        assert at + alone - 1 <= ended[worker] <= at + alone * max(2, len(started)) + slack
 
 
 def on_one_core(model: WorkerModel, times: int) -> WorkerModel:
-    step = STEP
     crowded = StepModel(
-        RowCurve(tuple((rows, times * at) for rows, at in step.rows.points)),
-        times * step.per_sampled,
-        times * step.per_prefill_pair,
-        times * step.per_decode_context,
+        RowCurve(tuple((rows, times * at) for rows, at in STEP.rows.points)),
+        times * STEP.per_sampled,
+        times * STEP.per_prefill_pair,
+        times * STEP.per_decode_context,
     )
-    return replace(model, shared=SharedCore(0, crowded))
+    return replace(model, share=HostShare(0, STEP, crowded))
 
 
 def test_a_prompt_beside_decoding_on_the_same_core_takes_twice_as_long() -> None:
@@ -226,6 +250,21 @@ def test_a_prompt_beside_decoding_on_the_same_core_takes_twice_as_long() -> None
     assert crowded.last_token_s[0] > apart.last_token_s[0]
     busy = [worker.busy_s for worker in crowded.workers]
     assert sum(busy) > sum(worker.busy_s for worker in apart.workers)
+
+
+@given(traces(), clusters())
+def test_a_shared_host_on_which_nobody_is_slower_changes_nothing(
+    requests: RequestTrace, model: ClusterModel
+) -> None:
+    if any(worker.engine.shape.pipeline > 1 for worker in model.workers):
+        return
+    share = HostShare(None, STEP, STEP)
+    shared = replace(model, workers=tuple(replace(w, share=share) for w in model.workers))
+    one, other = simulate(requests, model), simulate(requests, shared)
+    for name in ("first_token_s", "last_token_s"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-9, nan_ok=True)
+    assert one.failures == other.failures
+    assert [w.busy_s for w in one.workers] == pytest.approx([w.busy_s for w in other.workers])
 
 
 @given(traces())
