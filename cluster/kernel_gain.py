@@ -1,7 +1,7 @@
 """How many times as fast as torch's operations the compiled ones are here, measured in seconds.
 
-Each operation in a size at which a step has it, on one core; the fastest of a few runs, the two
-taking turns.
+Each operation in a size at which a step has it, on one thread, in its own time: what else runs on
+the core counts little. The fastest of some runs, the two taking turns.
 Does not cover: the engine as a whole, for which there is `crossdock bench engine`.
 """
 
@@ -26,7 +26,7 @@ _WEIGHTS, _OUTPUTS, _INPUTS = 4, 3072, 1024
 _MANY_ROWS = 256
 _HEADS, _KV_HEADS, _HEAD_DIM, _BLOCK_SIZE, _CONTEXT = 9, 3, 64, 16, 512
 _DECODES, _VOCABULARY = 8, 49_152
-_RUNS = 5
+_RUNS = 10
 # Anything nearer to 1 may be chance.
 _LOSS = 0.9
 
@@ -108,9 +108,9 @@ def _factor(native: Work, other: Work) -> float:
     best = {native: float("inf"), other: float("inf")}
     for _ in range(_RUNS):
         for work in best:
-            start = time.perf_counter()
+            start = time.thread_time()
             work()
-            best[work] = min(best[work], time.perf_counter() - start)
+            best[work] = min(best[work], time.thread_time() - start)
     return best[other] / best[native]
 
 
