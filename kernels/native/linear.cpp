@@ -6,6 +6,7 @@
 // Packed: a panel after the other, each as tile.h has it. Columns beyond the last are 0.
 #include <limits>
 
+#include "scratch.h"
 #include "stripes.h"
 #include "threads.h"
 #include "tile.h"
@@ -32,6 +33,7 @@ struct Call {
   char* y;
   int64_t rows, columns, depth;
   float* maxima;
+  int64_t stride;  // elements between rows of x
 };
 
 template <typename T, typename Out>
@@ -66,11 +68,11 @@ void ask_ahead(const char* at) {
 template <typename T, typename Out, int ROWS, bool ONCE>
 void tile_of(const Call& call, int64_t row, int64_t column) {
   int64_t steps = call.depth / Operand<T>::DEPTH;
-  const T* x = (const T*)call.x + row * call.depth;
+  const T* x = (const T*)call.x + row * call.stride;
   auto panel = (const typename Operand<T>::Word*)call.packed + column / PANEL * (steps * PANEL);
   const auto* w = panel + column % PANEL;
   tile<T, ROWS, VECTORS_IN_PANEL<ROWS>>(
-      x, call.depth, w, PANEL, steps, [](int, int) { return f32v{}; },
+      x, call.stride, w, PANEL, steps, [](int, int) { return f32v{}; },
       [&](int i, int j, f32v sum) { finish<T, Out>(call, row + i, column + j * LANES, sum); },
       [&](int64_t k) { ask_ahead<ROWS, ONCE>((const char*)(w + k * PANEL)); });
 }
@@ -125,8 +127,27 @@ void find_maxima(const Call& call, int64_t group, int64_t first, int64_t last) {
   }
 }
 
+// Rows of x that lie a multiple of this apart share few places of the first-level cache.
+constexpr int64_t CROWDED_BYTES = 1024;
+
+// x with rows a cache line further apart, if a tile's rows would push each other out.
+template <typename T>
+void spread(Call& call) {
+  int64_t bytes = call.depth * (int64_t)sizeof(T);
+  if (call.rows <= TILE_ROWS || bytes % CROWDED_BYTES) return;
+  static thread_local Scratch scratch;
+  scratch.reserve(call.rows * (bytes + 64) + 64);
+  char* rows = scratch.take<char>(call.rows * (bytes + 64));
+  for (int64_t row = 0; row < call.rows; row++)
+    std::memcpy(rows + row * (bytes + 64), call.x + row * bytes, bytes);
+  call.x = rows;
+  call.stride = call.depth + 64 / (int64_t)sizeof(T);
+}
+
 template <typename T, typename Out>
-void multiply_all(const Call& call) {
+void multiply_all(Call call) {
+  call.stride = call.depth;
+  spread<T>(call);
   int64_t panels = (call.columns + PANEL - 1) / PANEL;
   int64_t chunk = ROWS_BYTES / (call.depth * (int64_t)sizeof(T));
   chunk = chunk < 4 * TILE_ROWS ? 4 * TILE_ROWS : chunk;
@@ -178,14 +199,14 @@ void crossdock_linear_pack_f32(const void* weight, void* packed, int64_t columns
 void crossdock_linear_bf16(const void* x, const void* packed, const void* bias, void* y,
                            int64_t rows, int64_t columns, int64_t depth, int wide, float* maxima) {
   Call call{(const char*)x, (const char*)packed, (const char*)bias, (char*)y,
-            rows,           columns,             depth,             maxima};
+            rows,           columns,             depth,             maxima, 0};
   if (wide) multiply_all<bf16, float>(call);
   else multiply_all<bf16, bf16>(call);
 }
 void crossdock_linear_f32(const void* x, const void* packed, const void* bias, void* y,
                           int64_t rows, int64_t columns, int64_t depth, int, float* maxima) {
   Call call{(const char*)x, (const char*)packed, (const char*)bias, (char*)y,
-            rows,           columns,             depth,             maxima};
+            rows,           columns,             depth,             maxima, 0};
   multiply_all<float, float>(call);
 }
 }
