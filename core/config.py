@@ -73,7 +73,8 @@ class PoolSpec(_Section):
 
     Each is ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks, which are processes.
     ``resources`` are Ray's, per rank; None: a fair share. ``max_num_batched_tokens`` bounds one
-    engine step, so also a prefill chunk; None: what suits the device.
+    engine step, so also a prefill chunk; None: what suits the device. ``gpu_hour_price``: of one
+    rank's accelerator, in any currency; costs are told where it is known.
     """
 
     replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS, strict=True)
@@ -82,6 +83,7 @@ class PoolSpec(_Section):
     max_num_batched_tokens: int | None = Field(default=None, ge=1, strict=True)
     tensor_parallel_size: ParallelSize = 1
     pipeline_parallel_size: ParallelSize = 1
+    gpu_hour_price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("pipeline_parallel_size")
     @classmethod
@@ -97,6 +99,13 @@ class PoolSpec(_Section):
     @property
     def shape(self) -> ParallelShape:
         return ParallelShape(self.tensor_parallel_size, self.pipeline_parallel_size)
+
+    @property
+    def hour_price(self) -> float | None:
+        """Of all replicas."""
+        if self.gpu_hour_price is None:
+            return None
+        return self.replicas * self.shape.num_ranks * self.gpu_hour_price
 
 
 class PoolsSpec(_Section):

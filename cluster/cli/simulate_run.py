@@ -62,6 +62,20 @@ class Simulated:
             f"goodput: TTFT ≤ {slo.ttft_s:g} s, TPOT ≤ {slo.tpot_s * 1000:g} ms; seed {self.seed}",
         ]
 
+    @property
+    def cost_per_million_tokens(self) -> float | None:
+        """Of the cluster while it served, for each million tokens of answers; None where the config
+        has no ``gpu_hour_price`` for a pool in use, or no answer was completed."""
+        pools = [
+            pool for pool in (self.spec.pools.prefill, self.spec.pools.decode) if pool.replicas
+        ]
+        prices = [pool.hour_price for pool in pools]
+        tokens_per_hour = 3600 * self.summary.output_tokens_per_s
+        known = [price for price in prices if price is not None]
+        if len(known) < len(prices) or not tokens_per_hour:
+            return None
+        return sum(known) / tokens_per_hour * 1e6
+
     def as_json(self) -> dict[str, Any]:
         trace = self.trace
         return {
@@ -72,6 +86,7 @@ class Simulated:
             "profile_origin": self.profile.profile.origin.value,
             "slo": asdict(self.slo),
             "seed": self.seed,
+            "cost_per_million_tokens": self.cost_per_million_tokens,
             "summary": _plain(asdict(self.summary)),
         }
 
@@ -88,6 +103,8 @@ class Simulated:
             ("tokens/s out", f"{s.output_tokens_per_s:.0f}"),
             ("prompt tokens from cache", f"{s.hit_rate:.1%}"),
         ]
+        if (cost := self.cost_per_million_tokens) is not None:
+            rows.append(("cost per million tokens out", f"{cost:.3f}"))
         spreads = {"TTFT": s.ttft_s, "TPOT": s.tpot_s, "ITL": s.itl_s, "E2E": s.e2e_s}
         rows += [(f"{name} ms, mean p50 p90 p99", _spread(x)) for name, x in spreads.items()]
         return ("", "simulated"), rows

@@ -30,6 +30,14 @@ LINES = [
 ]
 
 
+# Commands that take minutes: what they do is replaced, how they are called is not.
+MINUTES = {
+    "profile": "cluster.profiling.run.measure_profile",
+    "simulate": "cluster.cli.simulate_run.run",
+    "tune": "cluster.cli.tune_run.run",
+}
+
+
 def run(command: str, cluster: ServedCluster, cwd: Path) -> subprocess.CompletedProcess[str]:
     """As a person would, but with this interpreter and the ports of the test's cluster."""
     replaced = command.replace("http://127.0.0.1:8000", cluster.http_url)
@@ -75,9 +83,29 @@ def test_what_is_served_in_the_readme_suits_the_demo_model(monkeypatch) -> None:
         check_shapes(spec, demo)
 
 
+@pytest.mark.parametrize("name", MINUTES)
+def test_what_takes_minutes_is_called_as_it_can_be(name: str, monkeypatch) -> None:
+    """Its files are there, or made by a line before."""
+
+    class Called(Exception):
+        pass
+
+    def instead(*arguments: object) -> None:
+        raise Called
+
+    monkeypatch.setattr(MINUTES[name], instead)
+    monkeypatch.chdir(ROOT)
+    (line,) = [line for line in LINES if f"crossdock {name} " in line]
+    monkeypatch.setattr(sys, "argv", ["crossdock", *shlex.split(line)[1:]])
+    with pytest.raises(Called):
+        main()
+    for example in re.findall(r"examples/\S+", line):
+        assert (ROOT / example).is_file()
+
+
 def test_what_the_readme_shows_works(tmp_path: Path) -> None:
     usable = [line for line in LINES if line.startswith((".venv/bin/crossdock", "curl"))]
-    shown = [line for line in usable if " serve" not in line]
+    shown = [line for line in usable if not set(line.split()) & {"serve", *MINUTES}]
     assert len(shown) >= 5
     model = make_tiny_model(tmp_path / "SmolLM2-135M-Instruct")
     with served(model, 1, 1) as cluster:

@@ -62,5 +62,6 @@ def _pool(base: PoolSpec, choice: PoolChoice | None) -> PoolSpec:
             "pipeline_parallel_size": choice.shape.pipeline,
             "max_num_seqs": choice.limits.max_num_seqs,
             "max_num_batched_tokens": choice.limits.max_num_batched_tokens,
+            "gpu_hour_price": choice.on.hour_price or None,
         }
     )
