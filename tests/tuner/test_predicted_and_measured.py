@@ -26,7 +26,7 @@ from tuner.validate.compare import (
     ranking,
 )
 from tuner.validate.plan import first_seconds, plan_requests
-from tuner.validate.predict import likely
+from tuner.validate.predict import likely, middle
 from tuner.validate.report import as_json, summary_lines, table
 
 OUTCOME = Outcome(0.2, 0.4, 0.020, 0.030, goodput=1.0, share=0.9)
@@ -130,6 +130,14 @@ def test_likely_intervals_hold_most_replicates(values: list[float]) -> None:
     interval = found["goodput"]
     assert min(values) <= interval.low <= interval.median <= interval.high <= max(values)
     assert likely([]) == {}
+
+
+def test_the_middle_of_outcomes_is_that_of_each_number() -> None:
+    outcomes = [
+        replace(OUTCOME, goodput=g, ttft_p90_s=t) for g, t in ((3, None), (1, 2.0), (2, None))
+    ]
+    assert middle(outcomes) == replace(OUTCOME, goodput=2, ttft_p90_s=2.0)
+    assert middle([OUTCOME]) == OUTCOME
 
 
 def test_the_plan_of_a_trace_is_the_trace() -> None:
