@@ -102,6 +102,7 @@ def test_three_workers_on_two_cores_are_slower_than_on_three(folder: Path) -> No
     assert tpot() < tpot("--one-host") < 2 * tpot()
 
 
+@pytest.mark.thorough
 def test_tune_answers_and_writes_a_cluster_that_loads(folder: Path) -> None:
     command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 3)
     slo = ("--ttft", "4s", "--tpot", "150ms")
@@ -121,6 +122,7 @@ def test_tune_answers_and_writes_a_cluster_that_loads(folder: Path) -> None:
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.thorough
 def test_tune_for_a_rate_takes_no_more_than_it_needs(folder: Path) -> None:
     command = ("tune", folder / "traffic.yaml", "--gpus", "l4:4", "--model", "llama-3.1-8b")
     slo = ("--ttft", "4s", "--tpot", "150ms", "--gpu-hour-price", "l4=0.8")
