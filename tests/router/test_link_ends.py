@@ -58,8 +58,14 @@ async def test_a_stream_that_ends_in_the_middle_of_traffic_leaves_nothing_behind
     gc.collect()
     # What the collector finds is told by callbacks of the loop.
     await asyncio.sleep(0)
-    assert seen == []
+    assert [context for context in seen if not is_of_an_earlier_test(context)] == []
     assert not link_tasks("_consume_request_iterator")
+
+
+def is_of_an_earlier_test(context: dict[str, Any]) -> bool:
+    """gRPC has one poller in a process: on any loop it may find events of loops that are closed."""
+    closed = "Event loop is closed" in str(context.get("exception"))
+    return closed and "PollerCompletionQueue" in context["message"]
 
 
 STILL_LISTED = (end_by_kill, end_by_a_message_that_makes_no_sense)
