@@ -18,7 +18,7 @@ from kernels.dispatch import NATIVE_DTYPES, description, forced
 from kernels.native import library
 
 # By docs/PERFORMANCE.md, over all instruction sets; said where nothing can be measured.
-_TYPICAL = "products 1 to 3.6×, attention 1.5 to 6×, sampling 2 to 18×"
+_TYPICAL = "products 1 to 4×, attention 1.5 to 6×, sampling 2 to 18×"
 
 
 def dtypes_of(engine: EngineSpec) -> tuple[torch.dtype, ...]:

@@ -11,7 +11,7 @@ from core.step import TokenLogprobs
 
 Row = npt.NDArray[np.float32]
 
-# Row this near to the largest nearly always include the wanted ones, and are few.
+# Logits this near to the largest nearly always include the wanted ones, and are few.
 _NEAR = 8.0
 _FEW = 1024
 

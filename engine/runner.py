@@ -69,7 +69,8 @@ class ModelRunner:
         self.pool.copy_blocks(plan.copies)
         arrays = self._running.arrays_of(plan)
         if self._on_gpu:
-            pending = self._draw(self._forward(arrays), self._prepared(arrays))
+            logits = self._forward(arrays)
+            pending = self._draw(logits, self._prepared(arrays))
             meanwhile()
         else:
             # After a step of a CPU nothing of this is in the caches any more.
@@ -84,11 +85,14 @@ class ModelRunner:
             torch.cuda.current_stream(self.model.device).synchronize()
         return result
 
-    def _prepared(self, arrays: BatchArrays) -> Draws:
-        return self._sampler.prepare(arrays.sampled_slices)
+    def _prepared(self, arrays: BatchArrays) -> Draws | None:
+        """None on ranks that do not sample."""
+        return self._sampler.prepare(arrays.sampled_slices) if self.model.shard.samples else None
 
-    def _draw(self, logits: Logits | None, draws: Draws) -> PendingDraws | None:
-        return None if logits is None else self._sampler.draw(logits, draws)
+    def _draw(self, logits: Logits | None, draws: Draws | None) -> PendingDraws | None:
+        if logits is None or draws is None:
+            return None
+        return self._sampler.draw(logits, draws)
 
     def _forward(self, arrays: BatchArrays) -> Logits | None:
         rows = None if self._graphs is None else self._graphs.buckets.bucket_for(arrays)

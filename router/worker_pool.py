@@ -92,8 +92,9 @@ class WorkerPool:
 
     def refused(self, worker: WorkerId) -> None:
         """It is being drained and takes nothing new; the registry's list will say so, too."""
-        self._draining.add(worker)
-        self._tell_usable()
+        if worker not in self._draining:
+            self._draining.add(worker)
+            self._tell_usable()
 
     @property
     def expecting(self) -> bool:

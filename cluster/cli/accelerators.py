@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.cli.bench_plans import refuse_given
 from cluster.cli.profile_choice import ChosenProfile, choose_profile
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model
@@ -43,6 +44,11 @@ def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
     if options.gpus is not None:
         if any(separate):
             raise InvalidField("--gpus", options.gpus, "leave it out beside --prefill-gpus")
+        of_pools = {
+            "--prefill-profile": options.prefill_profile,
+            "--decode-profile": options.decode_profile,
+        }
+        refuse_given(of_pools, "belongs to --prefill-gpus and --decode-gpus; use --profile")
         both, words = _pool(options, "--gpus", options.gpus, options.profile, prices)
         return Budget(both, both), (words,)
     if options.prefill_gpus is None or options.decode_gpus is None:
@@ -76,9 +82,16 @@ def _pool(
     if not number.isdecimal() or not 1 <= int(number) <= MAX_GPUS:
         fix = f"must be a number up to {MAX_GPUS}, or KIND:NUMBER such as h100:16"
         raise InvalidField(option, text, fix)
-    chosen = _built_in(options, option, kind, path) if kind else choose_profile(path, options.base)
+    chosen = (
+        _built_in(options, option, kind, path) if kind else choose_profile(path, _served(options))
+    )
     price = prices.get(chosen.profile.hardware, prices.get("", 0.0))
     return Accelerators(chosen.profile, int(number), price), chosen.words
+
+
+def _served(options: AcceleratorOptions) -> ClusterSpec:
+    """The config with the model that was named."""
+    return options.base.model_copy(update={"model": options.model or options.base.model})
 
 
 def _built_in(

@@ -38,7 +38,12 @@ def profile(
     """
     effort = _effort(quick, thorough)
     if from_spec is not None:
-        measuring = {"--config": config, "--model": model, "--quick": quick or None}
+        measuring = {
+            "--config": config,
+            "--model": model,
+            "--quick": quick or None,
+            "--thorough": thorough or None,
+        }
         refuse_given(measuring, "belongs to measuring; leave it out beside --from-spec")
         _from_spec(from_spec, out, output)
         return

@@ -54,7 +54,13 @@ def simulate(
         float | None, typer.Option(help="Requests per second on average; else the trace's own.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many of the trace.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of ties, and of described traffic.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of ties, and of described traffic. By default 0, or that of the description.",
+        ),
+    ] = None,
     slo_ttft: Annotated[str, typer.Option(help="Limit for goodput: 1s, 500ms.")] = "1s",
     slo_tpot: Annotated[str, typer.Option(help="Limit for goodput: 50ms, 0.05.")] = "50ms",
     plot: Annotated[

@@ -14,6 +14,7 @@ from core.config import ClusterSpec
 from core.errors import InvalidField
 from tuner.load.metrics import Slo, Spread
 from tuner.load.quantities import parse_rate, parse_seconds
+from tuner.profile.profile_file import check_writable
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
 from tuner.simulate.plots import check_plot_path, plot_simulation
 from tuner.simulate.requests import RequestTrace
@@ -35,7 +36,7 @@ class SimulateOptions:
     one_host: bool
     rate: float | None
     limit: int | None
-    seed: int
+    seed: int | None
     slo_ttft: str
     slo_tpot: str
     plot: Path | None
@@ -132,6 +133,7 @@ def run(options: SimulateOptions) -> Simulated:
     )
     if options.plot is not None:
         check_plot_path(options.plot)
+        check_writable(options.plot, "--plot")
     spec = load_spec(options.config, options.overrides)
     profile = choose_profile(options.profile, spec)
     spec = _on_device_of(profile, spec)
@@ -141,8 +143,8 @@ def run(options: SimulateOptions) -> Simulated:
     host_cores = _host_cores(profile) if options.one_host else None
     cluster = model_cluster(spec, PoolProfiles(profile.profile, profile.profile), host_cores)
     StderrProgress().step(f"simulating {len(trace)} requests")
-    result = simulate(trace, cluster, seed=options.seed)
-    simulated = Simulated(trace, spec, profile, slo, options.seed, summarize(result, slo))
+    result = simulate(trace, cluster, seed=options.seed or 0)
+    simulated = Simulated(trace, spec, profile, slo, options.seed or 0, summarize(result, slo))
     if options.plot is not None:
         plot_simulation(result, slo, describe(spec), options.plot)
     return simulated

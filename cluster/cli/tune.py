@@ -56,7 +56,13 @@ def tune(
     ] = None,
     config: ConfigOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many of the trace.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same answer.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="The same seed gives the same answer. By default 0, or that of the description.",
+        ),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Rows of the table.")] = 5,
     plot: Annotated[
         Path | None, typer.Option(help="Draw Pareto front and ratios into this .png or .html.")

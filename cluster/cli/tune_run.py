@@ -15,6 +15,7 @@ from core.errors import InvalidField
 from core.step_budget import STEP_TOKENS
 from tuner.load.metrics import Slo
 from tuner.load.quantities import parse_rate, parse_seconds
+from tuner.profile.profile_file import check_writable
 from tuner.search import charts, report
 from tuner.search.evaluate import Goal
 from tuner.search.outputs import write_outputs
@@ -48,7 +49,7 @@ class TuneOptions:
     model: str | None
     config: Path | None
     limit: int | None
-    seed: int
+    seed: int | None
     plot: Path | None
     out: Path | None
     validate: ValidateOptions | None = None
@@ -112,8 +113,11 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
         parse_rate("--rate", options.rate)
     if options.plot is not None:
         check_plot_path(options.plot)
+        check_writable(options.plot, "--plot")
     if options.out is not None and not options.out.is_dir():
         raise InvalidField("--out", str(options.out), "is no folder; make it first")
+    if options.out is not None:
+        check_writable(options.out / "cluster.yaml", "--out")
     base = load_spec(options.config, {"slo.ttft": slo.ttft_s})
     budget, origins = parse_budget(
         AcceleratorOptions(
@@ -130,6 +134,7 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
     )
     if options.validate is not None:
         check_options(options.validate, budget)
+    base = base.model_copy(update={"model": options.model or base.model})
     trace = load_requests(options.trace, options.limit, options.seed)
     device = budget.decode.profile.device
     tokens = base.pools.decode.max_num_batched_tokens or STEP_TOKENS[device]
@@ -141,7 +146,7 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
         goal=Goal(slo, options.percentile),
         limits=Limits(seqs, max(tokens, seqs)),
         rate=options.rate,
-        seed=options.seed,
+        seed=options.seed or 0,
     )
     return question, origins
 

@@ -160,6 +160,8 @@ def test_an_slo_that_nobody_meets_names_the_nearest(folder: Path) -> None:
         (("--gpus", "2", "--plot", "/nowhere/x.png"), "--plot"),
         (("--gpus", "2", "--out", "/nowhere"), "--out"),
         (("--gpus", "l4:2"), "--gpus"),
+        (("--gpus", "65", "--rate", "1"), "gpus"),
+        (("--gpus", "2", "--decode-profile", "x.json"), "--decode-profile"),
     ],
 )
 def test_bad_options_are_refused_by_name(folder: Path, args: tuple[str, ...], field: str) -> None:
@@ -169,11 +171,20 @@ def test_bad_options_are_refused_by_name(folder: Path, args: tuple[str, ...], fi
     assert caught.value.metadata["field"] == field
 
 
+def test_a_rate_that_nobody_serves_names_the_nearest(folder: Path) -> None:
+    command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 1)
+    slo = ("--ttft", "4s", "--tpot", "150ms", "--rate", 50)
+    result = CliRunner().invoke(new_app(), [str(a) for a in (*command, *slo)])
+    assert result.exit_code == 1, result.output
+    assert "at 50 requests/s" in result.stdout
+    assert "nearest: colocated 1" in result.stdout
+
+
 def test_prompts_that_nothing_can_hold(folder: Path) -> None:
     (folder / "long.csv").write_text(
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9,9000000,10\n"
     )
-    with pytest.raises(InvalidField, match="9000010 tokens: take larger ones"):
+    with pytest.raises(InvalidField, match=r"9000010.*at most 131072 tokens"):
         run("tune", folder / "long.csv", "--profile", folder / "l4.json", "--gpus", 2)
 
 

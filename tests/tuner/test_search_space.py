@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from tuner.load.metrics import Slo
 from tuner.search.bounds import Resource, Traffic, bound_rate, endless_hit_rate, prompt_seconds
 from tuner.search.outputs import cluster_yaml, values_yaml
 from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice, all_candidates
-from tuner.search.specs import spec_of
+from tuner.search.specs import model_candidate, spec_of
 from tuner.simulate.requests import RequestTrace
 
 L40S = profile_of("l40s")
@@ -57,6 +59,22 @@ def test_two_kinds_are_never_mixed_up() -> None:
             assert candidate.prefill.on is prefill
             assert candidate.prefill.accelerators == 4
             assert candidate.decode[0].accelerators == 8
+
+
+def test_a_shape_that_was_profiled_twice_makes_one_candidate() -> None:
+    profile = profile_of("h100")
+    beside = tuple(replace(engine, company=1) for engine in profile.engines)
+    twice = Accelerators(replace(profile, engines=profile.engines + beside), 4)
+    found = all_candidates(Budget(twice, twice), 4000, LIMITS)
+    assert len(found) == len({str(candidate) for candidate in found})
+
+
+def test_pools_between_which_no_transfer_was_profiled_are_no_candidate() -> None:
+    profile = profile_of("h100")
+    alone = Accelerators(replace(profile, transfers=()), 4)
+    found = all_candidates(Budget(alone, alone), 4000, LIMITS)
+    assert found
+    assert all(candidate.is_colocated for candidate in found)
 
 
 def test_a_request_that_no_worker_holds() -> None:
@@ -129,5 +147,12 @@ def test_the_winner_as_a_config_is_what_was_simulated() -> None:
     assert ClusterSpec.model_validate(yaml.safe_load(written)) == spec
     assert spec.pools.prefill.shape == shape
     assert spec.engine.device == "cuda"
+    smallest = min(pool.engine.kv_tokens / pool.shape.num_ranks for pool in candidate.pools)
+    assert spec.kv.memory == int(smallest * on.profile.kv_bytes_per_token)
+    simulated = model_candidate(candidate, ClusterSpec()).workers
+    assert [worker.num_blocks for worker in simulated] == [
+        spec.kv.memory * shape.num_ranks // (on.profile.kv_bytes_per_token * 16)
+        for shape in (ParallelShape(2, 1), ONE_RANK)
+    ]
     values = yaml.safe_load(values_yaml(spec, ""))
     assert ClusterSpec.model_validate(values["cluster"]) == spec

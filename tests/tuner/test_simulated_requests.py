@@ -73,6 +73,12 @@ def test_rates() -> None:
     assert len(trace.first(2)) == 2
 
 
+def test_requests_that_come_at_one_moment_have_no_rate_to_change() -> None:
+    trace = from_entries("t", [TraceEntry(5.0, 10, 2), TraceEntry(5.0, 10, 2)])
+    with pytest.raises(InvalidField, match="at one moment"):
+        trace.at_rate(2.0)
+
+
 def test_copies_of_a_trace_share_nothing_with_each_other() -> None:
     trace = small_trace().repeated(3)
     assert len(trace) == 12

@@ -67,6 +67,12 @@ def test_what_bench_saved(tmp_path: Path) -> None:
     ]
 
 
+def test_runs_of_several_seeds_follow_one_another(tmp_path: Path) -> None:
+    records = [RequestRecord(seed, 0, at_s, 10, 5) for seed in (3, 4) for at_s in (0.5, 2.0)]
+    text = "\n".join(json.dumps(record.as_json()) for record in records)
+    assert [entry.stamp_s for entry in read_trace(written(tmp_path, text))] == [0.5, 2.0, 2.5, 4.0]
+
+
 def test_times_that_go_backwards(tmp_path: Path) -> None:
     late = '{"timestamp": 1999, "input_length": 5, "output_length": 1}'
     with pytest.raises(InvalidField, match=r"trace line 5 .*sort the trace by time"):

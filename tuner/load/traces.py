@@ -48,7 +48,7 @@ def read_trace(path: Path, limit: int | None = None) -> list[TraceEntry]:
 def _parse(path: Path, lines: list[str]) -> Iterator[TraceEntry]:
     if not lines or lines[0].lstrip().startswith("{"):
         is_bench = bool(lines) and '"planned_s"' in lines[0]
-        return _numbered(path, enumerate(lines, 1), _bench if is_bench else _mooncake)
+        return _numbered(path, enumerate(lines, 1), BenchRecords().entry if is_bench else _mooncake)
     rows = csv.reader(lines)
     header = next(rows)
     for columns, make in _CSV_FORMATS.items():
@@ -101,13 +101,25 @@ def _mooncake(line: str) -> TraceEntry:
     )
 
 
-def _bench(line: str) -> TraceEntry:
-    fields = json.loads(line)
-    return TraceEntry(
-        stamp_s=float(fields["planned_s"]),
-        prompt_tokens=int(fields["wanted_prompt_tokens"]),
-        output_tokens=int(fields["wanted_output_tokens"]),
-    )
+class BenchRecords:
+    """Runs with several seeds, each of which began at 0, follow one another."""
+
+    def __init__(self) -> None:
+        self._seed: object = None
+        self._start_s = 0.0
+        self._end_s = 0.0
+
+    def entry(self, line: str) -> TraceEntry:
+        fields = json.loads(line)
+        if fields.get("seed") != self._seed:
+            self._seed, self._start_s = fields.get("seed"), self._end_s
+        stamp_s = self._start_s + float(fields["planned_s"])
+        self._end_s = max(self._end_s, stamp_s)
+        return TraceEntry(
+            stamp_s=stamp_s,
+            prompt_tokens=int(fields["wanted_prompt_tokens"]),
+            output_tokens=int(fields["wanted_output_tokens"]),
+        )
 
 
 def _azure(row: Mapping[str, str]) -> TraceEntry:

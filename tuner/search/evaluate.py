@@ -49,13 +49,12 @@ class Trial:
 @dataclass(frozen=True, slots=True)
 class Reached:
     """The highest rate found at which a candidate meets the goal: ``trial`` is the simulation at
-    it; None if it meets it at no rate, and ``nearest`` is the trial that came closest.
-    ``given_up``: it missed the goal at a rate below which nobody is interested."""
+    it; None if it meets it at no rate that was worth a trial, and ``nearest`` is the trial that
+    came closest."""
 
     trial: Trial | None
     nearest: Trial
     simulations: int
-    given_up: bool = False
 
     @property
     def rate(self) -> float:
@@ -102,7 +101,7 @@ def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSear
         else:
             bad = trials[-1].rate
     nearest = max(trials, key=lambda trial: trial.share)
-    return Reached(good, nearest, len(trials), good is None and search.floor > 0)
+    return Reached(good, nearest, len(trials))
 
 
 def _bracket(

@@ -45,6 +45,8 @@ def verdict_lines(result: TuneResult) -> list[str]:
     ]
     if winner.candidate.is_colocated:
         lines.append("don't disaggregate: two pools would serve less of this traffic")
+    elif result.question.rate is not None:
+        lines.append("no cheaper cluster, and no colocated one of this cost that serves more, does")
     elif not verdict.disaggregate:
         lines.append("two pools gain next to nothing over colocated: it is simpler, prefer it")
     trial = winner.reached.trial if winner.reached is not None else None

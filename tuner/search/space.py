@@ -129,7 +129,8 @@ class Candidate:
 def all_candidates(
     budget: Budget, longest: int, limits: Limits, *, spend_all: bool = True
 ) -> list[Candidate]:
-    """Those whose every worker can hold a request of ``longest`` tokens.
+    """Those whose every worker can hold a request of ``longest`` tokens, and between whose pools
+    transfers were profiled.
 
     ``spend_all``: only clusters to which no further replica can be added, for the most goodput
     that the budget can give; else also all smaller ones, to find the cheapest that suffices.
@@ -149,14 +150,15 @@ def _unique(kinds: Sequence[Accelerators]) -> list[Accelerators]:
 
 
 def _shapes(kind: Accelerators, longest: int) -> list[ParallelShape]:
-    engines = kind.profile.engines
-    return [
+    fitting = [
         engine.shape
-        for engine in engines
+        for engine in kind.profile.engines
         if engine.core_share == 1.0
         and engine.kv_tokens >= longest
         and engine.shape.num_ranks <= kind.count
     ]
+    # A profile may have a shape several times, with other threads or beside others.
+    return list(dict.fromkeys(fitting))
 
 
 def _colocated(
@@ -194,11 +196,19 @@ def _split(
 ) -> Iterator[Candidate]:
     for source in shapes[budget.prefill]:
         for target in shapes[budget.decode]:
+            if not all(_has_edge(kind, source, target) for kind in budget.kinds):
+                continue
             for prefills, decodes in _counts_of_both(budget, source, target, spend_all):
                 yield Candidate(
                     PoolChoice(budget.prefill, prefills, source, limits),
                     (PoolChoice(budget.decode, decodes, target, limits),),
                 )
+
+
+def _has_edge(kind: Accelerators, source: ParallelShape, target: ParallelShape) -> bool:
+    """Whether it was profiled how long blocks take from one shape to the other."""
+    edges = {(transfer.source, transfer.target) for transfer in kind.profile.transfers}
+    return (source, target) in edges
 
 
 def _counts_of_both(

@@ -5,7 +5,7 @@ Pure. Does not cover: writing files (``outputs``).
 
 from __future__ import annotations
 
-from core.config import ClusterSpec, PoolSpec
+from core.config import ClusterSpec, KVSpec, PoolSpec
 from tuner.search.space import Candidate, PoolChoice
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
@@ -21,8 +21,29 @@ def spec_of(candidate: Candidate, base: ClusterSpec, decode: PoolChoice) -> Clus
             "decode": _pool(base.pools.decode, decode),
         }
     )
-    engine = base.engine.model_copy(update={"device": decode.on.profile.device})
-    return base.model_copy(update={"pools": pools, "engine": engine})
+    on = decode.on.profile
+    engine = base.engine.model_copy(
+        update={
+            "device": on.device,
+            "dtype": on.dtype,
+            "threads": decode.engine.threads if on.device == "cpu" else None,
+        }
+    )
+    return base.model_copy(update={"pools": pools, "engine": engine, "kv": _kv(candidate, base)})
+
+
+def _kv(candidate: Candidate, base: ClusterSpec) -> KVSpec:
+    """On GPUs all memory that the smallest rank has left, if the config gives no size: ``serve``
+    would take little."""
+    kv = base.kv
+    profile = candidate.decode[0].on.profile
+    if kv.memory is not None or kv.num_blocks is not None or profile.device == "cpu":
+        return kv
+    per_rank = [
+        pool.engine.kv_tokens * pool.on.profile.kv_bytes_per_token // pool.shape.num_ranks
+        for pool in candidate.pools
+    ]
+    return kv.model_copy(update={"memory": min(per_rank)})
 
 
 def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:

@@ -17,11 +17,18 @@ from tuner.search.halving import RUNGS, Job, Rung, Scored, halve
 from tuner.search.laboratory import Laboratory, Traced
 from tuner.search.sensitivity import Shift, changes, shift
 from tuner.search.space import Budget, Candidate, Limits, all_candidates
-from tuner.search.verdict import REPLICATES, Verdict, judge
+from tuner.search.verdict import REPLICATES, Verdict, judge, nearest_of
 from tuner.simulate.requests import RequestTrace
 
 Progress = Callable[[str], None]
 
+# The number of clusters grows with the square of it.
+_MOST_FOR_A_RATE = 64
+
+# So many clusters are looked at before it is asked whether dearer ones are needed.
+_STEP = 6
+# See ``halving``: bounds are of means, and goals leave some requests out.
+_SLACK = 1.2
 # How closely alternatives to the winner are looked at.
 _FINAL = RUNGS[-1]
 
@@ -55,6 +62,7 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
     """Every candidate with what it can serve at most. Raises ``InvalidField`` if there is none."""
     trace = question.trace
     longest = int((trace.prompt_tokens + trace.output_tokens).max())
+    _check_length(question, longest)
     spend_all = question.rate is None
     candidates = all_candidates(question.budget, longest, question.limits, spend_all=spend_all)
     if not candidates:
@@ -62,6 +70,20 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
         raise InvalidField("gpus", question.budget.total, fix)
     traffic = Traffic.of(trace)
     return [(c, bound_rate(c, traffic, question.goal.slo)) for c in candidates]
+
+
+def _check_length(question: Question, longest: int) -> None:
+    budget, wanted = question.budget, question.base.max_model_len
+    limits = [kind.profile.max_positions for kind in budget.kinds]
+    most = min([*limits, *([wanted] if wanted is not None else [])])
+    if longest > most:
+        fix = (
+            f"this model serves at most {most} tokens, prompt and answer together; --limit or edit"
+        )
+        raise InvalidField("trace", longest, fix)
+    if question.rate is not None and budget.total > _MOST_FOR_A_RATE:
+        fix = f"at most {_MOST_FOR_A_RATE} for --rate, which looks at every smaller cluster too"
+        raise InvalidField("gpus", budget.total, fix)
 
 
 def tune(
@@ -77,10 +99,11 @@ def tune(
             scored = halve(bounded, laboratory.measure, progress=progress)
             progress("scheduler limits of the best")
             scored = _with_other_limits(question, scored, laboratory)
+            progress("how sure that is")
+            verdict = judge(scored, laboratory.replicate, question.replicates)
         else:
             scored = _cheapest(question.rate, bounded, laboratory, progress)
-        progress("how sure that is")
-        verdict = judge(scored, laboratory.replicate, question.replicates)
+            verdict = _verdict_on_cost(question.rate, scored)
     shifts = _shifts(question, verdict, [c for c, _ in bounded], progress, processes)
     return TuneResult(question, Traffic.of(question.trace), tuple(scored), verdict, shifts)
 
@@ -141,8 +164,11 @@ def _cheapest(
     progress: Progress,
 ) -> list[Scored]:
     """By price, then by number: the first few that serve ``rate`` and what could cost as little."""
-    possible = [(c, bound) for c, bound in bounded if bound.rate >= rate]
+    possible = [(c, bound) for c, bound in bounded if _SLACK * bound.rate >= rate]
     possible.sort(key=lambda pair: (*_cost(pair[0]), -pair[1].rate))
+    if not possible:
+        # For the nearest: those that could come closest.
+        possible = sorted(bounded, key=lambda pair: -pair[1].rate)[:_STEP]
     quick, final = RUNGS[0], replace(_FINAL, precision=0.05)
     found: list[Scored] = []
     failed: list[Scored] = []
@@ -151,7 +177,9 @@ def _cheapest(
         if found and _cost(group[0][0]) > _cost(found[0].candidate):
             break
         progress(f"{first} of {len(possible)} clusters looked at, the cheaper ones first")
-        promising = [s for s in _at(rate, group, quick, laboratory) if s.rate >= 0.9 * rate]
+        seen = _at(rate, group, quick, laboratory)
+        promising = [scored for scored in seen if scored.rate >= 0.9 * rate]
+        failed += [scored for scored in seen if scored.rate < 0.9 * rate]
         looked = _at(rate, [(s.candidate, s.bound) for s in promising], final, laboratory)
         found += [scored for scored in looked if scored.rate >= rate]
         failed += [scored for scored in looked if scored.rate < rate]
@@ -161,9 +189,6 @@ def _cheapest(
     return [*found, *failed, *rest]
 
 
-_STEP = 6
-
-
 def _at(
     rate: float,
     group: Sequence[tuple[Candidate, Bound]],
@@ -171,11 +196,21 @@ def _at(
     laboratory: Laboratory,
 ) -> list[Scored]:
     """What each reaches up to half above ``rate``: nobody asks for more."""
-    jobs = [Job(c, rung, rate, min(1.5 * rate, 1.2 * bound.rate)) for c, bound in group]
+    jobs = [
+        Job(c, rung, min(rate, _SLACK * bound.rate), min(1.5 * rate, _SLACK * bound.rate))
+        for c, bound in group
+    ]
     return [
         Scored(candidate, bound, reached, 1)
         for (candidate, bound), reached in zip(group, laboratory.measure(jobs), strict=True)
     ]
+
+
+def _verdict_on_cost(rate: float, scored: Sequence[Scored]) -> Verdict:
+    """Rivals of the same cost, colocated ones among them, were looked at before dearer ones."""
+    if scored[0].rate < rate:
+        return Verdict(None, nearest_of(scored), None, None)
+    return Verdict(scored[0], scored[0], None, None)
 
 
 def _cost(candidate: Candidate) -> tuple[float, int]:

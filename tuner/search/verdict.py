@@ -16,6 +16,8 @@ from tuner.search.uncertainty import Interval
 
 REPLICATES = 8
 _RUNG = Rung(services=1.0, precision=0.1, most=1_500, keep=0)
+# A larger ratio means no more than "far better".
+_MOST_TOLD = 10.0
 # A ratio closer to 1 than this is a tie: simulations of the same cluster differ by as much.
 TIE = 0.03
 
@@ -57,15 +59,19 @@ def judge(
 ) -> Verdict:
     """``scored``: all candidates, the best first, as ``halve`` gives them."""
     best = scored[0]
-    if best.reached is None or best.reached.trial is None:
-        simulated = [s for s in scored if s.reached is not None]
-        nearest = max(simulated, key=_share, default=best)
-        return Verdict(None, nearest, None, None)
+    if not best.rate:
+        return Verdict(None, nearest_of(scored), None, None)
     rivals = [_best(scored, best, kind) for kind in RIVALS]
     known = [rival for rival in rivals if rival is not None]
     ratios = _replicated_ratios(best, known, replicate, replicates)
     comparisons = [_compare(best, rival, ratios) for rival in rivals]
     return Verdict(best, best, *comparisons)
+
+
+def nearest_of(scored: Sequence[Scored]) -> Scored:
+    """The one with the highest rate, or else the most requests within the SLO."""
+    simulated = [one for one in scored if one.reached is not None]
+    return max(simulated, key=lambda one: (one.rate, _share(one)), default=scored[0])
 
 
 def _replicated_ratios(
@@ -84,10 +90,14 @@ def _replicated_ratios(
     rows = [rates[i : i + len(contestants)] for i in range(0, len(rates), len(contestants))]
     found: dict[Candidate, list[float]] = {}
     for place, rival in enumerate(rivals, 1):
-        ratios = [row[0] / row[place] if row[place] else 0.0 for row in rows]
-        plain = ratios[0]
-        found[rival.candidate] = [ratio / plain for ratio in ratios[1:] if plain and ratio]
+        plain, *others = [_ratio(row[0], row[place]) for row in rows]
+        found[rival.candidate] = [ratio / plain for ratio in others] if plain else []
     return found
+
+
+def _ratio(best: float, rival: float) -> float:
+    """Of rates. A rival that meets the SLO at no rate is beaten by as much as is told at most."""
+    return min(_MOST_TOLD, best / rival) if rival else _MOST_TOLD
 
 
 def _job(scored: Scored) -> Job:

@@ -75,7 +75,10 @@ class RequestTrace:
 
     def at_rate(self, rate: float) -> RequestTrace:
         """The same requests at ``rate`` per second on average, in the same pattern."""
-        return self.faster(rate / self.rate) if self.rate else self
+        if not self.rate:
+            fix = "all its requests come at one moment: it has no rate that could be changed"
+            raise InvalidField("trace", self.name, fix)
+        return self.faster(rate / self.rate)
 
     def first(self, count: int) -> RequestTrace:
         """The ``count`` that come first."""
