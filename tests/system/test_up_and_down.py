@@ -32,6 +32,8 @@ class Shell:
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"XDG_RUNTIME_DIR": str(self.folder)} | self.mark,
+            # It may be ignored where tests run in the background, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def run(self, *arguments: str) -> tuple[int, str, str]:
