@@ -11,9 +11,10 @@ from search_worlds import LIMITS, SLO, bounded, budget_of, chat_trace, profile_o
 
 from core.config import ClusterSpec
 from core.errors import InvalidField
+from core.latency_profile import FEMTOSECONDS, StepWork, chunk_pairs
 from core.shards import ONE_RANK, ParallelShape
 from tuner.load.metrics import Slo
-from tuner.search.bounds import Resource, Traffic, bound_rate, endless_hit_rate, prompt_seconds
+from tuner.search.bounds import Resource, Traffic, bound_rate, endless_hit_rate
 from tuner.search.outputs import cluster_yaml, values_yaml
 from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice, all_candidates
 from tuner.search.specs import model_candidate, spec_of
@@ -94,6 +95,17 @@ def test_long_prompts_are_bound_by_prefill_long_answers_by_decode() -> None:
     answers = Traffic(100.0, 2000.0, 5000.0, 0.0)
     assert bound_rate(candidate, prompts, SLO).limited_by is Resource.PREFILL_COMPUTE
     assert bound_rate(candidate, answers, SLO).limited_by is Resource.DECODE_BANDWIDTH
+
+
+def prompt_seconds(pool: PoolChoice, prompt_tokens: int) -> float:
+    """Time to the first token of one prompt on an idle worker, without any cache."""
+    chunk, step = pool.limits.max_num_batched_tokens, pool.engine.step
+    time = 0
+    for start in range(0, prompt_tokens, chunk):
+        count = min(chunk, prompt_tokens - start)
+        last = int(start + count == prompt_tokens)
+        time += step.time(StepWork(count, last, chunk_pairs(start, count), 0, 0))
+    return time / FEMTOSECONDS
 
 
 def test_the_prefill_bound_is_the_time_of_one_prompt_after_the_other() -> None:

@@ -119,13 +119,13 @@ def summarize(runs: Sequence[RunResult], slo: Slo) -> Summary:
         errors=_with_examples(errors, records),
         window_s=window_s,
         elapsed_s=elapsed_s,
-        planned_requests_per_s=_rate(len(records), window_s),
-        completed_requests_per_s=_rate(len(done), elapsed_s),
+        planned_requests_per_s=rate(len(records), window_s),
+        completed_requests_per_s=rate(len(done), elapsed_s),
         input_tokens=tokens_in,
         output_tokens=tokens_out,
         cached_tokens=sum(usage.cached_tokens for usage in usages),
-        input_tokens_per_s=_rate(tokens_in, elapsed_s),
-        output_tokens_per_s=_rate(tokens_out, elapsed_s),
+        input_tokens_per_s=rate(tokens_in, elapsed_s),
+        output_tokens_per_s=rate(tokens_out, elapsed_s),
         ttft_s=_spread(record.ttft_s for record in done),
         tpot_s=_spread(record.tpot_s for record in done),
         itl_s=_spread_of_gaps(done),
@@ -141,10 +141,10 @@ def _goodput(done: list[RequestRecord], ended: int, window_s: float, slo: Slo) -
     in_tpot = [r.tpot_s is None or r.tpot_s <= slo.tpot_s for r in done]
     both = sum(a and b for a, b in zip(in_ttft, in_tpot, strict=True))
     return Goodput(
-        requests_per_s=_rate(both, window_s),
-        share=_rate(both, ended),
-        share_ttft=_rate(sum(in_ttft), ended),
-        share_tpot=_rate(sum(in_tpot), ended),
+        requests_per_s=rate(both, window_s),
+        share=rate(both, ended),
+        share_ttft=rate(sum(in_ttft), ended),
+        share_tpot=rate(sum(in_tpot), ended),
     )
 
 
@@ -163,5 +163,6 @@ def _spread_of_gaps(done: list[RequestRecord]) -> Spread | None:
     return Spread.of(np.concatenate(gaps)) if gaps else None
 
 
-def _rate(count: float, per: float) -> float:
+def rate(count: float, per: float) -> float:
+    """0 where there is nothing to divide by."""
     return count / per if per > 0 else 0.0

@@ -14,10 +14,14 @@ from enum import Enum
 
 import numpy as np
 
-from core.latency_profile import FEMTOSECONDS, StepModel, StepWork, chunk_pairs
+from core.latency_profile import FEMTOSECONDS, StepModel, StepWork
 from tuner.load.metrics import Slo
 from tuner.search.space import Candidate, PoolChoice
 from tuner.simulate.requests import RequestTrace
+
+# A bound counts every request, a goal leaves some of them out, and fits are not exact: so much more
+# than its bound a candidate may be asked for.
+SLACK = 1.2
 
 
 class Resource(Enum):
@@ -202,14 +206,3 @@ def _transfer_seconds(prefill: PoolChoice, decode: PoolChoice, traffic: Traffic)
         if (transfer.source, transfer.target) == (prefill.shape, decode.shape)
     ]
     return min(times, default=0) / FEMTOSECONDS
-
-
-def prompt_seconds(pool: PoolChoice, prompt_tokens: int) -> float:
-    """Time to the first token of one prompt on an idle worker, without any cache."""
-    chunk, step = pool.limits.max_num_batched_tokens, pool.engine.step
-    time = 0
-    for start in range(0, prompt_tokens, chunk):
-        count = min(chunk, prompt_tokens - start)
-        last = int(start + count == prompt_tokens)
-        time += step.time(StepWork(count, last, chunk_pairs(start, count), 0, 0))
-    return time / FEMTOSECONDS

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
-from tuner.search.bounds import Bound
+from tuner.search.bounds import SLACK, Bound
 from tuner.search.evaluate import Reached
 from tuner.search.space import Candidate
 
@@ -36,8 +36,6 @@ RUNGS = (
     Rung(services=1.5, precision=0.06, most=2_500, keep=3),
     Rung(services=2.0, precision=0.03, most=4_000, keep=3),
 )
-# A bound counts every request, a goal leaves some of them out; and fits are not exact.
-_SLACK = 1.2
 # Kinds of clusters that a verdict compares with.
 RIVALS: tuple[Callable[[Candidate], bool], ...] = (
     attrgetter("is_colocated"),
@@ -132,7 +130,7 @@ def _first_rung(
     rest = list(waiting)
     while rest:
         best = max((scored.rate for scored in alive), default=0.0)
-        worth = [s for s in rest if s.bound.rate * _SLACK >= best and s.bound.rate > 0]
+        worth = [s for s in rest if s.bound.rate * SLACK >= best and s.bound.rate > 0]
         worth = worth or _missing_rivals(rest, alive)
         if not worth:
             break
@@ -156,7 +154,7 @@ def _look(
     chosen: Sequence[Scored], measure: Measure, rung: Rung, floors: Sequence[float]
 ) -> list[Scored]:
     jobs = [
-        Job(s.candidate, rung, _guess(s), s.bound.rate * _SLACK, 1.1 if s.rate else 1.3, floor)
+        Job(s.candidate, rung, _guess(s), s.bound.rate * SLACK, 1.1 if s.rate else 1.3, floor)
         for s, floor in zip(chosen, floors, strict=True)
     ]
     reached = measure(jobs)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tuner.load.metrics import Slo
-from tuner.search.bounds import Traffic, bound_rate
+from tuner.search.bounds import SLACK, Traffic, bound_rate
 from tuner.search.evaluate import Reached
 from tuner.search.halving import Job, Rung, Scored
 from tuner.search.space import Candidate
@@ -78,7 +78,7 @@ def shift(
     close = neighbours(winner.candidate, everyone)
     bounds = [bound_rate(candidate, traffic, slo).rate for candidate in close]
     jobs = [
-        Job(candidate, _RUNG, min(winner.rate, bound), 1.2 * bound)
+        Job(candidate, _RUNG, min(winner.rate, bound), SLACK * bound)
         for candidate, bound in zip(close, bounds, strict=True)
         if bound > 0
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from core.config import ClusterSpec
 from core.errors import InvalidField
-from tuner.search.bounds import Bound, Traffic, bound_rate
+from tuner.search.bounds import SLACK, Bound, Traffic, bound_rate
 from tuner.search.evaluate import Goal
 from tuner.search.halving import RUNGS, Job, Rung, Scored, halve
 from tuner.search.laboratory import Laboratory, Traced
@@ -27,8 +27,6 @@ _MOST_FOR_A_RATE = 64
 
 # So many clusters are looked at before it is asked whether dearer ones are needed.
 _STEP = 6
-# See ``halving``: bounds are of means, and goals leave some requests out.
-_SLACK = 1.2
 # How closely alternatives to the winner are looked at.
 _FINAL = RUNGS[-1]
 
@@ -123,7 +121,7 @@ def _with_other_limits(
             variant,
             _FINAL,
             best.rate,
-            1.2 * bound.rate,
+            SLACK * bound.rate,
             certainty=1.1,
             floor=best.rate * (1 + _FINAL.precision),
         )
@@ -164,7 +162,7 @@ def _cheapest(
     progress: Progress,
 ) -> list[Scored]:
     """By price, then by number: the first few that serve ``rate`` and what could cost as little."""
-    possible = [(c, bound) for c, bound in bounded if _SLACK * bound.rate >= rate]
+    possible = [(c, bound) for c, bound in bounded if SLACK * bound.rate >= rate]
     possible.sort(key=lambda pair: (*_cost(pair[0]), -pair[1].rate))
     if not possible:
         # For the nearest: those that could come closest.
@@ -197,7 +195,7 @@ def _at(
 ) -> list[Scored]:
     """What each reaches up to half above ``rate``: nobody asks for more."""
     jobs = [
-        Job(c, rung, min(rate, _SLACK * bound.rate), min(1.5 * rate, _SLACK * bound.rate))
+        Job(c, rung, min(rate, SLACK * bound.rate), min(1.5 * rate, SLACK * bound.rate))
         for c, bound in group
     ]
     return [

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.request import Role
-from tuner.load.metrics import ErrorCount, Goodput, Slo, Spread
+from tuner.load.metrics import ErrorCount, Goodput, Slo, Spread, rate
 from tuner.simulate.result import SimulationResult, TokenGaps, WorkerTrack
 
 _PERCENTILES = (0.5, 0.9, 0.99)
@@ -77,10 +77,10 @@ def summarize(result: SimulationResult, slo: Slo) -> SimulationSummary:
         errors=_errors(result),
         window_s=window,
         elapsed_s=elapsed,
-        requests_per_s=_rate(float(done.sum()), elapsed),
-        input_tokens_per_s=_rate(prompts, elapsed),
-        output_tokens_per_s=_rate(float(result.output_tokens[done].sum()), elapsed),
-        hit_rate=_rate(float(result.cached_tokens[done].sum()), prompts),
+        requests_per_s=rate(float(done.sum()), elapsed),
+        input_tokens_per_s=rate(prompts, elapsed),
+        output_tokens_per_s=rate(float(result.output_tokens[done].sum()), elapsed),
+        hit_rate=rate(float(result.cached_tokens[done].sum()), prompts),
         ttft_s=_spread(result.ttft_s[done]),
         tpot_s=_spread(result.tpot_s[done]),
         itl_s=spread_of_gaps(result.gaps),
@@ -88,7 +88,7 @@ def summarize(result: SimulationResult, slo: Slo) -> SimulationSummary:
         goodput=_goodput(result, done, window, slo),
         pools=_pools(result.workers, elapsed),
         transferred_tokens=result.transferred_tokens,
-        edges_busy=_rate(result.transfer_busy_s, elapsed),
+        edges_busy=rate(result.transfer_busy_s, elapsed),
     )
 
 
@@ -139,10 +139,10 @@ def _goodput(
     in_ttft, in_tpot = _within(result, slo)
     both, ended = in_ttft & in_tpot, int(done.sum()) + len(result.failures)
     return Goodput(
-        requests_per_s=_rate(float(both.sum()), window_s),
-        share=_rate(float(both.sum()), ended),
-        share_ttft=_rate(float(in_ttft.sum()), ended),
-        share_tpot=_rate(float(in_tpot.sum()), ended),
+        requests_per_s=rate(float(both.sum()), window_s),
+        share=rate(float(both.sum()), ended),
+        share_ttft=rate(float(in_ttft.sum()), ended),
+        share_tpot=rate(float(in_tpot.sum()), ended),
     )
 
 
@@ -157,7 +157,7 @@ def _pool(role: Role, workers: list[WorkerTrack], elapsed_s: float) -> PoolSumma
     return PoolSummary(
         role=role,
         workers=len(workers),
-        busy=_rate(sum(worker.busy_s for worker in workers), elapsed_s * len(workers)),
+        busy=rate(sum(worker.busy_s for worker in workers), elapsed_s * len(workers)),
         waiting_mean=float(waiting.mean()) if len(waiting) else 0.0,
         waiting_max=int(waiting.max(initial=0)),
         used_blocks_max=max(used),
@@ -171,7 +171,3 @@ def _pool(role: Role, workers: list[WorkerTrack], elapsed_s: float) -> PoolSumma
 def _spread(values: npt.NDArray[np.float64]) -> Spread | None:
     known = values[np.isfinite(values)]
     return Spread.of(known) if len(known) else None
-
-
-def _rate(count: float, per: float) -> float:
-    return count / per if per > 0 else 0.0
