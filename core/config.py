@@ -47,43 +47,53 @@ def parse_bytes(value: object) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
-ByteSize = Annotated[int, BeforeValidator(parse_bytes)]
+ByteSize = Annotated[
+    int, Field(ge=1), BeforeValidator(parse_bytes, json_schema_input_type=int | str)
+]
 ParallelSize = Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)]
 Amount = Annotated[float, Field(gt=0)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """What stands under a field describes it, here and in the generated reference and schema."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class EngineSpec(_Section):
-    """``threads`` per rank; None: as many as it has cores of its own. ``affinity`` "auto" binds
-    each rank to its share of the node's cores, "none" leaves that to the system. ``kernels``
-    "torch" leaves the compiled kernels and Triton's out, should they be at fault for something."""
+    """What computes."""
 
-    device: str = Field(default="cpu", pattern=r"^(cpu|cuda)$")
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where: on the CPU or on NVIDIA GPUs."""
     dtype: DType = "auto"
+    """Of weights and KV blocks; "auto": that of the model folder."""
     threads: int | None = Field(default=None, ge=1, strict=True)
+    """Of each rank, on a CPU. Without it: as many as it has cores of its own."""
     affinity: Literal["auto", "none"] = "auto"
+    """Who chooses the cores: "auto" binds each rank to its share of the node's, "none" leaves that
+    to the system."""
     kernels: Literal["auto", "torch"] = "auto"
+    """Whose: "torch" leaves the compiled kernels and Triton's out, should one be at fault."""
 
 
 class PoolSpec(_Section):
-    """A pool of equal replicas.
-
-    Each is ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks, which are processes.
-    ``resources`` are Ray's, per rank; None: a fair share. ``max_num_batched_tokens`` bounds one
-    engine step, so also a prefill chunk; None: what suits the device. ``gpu_hour_price``: of one
-    rank's accelerator, in any currency; costs are told where it is known.
-    """
+    """A pool of equal replicas of ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks."""
 
     replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS, strict=True)
+    """How many workers; 0 prefill replicas: the decode workers prefill too (colocated serving)."""
     resources: dict[str, Amount] | None = Field(default=None, min_length=1)
+    """Ray's resources of each rank, such as `{CPU: 4}` or `{GPU: 1}`. Without it: a fair share."""
     max_num_seqs: int = Field(default=32, ge=1, strict=True)
+    """How many sequences a worker computes at once."""
     max_num_batched_tokens: int | None = Field(default=None, ge=1, strict=True)
+    """Most tokens of one engine step, so also of a prefill chunk. Without it: what suits the
+    device."""
     tensor_parallel_size: ParallelSize = 1
+    """Ranks that share each layer."""
     pipeline_parallel_size: ParallelSize = 1
+    """Stages that share the layers."""
     gpu_hour_price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Of one rank's accelerator, in any currency; costs are told where it is known."""
 
     @field_validator("pipeline_parallel_size")
     @classmethod
@@ -109,10 +119,12 @@ class PoolSpec(_Section):
 
 
 class PoolsSpec(_Section):
-    """Without prefill replicas the decode workers prefill too (colocated serving)."""
+    """The two pools. Without prefill replicas the decode workers prefill too."""
 
     prefill: PoolSpec = PoolSpec()
+    """Workers that compute prompts."""
     decode: PoolSpec = PoolSpec()
+    """Workers that stream answers; at least one."""
 
     def of(self, pool: str) -> PoolSpec:
         return self.prefill if pool == "prefill" else self.decode
@@ -125,22 +137,24 @@ class PoolsSpec(_Section):
 
 
 class KVSpec(_Section):
-    """The KV pool of one rank: its size in bytes (``memory``) or in blocks, not both.
-
-    ``transport`` moves blocks between workers; "auto": on each edge the fastest that works there.
-    ``tcp_streams``: connections of one edge; between hosts several may fill a link that one can't.
-    ``lease`` and ``beat`` are seconds (``core.handoff.LeaseTimes``): how long a decode worker keeps
-    room for a prompt without news of it, and how often a prefill worker sends some.
-    """
+    """Memory for the keys and values of prompts and answers, and how they travel."""
 
     block_size: int = Field(default=16, ge=1, le=1024, strict=True)
-    memory: ByteSize | None = Field(default=None, ge=1)
+    """Tokens of a block."""
+    memory: ByteSize | None = None
+    """Size of each rank's pool, such as "2GiB". Without it (and `num_blocks`): what is free, on a
+    CPU at most 512 MiB."""
     num_blocks: int | None = Field(default=None, ge=1, strict=True)
+    """The same in blocks; not both."""
     transport: Literal["auto", "cuda_ipc", "nccl", "shm", "tcp"] = "auto"
+    """What moves blocks between workers; "auto": on each edge the fastest that works there."""
     tcp_streams: int = Field(default=1, ge=1, le=16, strict=True)
+    """Connections of one edge over TCP; between hosts several may fill a link that one can't."""
     lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
+    """Seconds for which a decode worker keeps room for a prompt without news of it."""
     # Workers look at their clocks four times a second.
     beat: float = Field(default=5.0, ge=0.2, validate_default=True)
+    """Seconds between a prefill worker's news of a prompt; less than a quarter of the lease."""
 
     @field_validator("beat")
     @classmethod
@@ -169,41 +183,50 @@ class KVSpec(_Section):
 
 
 class RouterSpec(_Section):
-    """``disaggregation`` "auto": without a living prefill worker, decode workers prefill by
-    themselves; "always": such requests are refused."""
+    """How requests are sent to workers."""
 
     disaggregation: Literal["auto", "always"] = "auto"
+    """Without a living prefill worker decode workers prefill by themselves ("auto"), or requests
+    are refused ("always")."""
 
 
 class SloSpec(_Section):
-    """``ttft``: seconds in which a request wants its first token. Workers compute prompts in the
-    order in which most of them get it by then (``core.prefill_order``)."""
+    """What users are promised."""
 
     ttft: float = Field(default=DEFAULT_TTFT_S, gt=0, allow_inf_nan=False)
+    """Seconds in which a request wants its first token. Workers compute prompts in the order in
+    which most of them get it by then."""
 
 
 class TlsSpec(_Section):
-    """Paths of PEM files, the same on every node: who signed all certificates, this cluster's
-    certificate, and its key. With it, KV blocks that go over TCP do so by mutual TLS."""
+    """PEM files, at the same paths on every node. With them, KV blocks that go over TCP do so by
+    mutual TLS."""
 
     ca: str = Field(min_length=1)
+    """Who signed all certificates."""
     cert: str = Field(min_length=1)
+    """This cluster's certificate."""
     key: str = Field(min_length=1)
+    """Its key."""
 
 
 class ClusterSpec(_Section):
-    """``model``: an imported model folder; None: the demo model. ``max_model_len`` in tokens;
-    None: as much as the model and the KV pool allow."""
+    """A cluster: one model, two pools."""
 
     model: str | None = None
+    """An imported model folder, or the name of one. Without it: the demo model."""
     served_model_name: str | None = None
+    """The name that clients use. Without it: that of the folder."""
     max_model_len: int | None = Field(default=None, ge=1, strict=True)
+    """Most tokens of a prompt and its answer together. Without it: as many as the model and the KV
+    pool allow."""
     engine: EngineSpec = EngineSpec()
     pools: PoolsSpec = PoolsSpec()
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
     slo: SloSpec = SloSpec()
     tls: TlsSpec | None = None
+    """Without it nothing is encrypted."""
 
     @field_validator("kv")
     @classmethod
