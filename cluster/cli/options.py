@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-ConfigOption = Annotated[Path | None, typer.Option(help="YAML file; flags win over it.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-f", help="YAML file; flags win over it.")
+]
 ModelOption = Annotated[
     str | None, typer.Option(help="Model folder, or name of an imported one; else the demo model.")
 ]
