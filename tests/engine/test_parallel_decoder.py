@@ -35,7 +35,7 @@ SHAPES_OF = dict.fromkeys(MODELS, ("2×1", "1×2")) | {
     "qwen3 with biases and listed windows": ("2×1", "1×3", "2×2", "6×1"),
     "qwen3 with 8 KV heads and 5 layers": ("2×1", "4×1", "8×1", "1×5", "4×2", "2×5"),
 }
-FEW_RANKS = 4
+FEW_RANKS = 2
 
 
 def shape_of(text: str) -> ParallelShape:

@@ -28,7 +28,7 @@ def group(role: Role, count: int) -> WorkerModel:
 @pytest.mark.parametrize(
     ("groups", "count"),
     [
-        ((group(Role.MIXED, WORKERS),), 20_000),
+        pytest.param((group(Role.MIXED, WORKERS),), 20_000, marks=pytest.mark.thorough),
         ((group(Role.PREFILL, WORKERS // 5), group(Role.DECODE, WORKERS * 4 // 5)), 2_000),
     ],
     ids=["mixed", "prefill and decode"],
