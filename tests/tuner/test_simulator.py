@@ -25,9 +25,12 @@ from core.handoff import LeaseTimes
 from core.latency_profile import FEMTOSECONDS, StepWork
 from core.request import Role
 from router.placement import Disaggregation
+from tuner.load.metrics import Slo
 from tuner.simulate.cluster_model import ClusterModel
+from tuner.simulate.miss_limit import MissLimit
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.simulator import Simulation, simulate
+from tuner.simulate.summary import met
 
 MESSAGE, REQUEST = 1e-4, 1e-3
 
@@ -164,6 +167,46 @@ def test_it_can_be_stopped_early() -> None:
     assert np.isfinite(result.last_token_s).tolist() == [True, False]
     assert result.failures == {}
     assert result.ended_s <= 2.0
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    traces(),
+    clusters(),
+    st.sampled_from([0.005, 0.02, 0.1, 0.5]),
+    st.sampled_from([0.001, 0.002, 0.01]),
+    st.integers(0, 5),
+    st.integers(0, 20),
+)
+def test_too_many_misses_end_it_and_only_they(
+    requests: RequestTrace,
+    model: ClusterModel,
+    ttft: float,
+    tpot: float,
+    skipped: int,
+    most_missed: int,
+) -> None:
+    slo = Slo(ttft, tpot)
+    whole = simulate(requests, model)
+    cut = simulate(requests, model, miss_limit=MissLimit(ttft, tpot, skipped, most_missed))
+    missed = int((~met(whole, slo)[skipped:]).sum())
+    if missed <= most_missed:
+        assert not cut.is_cut_short
+    if cut.is_cut_short:
+        assert int((~met(cut, slo)[skipped:]).sum()) > most_missed
+        assert cut.ended_s <= whole.ended_s
+    else:
+        np.testing.assert_array_equal(cut.last_token_s, whole.last_token_s)
+
+
+def test_a_hopeless_rate_is_given_up_long_before_its_end() -> None:
+    requests = trace(*((0.001 * i, 60, 30) for i in range(400)))
+    model = cluster(workers(Role.MIXED, 1))
+    whole = simulate(requests, model)
+    cut = simulate(requests, model, miss_limit=MissLimit(0.05, 0.01, 10, 39))
+    assert cut.is_cut_short
+    assert not whole.is_cut_short
+    assert cut.decisions < 0.2 * whole.decisions
 
 
 def test_progress_rises_to_one() -> None:

@@ -16,6 +16,7 @@ from core.latency_profile import FEMTOSECONDS
 from core.outputs import Load, StepCounters
 from core.request import Role
 from router.flow_messages import Finish
+from tuner.simulate.miss_limit import MissLimit
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult, TokenGaps, WorkerTrack
 
@@ -87,6 +88,12 @@ class RequestRecorder:
         self._attempts[index] = attempts
         self._failures[index] = reason
 
+    def has_passed(self, limit: MissLimit, now_s: float) -> bool:
+        trace = self._trace
+        return limit.is_passed(
+            now_s, trace.arrivals_s, trace.output_tokens, self._first_token_s, self._last_token_s
+        )
+
     def _note_end(self, at_s: float) -> None:
         self.ended += 1
         self.ended_at_s = max(self.ended_at_s, at_s)
@@ -99,6 +106,7 @@ class RequestRecorder:
         transferred_tokens: int,
         transfer_busy_s: float,
         decisions: int,
+        is_cut_short: bool,
     ) -> SimulationResult:
         return SimulationResult(
             arrivals_s=self._trace.arrivals_s,
@@ -117,6 +125,7 @@ class RequestRecorder:
             transferred_tokens=transferred_tokens,
             transfer_busy_s=transfer_busy_s,
             decisions=decisions,
+            is_cut_short=is_cut_short,
         )
 
 

@@ -56,7 +56,8 @@ class SimulationResult:
 
     ``prefill_worker`` and ``decode_worker``: index into ``workers``, -1 for none. ``attempts``:
     how many each request took. ``transferred_tokens``: whose KV went over an edge;
-    ``transfer_busy_s``: all edges together.
+    ``transfer_busy_s``: all edges together. ``is_cut_short``: it ended because more requests than
+    its limit allowed had missed their latencies.
     """
 
     arrivals_s: Seconds
@@ -75,6 +76,7 @@ class SimulationResult:
     transferred_tokens: int
     transfer_busy_s: float
     decisions: int
+    is_cut_short: bool = False
 
     @property
     def ttft_s(self) -> Seconds:

@@ -15,6 +15,7 @@ from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.decode_replica import DecodeReplica
 from tuner.simulate.garbage import rare_collection
+from tuner.simulate.miss_limit import MissLimit
 from tuner.simulate.network import Network
 from tuner.simulate.prefill_replica import PrefillReplica
 from tuner.simulate.recorder import GapRecorder, RequestRecorder, SampleTimes
@@ -39,16 +40,20 @@ def simulate(
     seed: int = 0,
     step_by_step: bool = False,
     until_s: float | None = None,
+    miss_limit: MissLimit | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> SimulationResult:
-    """Runs ``trace`` until every request has an outcome, or for ``until_s`` seconds.
+    """Runs ``trace`` until every request has an outcome, or for ``until_s`` seconds, or until a
+    sample finds that ``miss_limit`` is passed.
 
     The same (trace, cluster, seed) gives the same result. ``step_by_step`` takes every step of
     every worker by itself, which is slow and gives the same. ``progress`` is told the share of
     requests that have ended, 0 to 1. Raises ``InvalidField`` for a cluster that can't be built.
     """
     with rare_collection():
-        simulation = Simulation(trace, cluster, seed=seed, step_by_step=step_by_step)
+        simulation = Simulation(
+            trace, cluster, seed=seed, step_by_step=step_by_step, miss_limit=miss_limit
+        )
         simulation.run(until_s, progress)
         return simulation.result()
 
@@ -63,8 +68,11 @@ class Simulation:
         *,
         seed: int = 0,
         step_by_step: bool = False,
+        miss_limit: MissLimit | None = None,
     ) -> None:
         _check(cluster)
+        self._miss_limit = miss_limit
+        self._is_decided = False
         self._step_by_step = step_by_step
         self._trace = trace
         self._agenda = Agenda()
@@ -101,7 +109,7 @@ class Simulation:
         """Goes on until nothing is left to happen, or up to ``until_s``."""
         agenda = self._agenda
         end = None if until_s is None else femtoseconds(until_s)
-        while not agenda.is_over:
+        while not (agenda.is_over or self._is_decided):
             if end is not None and agenda.next_time() > end:
                 break
             agenda.happen()
@@ -121,6 +129,8 @@ class Simulation:
         if self._sample_times.taken():
             for worker in self.workers:
                 worker.recorder.thin_out()
+        if self._miss_limit is not None:
+            self._is_decided = self._requests.has_passed(self._miss_limit, self._agenda.now_s)
         time = self._agenda.now + self._sample_times.interval
         self._agenda.at_last(time, self._sample, None)
 
@@ -132,6 +142,7 @@ class Simulation:
             self._network.transferred_tokens,
             self._network.transfer_busy / FEMTOSECONDS,
             self._agenda.count,
+            self._is_decided,
         )
 
 
