@@ -101,6 +101,28 @@ class LeaseTable:
             deadline = min(deadline, lease.created + self._times.open)
         return deadline
 
+    def keeps_to_itself(self, event: LeaseInput) -> bool:
+        """Whether `handle` would change nothing outside of this table: no block changes hands,
+        nobody is queued and no sequence starts."""
+        match event:
+            case FromPrefill(message=Announce() | Beat()):
+                return True
+            case FromPrefill(message=Commit() as commit):
+                return self._only_notes(commit)
+            case Copied(lease_id):
+                lease = self._granted(lease_id)
+                return lease is not None and lease.commit is None
+            case Opened(key):
+                lease = self._leases.get(key)
+                return lease is None or lease.commit is None
+        return False
+
+    def _only_notes(self, commit: Commit) -> bool:
+        lease = self._leases.get(commit.key)
+        if lease is None or not lease.copying:
+            return False
+        return len(commit.first_tokens) == lease.reserve.params.n
+
     def handle(self, event: LeaseInput, now: float) -> list[LeaseCommand]:
         """What follows from an event at monotonic time ``now`` (seconds)."""
         match event:
@@ -192,10 +214,7 @@ class LeaseTable:
         if draining is not None:
             self._end_quarantine(draining, {*event.good, *event.bad})
             return []
-        lease = next(
-            (x for x in self._leases.values() if x.lease_id == event.lease_id and x.holds_blocks),
-            None,
-        )
+        lease = self._granted(event.lease_id)
         if lease is None:
             raise InternalError(f"copy for unknown lease {event.lease_id}", reason="LEASE_UNKNOWN")
         lease.copying.difference_update(event.good, event.bad)
@@ -205,6 +224,10 @@ class LeaseTable:
         lease.damaged_once.update(event.bad)
         acknowledged = SendToPrefill(lease.peer, self._ack(lease, again))
         return [acknowledged, *self._try_start(lease, now)]
+
+    def _granted(self, lease_id: int) -> Lease | None:
+        leases = self._leases.values()
+        return next((x for x in leases if x.lease_id == lease_id and x.holds_blocks), None)
 
     def _ack(self, lease: Lease, resend: tuple[int, ...]) -> Ack:
         return Ack(lease.key, lease.lease_id, lease.verified_prefix, resend)

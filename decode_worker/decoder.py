@@ -94,6 +94,13 @@ class Decoder:
         )
         self._clock = StepClock()
 
+    def concerns_only_leases(self, event: DecoderInput) -> bool:
+        """Whether `handle` would do the same whatever the sequences did meanwhile, and change
+        nothing for them."""
+        if isinstance(event, PrefillHere | Stopped):
+            return False
+        return self.leases.keeps_to_itself(event)
+
     def handle(self, event: DecoderInput, now: float) -> list[DecoderCommand]:
         """What follows from an event at monotonic time ``now`` (seconds)."""
         match event:

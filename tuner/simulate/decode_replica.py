@@ -102,6 +102,23 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
 
     # Runs
 
+    def take(self, event: DecoderInput) -> None:
+        if self._leaves_run_alone(event):
+            for command in self.decoder.handle(event, self._agenda.now_s):
+                self._carry_out_one(command)
+            self._arm_tick()
+        else:
+            super().take(event)
+
+    def _leaves_run_alone(self, event: DecoderInput) -> bool:
+        """Whether all that happens is the same without booking the run's steps."""
+        run = self._run
+        if run is None or not self.decoder.concerns_only_leases(event):
+            return False
+        # What an event tells of the cache and the load the end of a step has told already, but
+        # for what the first step took when it began.
+        return run.after_step or run.end_of(1) <= self._agenda.now
+
     def _plan_next(self, now: int) -> None:
         # What ends by now is better taken step by step: the run would be cut at once.
         if self._may_run and not self._catching_up and self._start_run(now):
