@@ -11,15 +11,16 @@ from cluster.cli.accelerators import AcceleratorOptions, parse_budget
 from cluster.cli.tune_validate import ValidateOptions, check_options, validate_result
 from cluster.progress import StderrProgress
 from cluster.spec_file import load_spec
+from core.config import PoolSpec
 from core.errors import InvalidField
-from core.step_budget import STEP_TOKENS
+from core.step_budget import STEP_TOKENS, step_budget
 from tuner.load.metrics import Slo
 from tuner.load.quantities import parse_rate, parse_seconds
 from tuner.profile.profile_file import check_writable
 from tuner.search import charts, report
 from tuner.search.evaluate import Goal
 from tuner.search.outputs import write_outputs
-from tuner.search.space import Limits
+from tuner.search.space import Accelerators, Limits
 from tuner.search.tune import Question, TuneResult, bounded_candidates, tune
 from tuner.simulate.plots import check_plot_path
 from tuner.simulate.traces import load_requests
@@ -119,6 +120,7 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
     if options.out is not None:
         check_writable(options.out / "cluster.yaml", "--out")
     base = load_spec(options.config, {"slo.ttft": slo.ttft_s})
+    step_budget(base, "decode")
     budget, origins = parse_budget(
         AcceleratorOptions(
             gpus=options.gpus,
@@ -136,19 +138,28 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
         check_options(options.validate, budget)
     base = base.model_copy(update={"model": options.model or base.model})
     trace = load_requests(options.trace, options.limit, options.seed)
-    device = budget.decode.profile.device
-    tokens = base.pools.decode.max_num_batched_tokens or STEP_TOKENS[device]
-    seqs = base.pools.decode.max_num_seqs if device == "cpu" else _GPU_SEQS
     question = Question(
         trace=trace,
         base=base,
         budget=budget,
         goal=Goal(slo, options.percentile),
-        limits=Limits(seqs, max(tokens, seqs)),
+        limits=_limits(base.pools.decode, budget.decode),
+        prefill_limits=_limits(base.pools.prefill, budget.prefill),
         rate=options.rate,
         seed=options.seed or 0,
     )
     return question, origins
+
+
+def _limits(pool: PoolSpec, on: Accelerators) -> Limits:
+    """As the config says, else what suits the device to begin with."""
+    device, tokens = on.profile.device, pool.max_num_batched_tokens
+    if "max_num_seqs" in pool.model_fields_set:
+        seqs = pool.max_num_seqs
+    else:
+        usual = pool.max_num_seqs if device == "cpu" else _GPU_SEQS
+        seqs = min(usual, tokens or usual)
+    return Limits(seqs, tokens or max(STEP_TOKENS[device], seqs))
 
 
 def _write(options: TuneOptions, result: TuneResult, origins: tuple[str, ...]) -> tuple[Path, ...]:

@@ -51,15 +51,30 @@ def test_colocated_is_among_them_in_every_shape() -> None:
     }
 
 
-def test_two_kinds_are_never_mixed_up() -> None:
+def test_two_kinds_have_a_pool_each_or_serve_colocated_alone_or_together() -> None:
     prefill, decode = Accelerators(profile_of("h100"), 4), Accelerators(L40S, 8)
+    colocated = set()
     for candidate in all_candidates(Budget(prefill, decode), 4000, LIMITS):
         if candidate.prefill is None:
-            assert {pool.on.profile.hardware for pool in candidate.decode} == {"h100", "l40s"}
+            colocated.add(tuple(pool.on.profile.hardware for pool in candidate.decode))
         else:
             assert candidate.prefill.on is prefill
             assert candidate.prefill.accelerators == 4
             assert candidate.decode[0].accelerators == 8
+    assert colocated == {("h100",), ("l40s",), ("h100", "l40s")}
+
+
+def test_for_a_rate_two_kinds_serve_with_all_of_one_and_some_of_the_other() -> None:
+    budget = Budget(Accelerators(profile_of("h100"), 2), Accelerators(L40S, 3))
+    found = all_candidates(budget, 4000, LIMITS, spend_all=False)
+    one_rank = [
+        tuple(pool.replicas for pool in c.decode)
+        for c in found
+        if c.is_colocated and all(pool.shape == ONE_RANK for pool in c.decode)
+    ]
+    assert sorted(one_rank) == sorted(
+        [(1,), (2,), (1,), (2,), (3,), (2, 1), (2, 2), (1, 3), (2, 3)]
+    )
 
 
 def test_a_shape_that_was_profiled_twice_makes_one_candidate() -> None:

@@ -9,19 +9,24 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from core.config import KVSpec
 from core.errors import InvalidField
 from core.latency_profile import EngineProfile, LatencyProfile
 from core.shards import ParallelShape
+from tuner.search.one_host import common_threads, threads_on_host
+from tuner.simulate.from_spec import blocks_of_replica
 
 
 @dataclass(frozen=True, slots=True)
 class Accelerators:
     """``count`` of one kind at ``hour_price`` each (0: not known), and what was profiled on it.
-    A profile of CPU workers counts ranks."""
+    A profile of CPU workers counts ranks. ``name``: told in the names of clusters, where there are
+    two kinds."""
 
     profile: LatencyProfile
     count: int
     hour_price: float = 0.0
+    name: str = ""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -47,6 +52,13 @@ class Budget:
     def kinds(self) -> tuple[Accelerators, ...]:
         return (self.prefill,) if self.is_shared else (self.prefill, self.decode)
 
+    @property
+    def host_cores(self) -> int | None:
+        """Of the one host on which all workers run, if they run on a CPU that was measured."""
+        profile = self.decode.profile
+        on_host = self.is_shared and profile.device == "cpu" and profile.cores
+        return profile.cores if on_host else None
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -58,16 +70,23 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PoolChoice:
-    """``replicas`` of ``shape`` on accelerators of one kind."""
+    """``replicas`` of ``shape`` on accelerators of one kind.
+
+    ``threads``: of each rank on a CPU; None: any that was profiled. ``host_cores``: of the host
+    that all workers of the cluster share; None: each has hardware of its own."""
 
     on: Accelerators
     replicas: int
     shape: ParallelShape
     limits: Limits
+    threads: int | None = None
+    host_cores: int | None = None
 
     @property
     def accelerators(self) -> int:
-        return self.replicas * self.shape.num_ranks
+        """On a shared host the cores that its threads could use."""
+        ranks = self.replicas * self.shape.num_ranks
+        return ranks if self.host_cores is None else ranks * (self.threads or 1)
 
     @property
     def hour_price(self) -> float:
@@ -75,7 +94,8 @@ class PoolChoice:
 
     @property
     def engine(self) -> EngineProfile:
-        return self.on.profile.engine(self.shape)
+        """Of a worker while nobody else computes on its host."""
+        return self.on.profile.engine(self.shape, threads=self.threads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +120,9 @@ class Candidate:
 
     @property
     def accelerators(self) -> int:
-        return sum(pool.accelerators for pool in self.pools)
+        used = sum(pool.accelerators for pool in self.pools)
+        host_cores = self.decode[0].host_cores
+        return used if host_cores is None else min(used, host_cores)
 
     @property
     def hour_price(self) -> float:
@@ -115,7 +137,8 @@ class Candidate:
     def __str__(self) -> str:
         shapes = "/".join(_shape_words(pool.shape) for pool in self.pools)
         if self.prefill is None:
-            return f"colocated {'+'.join(str(p.replicas) for p in self.decode)}, {shapes}"
+            numbers = "+".join(f"{p.replicas} {p.on.name}".strip() for p in self.decode)
+            return f"colocated {numbers}, {shapes}"
         return f"{self.prefill.replicas}P:{self.decode[0].replicas}D, {shapes}"
 
     def with_limits(self, prefill: Limits | None, decode: Limits) -> Candidate:
@@ -125,84 +148,155 @@ class Candidate:
             chosen = replace(chosen, limits=prefill)
         return Candidate(chosen, tuple(replace(pool, limits=decode) for pool in self.decode))
 
+    def with_threads(self, threads: int, host_cores: int | None) -> Candidate:
+        """The same cluster with ``threads`` for each rank, see ``PoolChoice``."""
+        prefill = self.prefill
+        if prefill is not None:
+            prefill = replace(prefill, threads=threads, host_cores=host_cores)
+        return Candidate(
+            prefill,
+            tuple(replace(p, threads=threads, host_cores=host_cores) for p in self.decode),
+        )
+
 
 def all_candidates(
-    budget: Budget, longest: int, limits: Limits, *, spend_all: bool = True
+    budget: Budget,
+    longest: int,
+    limits: Limits,
+    *,
+    spend_all: bool = True,
+    prefill_limits: Limits | None = None,
+    kv: KVSpec | None = None,
+    threads: int | None = None,
 ) -> list[Candidate]:
     """Those whose every worker can hold a request of ``longest`` tokens, and between whose pools
     transfers were profiled.
 
-    ``spend_all``: only clusters to which no further replica can be added, for the most goodput
-    that the budget can give; else also all smaller ones, to find the cheapest that suffices.
+    ``spend_all``: only clusters to which no further replica can be added (and colocated serving on
+    one of two kinds), for the most goodput that the budget can give; else also all smaller ones, to
+    find the cheapest that suffices. ``prefill_limits``: of prefill workers, None: ``limits``;
+    ``kv``, ``threads`` (of each rank, on CPUs; None: as suits their number): of all workers.
     Raises ``InvalidField`` if no replica can hold the longest request.
     """
-    shapes = {kind: _shapes(kind, longest) for kind in _unique(budget.kinds)}
+    wanted = _Wanted(
+        budget, limits, prefill_limits or limits, longest, kv or KVSpec(), threads, spend_all
+    )
+    shapes = {kind: _shapes(kind, wanted) for kind in _unique(budget.kinds)}
     if not any(shapes.values()):
-        fix = f"none of the profiled shapes can hold {longest} tokens: take larger ones"
-        raise InvalidField("trace", longest, fix)
-    found = [*_colocated(budget, shapes, limits, spend_all)]
-    found += _split(budget, shapes, limits, spend_all)
-    return found
+        raise InvalidField("trace", longest, _needed_room(budget, longest, wanted.kv))
+    # With fewer workers on a host each has more threads: that leaves no core unused.
+    every = wanted if budget.host_cores is None else replace(wanted, spend_all=False)
+    found = [*_colocated(every, shapes), *_split(every, shapes)]
+    placed = [_placed(candidate, wanted) for candidate in found]
+    return [candidate for candidate in placed if candidate is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What ``all_candidates`` was asked for."""
+
+    budget: Budget
+    limits: Limits
+    prefill_limits: Limits
+    longest: int
+    kv: KVSpec
+    threads: int | None
+    spend_all: bool
+
+    def is_held_by(
+        self, profile: LatencyProfile, shape: ParallelShape, engine: EngineProfile
+    ) -> bool:
+        """Whether a replica has room for the longest request."""
+        blocks = blocks_of_replica(self.kv, profile, shape, engine.kv_tokens)
+        return blocks * self.kv.block_size >= self.longest
 
 
 def _unique(kinds: Sequence[Accelerators]) -> list[Accelerators]:
     return list({id(kind): kind for kind in kinds}.values())
 
 
-def _shapes(kind: Accelerators, longest: int) -> list[ParallelShape]:
+def _needed_room(budget: Budget, longest: int, kv: KVSpec) -> str:
+    fix = f"none of the profiled shapes can hold {longest} tokens: take larger ones"
+    if kv.memory is None and kv.num_blocks is None and budget.decode.profile.device != "cpu":
+        return fix
+    return f"{fix}, or give more kv.memory"
+
+
+def _shapes(kind: Accelerators, wanted: _Wanted) -> list[ParallelShape]:
     fitting = [
         engine.shape
         for engine in kind.profile.engines
         if engine.core_share == 1.0
-        and engine.kv_tokens >= longest
+        and wanted.is_held_by(kind.profile, engine.shape, engine)
         and engine.shape.num_ranks <= kind.count
     ]
     # A profile may have a shape several times, with other threads or beside others.
     return list(dict.fromkeys(fitting))
 
 
-def _colocated(
-    budget: Budget,
-    shapes: dict[Accelerators, list[ParallelShape]],
-    limits: Limits,
-    spend_all: bool,
-) -> Iterator[Candidate]:
-    """With two kinds each takes the shape that it is best at, one after the other."""
-    if budget.is_shared:
-        kind = budget.decode
-        for shape in shapes[kind]:
-            for replicas in _counts(kind.count // shape.num_ranks, spend_all):
-                yield Candidate(None, (PoolChoice(kind, replicas, shape, limits),))
+Shapes = dict[Accelerators, list[ParallelShape]]
+
+
+def _colocated(wanted: _Wanted, shapes: Shapes) -> Iterator[Candidate]:
+    """On each kind alone; with two kinds also on both, each in any of its shapes."""
+    kinds = wanted.budget.kinds
+    for kind in kinds:
+        for pool in _mixed_pools(kind, shapes[kind], wanted, wanted.spend_all):
+            yield Candidate(None, (pool,))
+    if len(kinds) < 2:
         return
-    for pools in product(*(_largest_pools(kind, shapes[kind], limits) for kind in budget.kinds)):
-        used = tuple(pool for pool in pools if pool is not None)
-        if used:
-            yield Candidate(None, used)
+    largest = [list(_mixed_pools(kind, shapes[kind], wanted, True)) for kind in kinds]
+    # For a rate: all of one kind and what it takes of the other.
+    some = [list(_mixed_pools(kind, shapes[kind], wanted, wanted.spend_all)) for kind in kinds]
+    both = dict.fromkeys([*product(some[0], largest[1]), *product(largest[0], some[1])])
+    yield from (Candidate(None, pools) for pools in both)
 
 
-def _largest_pools(
-    kind: Accelerators, shapes: list[ParallelShape], limits: Limits
-) -> list[PoolChoice | None]:
-    """One for each shape; None if there is no shape, so that the other kind serves alone."""
-    pools = [PoolChoice(kind, kind.count // shape.num_ranks, shape, limits) for shape in shapes]
-    return [*pools] or [None]
+def _mixed_pools(
+    kind: Accelerators, shapes: list[ParallelShape], wanted: _Wanted, only_most: bool
+) -> Iterator[PoolChoice]:
+    for shape in shapes:
+        for replicas in _counts(kind.count // shape.num_ranks, only_most):
+            yield PoolChoice(kind, replicas, shape, wanted.limits)
 
 
-def _split(
-    budget: Budget,
-    shapes: dict[Accelerators, list[ParallelShape]],
-    limits: Limits,
-    spend_all: bool,
-) -> Iterator[Candidate]:
+def _split(wanted: _Wanted, shapes: Shapes) -> Iterator[Candidate]:
+    budget = wanted.budget
     for source in shapes[budget.prefill]:
         for target in shapes[budget.decode]:
             if not all(_has_edge(kind, source, target) for kind in budget.kinds):
                 continue
-            for prefills, decodes in _counts_of_both(budget, source, target, spend_all):
+            for prefills, decodes in _counts_of_both(budget, source, target, wanted.spend_all):
                 yield Candidate(
-                    PoolChoice(budget.prefill, prefills, source, limits),
-                    (PoolChoice(budget.decode, decodes, target, limits),),
+                    PoolChoice(budget.prefill, prefills, source, wanted.prefill_limits),
+                    (PoolChoice(budget.decode, decodes, target, wanted.limits),),
                 )
+
+
+def _placed(candidate: Candidate, wanted: _Wanted) -> Candidate | None:
+    """With the threads of its workers, where these run on CPUs; None if it was not profiled."""
+    pools = candidate.pools
+    host_cores = wanted.budget.host_cores
+    if host_cores is None:
+        if any(pool.on.profile.device != "cpu" for pool in pools):
+            return candidate
+        profiles = [pool.on.profile for pool in pools]
+        common = common_threads(profiles, [pool.shape for pool in pools], wanted.threads)
+        return candidate.with_threads(common, None) if common else None
+    profile = pools[0].on.profile
+    replicas = [pool.shape for pool in pools for _ in range(pool.replicas)]
+    on_host = threads_on_host(
+        profile,
+        replicas,
+        lambda shape, engine: wanted.is_held_by(profile, shape, engine),
+        wanted.threads,
+    )
+    if on_host is None:
+        return None
+    placed = candidate.with_threads(on_host, host_cores)
+    threads = wanted.threads or 1
+    spent = placed.accelerators >= min(wanted.budget.total * threads, host_cores)
+    return placed if spent or not wanted.spend_all else None
 
 
 def _has_edge(kind: Accelerators, source: ParallelShape, target: ParallelShape) -> bool:

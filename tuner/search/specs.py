@@ -49,7 +49,9 @@ def _kv(candidate: Candidate, base: ClusterSpec) -> KVSpec:
 def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
     """Raises ``InvalidField`` for a pool that has no room for KV, or no profiled transfer."""
     models = [
-        model_cluster(spec_of(candidate, base, decode), _profiles(candidate, decode))
+        model_cluster(
+            spec_of(candidate, base, decode), _profiles(candidate, decode), decode.host_cores
+        )
         for decode in candidate.decode
     ]
     if len(models) == 1:

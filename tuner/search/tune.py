@@ -33,7 +33,8 @@ _FINAL = RUNGS[-1]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """``rate``: requests per second that have to be served; None: as many as possible."""
+    """``rate``: requests per second that have to be served; None: as many as possible.
+    ``prefill_limits``: of prefill workers to begin with; None: ``limits``, as for the others."""
 
     trace: RequestTrace
     base: ClusterSpec
@@ -43,6 +44,7 @@ class Question:
     rate: float | None = None
     seed: int = 0
     replicates: int = REPLICATES
+    prefill_limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,15 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
     longest = int((trace.prompt_tokens + trace.output_tokens).max())
     _check_length(question, longest)
     spend_all = question.rate is None
-    candidates = all_candidates(question.budget, longest, question.limits, spend_all=spend_all)
+    candidates = all_candidates(
+        question.budget,
+        longest,
+        question.limits,
+        spend_all=spend_all,
+        prefill_limits=question.prefill_limits,
+        kv=question.base.kv,
+        threads=question.base.engine.threads,
+    )
     if not candidates:
         fix = "they make no cluster of the profiled shapes: give more, or profile smaller shapes"
         raise InvalidField("gpus", question.budget.total, fix)

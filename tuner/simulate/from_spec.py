@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from core.config import DEFAULT_KV_BYTES, ClusterSpec
+from core.config import DEFAULT_KV_BYTES, ClusterSpec, KVSpec
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
 from core.latency_profile import (
@@ -19,6 +19,7 @@ from core.latency_profile import (
     TransferProfile,
 )
 from core.request import Role
+from core.shards import ParallelShape
 from core.step_budget import step_budget
 from router.placement import Disaggregation
 from tuner.simulate.cluster_model import ClusterModel, HostShare, WorkerModel
@@ -168,17 +169,23 @@ def _role(spec: ClusterSpec, pool: str) -> Role:
 
 
 def _num_blocks(spec: ClusterSpec, profile: LatencyProfile, pool: str, kv_tokens: int) -> int:
-    """Blocks of one replica: as the config says, else as ``serve`` chooses them on a CPU, else as
-    many as the hardware holds."""
-    if spec.kv.num_blocks is not None:
-        return spec.kv.num_blocks
-    memory = spec.kv.memory
+    most = blocks_of_replica(spec.kv, profile, spec.pools.of(pool).shape, kv_tokens)
+    if most < 1:
+        raise InvalidField("kv.memory", spec.kv.memory, f"a {pool} replica has no room for a block")
+    return most
+
+
+def blocks_of_replica(
+    kv: KVSpec, profile: LatencyProfile, shape: ParallelShape, kv_tokens: int
+) -> int:
+    """As many as the config says, else as ``serve`` chooses on a CPU, else as the hardware holds,
+    which is ``kv_tokens``."""
+    if kv.num_blocks is not None:
+        return kv.num_blocks
+    memory = kv.memory
     if memory is None and profile.device == "cpu":
         memory = DEFAULT_KV_BYTES
-    most = kv_tokens // spec.kv.block_size
-    if memory is not None:
-        ranks = spec.pools.of(pool).shape.num_ranks
-        most = min(most, memory * ranks // (profile.kv_bytes_per_token * spec.kv.block_size))
-    if most < 1:
-        raise InvalidField("kv.memory", memory, f"a {pool} replica has no room for one block")
-    return most
+    most = kv_tokens // kv.block_size
+    if memory is None:
+        return most
+    return min(most, memory * shape.num_ranks // (profile.kv_bytes_per_token * kv.block_size))
