@@ -159,3 +159,50 @@ def test_a_bad_description_names_the_entry(
     with pytest.raises(InvalidField) as caught:
         load_requests(path)
     assert caught.value.metadata["field"] == field
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n"
+    for before, name in zip("abcdefghijk", "bcdefghijkl", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (CHATS.replace("rate: 2", "rate: -2"), "rate = -2"),
+        (CHATS.replace("rate: 2", "rate: .nan"), "rate = nan"),
+        (CHATS.replace("rate: 2", "rate: 1e12"), "rate = 1000000000000.0: makes more than"),
+        (CHATS.replace("5-9", "many"), "answers = 'many': must be a number from 1"),
+        (CHATS.replace("5-9", "5-99999999"), "answers = '5-99999999': must be a number from 1"),
+        (BOMB + CHATS.replace("5-9", "*l"), "answers = .*: must be a number from 1"),
+        (CHATS + "turns: 1-100000", "turns = '1-100000': a chat has at most 10000 turns"),
+        (CHATS + "pause: {}", "pause = '…': must be a time above zero"),
+        (CHATS + "pause: 1e300", "pause = '1e300': must be a time above zero"),
+        (CHATS + "system_prompts: {tokens: 1e30}", "system_prompts.tokens"),
+        (CHATS + "speed: 7", "speed = 7: extra inputs"),
+        ("- 1", "must describe traffic: rate"),
+        ("", "must describe traffic: rate"),
+        ("{a: [", "is not YAML"),
+        ("[" * 5000, "too deep"),
+        ("a: 2023-99-99", "can't be read"),
+    ],
+)
+def test_a_description_that_is_none(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "chats.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidField, match=words):
+        draw_requests(read_description(path), "chats")
+
+
+def test_a_description_that_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "chats.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(InvalidField, match="TRACE = .*is no text file"):
+        read_description(path)
+
+
+def test_times_in_another_unit(tmp_path: Path) -> None:
+    entries = [TraceEntry(0.0, 1, 1), TraceEntry(1e15, 1, 1)]
+    with pytest.raises(InvalidField, match="more than a year: is it another unit"):
+        from_entries("t", entries)

@@ -30,6 +30,12 @@ Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type
 """
 
 
+def mooncake(**values: str) -> str:
+    """A line with these values, as they are written."""
+    stated = {"timestamp": "3000", "input_length": "5", "output_length": "1", **values}
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in stated.items()) + "}"
+
+
 def written(folder: Path, text: str) -> Path:
     path = folder / "trace"
     path.write_text(text)
@@ -84,34 +90,59 @@ def test_only_the_first_requests(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line"),
+    ("text", "line", "why"),
     [
-        (MOONCAKE + "{nonsense\n", "line 5"),
-        (MOONCAKE + '{"timestamp": 3000, "input_length": 3}\n', "line 5"),
-        (MOONCAKE + '{"timestamp": NaN, "input_length": 3, "output_length": 1}\n', "line 5"),
-        (MOONCAKE + '{"timestamp": 1, "input_length": 3, "output_length": -1}\n', "line 5"),
-        (MOONCAKE + '{"timestamp": 1, "input_length": Infinity, "output_length": 1}', "line 5"),
-        (MOONCAKE + "[1, 2]\n", "line 5"),
-        ('{"timestamp": 1, "input_length": 3, "output_length": 1, "hash_ids": 7}', "line 1"),
-        (AZURE + "2023-11-16 18:17:06.1,many,8\n", "line 4"),
-        (AZURE + "yesterday,1,8\n", "line 4"),
-        (AZURE + "2023-11-16 18:17:06.1,1\n", "line 4"),
-        (BURSTGPT + "7,GPT-4,1.5,2,3,API log\n", "line 5"),
+        (MOONCAKE + "{nonsense\n", 5, "it is not JSON"),
+        (MOONCAKE + '{"timestamp": 3000, "input_length": 3}\n', 5, "it has no output_length"),
+        (MOONCAKE + mooncake(timestamp="NaN"), 5, "its time is no number of seconds"),
+        (MOONCAKE + mooncake(timestamp="1" + "0" * 400), 5, "too large"),
+        (MOONCAKE + mooncake(timestamp='"noon"'), 5, "timestamp must be a number"),
+        (MOONCAKE + mooncake(output_length="-1"), 5, "0 tokens or more"),
+        (MOONCAKE + mooncake(input_length="Infinity"), 5, "input_length must be a whole number"),
+        (MOONCAKE + mooncake(input_length="3.7"), 5, "input_length must be a whole number"),
+        (MOONCAKE + mooncake(input_length="true"), 5, "input_length must be a whole number"),
+        (MOONCAKE + mooncake(input_length="9" * 5000), 5, "it is not JSON"),
+        (MOONCAKE + mooncake(input_length="[" * 100_000), 5, "nested too deeply"),
+        (MOONCAKE + "[1, 2]\n", 5, "no JSON object"),
+        (mooncake(hash_ids="7"), 1, "hash_ids must be a list"),
+        (mooncake(hash_ids='["a"]'), 1, "hash_ids must be a whole number"),
+        (mooncake(hash_ids="[-1]"), 1, "hash_ids count from 0"),
+        ("\n" + mooncake(hash_ids="[-1]"), 2, "hash_ids count from 0"),
+        (AZURE + "2023-11-16 18:17:06.1,many,8\n", 4, "ContextTokens must be a whole number"),
+        (AZURE + "yesterday,1,8\n", 4, "TIMESTAMP must be a time such as"),
+        (AZURE + "2023-11-16 18:17:06.1,1\n", 4, "it has no GeneratedTokens"),
+        (AZURE + "2023-11-16 18:17:06.1,-5,1\n", 4, "0 tokens or more"),
+        (AZURE + "2023-11-16 18:17:06.1,1," + "1" * 200_000, 4, "it is no CSV: field larger"),
+        (BURSTGPT + "7,GPT-4,1.5,2,3,API log\n", 5, "Request tokens must be a whole number"),
+        (BURSTGPT + "nan,GPT-4,1,2,3,API log\n", 5, "its time is no number of seconds"),
+        (BURSTGPT + "soon,GPT-4,1,2,3,API log\n", 5, "Timestamp must be a number of seconds"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, text: str, line: str) -> None:
-    with pytest.raises(InvalidField, match=f"trace {line}"):
+def test_a_bad_line_is_named(tmp_path: Path, text: str, line: int, why: str) -> None:
+    with pytest.raises(InvalidField, match=f"trace line {line} .*{why}"):
         read_trace(written(tmp_path, text))
 
 
-@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", AZURE.splitlines()[0], "\x00"])
-def test_no_trace_at_all(tmp_path: Path, text: str) -> None:
-    with pytest.raises(InvalidField, match="--trace"):
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "is empty"),
+        (" \n\n", "is empty"),
+        ("a,b\n1,2\n", "is no trace"),
+        ("\x00", "is no trace"),
+        ("a" * 200_000, "can't be read: it is no CSV"),
+        (AZURE.splitlines()[0], "no request that was answered"),
+        (AZURE.replace("GeneratedTokens", "Generated"), "has no column GeneratedTokens"),
+        (BURSTGPT.replace("Re", ""), "has no column Request tokens, Response tokens"),
+    ],
+)
+def test_no_trace_at_all(tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(InvalidField, match=f"--trace = .*{why}"):
         read_trace(written(tmp_path, text))
 
 
 def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x81")
-    for name in ("missing", "binary"):
-        with pytest.raises(InvalidField, match="can't be read"):
-            read_trace(tmp_path / name)
+    for name, why in (("missing", "can't be read"), (".", "can't be read"), ("binary", "no text")):
+        with pytest.raises(InvalidField, match=f"TRACE = .*{why}"):
+            read_trace(tmp_path / name, field="TRACE")

@@ -10,9 +10,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ from core.errors import InvalidField
 
 # Tokens that one of Mooncake's hash ids stands for.
 TRACE_BLOCK_TOKENS = 512
+_FORMATS = (
+    "a trace is of Mooncake (JSON lines), of Azure or BurstGPT (CSV with their header), or what "
+    "`crossdock bench --save` wrote"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,71 +39,142 @@ class TraceEntry:
     block_ids: tuple[int, ...] = ()
 
 
-def read_trace(path: Path, limit: int | None = None) -> list[TraceEntry]:
-    """The first ``limit`` requests. Raises ``InvalidField`` naming file and line."""
+def read_trace(path: Path, limit: int | None = None, field: str = "--trace") -> list[TraceEntry]:
+    """The first ``limit`` requests. Raises ``InvalidField`` naming file and line; ``field``: how
+    the caller's user calls the file."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidField("--trace", str(path), f"can't be read: {error}") from None
-    entries = list(_parse(path, lines))[:limit]
+        entries = list(islice(_parse(path.name, lines), limit))
+    except UnicodeDecodeError:
+        raise InvalidField(field, str(path), f"is no text file; {_FORMATS}") from None
+    except (OSError, ValueError) as error:
+        raise InvalidField(field, str(path), f"can't be read: {error}") from None
+    except _NoTrace as error:
+        raise InvalidField(field, str(path), f"{error}; {_FORMATS}") from None
     if not entries:
-        raise InvalidField("--trace", str(path), "holds no request that was answered")
+        raise InvalidField(field, str(path), f"holds no request that was answered; {_FORMATS}")
     return entries
 
 
-def _parse(path: Path, lines: list[str]) -> Iterator[TraceEntry]:
-    if not lines or lines[0].lstrip().startswith("{"):
-        is_bench = bool(lines) and '"planned_s"' in lines[0]
-        return _numbered(path, enumerate(lines, 1), BenchRecords().entry if is_bench else _mooncake)
-    rows = csv.reader(lines)
-    header = next(rows)
-    for columns, make in _CSV_FORMATS.items():
+class _NoTrace(Exception):
+    """Why a file is none."""
+
+
+def _parse(name: str, lines: list[str]) -> Iterator[TraceEntry]:
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        raise _NoTrace("is empty")
+    if first.lstrip().startswith("{"):
+        make = BenchRecords().entry if '"planned_s"' in first else _mooncake
+        return _entries(name, lines, make)
+    # A line is a row: no field of these formats holds a line break.
+    header = _cells(lines[0])
+    for columns, make_of in _CSV_FORMATS.items():
         if columns <= set(header):
-            named = ((rows.line_num, dict(zip(header, row, strict=False))) for row in rows)
-            return _numbered(path, named, make)
-    fix = (
-        "must be a trace of Mooncake (JSON lines), Azure or BurstGPT (CSV with their header), or "
-        "what `crossdock bench --save` wrote"
-    )
-    raise InvalidField("--trace", str(path), fix)
+            return _entries(name, ["", *lines[1:]], partial(_row, header, make_of))
+    raise _NoTrace(_unknown(header))
 
 
-def _numbered(
-    path: Path, lines: Iterable[tuple[int, Any]], make: Callable[[Any], TraceEntry]
+def _unknown(header: Sequence[str]) -> str:
+    """Names what is missing of the format that is nearest."""
+    columns = max(_CSV_FORMATS, key=lambda columns: len(columns & set(header)))
+    if not columns & set(header):
+        return "is no trace"
+    return f"its header has no column {', '.join(sorted(columns - set(header)))}"
+
+
+def _cells(line: str) -> list[str]:
+    """Raises ``ValueError`` for a line that is no CSV."""
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]), [])]
+    except csv.Error as error:
+        raise ValueError(f"it is no CSV: {error}") from None
+
+
+def _row(
+    header: Sequence[str], make: Callable[[Mapping[str, str]], TraceEntry], line: str
+) -> TraceEntry:
+    return make(dict(zip(header, _cells(line), strict=False)))
+
+
+def _entries(
+    name: str, lines: Iterable[str], make: Callable[[str], TraceEntry]
 ) -> Iterator[TraceEntry]:
-    """Entries of all lines that aren't empty, but those without an answer: their request failed
-    when the trace was taken."""
+    """Of all lines that aren't empty, but those without an answer: their request failed when the
+    trace was taken."""
     latest = -math.inf
-    for number, line in lines:
-        if not line:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
             continue
         try:
-            entry = make(line)
-            _check(entry)
-        except (ValueError, KeyError, TypeError, OverflowError) as error:
-            field = f"{path.name} line {number}"
-            raise InvalidField(field, line, f"is no request of this trace: {error!r}") from None
+            entry = _checked(make(line))
+        except (ValueError, TypeError, OverflowError, RecursionError) as error:
+            field = f"{name} line {number}"
+            raise InvalidField(field, line, f"is no request of this trace: {error}") from None
+        except KeyError as error:
+            fix = f"is no request of this trace: it has no {error.args[0]}"
+            raise InvalidField(f"{name} line {number}", line, fix) from None
         if entry.stamp_s < latest:
             fix = "came earlier than the request before it; sort the trace by time"
-            raise InvalidField(f"{path.name} line {number}", line, fix)
+            raise InvalidField(f"{name} line {number}", line, fix)
         latest = entry.stamp_s
         if entry.prompt_tokens and entry.output_tokens:
             yield entry
 
 
-def _check(entry: TraceEntry) -> None:
-    numbers = (entry.prompt_tokens, entry.output_tokens, *entry.block_ids)
-    if min(numbers) < 0 or not math.isfinite(entry.stamp_s):
-        raise ValueError("no number may be negative, no time endless")
+def _checked(entry: TraceEntry) -> TraceEntry:
+    if not math.isfinite(entry.stamp_s):
+        raise ValueError("its time is no number of seconds")
+    if min(entry.prompt_tokens, entry.output_tokens) < 0:
+        raise ValueError("a prompt and an answer have 0 tokens or more")
+    if min(entry.block_ids, default=0) < 0:
+        raise ValueError("hash_ids count from 0")
+    return entry
+
+
+def _object(line: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError("it is no JSON object")
+    return fields
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"{name} must be a whole number")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name} must be a number")
+    return float(value)
+
+
+def _count(fields: Mapping[str, str], name: str) -> int:
+    try:
+        return int(fields[name])
+    except ValueError:
+        raise ValueError(f"{name} must be a whole number") from None
 
 
 def _mooncake(line: str) -> TraceEntry:
-    fields = json.loads(line)
+    fields = _object(line)
+    blocks = fields.get("hash_ids", [])
+    if not isinstance(blocks, list):
+        raise ValueError("hash_ids must be a list of whole numbers")
     return TraceEntry(
-        stamp_s=float(fields["timestamp"]) / 1000,
-        prompt_tokens=int(fields["input_length"]),
-        output_tokens=int(fields["output_length"]),
-        block_ids=tuple(int(block) for block in fields.get("hash_ids", ())),
+        stamp_s=_number("timestamp", fields["timestamp"]) / 1000,
+        prompt_tokens=_whole("input_length", fields["input_length"]),
+        output_tokens=_whole("output_length", fields["output_length"]),
+        block_ids=tuple(_whole("hash_ids", block) for block in blocks),
     )
 
 
@@ -110,33 +187,40 @@ class BenchRecords:
         self._end_s = 0.0
 
     def entry(self, line: str) -> TraceEntry:
-        fields = json.loads(line)
+        fields = _object(line)
         if fields.get("seed") != self._seed:
             self._seed, self._start_s = fields.get("seed"), self._end_s
-        stamp_s = self._start_s + float(fields["planned_s"])
+        stamp_s = self._start_s + _number("planned_s", fields["planned_s"])
         self._end_s = max(self._end_s, stamp_s)
         return TraceEntry(
             stamp_s=stamp_s,
-            prompt_tokens=int(fields["wanted_prompt_tokens"]),
-            output_tokens=int(fields["wanted_output_tokens"]),
+            prompt_tokens=_whole("wanted_prompt_tokens", fields["wanted_prompt_tokens"]),
+            output_tokens=_whole("wanted_output_tokens", fields["wanted_output_tokens"]),
         )
 
 
 def _azure(row: Mapping[str, str]) -> TraceEntry:
     # Seven digits of a second where Python reads six.
-    stamp = datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC)
+    try:
+        stamp = datetime.fromisoformat(row["TIMESTAMP"][:26]).replace(tzinfo=UTC)
+    except ValueError:
+        raise ValueError("TIMESTAMP must be a time such as 2023-11-16 18:17:03.979") from None
     return TraceEntry(
         stamp_s=stamp.timestamp(),
-        prompt_tokens=int(row["ContextTokens"]),
-        output_tokens=int(row["GeneratedTokens"]),
+        prompt_tokens=_count(row, "ContextTokens"),
+        output_tokens=_count(row, "GeneratedTokens"),
     )
 
 
 def _burstgpt(row: Mapping[str, str]) -> TraceEntry:
+    try:
+        stamp_s = float(row["Timestamp"])
+    except ValueError:
+        raise ValueError("Timestamp must be a number of seconds") from None
     return TraceEntry(
-        stamp_s=float(row["Timestamp"]),
-        prompt_tokens=int(row["Request tokens"]),
-        output_tokens=int(row["Response tokens"]),
+        stamp_s=stamp_s,
+        prompt_tokens=_count(row, "Request tokens"),
+        output_tokens=_count(row, "Response tokens"),
     )
 
 

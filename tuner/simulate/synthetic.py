@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import InvalidField
-from tuner.load.arrivals import ArrivalKind, draw_arrivals
+from tuner.load.arrivals import MAX_REQUESTS, ArrivalKind, draw_arrivals
 from tuner.load.quantities import parse_range, parse_seconds
 from tuner.load.workload import PromptPart, TokenRange, Workload
 from tuner.simulate.requests import RequestTrace
@@ -36,25 +36,48 @@ _PART = 16
 # A chat's next turn comes after the answer: so long a token takes, roughly.
 _SECONDS_PER_TOKEN = 0.02
 _LONGEST_PROMPT = 10_000_000
+_MOST_TURNS = 10_000
+_YEAR_S = 366 * 86_400.0
+# Above those are token ids of what nobody shares (``tuner.simulate.requests``).
+_MOST_PARTS = 1 << 30
 
 
 def _range(value: object) -> TokenRange:
+    fix = f"must be a number from 1 to {_LONGEST_PROMPT}, or a range such as 150-250"
+    # Not of lists: by aliases a few lines of YAML can stand for gigabytes of text.
+    if not isinstance(value, str | int):
+        raise ValueError(fix)
     try:
-        return parse_range("tokens", str(value))
+        stated = parse_range("tokens", str(value))
     except InvalidField:
-        raise ValueError("must be a number of tokens from 1 on, or a range such as 150-250") from (
-            None
-        )
+        raise ValueError(fix) from None
+    if stated.high > _LONGEST_PROMPT:
+        raise ValueError(fix)
+    return stated
 
 
 def _seconds(value: object) -> float:
+    fix = "must be a time above zero and at most a year, such as 300s, 5m or 0.5"
+    if not isinstance(value, str | int | float):
+        raise ValueError(fix)
     try:
-        return parse_seconds("duration", str(value))
+        stated = parse_seconds("duration", str(value))
     except InvalidField:
-        raise ValueError("must be a time above zero, such as 300s, 5m or 0.5") from None
+        raise ValueError(fix) from None
+    if stated > _YEAR_S:
+        raise ValueError(fix)
+    return stated
+
+
+def _turns(value: object) -> TokenRange:
+    stated = _range(value)
+    if stated.high > _MOST_TURNS:
+        raise ValueError(f"a chat has at most {_MOST_TURNS} turns")
+    return stated
 
 
 Range = Annotated[TokenRange, BeforeValidator(_range)]
+Turns = Annotated[TokenRange, BeforeValidator(_turns)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 
 
@@ -72,8 +95,8 @@ class PromptMix(_Section):
 class SystemPrompts(_Section):
     """Every chat begins with one of ``count`` texts of ``tokens`` tokens each."""
 
-    tokens: int = Field(ge=1)
-    count: int = Field(default=1, ge=1)
+    tokens: int = Field(ge=1, le=_LONGEST_PROMPT)
+    count: int = Field(default=1, ge=1, le=1_000_000)
 
 
 class Description(_Section):
@@ -85,7 +108,7 @@ class Description(_Section):
     answers: Range
     arrivals: ArrivalKind = ArrivalKind.POISSON
     system_prompts: SystemPrompts | None = None
-    turns: Range = TokenRange(1, 1)
+    turns: Turns = TokenRange(1, 1)
     pause: Seconds = 10.0
     seed: int = Field(default=0, ge=0)
 
@@ -101,10 +124,17 @@ def read_description(path: Path) -> Description:
     """Raises ``InvalidField`` naming the entry."""
     try:
         content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidField("trace", str(path), f"can't be read: {error}") from None
+    except UnicodeDecodeError:
+        raise InvalidField("TRACE", str(path), "is no text file") from None
+    except (OSError, ValueError) as error:
+        raise InvalidField("TRACE", str(path), f"can't be read: {error}") from None
     except yaml.YAMLError as error:
-        raise InvalidField("trace", str(path), f"is not YAML: {error}") from None
+        raise InvalidField("TRACE", str(path), f"is not YAML: {error}") from None
+    except RecursionError:
+        raise InvalidField("TRACE", str(path), "is not YAML that can be read: too deep") from None
+    if not isinstance(content, Mapping):
+        fix = "must describe traffic: rate, duration, prompts, answers (docs/TUNING.md)"
+        raise InvalidField("TRACE", str(path), fix)
     try:
         return Description.model_validate(content)
     except ValidationError as error:
@@ -118,9 +148,13 @@ def read_description(path: Path) -> Description:
 def draw_requests(description: Description, name: str, seed: int | None = None) -> RequestTrace:
     """The requests of all chats, by arrival; ``seed`` instead of the description's own.
 
-    Raises ``InvalidField`` if none arrives in time.
+    Raises ``InvalidField`` if none arrives in time, or more than anybody could hold.
     """
     seed = description.seed if seed is None else seed
+    turns = (description.turns.low + description.turns.high) / 2
+    if description.rate * description.duration * turns > MAX_REQUESTS:
+        fix = f"makes more than {MAX_REQUESTS} requests; lower it, or the duration"
+        raise InvalidField("rate", description.rate, fix)
     generator = np.random.default_rng([seed, 0])
     starts = draw_arrivals(description.arrivals, description.rate, description.duration, generator)
     if not len(starts):
@@ -142,6 +176,7 @@ def draw_requests(description: Description, name: str, seed: int | None = None) 
 
 _Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 _Request = tuple[float, int, int, _Ids]
+_NOTHING: _Ids = np.empty(0, dtype=np.int32)
 
 
 def _arrival(request: _Request) -> float:
@@ -172,12 +207,11 @@ class _Chats:
         said = np.cumsum(prompts) + np.concatenate([[0], np.cumsum(answers)[:-1]])
         lengths = self._system_tokens + said
         if lengths[-1] > _LONGEST_PROMPT:
-            raise InvalidField(
-                "turns", turns, f"the chat has {lengths[-1]} tokens; make it shorter"
-            )
+            fix = f"a chat has {lengths[-1]} tokens, more than {_LONGEST_PROMPT}; make it shorter"
+            raise InvalidField("turns", turns, fix)
         pauses = generator.exponential(description.pause, turns) + answers * _SECONDS_PER_TOKEN
         times = start + np.concatenate([[0.0], np.cumsum(pauses)[:-1]])
-        ids = self._ids_of(int(lengths[-1]))
+        ids = self._ids_of(int(lengths[-1])) if self.share_anything else _NOTHING
         return [
             (float(at), int(length), int(answer), ids[: -(-int(length) // _PART)])
             for at, length, answer in zip(times, lengths, answers, strict=True)
@@ -187,6 +221,9 @@ class _Chats:
         """The chat as one text: its system prompt's parts, then parts of its own."""
         own = -(-length // _PART) - self._system_ids
         first, self._next_id = self._next_id, self._next_id + max(0, own)
+        if self._next_id > _MOST_PARTS:
+            fix = f"all chats are more than {_MOST_PARTS * _PART} tokens; make it shorter"
+            raise InvalidField("duration", self._description.duration, fix)
         system = self._description.system_prompts
         chosen = int(self._generator.integers(system.count)) * self._system_ids if system else 0
         return np.concatenate(

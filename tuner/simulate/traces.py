@@ -16,6 +16,7 @@ from tuner.simulate.requests import RequestTrace
 from tuner.simulate.synthetic import draw_requests, read_description
 
 MAX_TOKENS = 10_000_000
+MAX_DURATION_S = 366 * 86_400.0
 
 
 def load_requests(path: Path, limit: int | None = None, seed: int | None = None) -> RequestTrace:
@@ -27,7 +28,7 @@ def load_requests(path: Path, limit: int | None = None, seed: int | None = None)
     if path.suffix in (".yaml", ".yml"):
         trace = draw_requests(read_description(path), path.name, seed)
         return trace if limit is None else trace.first(limit)
-    return from_entries(path.name, read_trace(path, limit))
+    return from_entries(path.name, read_trace(path, limit, "TRACE"))
 
 
 def from_entries(name: str, entries: list[TraceEntry]) -> RequestTrace:
@@ -35,6 +36,10 @@ def from_entries(name: str, entries: list[TraceEntry]) -> RequestTrace:
     longest = max(max(entry.prompt_tokens, entry.output_tokens) for entry in entries)
     if longest > MAX_TOKENS:
         raise InvalidField(name, longest, f"no request has more than {MAX_TOKENS} tokens")
+    duration_s = entries[-1].stamp_s - entries[0].stamp_s
+    if duration_s > MAX_DURATION_S:
+        fix = "seconds from the first to the last request are more than a year: is it another unit?"
+        raise InvalidField(name, duration_s, fix)
     stamps = np.array([entry.stamp_s for entry in entries], dtype=np.float64)
     return RequestTrace(
         name=name,
