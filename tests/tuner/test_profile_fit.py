@@ -165,8 +165,21 @@ def test_too_few_points_are_no_fit() -> None:
     same_rows = [MeasuredStep("same", StepWork(4, 4, 0, 4, i), 0.1) for i in range(10)]
     with pytest.raises(InvalidField, match="different numbers of rows"):
         fit_steps(same_rows)
-    with pytest.raises(InvalidField, match="above 0"):
-        fit_steps([MeasuredStep("none", step.work, 0.0) for step in measured(true_seconds)])
+    for seconds in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(InvalidField, match="above 0"):
+            fit_steps([MeasuredStep("none", step.work, seconds) for step in measured(true_seconds)])
+        with pytest.raises(InvalidField, match="above 0"):
+            fit_transfer([MeasuredTransfer(size, seconds) for size in (1, 2, 4)])
+
+
+def test_one_step_alone_may_have_other_rows() -> None:
+    steps = [MeasuredStep("same", StepWork(4, 4, 0, 4, i), 0.1) for i in range(10)]
+    steps.append(MeasuredStep("other", StepWork(64, 4, 0, 4, 5), 0.7))
+    model, error = fit_steps(steps)
+    assert model.time(StepWork(64, 4, 0, 4, 5)) == pytest.approx(femtoseconds(0.7), rel=1e-3)
+    # Those that were fitted without it took the curve for level.
+    assert error.worst_point == "other"
+    assert max(error.residuals) == pytest.approx(7.0, rel=1e-3)
 
 
 @given(st.floats(0, 1e-2), st.floats(1e-9, 1e-4))

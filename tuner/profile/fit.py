@@ -8,6 +8,7 @@ Does not cover: which points (``tuner.profile.points``), measuring (``cluster.pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -74,6 +75,7 @@ def fit_transfer(transfers: Sequence[MeasuredTransfer]) -> tuple[TransferModel, 
     """Raises ``InvalidField`` for fewer than three sizes."""
     if len({one.tokens for one in transfers}) < 3:
         raise InvalidField("points", len(transfers), "transfers of three sizes are needed")
+    _check_times([one.seconds for one in transfers])
     predicted = _unseen(transfers, _fit_transfer_model, lambda m, one: m.time(one.tokens) / 1e15)
     measured = np.array([one.seconds for one in transfers])
     names = [one.name for one in transfers]
@@ -122,7 +124,8 @@ def _fit_transfer_model(transfers: Sequence[MeasuredTransfer]) -> TransferModel:
 def _choose_knots(steps: Sequence[MeasuredStep], measured: Floats) -> list[int]:
     """Rows at which the curve may bend: the two ends, and as many between as pay, best first."""
     rows = sorted({step.work.rows for step in steps})
-    knots = [rows[0], rows[-1]]
+    # Of one number of rows alone nobody knows how the curve goes on: it is level.
+    knots = [rows[0], max(rows[-1], rows[0] + 1)]
     error = _knots_error(steps, measured, knots)
     while len(knots) < _MAX_KNOTS:
         wider = [sorted([*knots, row]) for row in rows if row not in knots]
@@ -203,5 +206,10 @@ def _error(names: Sequence[str], measured: Floats, predicted: Floats) -> FitErro
 def _check(seconds: Sequence[float]) -> None:
     if len(seconds) < LEAST_POINTS:
         raise InvalidField("points", len(seconds), f"at least {LEAST_POINTS} are needed for a fit")
-    if min(seconds) <= 0:
-        raise InvalidField("points", min(seconds), "a step takes time: all must be above 0 seconds")
+    _check_times(seconds)
+
+
+def _check_times(seconds: Sequence[float]) -> None:
+    wrong = [value for value in seconds if not 0 < value < math.inf]
+    if wrong:
+        raise InvalidField("points", wrong[0], "must all be seconds above 0")
