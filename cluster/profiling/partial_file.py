@@ -7,12 +7,13 @@ JSON lines: a header that says of what these findings are, then one finding each
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from cluster.profiling.tasks import Found
 from core.errors import Incompatible, InvalidField
@@ -87,8 +88,10 @@ class PartialFile:
                 content = json.loads(line)
                 section = content.pop("section")
                 found = _found.validate_python(content)
-            except (ValueError, ValidationError, AttributeError, KeyError, TypeError):
+            except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
                 raise _damaged(self._path, f"line {number}") from None
+            if not 0 <= found.seconds < math.inf or not 0 <= found.waited < math.inf:
+                raise _damaged(self._path, f"line {number}")
             self._found[section, found.name] = found
 
 
@@ -106,7 +109,7 @@ def _complete_lines(path: Path) -> list[str]:
 def _check_header(path: Path, line: str, expected: Mapping[str, Any]) -> None:
     try:
         header = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _damaged(path, "line 1") from None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise _damaged(path, "line 1")

@@ -80,8 +80,10 @@ class Subject:
 
     @property
     def identity(self) -> dict[str, str]:
-        """All that a measured time depends on, beside its point and its engine."""
+        """All that a measured time depends on, beside its point and its engine: ``effort`` says how
+        often each was measured."""
         return {
+            "effort": self.effort.value,
             "model": self.model.name,
             "model_hash": self.model_hash,
             "dtype": self.dtype,

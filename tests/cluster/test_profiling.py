@@ -77,7 +77,20 @@ def test_findings_of_another_model_or_machine_are_not_mixed_in(tmp_path: Path) -
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("line", ["nonsense", "[]", '{"section": "a"}', '{"name": "b"}'])
+def test_few_runs_do_not_stand_for_many(subject: Subject, tmp_path: Path) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    PartialFile(path, subject.identity).__exit__(None, None, None)
+    thorough = replace(subject, effort=Effort.THOROUGH)
+    with pytest.raises(Incompatible, match="with effort quick, not thorough: remove it, or choose"):
+        PartialFile(path, thorough.identity)
+
+
+NOT_A_TIME = '{"section": "a", "name": "b", "seconds": NaN, "runs": 3}'
+
+
+@pytest.mark.parametrize(
+    "line", ["nonsense", "[]", '{"section": "a"}', '{"name": "b"}', "[" * 100_000, NOT_A_TIME]
+)
 def test_damaged_findings_are_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "p.partial.jsonl"
     PartialFile(path, MODEL).__exit__(None, None, None)
