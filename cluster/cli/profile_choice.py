@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.cli.profile_of_model import require_served_model
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model, read_model_folder
 from cluster.plan import resolve_dtype
@@ -17,7 +18,7 @@ from engine.model_hash import model_hash
 from tuner.profile import hardware
 from tuner.profile.model_shape import read_model_shape
 from tuner.profile.modelled import modelled_profile
-from tuner.profile.profile_file import read_profile, require_model
+from tuner.profile.profile_file import read_profile
 from tuner.profile.store import find_newest
 
 # Of the built-in descriptions: what most people plan for.
@@ -34,12 +35,11 @@ class ChosenProfile:
 
 def choose_profile(path: Path | None, spec: ClusterSpec) -> ChosenProfile:
     """The one in the file at ``path``; else the newest measured here for the model; else a modelled
-    one. Raises ``InvalidField`` for a bad file, or one of another model than the config names."""
+    one. Raises ``InvalidField`` for a bad file, ``Incompatible`` for one of another model than the
+    config would serve."""
     if path is not None:
         profile = read_profile(path)
-        if spec.model is not None and profile.origin is Origin.MEASURED:
-            folder = find_model(spec.model)
-            require_model(profile, f"{model_hash(folder):016x}", folder.name)
+        require_served_model(profile, spec)
         return ChosenProfile(profile, f"{path.name}: {_origin(profile)}")
     folder = find_model(spec.model) if spec.model else ensure_demo_model(StderrProgress())
     dtype = resolve_dtype(spec, read_model_folder(folder))

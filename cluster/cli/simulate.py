@@ -12,6 +12,7 @@ from cluster.cli.options import (
     DecodeOption,
     DecodePPOption,
     DecodeTPOption,
+    ModelOption,
     PrefillOption,
     PrefillPPOption,
     PrefillTPOption,
@@ -37,6 +38,7 @@ def simulate(
         ),
     ],
     config: ConfigOption = None,
+    model: ModelOption = None,
     profile: ProfileOption = None,
     prefill: PrefillOption = None,
     decode: DecodeOption = None,
@@ -76,6 +78,7 @@ def simulate(
     from cluster.cli.simulate_run import SimulateOptions, run
 
     overrides: dict[str, object] = {
+        "model": model,
         "pools.prefill.replicas": prefill,
         "pools.decode.replicas": decode,
         "pools.prefill.tensor_parallel_size": prefill_tp,

@@ -198,7 +198,7 @@ def test_a_description_that_is_none(tmp_path: Path, text: str, words: str) -> No
 def test_a_description_that_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "chats.yaml"
     path.write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(InvalidField, match="TRACE = .*is no text file"):
+    with pytest.raises(InvalidField, match=r"TRACE = .*is no text file"):
         read_description(path)
 
 

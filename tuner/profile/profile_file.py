@@ -74,7 +74,7 @@ def require_model(profile: LatencyProfile, model_hash: str, model: str) -> None:
         return
     raise Incompatible(
         f"the profile is of {profile.model} ({profile.model_hash}), not of {model} ({model_hash}): "
-        "measure this model with `crossdock profile`",
+        "name the profile's model with --model, or measure this one with `crossdock profile`",
         reason="PROFILE_OF_ANOTHER_MODEL",
         metadata={"profile": profile.model, "model": model},
     )

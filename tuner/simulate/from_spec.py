@@ -35,12 +35,22 @@ class PoolProfiles:
 
     def __post_init__(self) -> None:
         one, other = self.prefill, self.decode
-        if (one.model, one.kv_bytes_per_token) != (other.model, other.kv_bytes_per_token):
-            fix = f"the profile of the decode pool is of {other.model}: both pools serve one model"
-            raise InvalidField("profile", one.model, fix)
+        hashes = {profile.model_hash for profile in (one, other)} - {""}
+        if len(hashes) > 1 or _served(one) != _served(other):
+            fix = f"that of the decode pool is {_in_words(other)}: both pools serve one model"
+            raise InvalidField("profile of the prefill pool", _in_words(one), fix)
 
     def of(self, pool: str) -> LatencyProfile:
         return self.prefill if pool == "prefill" else self.decode
+
+
+def _served(profile: LatencyProfile) -> tuple[str, str, int]:
+    return profile.model, profile.dtype, profile.kv_bytes_per_token
+
+
+def _in_words(profile: LatencyProfile) -> str:
+    of_files = f" ({profile.model_hash})" if profile.model_hash else ""
+    return f"{profile.model}{of_files} in {profile.dtype}"
 
 
 def model_cluster(
