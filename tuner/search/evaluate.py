@@ -70,7 +70,7 @@ def try_rate(candidate: Candidate, window: Window, base: ClusterSpec, goal: Goal
     cluster = model_candidate(candidate, base)
     result = simulate(trace, cluster, seed=window.seed, until_s=until_s)
     good = met(result, goal.slo)[skipped:]
-    return Trial(window.rate, float(good.mean()), summarize(result, goal.slo))
+    return Trial(window.rate, float(good.mean()), summarize(result, goal.slo, skipped))
 
 
 @dataclass(frozen=True, slots=True)

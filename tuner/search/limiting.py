@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.request import Role
 from tuner.search.bounds import Bound, Resource
 from tuner.search.evaluate import Trial
-from tuner.simulate.summary import PoolSummary
+from tuner.simulate.pools import PoolSummary
 
 # A worker that is so busy has no time left worth speaking of.
 _BUSY = 0.85

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ import numpy.typing as npt
 from core.errors import InvalidField
 from core.request import Role
 from tuner.load.metrics import Slo
-from tuner.simulate.result import SimulationResult, WorkerTrack
+from tuner.simulate.pools import Course, PoolCourse, pool_courses
+from tuner.simulate.result import SimulationResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,8 +46,9 @@ def plot_simulation(result: SimulationResult, slo: Slo, title: str, path: Path) 
     ttft, tpot, waiting, busy = figure.axes
     _distribution(ttft, result.ttft_s, slo.ttft_s, "TTFT (s)")
     _distribution(tpot, result.tpot_s * 1000, slo.tpot_s * 1000, "TPOT (ms)")
-    _over_time(waiting, result.workers, "waiting", "requests that wait, per worker")
-    _over_time(busy, result.workers, "busy", "busy share of engines")
+    courses = pool_courses(result)
+    _over_time(waiting, courses, "waiting", "requests that wait, per worker")
+    _over_time(busy, courses, "busy", "busy share of engines")
     save_figure(figure, title, path)
 
 
@@ -94,19 +96,14 @@ def _distribution(axes: Axes, values: npt.NDArray[np.float64], limit: float, lab
     axes.legend()
 
 
-def _over_time(axes: Axes, workers: tuple[WorkerTrack, ...], field: str, label: str) -> None:
+def _over_time(axes: Axes, courses: tuple[PoolCourse, ...], field: str, label: str) -> None:
     """Mean over a pool's workers, and the range between the least and the most."""
     axes.set_xlabel("seconds")
     axes.set_ylabel(label)
-    for role in Role:
-        tracks: list[Any] = [getattr(w, field) for w in workers if w.role is role]
-        if not tracks:
-            continue
-        times = next(w.at_s for w in workers if w.role is role)
-        values = np.array(tracks, dtype=np.float64)
-        axes.plot(times, values.mean(axis=0), color=_COLOURS[role], label=role.value)
-        if len(tracks) > 1:
-            low, high = values.min(axis=0), values.max(axis=0)
-            axes.fill_between(times, low, high, color=_COLOURS[role], alpha=0.2)
+    for pool in courses:
+        course: Course = getattr(pool, field)
+        colour = _COLOURS[pool.role]
+        axes.plot(pool.at_s, course.mean, color=colour, label=pool.role.value)
+        axes.fill_between(pool.at_s, course.least, course.most, color=colour, alpha=0.2)
     axes.set_ylim(bottom=0)
     axes.legend()

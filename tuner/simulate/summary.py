@@ -6,42 +6,30 @@ Pure. The latencies are those of ``tuner.load.metrics``; docs/BENCH.md says what
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from core.request import Role
 from tuner.load.metrics import ErrorCount, Goodput, Slo, Spread, rate
-from tuner.simulate.result import SimulationResult, TokenGaps, WorkerTrack
+from tuner.simulate.period import counted_period, tokens_out
+from tuner.simulate.pools import PoolSummary, summarize_pools
+from tuner.simulate.result import SimulationResult, TokenGaps
 
 _PERCENTILES = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True, slots=True)
-class PoolSummary:
-    """All workers of one role. ``busy``: share (0 to 1) of the time in which their engines
-    computed; ``waiting_mean``, ``waiting_max``: requests that wait at one worker;
-    ``used_blocks_max``: largest share of a worker's KV pool that was in use."""
-
-    role: Role
-    workers: int
-    busy: float
-    waiting_mean: float
-    waiting_max: int
-    used_blocks_max: float
-    prefill_tokens: int
-    recomputed_tokens: int
-    decode_tokens: int
-    preemptions: int
-
-
-@dataclass(frozen=True, slots=True)
 class SimulationSummary:
-    """Latencies in seconds, None without a single value. ``window_s``: from the first to the last
-    arrival; ``elapsed_s``: until the last answer had ended. ``hit_rate``: prompt tokens that a
-    cache held, as a share of all of answered requests. ``edges_busy``: mean number of transfers
-    under way."""
+    """Of the counted requests. Latencies in seconds, None without a single value.
+
+    ``window_s``: from the first arrival to the last; ``elapsed_s``: of the period in which requests
+    and tokens per second and busy engines are counted, see ``summarize``. ``hit_rate``: prompt
+    tokens that a cache held, as a share of all of answered requests. ``itl_s``,
+    ``transferred_tokens`` and ``edges_busy`` (mean number of transfers under way) are of the whole
+    simulation.
+    """
 
     requests: int
     completed: int
@@ -63,32 +51,39 @@ class SimulationSummary:
     edges_busy: float
 
 
-def summarize(result: SimulationResult, slo: Slo) -> SimulationSummary:
-    """Failed requests are counted, and meet no limit."""
-    done = np.isfinite(result.last_token_s)
-    window = float(result.arrivals_s[-1]) or result.ended_s
-    elapsed = result.ended_s
-    e2e = result.last_token_s - result.arrivals_s
-    prompts = int(result.prompt_tokens[done].sum())
+def summarize(result: SimulationResult, slo: Slo, skipped: int = 0) -> SimulationSummary:
+    """Failed requests are counted, and meet no limit.
+
+    The first ``skipped`` requests, fewer than all, fill the cluster up and are not counted; then
+    what comes per second, and how busy the pools are, is that of the time in which counted ones
+    arrive. Without them it is that of the whole simulation, until the last answer has ended.
+    """
+    period = counted_period(result, skipped)
+    started, ended = period.holds(result.first_token_s), period.holds(result.last_token_s)
+    done = np.isfinite(result.last_token_s[skipped:])
+    failures = [reason for index, reason in result.failures.items() if index >= skipped]
+    window = float(result.arrivals_s[-1] - result.arrivals_s[skipped]) or period.seconds
+    e2e = (result.last_token_s - result.arrivals_s)[skipped:]
+    prompts = int(result.prompt_tokens[skipped:][done].sum())
     return SimulationSummary(
         requests=len(done),
         completed=int(done.sum()),
-        failed=len(result.failures),
-        errors=_errors(result),
+        failed=len(failures),
+        errors=_errors(failures),
         window_s=window,
-        elapsed_s=elapsed,
-        requests_per_s=rate(float(done.sum()), elapsed),
-        input_tokens_per_s=rate(prompts, elapsed),
-        output_tokens_per_s=rate(float(result.output_tokens[done].sum()), elapsed),
-        hit_rate=rate(float(result.cached_tokens[done].sum()), prompts),
-        ttft_s=_spread(result.ttft_s[done]),
-        tpot_s=_spread(result.tpot_s[done]),
+        elapsed_s=period.seconds,
+        requests_per_s=rate(float(ended.sum()), period.seconds),
+        input_tokens_per_s=rate(float(result.prompt_tokens[started].sum()), period.seconds),
+        output_tokens_per_s=rate(tokens_out(result, period), period.seconds),
+        hit_rate=rate(float(result.cached_tokens[skipped:][done].sum()), prompts),
+        ttft_s=_spread(result.ttft_s[skipped:][done]),
+        tpot_s=_spread(result.tpot_s[skipped:][done]),
         itl_s=spread_of_gaps(result.gaps),
         e2e_s=_spread(e2e[done]),
-        goodput=_goodput(result, done, window, slo),
-        pools=_pools(result.workers, elapsed),
+        goodput=_goodput(result, skipped, int(done.sum()) + len(failures), window, slo),
+        pools=summarize_pools(result, period),
         transferred_tokens=result.transferred_tokens,
-        edges_busy=rate(result.transfer_busy_s, elapsed),
+        edges_busy=rate(result.transfer_busy_s, result.ended_s),
     )
 
 
@@ -126,45 +121,23 @@ def spread_of_gaps(gaps: TokenGaps) -> Spread | None:
     return Spread(mean, p50, p90, p99, float(values.max()))
 
 
-def _errors(result: SimulationResult) -> dict[str, ErrorCount]:
+def _errors(failures: Sequence[str]) -> dict[str, ErrorCount]:
     """The kind of a failure is the first word of its reason."""
-    kinds = Counter(reason.split(" ", 1)[0].rstrip(":") for reason in result.failures.values())
-    examples = {r.split(" ", 1)[0].rstrip(":"): r for r in reversed(result.failures.values())}
+    kinds = Counter(reason.split(" ", 1)[0].rstrip(":") for reason in failures)
+    examples = {r.split(" ", 1)[0].rstrip(":"): r for r in reversed(failures)}
     return {kind: ErrorCount(count, examples[kind]) for kind, count in kinds.most_common()}
 
 
 def _goodput(
-    result: SimulationResult, done: npt.NDArray[np.bool_], window_s: float, slo: Slo
+    result: SimulationResult, skipped: int, ended: int, window_s: float, slo: Slo
 ) -> Goodput:
-    in_ttft, in_tpot = _within(result, slo)
-    both, ended = in_ttft & in_tpot, int(done.sum()) + len(result.failures)
+    in_ttft, in_tpot = (good[skipped:] for good in _within(result, slo))
+    both = float((in_ttft & in_tpot).sum())
     return Goodput(
-        requests_per_s=rate(float(both.sum()), window_s),
-        share=rate(float(both.sum()), ended),
+        requests_per_s=rate(both, window_s),
+        share=rate(both, ended),
         share_ttft=rate(float(in_ttft.sum()), ended),
         share_tpot=rate(float(in_tpot.sum()), ended),
-    )
-
-
-def _pools(workers: tuple[WorkerTrack, ...], elapsed_s: float) -> tuple[PoolSummary, ...]:
-    roles = [role for role in Role if any(worker.role is role for worker in workers)]
-    return tuple(_pool(role, [w for w in workers if w.role is role], elapsed_s) for role in roles)
-
-
-def _pool(role: Role, workers: list[WorkerTrack], elapsed_s: float) -> PoolSummary:
-    waiting = np.concatenate([worker.waiting for worker in workers])
-    used = [float(w.used_blocks.max(initial=0)) / w.num_blocks for w in workers]
-    return PoolSummary(
-        role=role,
-        workers=len(workers),
-        busy=rate(sum(worker.busy_s for worker in workers), elapsed_s * len(workers)),
-        waiting_mean=float(waiting.mean()) if len(waiting) else 0.0,
-        waiting_max=int(waiting.max(initial=0)),
-        used_blocks_max=max(used),
-        prefill_tokens=sum(worker.prefill_tokens for worker in workers),
-        recomputed_tokens=sum(worker.recomputed_tokens for worker in workers),
-        decode_tokens=sum(worker.decode_tokens for worker in workers),
-        preemptions=sum(worker.preemptions for worker in workers),
     )
 
 
