@@ -14,7 +14,6 @@ from core.config import ClusterSpec
 from core.errors import InvalidField
 from tuner.load.metrics import Slo, Spread
 from tuner.load.quantities import parse_rate, parse_seconds
-from tuner.profile.profile_file import check_writable
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
 from tuner.simulate.plots import check_plot_path, plot_simulation
 from tuner.simulate.requests import RequestTrace
@@ -133,7 +132,6 @@ def run(options: SimulateOptions) -> Simulated:
     )
     if options.plot is not None:
         check_plot_path(options.plot)
-        check_writable(options.plot, "--plot")
     spec = load_spec(options.config, options.overrides)
     profile = choose_profile(options.profile, spec)
     spec = _on_device_of(profile, spec)

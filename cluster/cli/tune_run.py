@@ -16,10 +16,9 @@ from core.errors import InvalidField
 from core.step_budget import STEP_TOKENS, step_budget
 from tuner.load.metrics import Slo
 from tuner.load.quantities import parse_rate, parse_seconds
-from tuner.profile.profile_file import check_writable
 from tuner.search import charts, report
 from tuner.search.evaluate import Goal
-from tuner.search.outputs import write_outputs
+from tuner.search.outputs import check_folder, write_outputs
 from tuner.search.space import Accelerators, Limits
 from tuner.search.tune import Question, TuneResult, bounded_candidates, tune
 from tuner.simulate.plots import check_plot_path
@@ -114,11 +113,6 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
         parse_rate("--rate", options.rate)
     if options.plot is not None:
         check_plot_path(options.plot)
-        check_writable(options.plot, "--plot")
-    if options.out is not None and not options.out.is_dir():
-        raise InvalidField("--out", str(options.out), "is no folder; make it first")
-    if options.out is not None:
-        check_writable(options.out / "cluster.yaml", "--out")
     base = load_spec(options.config, {"slo.ttft": slo.ttft_s})
     step_budget(base, "decode")
     budget, origins = parse_budget(
@@ -134,6 +128,8 @@ def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
             base=base,
         )
     )
+    if options.out is not None:
+        check_folder(options.out, budget)
     if options.validate is not None:
         check_options(options.validate, budget)
     base = base.model_copy(update={"model": options.model or base.model})

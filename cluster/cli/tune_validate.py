@@ -12,6 +12,7 @@ from cluster.progress import Progress
 from cluster.validation.run import Configuration, OfferedLoad, Validation, validate
 from core.errors import InvalidField
 from core.latency_profile import LatencyProfile, Origin
+from tuner.files import check_writable
 from tuner.load.quantities import parse_rate, parse_seconds
 from tuner.search.halving import Scored
 from tuner.search.outputs import cluster_specs
@@ -63,8 +64,10 @@ def check_options(options: ValidateOptions, budget: Budget) -> None:
         fix = "clusters of two kinds of hardware can't be served on one machine; use --gpus"
         raise InvalidField("--validate", True, fix)
     require_this_machine(budget.decode.profile, budget.decode.profile.model)
-    if options.records is not None and not options.records.is_dir():
-        raise InvalidField("--records", str(options.records), "is no folder; make it first")
+    if options.records is not None:
+        if not options.records.is_dir():
+            raise InvalidField("--records", str(options.records), "is no folder; make it first")
+        check_writable(options.records / "run.jsonl", "--records")
 
 
 def require_this_machine(profile: LatencyProfile, named: str) -> None:

@@ -32,8 +32,9 @@ from cluster.progress import Progress, ProgressBar
 from core.errors import CrossdockError
 from core.request import Role
 from core.worker_settings import WorkerSettings
+from tuner.files import check_writable
 from tuner.profile.points import EngineSetting, StepPoint
-from tuner.profile.profile_file import check_writable, write_profile
+from tuner.profile.profile_file import write_profile
 from tuner.profile.store import store_profile
 
 # Of the time that a point takes; for the progress bar.

@@ -1,33 +1,69 @@
 """Measured runs as files, one for each configuration and load: so none has to be measured twice.
 
-The records are those of `crossdock bench --save`.
+A run is found by what it is of: the config, the requests, the model's weights and the machine. Not
+by the profile's times: a run stays what it was when the machine is profiled again. The records are
+those of `crossdock bench --save`.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import xxhash
 from pydantic import TypeAdapter, ValidationError
 
+from core.config import ClusterSpec
 from core.errors import InvalidField
+from core.latency_profile import LatencyProfile
+from tuner.files import write_files
 from tuner.load.metrics import RunResult
 from tuner.load.records import RequestRecord
+from tuner.simulate.requests import RequestTrace
 
 _adapter = TypeAdapter(RequestRecord)
+# Of the words in a file's name; what tells runs apart is the digest behind them.
+_LONGEST = 80
 
 
-def run_path(folder: Path, configuration: str, traffic: str, rate: float) -> Path:
-    name = f"{configuration} {traffic} {rate:g}"
-    return folder / (re.sub(r"[^\w.]+", "-", name) + ".jsonl")
+@dataclass(frozen=True, slots=True)
+class RunKey:
+    """What a measured run is of. ``name``: for people."""
+
+    name: str
+    spec: ClusterSpec
+    trace: RequestTrace
+    profile: LatencyProfile
+
+    def path(self, folder: Path) -> Path:
+        words = re.sub(r"[^\w.]+", "-", self.name)[:_LONGEST]
+        return folder / f"{words}-{self._digest()}.jsonl"
+
+    def _digest(self) -> str:
+        trace, profile = self.trace, self.profile
+        digest = xxhash.xxh3_128()
+        for part in (
+            self.spec.model_dump_json(),
+            profile.model_hash,
+            profile.hardware,
+            trace.part_tokens,
+            *(json.dumps(ids.tolist()) for ids in trace.shared),
+        ):
+            digest.update(f"{part}\n".encode())
+        # To the microsecond: a rate that was typed again gives the same times.
+        digest.update(np.round(trace.arrivals_s * 1e6).astype("<i8").tobytes())
+        for lengths in (trace.prompt_tokens, trace.output_tokens):
+            digest.update(lengths.astype("<i8").tobytes())
+        return digest.hexdigest()
 
 
 def keep_run(run: RunResult, path: Path) -> None:
-    """Appears complete or not at all."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_text("".join(json.dumps(record.as_json()) + "\n" for record in run.records))
-    draft.replace(path)
+    """Appears complete or not at all. Raises ``InvalidField`` if it can't be written."""
+    lines = [json.dumps(record.as_json()) + "\n" for record in run.records]
+    write_files({path: "".join(lines)}, "--records")
 
 
 def read_run(path: Path, window_s: float) -> RunResult | None:
@@ -38,6 +74,6 @@ def read_run(path: Path, window_s: float) -> RunResult | None:
     try:
         records = [_adapter.validate_json(line) for line in path.read_text().splitlines()]
     except (OSError, ValidationError, UnicodeDecodeError) as error:
-        raise InvalidField("records", str(path), f"is damaged; delete it: {error}") from None
+        raise InvalidField("--records", str(path), f"is damaged; delete it: {error}") from None
     elapsed = max((r.ended_s for r in records if r.ended_s is not None), default=0.0)
     return RunResult(0, tuple(records), window_s or elapsed, elapsed)

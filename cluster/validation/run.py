@@ -1,7 +1,7 @@
 """Configurations under loads: what was predicted, what a real cluster did.
 
 One cluster after the other, each under all loads. Does not cover: which configurations and loads
-(``cluster.validation.plan``, ``cluster.validation.grid``).
+(``cluster.cli.tune_validate``, ``cluster.validation.grid``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model
 from cluster.profiling.machine import usable_cores
 from cluster.progress import Progress
-from cluster.validation.kept_runs import keep_run, read_run, run_path
+from cluster.validation.kept_runs import RunKey, keep_run, read_run
 from cluster.validation.replay import replay, warm_up
 from cluster.validation.served import served
 from core.config import ClusterSpec
@@ -61,6 +61,13 @@ class Validation:
     def prediction(self, configuration: Configuration, load: OfferedLoad) -> Prediction:
         return Prediction(configuration.spec, self.profile, load.trace, self.slo)
 
+    def kept_path(self, configuration: Configuration, load: OfferedLoad) -> Path | None:
+        """Where the run is kept; None if none is."""
+        if self.records is None:
+            return None
+        name = f"{configuration.name} {load.traffic} {load.rate:g}"
+        return RunKey(name, configuration.spec, load.trace, self.profile).path(self.records)
+
 
 def validate(validation: Validation, progress: Progress) -> tuple[Case, ...]:
     """Predicts all, so that what can't be predicted is refused first, then measures.
@@ -101,7 +108,11 @@ def _measure(
     validation: Validation, configuration: Configuration, progress: Progress
 ) -> list[Outcome]:
     """Under each load."""
-    runs = [_kept(validation, configuration, load) for load in validation.loads]
+    paths = [validation.kept_path(configuration, load) for load in validation.loads]
+    runs = [
+        None if path is None else read_run(path, load.trace.duration_s)
+        for path, load in zip(paths, validation.loads, strict=True)
+    ]
     if None in runs:
         progress.step(f"starting {configuration.name}")
         folder = _model_folder(configuration.spec, progress)
@@ -112,9 +123,16 @@ def _measure(
                     told = f"{len(load.trace)} requests in {load.trace.duration_s:.0f} s"
                     words = f"{configuration.name}, {load.traffic} at {load.rate:g}/s"
                     progress.step(f"{words}: {told}")
-                    runs[index] = replay(url, folder, load.trace)
-                    _keep(validation, configuration, load, runs[index])
+                    runs[index] = _replayed(url, folder, load, paths[index])
     return [_outcome(run, validation.slo) for run in runs if run is not None]
+
+
+def _replayed(url: str, model: Path, load: OfferedLoad, path: Path | None) -> RunResult:
+    """Kept at ``path``, so that what comes after may fail."""
+    run = replay(url, model, load.trace)
+    if path is not None:
+        keep_run(run, path)
+    return run
 
 
 def _model_folder(spec: ClusterSpec, progress: Progress) -> Path:
@@ -124,26 +142,6 @@ def _model_folder(spec: ClusterSpec, progress: Progress) -> Path:
 def _outcome(run: RunResult, slo: Slo) -> Outcome:
     summary = summarize([run], slo)
     return Outcome.of(summary.ttft_s, summary.tpot_s, summary.goodput)
-
-
-def _kept(
-    validation: Validation, configuration: Configuration, load: OfferedLoad
-) -> RunResult | None:
-    if validation.records is None:
-        return None
-    path = run_path(validation.records, configuration.name, load.traffic, load.rate)
-    return read_run(path, load.trace.duration_s)
-
-
-def _keep(
-    validation: Validation,
-    configuration: Configuration,
-    load: OfferedLoad,
-    run: RunResult | None,
-) -> None:
-    if validation.records is not None and run is not None:
-        path = run_path(validation.records, configuration.name, load.traffic, load.rate)
-        keep_run(run, path)
 
 
 def _replicates(

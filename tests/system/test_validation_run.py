@@ -10,7 +10,7 @@ import pytest
 
 from cluster.profiling.machine import hardware_name, usable_cores
 from cluster.progress import StderrProgress
-from cluster.validation.kept_runs import read_run, run_path
+from cluster.validation.kept_runs import read_run
 from cluster.validation.run import Configuration, OfferedLoad, Validation, shares_cores, validate
 from core.config import make_spec
 from core.latency_profile import (
@@ -53,7 +53,7 @@ def made_up_profile() -> LatencyProfile:
 
 
 def test_a_cluster_is_served_and_measured_and_what_was_measured_is_kept(
-    tiny_model: Path, tmp_path: Path
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec({"model": str(tiny_model), "engine": {"threads": 1}})
     description = Description.model_validate(
@@ -78,7 +78,9 @@ def test_a_cluster_is_served_and_measured_and_what_was_measured_is_kept(
     assert set(case.likely) == {
         *("ttft_p50_s", "ttft_p90_s", "tpot_p50_s", "tpot_p90_s", "goodput", "share")
     }
-    path = run_path(tmp_path, "1P:1D", "short", 6.0)
+    path = validation.kept_path(validation.configurations[0], validation.loads[0])
+    assert path is not None
+    assert path.name.startswith("1P-1D-short-6-")
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["usage"]["prompt_tokens"] for r in records] == trace.prompt_tokens.tolist()
     assert [r["usage"]["completion_tokens"] for r in records] == trace.output_tokens.tolist()
@@ -88,14 +90,6 @@ def test_a_cluster_is_served_and_measured_and_what_was_measured_is_kept(
         {**r, "chunk_times_s": tuple(r["chunk_times_s"]), "chunk_tokens": tuple(r["chunk_tokens"])}
         for r in records
     ]
-    # What is there is compared again, without a cluster: this model can't be served.
-    gone = make_spec({"model": "no such model", "engine": {"threads": 1}})
-    again = Validation(
-        (Configuration("1P:1D", gone),),
-        validation.loads,
-        validation.profile,
-        validation.slo,
-        tmp_path,
-        replicates=2,
-    )
-    assert validate(again, StderrProgress()) == (case,)
+    # What is there is compared again, without a cluster.
+    monkeypatch.setattr("cluster.validation.run.served", None)
+    assert validate(validation, StderrProgress()) == (case,)

@@ -21,8 +21,8 @@ from core.latency_profile import (
     TransferProfile,
 )
 from core.shards import ONE_RANK, ParallelShape
+from tuner.files import check_writable
 from tuner.profile.profile_file import (
-    check_writable,
     read_profile,
     require_model,
     to_plain,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Incompatible, InvalidField
 from core.latency_profile import EngineProfile, LatencyProfile
+from tuner.files import write_files
 
 FORMAT = "crossdock latency profile"
 SCHEMA = 1
@@ -50,21 +49,7 @@ def write_profile(profile: LatencyProfile, path: Path) -> None:
     """The file appears complete or stays as it was. Raises ``InvalidField`` if it can't."""
     content = {"format": FORMAT, "schema": SCHEMA, "profile": to_plain(profile)}
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    try:
-        _replace(path, text)
-    except OSError as error:
-        raise InvalidField("--out", str(path), f"can't be written: {error}") from None
-
-
-def check_writable(path: Path, field: str = "--out") -> None:
-    """Before anything is measured. Raises ``InvalidField`` if ``path`` could not be replaced."""
-    folder = path.parent
-    if path.is_dir():
-        raise InvalidField(field, str(path), "is a folder; name a file")
-    if not folder.is_dir():
-        raise InvalidField(field, str(path), f"there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise InvalidField(field, str(path), "can't be written: permission denied")
+    write_files({path: text})
 
 
 def require_model(profile: LatencyProfile, model_hash: str, model: str) -> None:
@@ -84,20 +69,6 @@ def to_plain(profile: LatencyProfile) -> dict[str, Any]:
     """Dicts, lists, numbers and strings."""
     plain: dict[str, Any] = _adapter.dump_python(profile, mode="json")
     return plain
-
-
-def _replace(path: Path, text: str) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _check_schema(path: Path, schema: object) -> None:

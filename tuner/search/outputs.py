@@ -5,13 +5,17 @@ Does not cover: the chart itself (``helm``), charts to look at (``charts``).
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from core.config import ClusterSpec
-from tuner.search.space import Candidate, PoolChoice
+from core.errors import InvalidField
+from tuner.files import check_writable, write_files
+from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice
 from tuner.search.specs import spec_of
 
 # Ray knows kinds of accelerators by resources of these names; a sliver asks for the kind.
@@ -19,6 +23,8 @@ _KIND = "accelerator_type:{}"
 _SLIVER = 0.001
 _RAY_NAMES = {"a100": "A100", "h100": "H100", "h200": "H200", "b200": "B200", "l40s": "L40S"}
 _RAY_NAMES |= {"l4": "L4"}
+# Of a name of hardware in the name of a file.
+_LONGEST = 60
 
 
 def cluster_specs(candidate: Candidate, base: ClusterSpec) -> list[ClusterSpec]:
@@ -35,24 +41,40 @@ def values_yaml(spec: ClusterSpec, comment: str) -> str:
     return _commented(comment) + _dump({"cluster": _settings(spec)})
 
 
+def check_folder(folder: Path, budget: Budget) -> None:
+    """Before the search. Raises ``InvalidField`` if ``folder`` can't take the files."""
+    if not folder.is_dir():
+        raise InvalidField("--out", str(folder), "is no folder; make it first")
+    for kinds in ([budget.decode], budget.kinds):
+        for path in _paths(folder, kinds):
+            check_writable(path)
+
+
 def write_outputs(
     candidate: Candidate, base: ClusterSpec, comment: str, folder: Path
 ) -> list[Path]:
-    """Writes both files of each cluster; what was there before is replaced at once."""
+    """Writes both files of each cluster; what was there before is replaced at once. Raises
+    ``InvalidField`` if they can't be written."""
     specs = cluster_specs(candidate, base)
-    names = [""] if len(specs) == 1 else [f"-{d.on.profile.hardware}" for d in candidate.decode]
-    written = []
-    for name, spec in zip(names, specs, strict=True):
-        for stem, text in (
-            ("cluster", cluster_yaml(spec, comment)),
-            ("values", values_yaml(spec, comment)),
-        ):
-            path = folder / f"{stem}{name}.yaml"
-            draft = path.with_name(path.name + ".part")
-            draft.write_text(text, encoding="utf-8")
-            draft.replace(path)
-            written.append(path)
-    return written
+    texts = [write(spec, comment) for spec in specs for write in (cluster_yaml, values_yaml)]
+    paths = _paths(folder, [pool.on for pool in candidate.decode])
+    write_files(dict(zip(paths, texts, strict=True)))
+    return paths
+
+
+def _paths(folder: Path, kinds: Sequence[Accelerators]) -> list[Path]:
+    """Two for each cluster; several clusters are told apart by their hardware."""
+    names = [f"-{name}" for name in _file_names(kinds)] if len(kinds) > 1 else [""]
+    return [folder / f"{stem}{name}.yaml" for name in names for stem in ("cluster", "values")]
+
+
+def _file_names(kinds: Sequence[Accelerators]) -> list[str]:
+    """Names of hardware hold anything, and two kinds may have the same."""
+    names: list[str] = []
+    for kind in kinds:
+        name = re.sub(r"[^a-z0-9]+", "-", kind.profile.hardware.lower()).strip("-")[:_LONGEST]
+        names.append(name if name and name not in names else f"{name or 'kind'}-{len(names) + 1}")
+    return names
 
 
 def _with_kinds(candidate: Candidate, spec: ClusterSpec, decode: PoolChoice) -> ClusterSpec:

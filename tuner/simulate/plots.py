@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from core.errors import InvalidField
 from core.request import Role
+from tuner.files import check_writable, write_files
 from tuner.load.metrics import Slo
 from tuner.simulate.pools import Course, PoolCourse, pool_courses
 from tuner.simulate.result import SimulationResult
@@ -36,8 +37,7 @@ def check_plot_path(path: Path) -> None:
     except ImportError:
         fix = "pictures need matplotlib: pip install 'crossdock[plot]'"
         raise InvalidField("--plot", str(path), fix) from None
-    if not path.parent.is_dir():
-        raise InvalidField("--plot", str(path), f"there is no folder {path.parent}")
+    check_writable(path, "--plot")
 
 
 def plot_simulation(result: SimulationResult, slo: Slo, title: str, path: Path) -> None:
@@ -65,13 +65,13 @@ def new_figure(rows: int, columns: int, title: str) -> Figure:
 
 
 def save_figure(figure: Figure, title: str, path: Path) -> None:
-    """Written beside and renamed: nothing half-written is left."""
-    draft = path.with_name(path.name + ".part")
+    """Nothing half-written is left. Raises ``InvalidField`` if it can't be written."""
     if path.suffix == ".html":
-        draft.write_text(_page(figure, title), encoding="utf-8")
-    else:
-        figure.savefig(draft, format=path.suffix[1:], dpi=120)
-    draft.replace(path)
+        write_files({path: _page(figure, title)}, "--plot")
+        return
+    drawing = io.BytesIO()
+    figure.savefig(drawing, format=path.suffix[1:], dpi=120)
+    write_files({path: drawing.getvalue()}, "--plot")
 
 
 def _page(figure: Figure, title: str) -> str:
