@@ -136,9 +136,12 @@ class BlockPool:
                 break
             found.append(block_id)
         block_ids = np.array(found, dtype=np.int32)
-        wanted = self._as_blocks(tokens, len(found))
-        equal = (self._tokens[block_ids] == wanted).all(axis=1)
-        return block_ids if equal.all() else block_ids[: int(equal.argmin())]
+        if not found:
+            return block_ids
+        equal = self._tokens[block_ids] == self._as_blocks(tokens, len(found))
+        if _all(equal):
+            return block_ids
+        return block_ids[: int(equal.all(axis=1).argmin())]
 
     def acquire(self, block_ids: BlockIds) -> None:
         """One more reference on each block, which is in the cache or held by someone."""
@@ -147,7 +150,7 @@ class BlockPool:
         self._check(
             "acquire", block_ids, (refs > 0) | in_cache, "only cached or held blocks can be shared"
         )
-        unheld = int((refs == 0).sum())
+        unheld = int(np.count_nonzero(refs == 0))
         self._refs[block_ids] += 1
         self._num_cached -= unheld
         self._num_leased += unheld
@@ -155,16 +158,19 @@ class BlockPool:
     def allocate(self, count: int) -> BlockIds | None:
         """``count`` blocks with one reference and a new generation each, or None: all or nothing.
 
-        Takes the free list first, then evicts cached blocks, least recently used leaves first.
+        Takes the free list first, then evicts cached blocks, least recently used leaves first: so
+        two calls together give the same as one for both.
         """
         if count < 0:
             raise InvalidField("count", count, "must be 0 or more")
         if count > self.num_available:
             return None
-        if count > self._num_free:
-            self._evict(count - self._num_free)
-        self._num_free -= count
-        block_ids = self._free[self._num_free : self._num_free + count][::-1].copy()
+        left = max(0, self._num_free - count)
+        block_ids = self._free[left : self._num_free][::-1].copy()
+        lacking = count - len(block_ids)
+        self._num_free = left
+        if lacking:
+            block_ids = np.concatenate([block_ids, self._evict(lacking)])
         if count == 1:  # A sequence that decodes takes block after block.
             block_id = int(block_ids[0])
             self._refs_of[block_id] = 1
@@ -238,7 +244,7 @@ class BlockPool:
         values = hashes.tolist()
         parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)
         has_parent = parent is None or parent_id != _NO_BLOCK
-        are_new = not self._in_cache[block_ids].any() and self._block_of.keys().isdisjoint(values)
+        are_new = not np.count_nonzero(self._in_cache[block_ids]) and self._block_of.keys().isdisjoint(values)
         if not (has_parent and are_new and len(set(values)) == len(values)):
             return False
         self._block_of.update(zip(values, block_ids.tolist(), strict=True))
@@ -354,20 +360,55 @@ class BlockPool:
             and self._last_used_of[block_id] == last_used
         )
 
-    def _evict(self, count: int) -> None:
+    def _evict(self, count: int) -> BlockIds:
+        """Takes so many blocks out of the cache; they are nobody's then. There are that many."""
         evicted: list[int] = []
         leaf: Entry | None = None
-        pop, forget = self._leaves.pop, self._forget
-        for _ in range(count):
-            while (block_id := pop(leaf)) is None:
+        while (missing := count - len(evicted)) > 0:
+            block_id = self._leaves.pop(leaf)
+            if block_id is None:
                 leaf = self._forget_held_leaf()
-            leaf = forget(block_id)
-            evicted.append(block_id)
+                continue
+            chain = self._that_go_next(block_id, missing)
+            leaf = self._forget(block_id) if len(chain) == 1 else self._forget_chain(chain)
+            evicted += chain
         if leaf is not None:
             self._leaves.push(leaf[0], (leaf[1],))
-        self._free[self._num_free : self._num_free + count] = evicted
-        self._num_free += count
         self._num_cached -= count
+        return np.array(evicted, dtype=np.int32)
+
+    def _that_go_next(self, block_id: int, most: int) -> list[int]:
+        """``block_id``, the leaf that goes first, and its ancestors that go right after it: they
+        were given back with it, and nobody else builds on them."""
+        chain, used = [block_id], self._last_used_of[block_id]
+        if most == 1 or self._leaves.oldest_use == used:
+            return chain
+        parents, children, refs = self._parent_of, self._children_of, self._refs_of
+        last_used = self._last_used_of
+        while len(chain) < most:
+            block_id = parents[block_id]
+            if block_id == _NO_BLOCK or children[block_id] != 1:
+                break
+            if refs[block_id] or last_used[block_id] != used:
+                break
+            chain.append(block_id)
+        return chain
+
+    def _forget_chain(self, chain: list[int]) -> Entry | None:
+        """`_forget` of blocks each of which is the only child of the next one."""
+        block_ids = np.array(chain[:-1], dtype=np.int32)
+        values = self._hash[block_ids].tolist()
+        for value in values:
+            del self._block_of[value]
+        if self._stored.keys().isdisjoint(values):
+            self._removed.update(dict.fromkeys(values))
+        else:
+            for value in values:
+                _note(value, self._removed, self._stored)
+        self._in_cache[block_ids] = False
+        self._children[self._parent[block_ids]] = 0
+        self._parent[block_ids] = _NO_BLOCK
+        return self._forget(chain[-1])
 
     def _forget_held_leaf(self) -> Entry | None:
         """Every unheld cached block has held descendants: one of the oldest one's goes private.
@@ -403,18 +444,20 @@ class BlockPool:
     def _check_ids(self, action: str, block_ids: BlockIds) -> None:
         if len(block_ids) == 0:
             return
-        ordered = np.sort(block_ids)
-        if ordered[0] < 0 or ordered[-1] >= self.num_blocks:
-            bad = int(ordered[0] if ordered[0] < 0 else ordered[-1])
+        named = set(block_ids.tolist())
+        lowest, highest = min(named), max(named)
+        if lowest < 0 or highest >= self.num_blocks:
+            bad = lowest if lowest < 0 else highest
             raise _misuse(f"{action} of block {bad}: ids go from 0 to {self.num_blocks - 1}", bad)
-        twice = ordered[1:][ordered[1:] == ordered[:-1]]
-        if len(twice):
-            raise _misuse(f"{action} names block {twice[0]} twice in one call", int(twice[0]))
+        if len(named) < len(block_ids):
+            ordered = np.sort(block_ids)
+            twice = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
+            raise _misuse(f"{action} names block {twice} twice in one call", twice)
 
     def _check(
         self, action: str, block_ids: BlockIds, allowed: npt.NDArray[np.bool_], rule: str
     ) -> None:
-        if not allowed.all():
+        if not _all(allowed):
             bad = int(block_ids[int(allowed.argmin())])
             raise _misuse(f"{action} of block {bad} ({self._describe(bad)}): {rule}", bad)
 
@@ -473,6 +516,11 @@ class BlockPool:
         _require("every evictable leaf is queued", self._leaves.entries().issuperset(wanted))
         both = self._stored.keys() & self._removed.keys()
         _require("no pending event is both stored and removed", not both)
+
+
+def _all(mask: npt.NDArray[np.bool_]) -> bool:
+    """The same as ``mask.all()``, which takes a microsecond longer."""
+    return int(np.count_nonzero(mask)) == mask.size
 
 
 def _note(value: int, into: dict[int, None], opposite: dict[int, None]) -> None:

@@ -28,6 +28,11 @@ class LeafQueue:
         """Number of entries, outdated ones included."""
         return len(self._heap)
 
+    @property
+    def oldest_use(self) -> int | None:
+        """Of the entries, outdated ones included; None without any."""
+        return self._heap[0][0] if self._heap else None
+
     def push(self, last_used: int, block_ids: Iterable[int]) -> None:
         for block_id in block_ids:
             heapq.heappush(self._heap, (last_used, block_id))
