@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.cli.bench_plans import refuse_given
+from cluster.cli.gpu_prices import hour_prices
 from cluster.cli.profile_choice import ChosenProfile, choose_profile
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model
 from cluster.progress import StderrProgress
-from core.config import ClusterSpec
+from core.config import MAX_REPLICAS, ClusterSpec
 from core.errors import InvalidField
 from tuner.profile import hardware, model_shape
 from tuner.profile.model_shape import ModelShape, read_model_shape
 from tuner.profile.modelled import modelled_profile
 from tuner.search.space import Accelerators, Budget
+from tuner.simulate.from_spec import PoolProfiles
 
-MAX_GPUS = 4096
+# As many workers of one rank as a pool may have.
+MAX_GPUS = MAX_REPLICAS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,6 @@ class AcceleratorOptions:
 def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
     """What there is, and in words where its numbers come from. Raises ``InvalidField``."""
     separate = (options.prefill_gpus, options.decode_gpus)
-    prices = _prices(options.gpu_hour_price)
     if options.gpus is not None:
         if any(separate):
             raise InvalidField("--gpus", options.gpus, "leave it out beside --prefill-gpus")
@@ -49,7 +50,9 @@ def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
             "--decode-profile": options.decode_profile,
         }
         refuse_given(of_pools, "belongs to --prefill-gpus and --decode-gpus; use --profile")
-        both, words = _pool(options, "--gpus", options.gpus, options.profile, prices)
+        both, words = _pool(options, "--gpus", options.gpus, options.profile)
+        [price] = hour_prices(options.gpu_hour_price, options.base, [both.profile.hardware])
+        both = replace(both, hour_price=price)
         return Budget(both, both), (words,)
     if options.prefill_gpus is None or options.decode_gpus is None:
         fix = "say how many there are: --gpus 16, or --prefill-gpus h100:8 --decode-gpus l40s:16"
@@ -59,25 +62,26 @@ def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
         "--prefill-gpus",
         options.prefill_gpus,
         options.prefill_profile or options.profile,
-        prices,
     )
     decode, of_decode = _pool(
         options,
         "--decode-gpus",
         options.decode_gpus,
         options.decode_profile or options.profile,
-        prices,
     )
+    PoolProfiles(prefill.profile, decode.profile)
+    kinds = [prefill.profile.hardware, decode.profile.hardware]
+    prices = hour_prices(options.gpu_hour_price, options.base, kinds)
+    names = kinds if kinds[0] != kinds[1] else ["prefill's", "decode's"]
+    prefill = replace(prefill, hour_price=prices[0], name=names[0])
+    decode = replace(decode, hour_price=prices[1], name=names[1])
     return Budget(prefill, decode), (f"prefill: {of_prefill}", f"decode: {of_decode}")
 
 
 def _pool(
-    options: AcceleratorOptions,
-    option: str,
-    text: str,
-    path: Path | None,
-    prices: dict[str, float],
+    options: AcceleratorOptions, option: str, text: str, path: Path | None
 ) -> tuple[Accelerators, str]:
+    """Without a price."""
     kind, _, number = text.rpartition(":")
     if not number.isdecimal() or not 1 <= int(number) <= MAX_GPUS:
         fix = f"must be a number up to {MAX_GPUS}, or KIND:NUMBER such as h100:16"
@@ -85,8 +89,7 @@ def _pool(
     chosen = (
         _built_in(options, option, kind, path) if kind else choose_profile(path, _served(options))
     )
-    price = prices.get(chosen.profile.hardware, prices.get("", 0.0))
-    return Accelerators(chosen.profile, int(number), price), chosen.words
+    return Accelerators(chosen.profile, int(number)), chosen.words
 
 
 def _served(options: AcceleratorOptions) -> ClusterSpec:
@@ -122,21 +125,3 @@ def _model_shape(options: AcceleratorOptions) -> ModelShape:
     if name in model_shape.BUILT_IN:
         return model_shape.BUILT_IN[name]
     return read_model_shape(find_model(name))
-
-
-def _prices(text: str | None) -> dict[str, float]:
-    """By kind of accelerator; "" for all of them."""
-    if text is None:
-        return {}
-    prices: dict[str, float] = {}
-    for part in text.split(","):
-        kind, _, number = part.strip().rpartition("=")
-        try:
-            price = float(number)
-        except ValueError:
-            price = math.nan
-        if not (math.isfinite(price) and price > 0):
-            fix = "must be a price above zero, such as 2.5, or h100=2.5,l40s=0.9"
-            raise InvalidField("--gpu-hour-price", text, fix)
-        prices[kind.strip()] = price
-    return prices
