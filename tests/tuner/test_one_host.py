@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from search_worlds import SLO
 
@@ -24,6 +25,7 @@ from tuner.search.outputs import cluster_specs
 from tuner.search.space import Accelerators, Budget, Candidate, Limits, all_candidates
 from tuner.search.specs import model_candidate
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
+from tuner.simulate.requests import RequestTrace
 
 LIMITS = Limits(32, 256)
 
@@ -139,6 +141,7 @@ def test_two_hosts_use_the_threads_that_both_were_profiled_with() -> None:
 
 
 def test_a_bound_counts_the_threads() -> None:
-    traffic = Traffic(256.0, 1.0, 256 * 257 / 2, 0.0)
+    one = np.array([256], dtype=np.int32)
+    traffic = Traffic.of(RequestTrace("one", np.zeros(1), one, one // 256))
     rates = {str(c): bound_rate(c, traffic, SLO).rate for c in candidates(TWO_CORES, 1)}
     assert rates == {"colocated 1, tp 1": pytest.approx(1 / 0.012)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,8 @@ from core.errors import InvalidField
 from core.latency_profile import FEMTOSECONDS, StepWork, chunk_pairs
 from core.shards import ONE_RANK, ParallelShape
 from tuner.load.metrics import Slo
-from tuner.search.bounds import Resource, Traffic, bound_rate, endless_hit_rate
+from tuner.search.bounds import Resource, Traffic, bound_rate
+from tuner.search.least_work import LeastWork, known_tokens
 from tuner.search.outputs import cluster_yaml, values_yaml
 from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice, all_candidates
 from tuner.search.specs import model_candidate, spec_of
@@ -104,10 +107,15 @@ def one_and_one(kind: str = "h100") -> Candidate:
     return Candidate(pool, (pool,))
 
 
+def equal(prompt: int, answer: int, count: int = 10) -> RequestTrace:
+    """Requests with so many tokens each."""
+    ones = np.ones(count, dtype=np.int32)
+    return RequestTrace("equal", np.arange(count, dtype=float), prompt * ones, answer * ones)
+
+
 def test_long_prompts_are_bound_by_prefill_long_answers_by_decode() -> None:
     candidate = one_and_one()
-    prompts = Traffic(8000.0, 10.0, 8000.0 * 4000, 0.0)
-    answers = Traffic(100.0, 2000.0, 5000.0, 0.0)
+    prompts, answers = Traffic.of(equal(8000, 10)), Traffic.of(equal(100, 2000))
     assert bound_rate(candidate, prompts, SLO).limited_by is Resource.PREFILL_COMPUTE
     assert bound_rate(candidate, answers, SLO).limited_by is Resource.DECODE_BANDWIDTH
 
@@ -126,13 +134,12 @@ def prompt_seconds(pool: PoolChoice, prompt_tokens: int) -> float:
 def test_the_prefill_bound_is_the_time_of_one_prompt_after_the_other() -> None:
     candidate = one_and_one()
     assert candidate.prefill is not None
-    traffic = Traffic(8192.0, 1.0, 8192 * 8193 / 2, 0.0)
-    rate = bound_rate(candidate, traffic, SLO).rates[Resource.PREFILL_COMPUTE]
+    rate = bound_rate(candidate, Traffic.of(equal(8192, 1)), SLO).rates[Resource.PREFILL_COMPUTE]
     assert rate == pytest.approx(1 / prompt_seconds(candidate.prefill, 8192), rel=0.01)
 
 
 def test_a_tpot_that_no_step_keeps_leaves_nothing() -> None:
-    bound = bound_rate(one_and_one(), Traffic(1000.0, 100.0, 5e5, 0.0), Slo(1.0, 1e-4))
+    bound = bound_rate(one_and_one(), Traffic.of(equal(1000, 100)), Slo(1.0, 1e-4))
     assert (bound.rate, bound.limited_by) == (0.0, Resource.DECODE_BANDWIDTH)
 
 
@@ -148,18 +155,72 @@ def candidates_of(count: int) -> list[Candidate]:
     return all_candidates(budget_of("h100", count), 4000, LIMITS)
 
 
-def test_the_endless_hit_rate_counts_whole_shared_parts() -> None:
-    import numpy as np
+def test_a_tpot_that_enough_requests_keep_is_no_reason_to_serve_none() -> None:
+    """Nine of ten prompts are short, and reading the long one's context takes too long."""
+    trace = equal(100, 100)
+    trace.prompt_tokens[0] = 100_000
+    step = one_and_one().decode[0].engine.step
+    slo = Slo(1.0, 1.1 * step.time(StepWork(1, 1, 0, 1, 150)) / FEMTOSECONDS)
+    assert bound_rate(one_and_one(), Traffic.of(trace), slo).rate == 0.0
+    assert bound_rate(one_and_one(), Traffic.of(trace, 0.9), slo).rate > 0.0
 
-    trace = RequestTrace(
+
+def test_answers_of_one_token_are_prefill_alone() -> None:
+    bound = bound_rate(one_and_one(), Traffic.of(equal(1000, 1)), Slo(1.0, 1e-9))
+    assert bound.limited_by is Resource.PREFILL_COMPUTE
+    assert bound.rates[Resource.DECODE_BANDWIDTH] == bound.rates[Resource.KV_MEMORY] == inf
+
+
+def test_every_pair_of_replicas_has_a_link() -> None:
+    def link(prefills: int, decodes: int) -> float:
+        pool = one_and_one().decode[0]
+        candidate = Candidate(replace(pool, replicas=prefills), (replace(pool, replicas=decodes),))
+        return bound_rate(candidate, Traffic.of(equal(1000, 10)), SLO).rates[Resource.LINK]
+
+    assert link(2, 3) == pytest.approx(6 * link(1, 1))
+
+
+def sharing(*of_prompts: list[int]) -> RequestTrace:
+    """Prompts of 1,024 tokens and one of 512, with these parts of 512."""
+    count = len(of_prompts)
+    return RequestTrace(
         "t",
-        np.array([0.0, 1.0, 2.0]),
-        np.array([1024, 1024, 512], dtype=np.int32),
-        np.array([1, 1, 1], dtype=np.int32),
-        [np.array(ids, dtype=np.int32) for ids in ([0, 1], [0, 2], [0])],
+        np.arange(count, dtype=float),
+        np.array([1024] * (count - 1) + [512], dtype=np.int32),
+        np.ones(count, dtype=np.int32),
+        [np.array(ids, dtype=np.int32) for ids in of_prompts],
     )
+
+
+def test_an_endless_cache_knows_whole_shared_parts() -> None:
     # The third prompt is all known, but its last token is always computed.
-    assert endless_hit_rate(trace) == (512 + 511) / 2560
+    assert known_tokens(sharing([0, 1], [0, 2], [0])).tolist() == [0, 512, 511]
+    assert known_tokens(sharing([], [], [])).tolist() == [0, 0, 0]
+
+
+def test_new_tokens_attend_to_those_that_a_cache_holds() -> None:
+    least = LeastWork.of(sharing([0, 1], [0, 2], [0]), 1.0)
+    assert least.new_tokens * 3 == 1024 + 512 + 1
+    assert least.pairs * 3 == 1024 * 1025 / 2 + (1024 * 1025 - 512 * 513) / 2
+
+
+def test_sequences_that_share_a_prompt_share_its_memory() -> None:
+    def memory(trace: RequestTrace) -> float:
+        on = replace(L40S, engines=(replace(L40S.engine(ONE_RANK), kv_tokens=4000),))
+        candidate = Candidate(None, (PoolChoice(Accelerators(on, 1), 1, ONE_RANK, LIMITS),))
+        traffic = Traffic.of(replace(trace, output_tokens=trace.output_tokens * 100))
+        return bound_rate(candidate, traffic, SLO).rates[Resource.KV_MEMORY]
+
+    apart = memory(sharing(*([i, 100 + i] for i in range(50)), [999]))
+    assert memory(sharing(*([0, 1] for _ in range(50)), [0])) > 3 * apart
+
+
+@given(st.floats(0.1, 1.0), st.integers(0, 9))
+def test_the_fewer_have_to_be_served_the_more_may_be_offered(share: float, seed: int) -> None:
+    trace = chat_trace(50, seed)
+    traffic, all_of_it = Traffic.of(trace, share), Traffic.of(trace)
+    bound = bound_rate(one_and_one(), traffic, SLO).rate
+    assert bound >= bound_rate(one_and_one(), all_of_it, SLO).rate * 0.999
 
 
 def test_the_winner_as_a_config_is_what_was_simulated() -> None:

@@ -1,8 +1,9 @@
 """What a cluster can serve at most, from capacities alone: a bound that simulation can't exceed.
 
-Each pool has to spend so much engine time, KV memory or link time on an average request; the pool
-that runs out first sets the rate. Queueing, bursts and bad luck only take away from it, so
-candidates whose bound is below what another one reached need no simulation.
+Each pool has to spend so much engine time, KV memory or link time on the requests that are to meet
+the goal, in the cheapest way and without ever waiting; the pool that runs out first sets the rate.
+Queueing, bursts and bad luck only take away from it, so candidates whose bound is below what
+another one reached need no simulation.
 
 Pure. Does not cover: latencies under load (``tuner.simulate``).
 """
@@ -11,16 +12,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 
-import numpy as np
-
-from core.latency_profile import FEMTOSECONDS, StepModel, StepWork
+from core.latency_profile import FEMTOSECONDS, RowCurve, StepModel, StepWork
 from tuner.load.metrics import Slo
+from tuner.search.least_work import LeastWork, known_tokens
 from tuner.search.space import Candidate, PoolChoice
 from tuner.simulate.requests import RequestTrace
 
-# A bound counts every request, a goal leaves some of them out, and fits are not exact: so much more
-# than its bound a candidate may be asked for.
+# A bound is of a flow without end; what a trial counts begins and ends, and is a sample: so much
+# more than its bound a candidate may be asked for.
 SLACK = 1.2
 
 
@@ -36,43 +37,33 @@ class Resource(Enum):
 @dataclass(frozen=True, slots=True)
 class Traffic:
     """Means over a trace, in tokens. ``hit_rate``: share of prompt tokens that an endless cache,
-    common to all workers, would hold: no cluster has more."""
+    common to all workers, would hold. ``least``: what has to be done for the requests that are to
+    meet the goal."""
 
     prompt_tokens: float
     output_tokens: float
-    pairs: float
     hit_rate: float
+    least: LeastWork
 
     @property
     def mean_context(self) -> float:
         """Of a decoding sequence, half-way through its answer."""
         return self.prompt_tokens + self.output_tokens / 2
 
+    @property
+    def mean_steps(self) -> float:
+        """Of an answer, after its first token."""
+        return self.output_tokens - 1
+
     @classmethod
-    def of(cls, trace: RequestTrace) -> Traffic:
-        prompts = trace.prompt_tokens.astype(np.float64)
+    def of(cls, trace: RequestTrace, share: float = 1.0) -> Traffic:
+        """``share`` of the requests (0 to 1) are to meet the goal."""
         return cls(
-            prompt_tokens=float(prompts.mean()),
+            prompt_tokens=float(trace.prompt_tokens.mean()),
             output_tokens=float(trace.output_tokens.mean()),
-            pairs=float((prompts * (prompts + 1) / 2).mean()),
-            hit_rate=endless_hit_rate(trace),
+            hit_rate=float(known_tokens(trace).sum()) / float(trace.prompt_tokens.sum()),
+            least=LeastWork.of(trace, share),
         )
-
-
-def endless_hit_rate(trace: RequestTrace) -> float:
-    """Share of prompt tokens that were the beginning of an earlier prompt. A part that was seen
-    was seen after the same parts: ids of parts are those of chains."""
-    seen: set[int] = set()
-    hits = 0
-    for ids, length in zip(trace.shared, trace.prompt_tokens.tolist(), strict=False):
-        known = 0
-        for part in ids.tolist():
-            if part not in seen:
-                break
-            known += 1
-        seen.update(ids.tolist())
-        hits += min(known * trace.part_tokens, length - 1)
-    return hits / float(trace.prompt_tokens.sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,25 +94,22 @@ def _split_rates(candidate: Candidate, traffic: Traffic, slo: Slo) -> dict[Resou
     }
     seconds = _transfer_seconds(prefill, decode, traffic)
     if seconds:
-        # One edge for each pair, but an end of it is shared: at best all of the smaller side's.
-        rates[Resource.LINK] = min(prefill.replicas, decode.replicas) / seconds
+        # Every prefill replica has an edge to each decode replica.
+        rates[Resource.LINK] = prefill.replicas * decode.replicas / seconds
     return rates
 
 
 def _colocated_rates(pool: PoolChoice, traffic: Traffic, slo: Slo) -> dict[Resource, float]:
     """A mixed worker computes both phases in the same steps. At best all of these are full, so that
-    tokens of answers take no longer than tokens of prompts, beside reading their context."""
-    step, chunk = pool.engine.step, pool.limits.max_num_batched_tokens
-    tokens = max(0.0, traffic.output_tokens - 1)
-    rows = step.rows.at(chunk) / chunk * tokens
-    reading = (step.per_sampled + step.per_decode_context * traffic.mean_context) * tokens
-    decode_s = (rows + reading) / FEMTOSECONDS / pool.shape.pipeline
+    tokens of answers take no longer than tokens of prompts, beside reading their context; and it
+    can't decode faster than a worker that does nothing else."""
+    rates = _decode_rates(pool, traffic, slo)
     prefill_s = _prefill_seconds(pool, traffic)
-    memory = _decode_rates(pool, traffic, slo)[Resource.KV_MEMORY]
+    decode_s = _decode_seconds(pool, traffic, pool.limits.max_num_batched_tokens)
     busier = Resource.PREFILL_COMPUTE if prefill_s > decode_s else Resource.DECODE_BANDWIDTH
-    keeps_tpot = _largest_batch(pool, traffic, slo) > 0
-    together = pool.replicas / (prefill_s + decode_s) if keeps_tpot else 0.0
-    return {busier: together, Resource.KV_MEMORY: memory}
+    together = pool.replicas / (prefill_s + decode_s)
+    rates[busier] = min(together, rates.get(busier, together))
+    return rates
 
 
 def _sum_of_rates(pools: list[dict[Resource, float]]) -> dict[Resource, float]:
@@ -136,26 +124,93 @@ def _sum_of_rates(pools: list[dict[Resource, float]]) -> dict[Resource, float]:
 
 
 def _prefill_seconds(pool: PoolChoice, traffic: Traffic) -> float:
-    """Engine time of an average prompt in full chunks, on a pipeline that is never empty."""
-    chunk = pool.limits.max_num_batched_tokens
-    step = pool.engine.step
-    new = traffic.prompt_tokens * (1 - traffic.hit_rate)
-    per_row = step.rows.at(chunk) / chunk
-    pairs = traffic.pairs * (1 - traffic.hit_rate) ** 2
-    time = per_row * new + step.per_prefill_pair * pairs + step.per_sampled
+    """Engine time of an average request in full chunks, on a pipeline that is never empty."""
+    step, least = pool.engine.step, traffic.least
+    time = (
+        _least_of_row(step.rows, pool.limits.max_num_batched_tokens) * least.new_tokens
+        + step.per_prefill_pair * least.pairs
+        + step.per_sampled * least.requests
+    )
     return time / FEMTOSECONDS / pool.shape.pipeline
 
 
 def _decode_rates(pool: PoolChoice, traffic: Traffic, slo: Slo) -> dict[Resource, float]:
-    in_memory = int(pool.engine.kv_tokens // max(1.0, traffic.mean_context))
-    by_memory = _answers_per_second(pool, in_memory, traffic)
-    batch = min(_largest_batch(pool, traffic, slo), in_memory)
     return {
         Resource.DECODE_BANDWIDTH: _answers_per_second(
             pool, _largest_batch(pool, traffic, slo), traffic
         ),
-        Resource.KV_MEMORY: by_memory if batch == in_memory else float("inf"),
+        Resource.KV_MEMORY: _answers_per_second(pool, _batch_in_memory(pool, traffic), traffic),
     }
+
+
+def _answers_per_second(pool: PoolChoice, batch: int, traffic: Traffic) -> float:
+    """Of batches of at most ``batch``. Endless for answers of one token: prefill draws it."""
+    if batch == 0:
+        return 0.0
+    seconds = _decode_seconds(pool, traffic, ceil(batch / pool.shape.pipeline))
+    return pool.replicas / seconds if seconds else float("inf")
+
+
+def _decode_seconds(pool: PoolChoice, traffic: Traffic, rows: int) -> float:
+    """Engine time of an average answer after its first token, in steps of at most ``rows``."""
+    step, least = pool.engine.step, traffic.least
+    of_token = _least_of_row(step.rows, rows) + step.per_sampled
+    time = of_token * least.steps + step.per_decode_context * least.context
+    return time / FEMTOSECONDS / pool.shape.pipeline
+
+
+def _least_of_row(curve: RowCurve, most: int) -> float:
+    """Femtoseconds of a row in the step of at most ``most`` rows where it takes the least: at an
+    end of a straight piece."""
+    counts = {most, *(rows for rows, _ in curve.points if 1 <= rows < most)}
+    return min(curve.at(rows) / rows for rows in counts)
+
+
+def _batch_in_memory(pool: PoolChoice, traffic: Traffic) -> int:
+    """Sequences that have room if they share with each other all that they could."""
+    least = traffic.least
+    room = pool.limits.max_num_seqs
+    if least.kept:
+        room = min(room, ceil(pool.engine.kv_tokens * least.steps / least.kept))
+    return max(1, room)
+
+
+def _largest_batch(pool: PoolChoice, traffic: Traffic, slo: Slo) -> int:
+    """Sequences whose step keeps the TPOT, each stage of a pipeline having its share of them. 0 if
+    too many requests miss it even alone."""
+    least, step = traffic.least, pool.engine.step
+    if least.steps == 0:
+        return pool.limits.max_num_seqs
+    if _step_seconds(step, 1, pool, least.context_to_meet) > slo.tpot_s:
+        return 0
+    context = least.context / traffic.mean_steps
+    low, high = 1, pool.limits.max_num_seqs
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _step_seconds(step, middle, pool, context) <= slo.tpot_s:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _step_seconds(step: StepModel, batch: int, pool: PoolChoice, context: float) -> float:
+    """Time between two tokens of a sequence: with p stages, steps of a p-th of all sequences
+    follow each other, and each takes its way through all stages."""
+    share = -(-batch // pool.shape.pipeline)
+    work = StepWork(share, share, 0, share, round(share * context))
+    return step.time(work) / FEMTOSECONDS
+
+
+def _transfer_seconds(prefill: PoolChoice, decode: PoolChoice, traffic: Traffic) -> float:
+    """Of an average request over one edge; 0 if no edge was profiled."""
+    least = traffic.least
+    times = [
+        transfer.model.per_batch * least.requests + transfer.model.per_token * least.new_tokens
+        for transfer in prefill.on.profile.transfers
+        if (transfer.source, transfer.target) == (prefill.shape, decode.shape)
+    ]
+    return min(times, default=0) / FEMTOSECONDS
 
 
 def service_seconds(candidate: Candidate, traffic: Traffic, slo: Slo) -> float:
@@ -165,44 +220,6 @@ def service_seconds(candidate: Candidate, traffic: Traffic, slo: Slo) -> float:
     for pool in candidate.decode:
         in_memory = int(pool.engine.kv_tokens // max(1.0, traffic.mean_context))
         batch = max(1, min(_largest_batch(pool, traffic, slo), in_memory))
-        step_s = _step_seconds(pool.engine.step, batch, pool, traffic)
+        step_s = _step_seconds(pool.engine.step, batch, pool, traffic.mean_context)
         slowest = max(slowest, min(step_s, slo.tpot_s))
     return slo.ttft_s + traffic.output_tokens * slowest
-
-
-def _largest_batch(pool: PoolChoice, traffic: Traffic, slo: Slo) -> int:
-    """Sequences whose step keeps the TPOT, each stage of a pipeline having its share of them."""
-    low, high = 0, pool.limits.max_num_seqs
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _step_seconds(pool.engine.step, middle, pool, traffic) <= slo.tpot_s:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
-def _answers_per_second(pool: PoolChoice, batch: int, traffic: Traffic) -> float:
-    if batch == 0:
-        return 0.0
-    batch = min(batch, pool.limits.max_num_seqs)
-    seconds = _step_seconds(pool.engine.step, batch, pool, traffic)
-    return pool.replicas * batch / seconds / max(1.0, traffic.output_tokens - 1)
-
-
-def _step_seconds(step: StepModel, batch: int, pool: PoolChoice, traffic: Traffic) -> float:
-    """Time between two tokens of a sequence: with p stages, steps of a p-th of all sequences
-    follow each other, and each takes its way through all stages."""
-    share = -(-batch // pool.shape.pipeline)
-    work = StepWork(share, share, 0, share, round(share * traffic.mean_context))
-    return step.time(work) / FEMTOSECONDS
-
-
-def _transfer_seconds(prefill: PoolChoice, decode: PoolChoice, traffic: Traffic) -> float:
-    """Of an average prompt over one edge; 0 if no edge was profiled."""
-    times = [
-        transfer.model.time(round(traffic.prompt_tokens * (1 - traffic.hit_rate)))
-        for transfer in prefill.on.profile.transfers
-        if (transfer.source, transfer.target) == (prefill.shape, decode.shape)
-    ]
-    return min(times, default=0) / FEMTOSECONDS

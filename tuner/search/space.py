@@ -206,9 +206,10 @@ class _Wanted:
     def is_held_by(
         self, profile: LatencyProfile, shape: ParallelShape, engine: EngineProfile
     ) -> bool:
-        """Whether a replica has room for the longest request."""
+        """Whether a replica has room for the longest request, and the hardware for the blocks that
+        the config asks for."""
         blocks = blocks_of_replica(self.kv, profile, shape, engine.kv_tokens)
-        return blocks * self.kv.block_size >= self.longest
+        return self.longest <= blocks * self.kv.block_size <= engine.kv_tokens
 
 
 def _unique(kinds: Sequence[Accelerators]) -> list[Accelerators]:
@@ -216,10 +217,12 @@ def _unique(kinds: Sequence[Accelerators]) -> list[Accelerators]:
 
 
 def _needed_room(budget: Budget, longest: int, kv: KVSpec) -> str:
-    fix = f"none of the profiled shapes can hold {longest} tokens: take larger ones"
-    if kv.memory is None and kv.num_blocks is None and budget.decode.profile.device != "cpu":
-        return fix
-    return f"{fix}, or give more kv.memory"
+    fix = f"none of the profiled shapes can hold {longest} tokens"
+    if kv.num_blocks is not None:
+        return f"{fix} in kv.num_blocks = {kv.num_blocks}, or none has memory for so many"
+    if kv.memory is None and budget.decode.profile.device != "cpu":
+        return f"{fix}: take larger ones"
+    return f"{fix}: take larger ones, or give more kv.memory"
 
 
 def _shapes(kind: Accelerators, wanted: _Wanted) -> list[ParallelShape]:

@@ -76,7 +76,7 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
     if not candidates:
         fix = "they make no cluster of the profiled shapes: give more, or profile smaller shapes"
         raise InvalidField("gpus", question.budget.total, fix)
-    traffic = Traffic.of(trace)
+    traffic = Traffic.of(trace, question.goal.share)
     return [(c, bound_rate(c, traffic, question.goal.slo)) for c in candidates]
 
 
@@ -123,7 +123,7 @@ def _with_other_limits(
     best = scored[0]
     if not best.rate:
         return scored
-    traffic, slo = Traffic.of(question.trace), question.goal.slo
+    traffic, slo = Traffic.of(question.trace, question.goal.share), question.goal.slo
     variants = _limit_variants(best.candidate)
     bounds = [bound_rate(variant, traffic, slo) for variant in variants]
     jobs = [
