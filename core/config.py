@@ -41,7 +41,9 @@ _TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
 
 def parse_bytes(value: object) -> int:
     """Bytes of e.g. "512MiB", "2GB" or a plain number. Raises ``ValueError`` in plain words."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(value))
+    # Not of lists: by aliases a few lines of YAML can stand for gigabytes of text.
+    text = str(value) if isinstance(value, str | int | float) else ""
+    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
         raise ValueError('must be a size such as "512MiB", "2GB" or a number of bytes')
     return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -12,9 +12,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from core.config import parse_bytes
 
-ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(gt=0, le=1)]
+ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=10**18)]
+# What is beyond is a slip of units, and would leave the numbers that can be computed with.
+Rate = Annotated[float, Field(ge=1, le=1e20)]
+Seconds = Annotated[float, Field(ge=0, le=60)]
+Share = Annotated[float, Field(ge=0.001, le=1)]
 
 
 class HardwareSpec(BaseModel):
@@ -39,10 +41,10 @@ class HardwareSpec(BaseModel):
     memory: ByteSize
     link_bandwidth: Rate
     network_bandwidth: Rate
-    collective_s: float = Field(default=10e-6, ge=0)
-    step_s: float = Field(default=1e-3, ge=0)
-    message_s: float = Field(default=0.3e-3, ge=0)
-    request_s: float = Field(default=1e-3, ge=0)
+    collective_s: Seconds = 10e-6
+    step_s: Seconds = 1e-3
+    message_s: Seconds = 0.3e-3
+    request_s: Seconds = 1e-3
     compute_efficiency: Share = 0.6
     attention_efficiency: Share = 0.4
     bandwidth_efficiency: Share = 0.75

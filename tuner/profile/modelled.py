@@ -75,18 +75,23 @@ class Roofline:
         return TransferModel(femtoseconds(hw.message_s), femtoseconds(kv_bytes / rate))
 
     def _rows(self, shape: ParallelShape) -> RowCurve:
-        reading = self._seconds_to_read_weights(shape)
+        """Bends where products take longer than reading, and on the way there with each doubling of
+        the tokens that choose among experts."""
+        reading = self._seconds_to_read(self.model.layer_weights, shape)
         knee = max(2, ceil(reading / self._seconds_of_products(shape, 1)))
+        bends = {1, knee, 2 * knee}
+        if self.model.num_moe_layers:
+            bends |= {1 << power for power in range(knee.bit_length())}
         return RowCurve(
             tuple(
-                (rows, femtoseconds(self._seconds_of_rows(shape, rows)))
-                for rows in (1, knee, 2 * knee)
+                (rows, femtoseconds(self._seconds_of_rows(shape, rows))) for rows in sorted(bends)
             )
         )
 
     def _seconds_of_rows(self, shape: ParallelShape, rows: int) -> float:
-        products = max(self._seconds_to_read_weights(shape), self._seconds_of_products(shape, rows))
         hw, model = self.hardware, self.model
+        read = self._seconds_to_read(model.read_layer_weights(rows), shape)
+        products = max(read, self._seconds_of_products(shape, rows))
         numbers = rows * model.hidden_size * self.itemsize
         layers = model.num_hidden_layers
         activations = _ACTIVATIONS_PER_HIDDEN * layers * numbers / self._read_rate(shape)
@@ -102,14 +107,15 @@ class Roofline:
             sums = _SUMS_PER_LAYER * self.model.num_hidden_layers * each
         return sums + (shape.pipeline - 1) * (hw.message_s + numbers / rate)
 
-    def _seconds_to_read_weights(self, shape: ParallelShape) -> float:
-        weights = self.model.layer_weights + self.model.head_weights
+    def _seconds_to_read(self, layer_weights: float, shape: ParallelShape) -> float:
+        """With the head, which every step reads."""
+        weights = layer_weights + self.model.head_weights
         return weights * self.itemsize / self._read_rate(shape)
 
     def _seconds_of_products(self, shape: ParallelShape, rows: int) -> float:
         hw = self.hardware
         rate = hw.flops * hw.compute_efficiency * shape.tensor
-        return 2 * rows * self.model.layer_weights / rate
+        return 2 * rows * self.model.active_layer_weights / rate
 
     def _read_rate(self, shape: ParallelShape) -> float:
         """Bytes/s of one stage: stages work one after the other on a step."""

@@ -8,12 +8,13 @@ shapes: ["1x1", "2x1"]    # tensor x pipeline; without it all usual ones
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from core.errors import InvalidField
 from core.kv_layout import DTYPE_BYTES
@@ -34,7 +35,7 @@ def profile_from_spec(path: Path, created: str) -> LatencyProfile:
         if key not in _KEYS:
             raise InvalidField(str(key), content[key], f"unknown entry; valid: {', '.join(_KEYS)}")
     dtype = content.get("dtype", "bfloat16")
-    if dtype not in DTYPE_BYTES:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise InvalidField("dtype", dtype, f"must be one of {', '.join(DTYPE_BYTES)}")
     return modelled_profile(
         parse_hardware(_needed(content, "hardware", path)),
@@ -52,6 +53,9 @@ def parse_hardware(stated: object) -> HardwareSpec:
             fix = f"is not built in; known: {', '.join(hardware.BUILT_IN)}; or give its numbers"
             raise InvalidField("hardware", stated, fix)
         return hardware.BUILT_IN[stated]
+    if not isinstance(stated, Mapping):
+        raise InvalidField("hardware", stated, "must be a built-in name, or a section of numbers")
+    _refuse_unknown(stated, "hardware", HardwareSpec)
     try:
         return HardwareSpec.model_validate(stated)
     except ValidationError as error:
@@ -64,10 +68,11 @@ def parse_hardware(stated: object) -> HardwareSpec:
 def parse_model(stated: object, folder: Path) -> ModelShape:
     """A built-in name, a model folder (relative to ``folder``), or a mapping of sizes."""
     if isinstance(stated, Mapping):
+        _refuse_unknown(stated, "model", ModelShape)
         return shape_of({"name": "custom", **stated}, "model")
-    if stated in model_shape.BUILT_IN:
-        return model_shape.BUILT_IN[str(stated)]
-    if isinstance(stated, str) and (folder / stated / "config.json").is_file():
+    if isinstance(stated, str) and stated in model_shape.BUILT_IN:
+        return model_shape.BUILT_IN[stated]
+    if isinstance(stated, str) and "\0" not in stated and (folder / stated).is_dir():
         return read_model_shape(folder / stated)
     known = ", ".join(model_shape.BUILT_IN)
     raise InvalidField("model", stated, f"is neither built in ({known}) nor a model folder")
@@ -75,10 +80,10 @@ def parse_model(stated: object, folder: Path) -> ModelShape:
 
 def parse_shape(stated: object) -> ParallelShape:
     """ "2x1": tensor x pipeline."""
-    parts = str(stated).lower().replace("×", "x").split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+    match = re.fullmatch(r"([1-9][0-9]{0,3})[x×]([1-9][0-9]{0,3})", str(stated).lower()[:16])
+    if not isinstance(stated, str) or match is None:
         raise InvalidField("shapes", stated, 'must be TENSORxPIPELINE, e.g. "2x1"')
-    shape = ParallelShape(int(parts[0]), int(parts[1]))
+    shape = ParallelShape(int(match[1]), int(match[2]))
     if shape.num_ranks > MAX_RANKS:
         raise InvalidField("shapes", stated, f"a replica has at most {MAX_RANKS} ranks")
     return shape
@@ -98,13 +103,24 @@ def _needed(content: Mapping[str, Any], key: str, path: Path) -> Any:
     return content[key]
 
 
+def _refuse_unknown(stated: Mapping[str, Any], section: str, kind: type[BaseModel]) -> None:
+    unknown = [key for key in stated if key not in kind.model_fields]
+    if unknown:
+        fix = f"unknown entry; valid: {', '.join(kind.model_fields)}"
+        raise InvalidField(f"{section}.{unknown[0]}", stated[unknown[0]], fix)
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidField("--from-spec", str(path), f"can't be read: {error}") from None
+    except UnicodeDecodeError:
+        raise InvalidField("--from-spec", str(path), "is no text file") from None
     except yaml.YAMLError as error:
         raise InvalidField("--from-spec", str(path), f"is not YAML: {error}") from None
+    except (OSError, ValueError) as error:
+        raise InvalidField("--from-spec", str(path), f"can't be read: {error}") from None
+    except RecursionError:
+        raise InvalidField("--from-spec", str(path), "is nested too deeply") from None
     if not isinstance(content, Mapping):
         raise InvalidField("--from-spec", str(path), "must hold `hardware: …` and `model: …`")
     return content
