@@ -18,7 +18,6 @@ from core.latency_profile import (
     LatencyProfile,
     Origin,
     StepWork,
-    TransferModel,
     TransferProfile,
 )
 from core.shards import ONE_RANK
@@ -31,7 +30,7 @@ from tuner.profile.fit import (
     fit_warning,
     worst_points,
 )
-from tuner.profile.points import EngineSetting
+from tuner.profile.points import EdgeSetting, EngineSetting
 
 Findings = Mapping[str, Found]
 
@@ -80,14 +79,16 @@ class _Overhead:
 def assemble(
     subject: Subject,
     engines: Mapping[EngineSetting, Findings],
-    edges: Mapping[str, Findings],
+    edges: Mapping[EdgeSetting, Findings],
     serving: Findings,
     created: str,
+    failed: Mapping[EdgeSetting, str],
 ) -> ProfileResult:
-    """``engines``: all points of each; ``edges``: batches by transport; ``created``: ISO 8601."""
+    """``engines``: all points of each; ``edges``: batches of each that was measured; ``failed``:
+    why others could not be; ``created``: ISO 8601."""
     overhead = _overheads(engines, serving, subject.device)
     fits, profiles = [], []
-    warnings = _left_out(subject, edges)
+    warnings = [*_left_out(subject), *_edges_left_out(subject, edges, failed)]
     for setting, findings in engines.items():
         steps = _steps(subject, setting, findings, overhead)
         profile, fitted = _engine(subject, setting, findings, steps)
@@ -98,8 +99,8 @@ def assemble(
             warnings += _disturbance(setting.name, findings)
     message_s = _message_s(edges)
     transfers = []
-    for transport, findings in edges.items():
-        transfer, fitted = _transfer(transport, findings, message_s, subject.layout.block_size)
+    for edge, findings in edges.items():
+        transfer, fitted = _transfer(edge, findings, message_s, subject.layout.block_size)
         transfers.append(transfer)
         fits.append(fitted)
         warnings += _warnings(fitted.name, findings, fitted)
@@ -125,15 +126,29 @@ def assemble(
     return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
 
 
-def _left_out(subject: Subject, edges: Mapping[str, Findings]) -> list[str]:
-    """What was asked for and can't be measured here."""
+def _left_out(subject: Subject) -> list[str]:
+    """Shapes that were asked for and can't be measured here."""
     parts = "GPUs" if subject.device == "cuda" else "cores"
-    said = [
+    return [
         f"{shape} is not measured: it needs {shape.num_ranks} {parts}" for shape in subject.left_out
     ]
-    if not edges:
+
+
+def _edges_left_out(
+    subject: Subject, edges: Mapping[EdgeSetting, Findings], failed: Mapping[EdgeSetting, str]
+) -> list[str]:
+    """Ways of blocks that nothing is known of, or less than it seems."""
+    said = [f"transfer over {edge.name} is not measured: {why}" for edge, why in failed.items()]
+    for edge, gpus in subject.edges_left_out:
+        said.append(f"transfer over {edge.name} is not measured: it needs {gpus} GPUs")
+    if not edges and not said:
         transport = subject.spec.kv.transport
         said.append(f"no transfer is measured: not over {transport} between processes of one host")
+    for edge in edges:
+        if len(set(subject.edge_gpus(edge.source, edge.target))) == 1:
+            said.append(
+                f"transfer over {edge.name} is measured within one GPU: between two it is slower"
+            )
     return said
 
 
@@ -222,7 +237,7 @@ def _kv_tokens(subject: Subject, setting: EngineSetting, findings: Findings) -> 
     return max(1, all_ranks // subject.kv_bytes_per_token)
 
 
-def _message_s(edges: Mapping[str, Findings]) -> float:
+def _message_s(edges: Mapping[EdgeSetting, Findings]) -> float:
     """Half of the shortest question and answer: the smallest batch's ticket."""
     tickets = [
         one.seconds
@@ -234,7 +249,7 @@ def _message_s(edges: Mapping[str, Findings]) -> float:
 
 
 def _transfer(
-    transport: str, findings: Findings, message_s: float, block_size: int
+    edge: EdgeSetting, findings: Findings, message_s: float, block_size: int
 ) -> tuple[TransferProfile, Fitted]:
     """Until blocks are verified: without the way back of the news, which is a message."""
     transfers = [
@@ -243,11 +258,9 @@ def _transfer(
         if name.isdecimal()
     ]
     model, error = fit_transfer(transfers)
-    profile = TransferProfile(
-        transport, ONE_RANK, ONE_RANK, TransferModel(model.per_batch, model.per_token), error
-    )
+    profile = TransferProfile(edge.transport, edge.source, edge.target, model, error)
     worst = tuple(worst_points([one.name for one in transfers], error))
-    return profile, Fitted(f"transfer over {transport}", len(transfers), error, worst)
+    return profile, Fitted(f"transfer over {edge.name}", len(transfers), error, worst)
 
 
 def _disturbance(name: str, findings: Findings) -> list[str]:

@@ -1,17 +1,17 @@
-"""How long handed-over blocks and control messages take between two processes of this host.
+"""How long handed-over blocks and control messages take between two replicas of this host.
 
-Both ends are production code (``kv_transfer``, the lease rules) in processes of their own, bound to
-cores as P and D would be. Nothing else computes on those: beside a busy engine a long copy takes up
-to twice as long. Does not cover: hosts connected by a network.
+Both ends are production code (``kv_transfer``, the lease rules), every rank in a process of its
+own, bound to cores as P and D would be. Nothing else computes on those: beside a busy engine a long
+copy takes up to twice as long. Does not cover: hosts connected by a network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.profiling.child import Child
-from cluster.profiling.tasks import EdgeTask
+from cluster.profiling.tasks import EdgeEnd, EdgeTask
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,26 @@ class EdgeBatch:
     runs: int
 
 
-def measure_edges(task: EdgeTask, prefill_cores: tuple[int, ...]) -> Iterator[EdgeBatch]:
-    """``task``: D's end, with its cores. Raises ``InternalError`` if a transport doesn't work."""
-    threads = max(1, len(task.cores))
-    ours = replace(task, cores=prefill_cores)
+@dataclass(frozen=True, slots=True)
+class EdgeFailed:
+    """A transport that does not work between those two, and why."""
+
+    transport: str
+    failed: str
+
+
+def measure_edges(task: EdgeTask) -> Iterator[EdgeBatch | EdgeFailed]:
+    """Raises ``InternalError`` if a process ends."""
     # Both load at the same time.
     with (
-        Child("cluster.profiling.handoff_decode_child", task, threads) as decode,
-        Child("cluster.profiling.handoff_prefill_child", ours, threads) as prefill,
+        _child("cluster.profiling.handoff_decode_child", task, task.decode) as decode,
+        _child("cluster.profiling.handoff_prefill_child", task, task.prefill) as prefill,
     ):
         prefill.tell(str(decode.hear()["port"]))
         for said in prefill.lines():
-            yield EdgeBatch(**said)
+            yield EdgeFailed(**said) if "failed" in said else EdgeBatch(**said)
+
+
+def _child(module: str, task: EdgeTask, end: EdgeEnd) -> Child:
+    gpu = end.rank_gpus[0] if end.rank_gpus else None
+    return Child(module, task, max(1, len(end.rank_cores[0])), gpu)

@@ -3,19 +3,24 @@
     python -m cluster.profiling.handoff_decode_child
 
 Reads an ``EdgeTask``, says its port, ends with its stdin. Every reserve is granted at once, and
-every sequence ends at once: no engine is behind it.
+every sequence ends at once: no engine is behind it. Leads the other ranks of D.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import grpc
 
+from cluster.addresses import LOOPBACK
 from cluster.process_binding import bind_process
+from cluster.profiling.edge_ranks import all_receivers, make_pool, make_receiver, start_ranks
 from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
 from cluster.profiling.tasks import EdgeTask
 from core.block_hash import block_hashes
@@ -31,11 +36,14 @@ from core.lease_events import (
     SendToPrefill,
     StartSequence,
 )
-from core.shards import ONE_RANK
+from core.request import Role
 from crossdock.v1 import handoff_pb2_grpc
 from kv_transfer.handshake import WorkerIdentity
 
-HOST = "127.0.0.1"
+if TYPE_CHECKING:
+    from engine.kv_pool import KVPool
+    from kv_transfer.rank_ports import RankReceiver
+
 DECODE_EPOCH = 1
 
 
@@ -43,37 +51,34 @@ def serve(task: EdgeTask) -> None:
     end_with_stdin()
     # That a slower transport than allowed is taken is on purpose here.
     logging.getLogger("kv_transfer").setLevel(logging.ERROR)
-    bind_process(task.cores, max(1, len(task.cores)))
-    asyncio.run(_serve(task))
+    with contextlib.ExitStack() as others:
+        group = start_ranks(task, Role.DECODE, others)
+        cores = task.decode.rank_cores[0]
+        bind_process(cores, max(1, len(cores)))
+        pool = make_pool(task, Role.DECODE, 0)
+        receivers = all_receivers(make_receiver(task, 0, pool), group)
+        asyncio.run(_serve(_Decode(task, pool, receivers)))
 
 
-async def _serve(task: EdgeTask) -> None:
-    decode = _Decode(task)
+async def _serve(decode: _Decode) -> None:
     server = grpc.aio.server()
     handoff_pb2_grpc.add_HandoffServicer_to_server(decode.handoffs, server)
-    port = server.add_insecure_port(f"{HOST}:0")
+    port = server.add_insecure_port(f"{LOOPBACK}:0")
     await server.start()
     say(port=port)
     await server.wait_for_termination()
 
 
 class _Decode:
-    def __init__(self, task: EdgeTask) -> None:
+    def __init__(self, task: EdgeTask, pool: KVPool, receivers: Sequence[RankReceiver]) -> None:
         # Imported only now: torch reads the affinity of the process when it is imported.
-        from engine.kv_pool import KVPool
         from kv_transfer.decode_session import HandoffServer
-        from kv_transfer.rank_receiver import LocalRankReceiver
-        from worker.pool import receiving_blocks
 
-        pool = KVPool.create(task.layout, task.num_blocks, task.device)
         self._layout = task.layout
         self._blocks = BlockPool(task.num_blocks, task.layout.block_size, pool.generations)
         self._leases = LeaseTable(self._blocks, LeaseTimes(), itertools.count(1).__next__)
-        receiver = LocalRankReceiver(
-            receiving_blocks(pool), task.layout, ONE_RANK, 0, task.transports
-        )
-        identity = WorkerIdentity("D", DECODE_EPOCH, model_hash=0, layout=task.layout)
-        self.handoffs = HandoffServer(identity, [receiver], self._handle)
+        identity = WorkerIdentity("D", DECODE_EPOCH, 0, task.layout, task.decode.shape)
+        self.handoffs = HandoffServer(identity, receivers, self._handle)
 
     def _handle(self, event: LeaseInput) -> None:
         for command in self._leases.handle(event, time.monotonic()):

@@ -3,33 +3,37 @@
     python -m cluster.profiling.handoff_prefill_child
 
 Reads an ``EdgeTask`` and D's port; says for each transport and batch: seconds from reserve to
-ticket, and from the announcement of its blocks to the news that all are verified.
+ticket, and from the announcement of its blocks to the news that all are verified; or why a
+transport does not work. Leads the other ranks of P.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import time
+from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from cluster.addresses import LOOPBACK
 from cluster.process_binding import bind_process
-from cluster.profiling.handoff_decode_child import DECODE_EPOCH, HOST
+from cluster.profiling.edge_ranks import all_senders, make_pool, make_sender, start_ranks
+from cluster.profiling.handoff_decode_child import DECODE_EPOCH
 from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
 from cluster.profiling.tasks import ANNOUNCED_BYTES, EdgeTask
-from core.errors import InternalError
+from core.errors import CrossdockError, InternalError
 from core.handoff import Ack, Commit, Committed, FailureCause, Reserve, Ticket, ToPrefill
-from core.request import AttemptKey, RequestKey, SamplingParams
-from core.shards import ONE_RANK
+from core.request import AttemptKey, RequestKey, Role, SamplingParams
 from core.step import SampledToken
 from kv_transfer.handshake import WorkerIdentity
 
 if TYPE_CHECKING:
-    from engine.kv_pool import KVPool
     from kv_transfer.prefill_session import PrefillSession
+    from kv_transfer.rank_ports import RankSender
 
 Message = TypeVar("Message", Ticket, Ack, Committed)
 
@@ -40,51 +44,57 @@ _PATIENCE_S = 30.0
 def announce(task: EdgeTask) -> None:
     ports: queue.SimpleQueue[str] = queue.SimpleQueue()
     end_with_stdin(ports.put)
-    bind_process(task.cores, max(1, len(task.cores)))
-    # Imported only now: torch reads the affinity of the process when it is imported.
-    from engine.kv_pool import KVPool
+    with contextlib.ExitStack() as others:
+        group = start_ranks(task, Role.PREFILL, others)
+        cores = task.prefill.rank_cores[0]
+        bind_process(cores, max(1, len(cores)))
+        pool = make_pool(task, Role.PREFILL, 0)
+        sender = make_sender(task, 0, pool)
+        senders = all_senders(sender, group)
+        port = int(ports.get())
+        for transport in task.transports:
+            try:
+                asyncio.run(_announce(task, senders, transport, port))
+            except (CrossdockError, TimeoutError) as error:
+                say(transport=transport, failed=str(error) or "nothing came in time")
+        sender.close()
+        pool.close()
 
-    pool = KVPool.create(task.layout, task.num_blocks, task.device)
-    pool.tensor.normal_()
-    port = int(ports.get())
-    for transport in task.transports:
-        asyncio.run(_announce(task, pool, transport, port))
-    pool.close()
 
-
-async def _announce(task: EdgeTask, pool: KVPool, transport: str, port: int) -> None:
+async def _announce(
+    task: EdgeTask, senders: Sequence[RankSender], transport: str, port: int
+) -> None:
     from kv_transfer.prefill_session import PrefillSession
-    from kv_transfer.rank_sender import LocalRankSender
-    from worker.pool import sending_pool
 
-    sender = LocalRankSender(sending_pool(pool), task.layout, ONE_RANK, 0, [transport], HOST)
     heard: asyncio.Queue[ToPrefill | str] = asyncio.Queue()
 
     def lost(cause: FailureCause, detail: str) -> None:
         heard.put_nowait(f"{cause.value}: {detail}")
 
+    identity = WorkerIdentity(f"P over {transport}", 2, 0, task.layout, task.prefill.shape)
     session = PrefillSession(
-        f"{HOST}:{port}",
+        f"{LOOPBACK}:{port}",
         DECODE_EPOCH,
-        WorkerIdentity(f"P over {transport}", 2, model_hash=0, layout=task.layout),
-        [sender],
-        stream="to D",
+        identity,
+        senders,
+        stream=transport,
         blocks_per_announcement=max(1, ANNOUNCED_BYTES // task.layout.block_bytes),
         on_message=heard.put_nowait,
         on_lost=lost,
     )
-    hand_over = _HandOver(session, heard, task, transport)
-    for blocks in task.batches:
-        times = await hand_over.batches(blocks)
-        say(
-            transport=transport,
-            blocks=blocks,
-            ticket_s=median(ticket for ticket, _ in times),
-            verified_s=median(verified for _, verified in times),
-            runs=len(times),
-        )
-    await session.close()
-    sender.close()
+    try:
+        hand_over = _HandOver(session, heard, task, transport)
+        for blocks in task.batches:
+            times = await hand_over.batches(blocks)
+            say(
+                transport=transport,
+                blocks=blocks,
+                ticket_s=median(ticket for ticket, _ in times),
+                verified_s=median(verified for _, verified in times),
+                runs=len(times),
+            )
+    finally:
+        await session.close()
 
 
 class _HandOver:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from core.shards import ParallelShape
 from tuner.profile.points import EngineSetting
 
 Cores = tuple[int, ...]
@@ -30,6 +31,24 @@ def place(setting: EngineSetting, cores: Sequence[int]) -> Placing:
     apart = setting.company - len(sharing)
     company = (*sharing, *(others[i % len(others)] for i in range(apart)))
     return Placing(ranks, company)
+
+
+def place_edge(
+    source: ParallelShape, target: ParallelShape, threads: int, cores: Sequence[int]
+) -> tuple[tuple[Cores, ...], tuple[Cores, ...]]:
+    """Cores of each rank of P and of D, up to ``threads`` each: P's are the first ones, D's the
+    last. Ranks take turns on a half that has fewer."""
+    half = max(1, len(cores) // 2)
+    return (
+        _shares(cores[:half], source.num_ranks, threads),
+        _shares(cores[-half:][::-1], target.num_ranks, threads),
+    )
+
+
+def _shares(cores: Sequence[int], parts: int, most: int) -> tuple[Cores, ...]:
+    size = max(1, min(most, len(cores) // parts))
+    firsts = [part * size % len(cores) for part in range(parts)]
+    return tuple(tuple(sorted(cores[first : first + size])) for first in firsts)
 
 
 def _groups(cores: Sequence[int], size: int) -> list[Cores]:

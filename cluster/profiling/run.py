@@ -21,34 +21,37 @@ from cluster.profiling.assemble import (
     assemble,
 )
 from cluster.profiling.child import Child
-from cluster.profiling.edges import measure_edges
+from cluster.profiling.edges import EdgeFailed, measure_edges
 from cluster.profiling.machine import visible_gpus
 from cluster.profiling.partial_file import PartialFile, partial_path
-from cluster.profiling.placing import Placing, place
+from cluster.profiling.placing import Cores, Placing, place, place_edge
 from cluster.profiling.serving import measure_serving
 from cluster.profiling.subject import Subject
-from cluster.profiling.tasks import EdgeTask, EngineTask, Found
+from cluster.profiling.tasks import EdgeEnd, EdgeTask, EngineTask, Found
 from cluster.progress import Progress, ProgressBar
 from core.errors import CrossdockError
 from core.request import Role
+from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
 from tuner.files import check_writable
-from tuner.profile.points import EngineSetting, StepPoint
+from tuner.profile.points import EdgeSetting, EngineSetting, StepPoint
 from tuner.profile.profile_file import write_profile
 from tuner.profile.store import store_profile
 
 # Of the time that a point takes; for the progress bar.
 _LOADING = 25.0
-_EDGES = 40.0
 _SERVING = 40.0
 _FIRST_TOKENS = 15
 
 
 @dataclass(slots=True)
 class _Run:
+    """``failed``: ways of blocks that do not work here, and why."""
+
     subject: Subject
     partial: PartialFile
     bar: ProgressBar = field(init=False)
+    failed: dict[EdgeSetting, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.bar = ProgressBar(self._work())
@@ -70,25 +73,29 @@ class _Run:
                 self.bar.advance(1 / setting.core_share, f"{section}: {found.name}")
 
     def edges(self) -> None:
-        """Measures transports that are missing."""
-        section = "transfers"
-        blocks = self.subject.transfer_blocks()
-        missing = tuple(
-            transport
-            for transport in self.subject.transports()
-            if any(self.partial.get(transport, str(count)) is None for count in blocks)
-        )
-        if not missing:
-            return
-        self.bar.advance(0.0, f"{section}: loading")
-        task, prefill_cores = self._edge_task(missing, blocks)
-        for batch in measure_edges(task, prefill_cores):
-            ticket = f"{TICKET} {batch.blocks}"
-            self.partial.add(batch.transport, Found(ticket, batch.ticket_s, batch.runs))
-            verified = Found(str(batch.blocks), batch.verified_s, batch.runs)
-            self.partial.add(batch.transport, verified)
-            share = _EDGES / len(blocks) / len(missing)
-            self.bar.advance(share, f"{section}: {batch.transport}, {batch.blocks} blocks")
+        """Measures ways that are missing."""
+        missing: dict[tuple[ParallelShape, ParallelShape], list[EdgeSetting]] = {}
+        for edge in self.subject.edges:
+            if not self._is_measured(edge):
+                missing.setdefault((edge.source, edge.target), []).append(edge)
+        for (source, target), edges in missing.items():
+            self._measure_edges(source, target, edges)
+
+    def _measure_edges(
+        self, source: ParallelShape, target: ParallelShape, edges: Sequence[EdgeSetting]
+    ) -> None:
+        """All transports between two shapes."""
+        by_transport = {edge.transport: edge for edge in edges}
+        self.bar.advance(_LOADING, f"transfers, {source} to {target}: loading")
+        for said in measure_edges(self._edge_task(source, target, edges)):
+            edge = by_transport[said.transport]
+            if isinstance(said, EdgeFailed):
+                self.failed[edge] = said.failed
+                continue
+            ticket = f"{TICKET} {said.blocks}"
+            self.partial.add(edge.name, Found(ticket, said.ticket_s, said.runs))
+            self.partial.add(edge.name, Found(str(said.blocks), said.verified_s, said.runs))
+            self.bar.advance(1.0, f"transfers over {edge.name}: {said.blocks} blocks")
 
     def serving(self) -> None:
         """Measures router, doors and the worker's own event loop, if they are missing."""
@@ -114,9 +121,10 @@ class _Run:
         return assemble(
             subject,
             {one: partial.section(f"engine {one.name}") for one in subject.engines},
-            {name: partial.section(name) for name in subject.transports()},
+            {edge: partial.section(edge.name) for edge in subject.edges if self._is_measured(edge)},
             partial.section(SERVING),
             datetime.now(UTC).isoformat(timespec="seconds"),
+            self.failed,
         )
 
     def _work(self) -> float:
@@ -125,7 +133,18 @@ class _Run:
         for setting in self.subject.engines:
             missing = len(self._missing(setting)) + len(self._missing_overhead(setting))
             total += missing / setting.core_share + _LOADING * (missing > 0)
-        return total + _EDGES + _SERVING
+        pairs = {
+            (edge.source, edge.target): len(self.subject.transfer_blocks(edge))
+            for edge in self.subject.edges
+            if not self._is_measured(edge)
+        }
+        transports = len(self.subject.transports())
+        total += sum(_LOADING + transports * batches for batches in pairs.values())
+        return total + _SERVING
+
+    def _is_measured(self, edge: EdgeSetting) -> bool:
+        blocks = self.subject.transfer_blocks(edge)
+        return all(self.partial.get(edge.name, str(count)) is not None for count in blocks)
 
     def _missing(self, setting: EngineSetting) -> list[StepPoint]:
         """In an order that has nothing to do with their sizes: what drifts hits all alike."""
@@ -165,21 +184,25 @@ class _Run:
         return place(setting, self.subject.cores), ()
 
     def _edge_task(
-        self, transports: tuple[str, ...], blocks: tuple[int, ...]
-    ) -> tuple[EdgeTask, tuple[int, ...]]:
-        """D's end, and P's cores: P on the first ones, D on the last, as the smallest replicas."""
+        self, source: ParallelShape, target: ParallelShape, edges: Sequence[EdgeSetting]
+    ) -> EdgeTask:
         subject = self.subject
-        count = subject.engines[0].threads if subject.device == "cpu" else 0
-        task = EdgeTask(
+        gpus = subject.edge_gpus(source, target)
+        prefill: tuple[Cores, ...] = ((),) * source.num_ranks
+        decode: tuple[Cores, ...] = ((),) * target.num_ranks
+        if not gpus:
+            threads = subject.engines[0].threads
+            prefill, decode = place_edge(source, target, threads, subject.cores)
+        return EdgeTask(
             layout=subject.layout,
             device=subject.device,
-            transports=transports,
+            transports=tuple(edge.transport for edge in edges),
             num_blocks=subject.edge_blocks,
-            cores=subject.cores[len(subject.cores) - count :],
-            batches=blocks,
+            prefill=EdgeEnd(source, prefill, gpus[: source.num_ranks]),
+            decode=EdgeEnd(target, decode, gpus[source.num_ranks :]),
+            batches=subject.transfer_blocks(edges[0]),
             patience=replace(subject.patience, least=5, most=30),
         )
-        return task, subject.cores[:count]
 
     def _light_worker(self, setting: EngineSetting, cores: tuple[int, ...]) -> WorkerSettings:
         """With a pool for its own few sequences."""

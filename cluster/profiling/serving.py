@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import aiohttp
 import grpc
@@ -54,19 +55,21 @@ def measure_serving(
     ``steps`` tokens. Raises ``Unavailable`` or ``InternalError`` if something does not start."""
     worker = replace(worker, worker=_SLOT.name, role=_SLOT.role)
     with Child("cluster.profiling.served_child", ServedTask(worker), worker.threads) as child:
-        measuring = _measure(child, worker, vocab_size, batches, runs, steps)
+        # Not in a thread of the loop's, which could not be interrupted while the model is loaded.
+        place = child.hear()
+        measuring = _measure(child, place, worker, vocab_size, batches, runs, steps)
         return asyncio.run(measuring)
 
 
 async def _measure(
     child: Child,
+    place: dict[str, Any],
     worker: WorkerSettings,
     vocab_size: int,
     batches: Sequence[int],
     runs: int,
     steps: int,
 ) -> ServingTimes:
-    place = await asyncio.to_thread(child.hear)
     longest = _PROMPT_TOKENS + steps
     async with _routed(worker, place, longest) as url, aiohttp.ClientSession(url) as http:
         client = _Client(http, vocab_size)

@@ -7,6 +7,7 @@ measuring (``cluster.profiling.run``).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 from cluster.demo_model import ensure_demo_model
 from cluster.engine_bench.cases import OVERHEAD_BATCH, OVERHEAD_PROMPT, WARM_UP_STEPS
@@ -32,6 +33,7 @@ from engine.memory import available_memory
 from engine.model_config import read_model_config
 from engine.model_hash import model_hash
 from tuner.profile.points import (
+    EdgeSetting,
     Effort,
     EngineSetting,
     Limits,
@@ -54,7 +56,7 @@ _MOST_KV_BYTES = {Effort.QUICK: 2**30, Effort.NORMAL: 2 * 2**30, Effort.THOROUGH
 _EDGE_BLOCKS = 256
 _LEAST_EDGE_BLOCKS = 6
 _SHAPES_OF_TWO = (ParallelShape(1, 2), ParallelShape(2, 1))
-_MEASURED_TRANSPORTS = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc",)}
+_MEASURED_TRANSPORTS = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,13 +143,48 @@ class Subject:
         wanted = self.spec.kv.transport
         return known if wanted == "auto" else tuple(name for name in known if name == wanted)
 
-    def transfer_blocks(self) -> tuple[int, ...]:
+    @property
+    def edges(self) -> tuple[EdgeSetting, ...]:
+        """Between all shapes that are measured, of one rank each first."""
+        shapes = dict.fromkeys((ONE_RANK, *(engine.shape for engine in self.engines)))
+        return tuple(
+            EdgeSetting(transport, source, target)
+            for source, target in product(shapes, repeat=2)
+            for transport in self.transports()
+            if not self._lacking_gpus(transport, source, target)
+        )
+
+    @property
+    def edges_left_out(self) -> tuple[tuple[EdgeSetting, int], ...]:
+        """With the number of GPUs that they need."""
+        shapes = dict.fromkeys((ONE_RANK, *(engine.shape for engine in self.engines)))
+        found = (
+            (EdgeSetting(transport, source, target), source.num_ranks + target.num_ranks)
+            for source, target in product(shapes, repeat=2)
+            for transport in self.transports()
+            if self._lacking_gpus(transport, source, target)
+        )
+        return tuple(found)
+
+    def transfer_blocks(self, edge: EdgeSetting) -> tuple[int, ...]:
         """Up to what is announced at a time: longer batches are several. Some, if blocks are
         large."""
-        size = self.layout.block_size
         blocks = max(_LEAST_EDGE_BLOCKS, ANNOUNCED_BYTES // self.layout.block_bytes)
-        most = min(blocks, _EDGE_BLOCKS) * size
-        return tuple(count // size for count in design_transfers(most, size))
+        few = (edge.source, edge.target) != (ONE_RANK, ONE_RANK)
+        return design_transfers(min(blocks, _EDGE_BLOCKS), few=few)
+
+    def edge_gpus(self, source: ParallelShape, target: ParallelShape) -> tuple[str, ...]:
+        """P's, then D's; none on a CPU. With a single GPU both are on it."""
+        gpus = visible_gpus() if self.device == "cuda" else []
+        needed = source.num_ranks + target.num_ranks
+        return tuple(gpus[:needed] if len(gpus) >= needed else gpus[:1] * needed)
+
+    def _lacking_gpus(self, transport: str, source: ParallelShape, target: ParallelShape) -> bool:
+        """Two ranks may be on one GPU only where one process maps the other's memory."""
+        needed = source.num_ranks + target.num_ranks
+        if self.device != "cuda" or len(visible_gpus()) >= needed:
+            return False
+        return not (transport == "cuda_ipc" and needed == 2)
 
     @property
     def edge_blocks(self) -> int:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.kv_layout import KVLayout
+from core.request import Role
+from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
 from tuner.profile.points import StepPoint
 
@@ -78,17 +80,42 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeEnd:
+    """One replica of a handoff: cores of each rank (none: not bound), and on GPUs the GPU of
+    each."""
+
+    shape: ParallelShape
+    rank_cores: tuple[tuple[int, ...], ...]
+    rank_gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class EdgeTask:
-    """One end of a handoff: a pool of ``num_blocks`` blocks of ``layout``, bound to ``cores``.
-    Over each of ``transports`` batches of so many blocks are timed."""
+    """A handoff between two replicas with pools of ``num_blocks`` blocks of ``layout`` (blocks of
+    the whole model). Over each of ``transports`` batches of so many blocks are timed."""
 
     layout: KVLayout
     device: str
     transports: tuple[str, ...]
     num_blocks: int
-    cores: tuple[int, ...]
+    prefill: EdgeEnd
+    decode: EdgeEnd
     batches: tuple[int, ...]
     patience: Patience
+
+    def end(self, role: Role) -> EdgeEnd:
+        return self.prefill if role is Role.PREFILL else self.decode
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeRankTask:
+    """A rank of one end that does not lead it: where its leader is. ``token``: hexadecimal."""
+
+    edge: EdgeTask
+    role: Role
+    rank: int
+    leader_port: int
+    token: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from cluster.profiling.assemble import AROUND
 from cluster.profiling.child import Child
+from cluster.profiling.edges import EdgeBatch, EdgeFailed, measure_edges
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.run import measure_profile
 from cluster.profiling.subject import Subject, choose_subject
-from cluster.profiling.tasks import EngineTask, Found, Patience
+from cluster.profiling.tasks import EdgeEnd, EdgeTask, EngineTask, Found, Patience
 from cluster.progress import StderrProgress
 from core.config import make_spec
 from core.errors import CrossdockError
@@ -70,6 +71,26 @@ def test_a_run_goes_on_where_it_stopped_and_ends_with_a_profile(
     assert profile.message_s > 0
     assert not partial_path(out).exists()
     assert find_newest(profile.model_hash, profile.hardware) == profile
+
+
+def test_blocks_between_replicas_of_several_ranks(subject: Subject) -> None:
+    here = subject.cores[-1:]
+    task = EdgeTask(
+        layout=subject.layout,
+        device="cpu",
+        transports=("nonsense", "shm", "tcp"),
+        num_blocks=16,
+        prefill=EdgeEnd(ParallelShape(1, 2), (here, here)),
+        decode=EdgeEnd(ParallelShape(2, 1), (here, here)),
+        batches=(1, 16),
+        patience=Patience(2, 2, 0.0),
+    )
+    failed, *batches = list(measure_edges(task))
+    assert isinstance(failed, EdgeFailed)
+    assert failed.transport == "nonsense"
+    told = [(batch.transport, batch.blocks) for batch in batches if isinstance(batch, EdgeBatch)]
+    assert told == [("shm", 1), ("shm", 16), ("tcp", 1), ("tcp", 16)]
+    assert all(batch.verified_s > 0 for batch in batches if isinstance(batch, EdgeBatch))
 
 
 def task(subject: Subject, setting: EngineSetting, cores: int) -> EngineTask:

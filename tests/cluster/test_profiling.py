@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from cluster.cli.main import new_app
 from cluster.profiling.assemble import AROUND, BESIDE, TICKET, WAY, assemble
 from cluster.profiling.machine import hardware_name
 from cluster.profiling.partial_file import PartialFile, partial_path
-from cluster.profiling.placing import Placing, place
+from cluster.profiling.placing import Placing, place, place_edge
 from cluster.profiling.subject import Subject, choose_subject
 from cluster.profiling.tasks import AGAIN, Found
 from cluster.progress import ProgressBar, StderrProgress
@@ -23,7 +24,7 @@ from core.config import make_spec
 from core.errors import Incompatible, InvalidField
 from core.latency_profile import chunk_pairs
 from core.shards import ONE_RANK, ParallelShape
-from tuner.profile.points import Effort, EngineSetting
+from tuner.profile.points import EdgeSetting, Effort, EngineSetting
 
 ALONE = EngineSetting(ONE_RANK, 1)
 SHARED = EngineSetting(ONE_RANK, 1, core_share=0.5, company=1)
@@ -120,6 +121,17 @@ def test_company_on_a_shared_core_comes_first() -> None:
     assert place(SHARED, [7]) == Placing(((7,),), ((7,),))
 
 
+def test_each_end_of_a_handoff_has_half_of_the_cores() -> None:
+    two, four = ParallelShape(1, 2), ParallelShape(2, 2)
+    assert place_edge(ONE_RANK, ONE_RANK, 1, [0, 1]) == (((0,),), ((1,),))
+    assert place_edge(ONE_RANK, ONE_RANK, 2, [0, 1, 2, 3]) == (((0, 1),), ((2, 3),))
+    assert place_edge(ONE_RANK, ONE_RANK, 1, [0, 1, 2, 3]) == (((0,),), ((3,),))
+    assert place_edge(two, ONE_RANK, 2, [0, 1, 2, 3]) == (((0,), (1,)), ((2, 3),))
+    # Ranks take turns where cores are fewer.
+    assert place_edge(four, two, 1, [0, 1]) == (((0,),) * 4, ((1,),) * 2)
+    assert place_edge(ONE_RANK, ONE_RANK, 1, [5]) == (((5,),), ((5,),))
+
+
 # What findings become
 
 STEP_S = 0.010
@@ -139,7 +151,8 @@ EDGE = {
     **{str(blocks): Found(str(blocks), 1e-3 + 1e-4 * blocks, 5) for blocks in (1, 4, 16)},
     **{f"{TICKET} {blocks}": Found(f"{TICKET} {blocks}", 6e-4, 5) for blocks in (1, 4, 16)},
 }
-EDGES = {"shm": EDGE}
+SHM = EdgeSetting("shm", ONE_RANK, ONE_RANK)
+EDGES = {SHM: EDGE}
 SERVED = {
     WAY: Found(WAY, 5e-3, 5),
     **{f"{BESIDE}{b}": Found(f"{BESIDE}{b}", (300 + 40 * b) * 1e-6, 40) for b in (1, 8, 16)},
@@ -151,7 +164,7 @@ def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> N
         ALONE: findings(subject, ALONE, 1.0),
         SHARED: findings(subject, SHARED, 2.0),
     }
-    result = assemble(subject, engines, EDGES, SERVED, "2026-11-21T18:00:00+00:00")
+    result = assemble(subject, engines, EDGES, SERVED, "2026-11-21T18:00:00+00:00", {})
     assert result.warnings == ()
     alone, shared = (engine.step for engine in result.profile.engines)
     points = {point.name: point.work for point in subject.points(ALONE)}
@@ -168,7 +181,7 @@ def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> N
 
 def test_ways_of_messages_and_requests(subject: Subject) -> None:
     engines = {ALONE: findings(subject, ALONE, 1.0)}
-    profile = assemble(subject, engines, EDGES, SERVED, "now").profile
+    profile = assemble(subject, engines, EDGES, SERVED, "now", {}).profile
     assert profile.message_s == pytest.approx(3e-4)
     assert profile.request_s == pytest.approx(2.5e-3 - 3e-4)
     (transfer,) = profile.transfers
@@ -182,9 +195,9 @@ def test_a_machine_that_drifts_is_named(subject: Subject) -> None:
     again = f"{AGAIN}decode 8 × 64"
     slower = found | {again: Found(again, 1.2 * found["decode 8 × 64"].seconds, 5)}
     steady = found | {again: Found(again, 1.05 * found["decode 8 × 64"].seconds, 5)}
-    (warning,) = assemble(subject, {ALONE: slower}, EDGES, SERVED, "now").warnings
+    (warning,) = assemble(subject, {ALONE: slower}, EDGES, SERVED, "now", {}).warnings
     assert "decode 8 × 64 took +20% at the end" in warning
-    assert assemble(subject, {ALONE: steady}, EDGES, SERVED, "now").warnings == ()
+    assert assemble(subject, {ALONE: steady}, EDGES, SERVED, "now", {}).warnings == ()
 
 
 def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
@@ -195,7 +208,7 @@ def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
         }
         for setting in (ALONE, SHARED)
     }
-    (warning,) = assemble(subject, engines, EDGES, SERVED, "now").warnings
+    (warning,) = assemble(subject, engines, EDGES, SERVED, "now", {}).warnings
     assert warning.startswith("engine 1×1, 1 thread: other processes took up to 40% of its cores")
 
 
@@ -204,7 +217,7 @@ def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:
         name: replace(one, seconds=one.seconds * (3 if i % 3 else 1))
         for i, (name, one) in enumerate(findings(subject, ALONE, 1.0).items())
     }
-    result = assemble(subject, {ALONE: found}, EDGES, SERVED, "now")
+    result = assemble(subject, {ALONE: found}, EDGES, SERVED, "now", {})
     fitted, _ = result.fits
     (warning,) = result.warnings
     assert fitted.worst[0][0] == fitted.error.worst_point
@@ -215,9 +228,23 @@ def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:
 def test_what_the_config_asks_for_and_can_not_be_measured_is_told(subject: Subject) -> None:
     wide = make_spec({"pools": {"decode": {"pipeline_parallel_size": 3}}})
     engines = {ALONE: findings(subject, ALONE, 1.0)}
-    result = assemble(replace(subject, spec=wide), engines, {}, SERVED, "now")
+    result = assemble(replace(subject, spec=wide), engines, {}, SERVED, "now", {})
     assert result.warnings[0] == "1×3 is not measured: it needs 3 cores"
     assert result.warnings[1].startswith("no transfer is measured")
+
+
+def test_transfers_between_all_shapes_become_part_of_the_profile(subject: Subject) -> None:
+    two = ParallelShape(1, 2)
+    engines = {ALONE: findings(subject, ALONE, 1.0)}
+    slower = {name: replace(one, seconds=2 * one.seconds) for name, one in EDGE.items()}
+    edges = {SHM: EDGE, EdgeSetting("shm", two, ONE_RANK): slower}
+    failed = {EdgeSetting("tcp", ONE_RANK, ONE_RANK): "no route"}
+    result = assemble(subject, engines, edges, SERVED, "now", failed)
+    first, second = result.profile.transfers
+    assert (first.source, first.target) == (ONE_RANK, ONE_RANK)
+    assert (second.source, second.target) == (two, ONE_RANK)
+    assert second.model.time(128) > first.model.time(128)
+    assert result.warnings == ("transfer over tcp, 1×1 to 1×1 is not measured: no route",)
 
 
 # Subjects
@@ -249,6 +276,46 @@ def test_two_ranks_are_measured_where_the_model_can_be_split(subject: Subject) -
     normal = replace(subject, effort=Effort.NORMAL, cores=(0, 1))
     shapes = {engine.shape for engine in normal.engines}
     assert shapes == {ONE_RANK, ParallelShape(1, 2), ParallelShape(2, 1)}
+
+
+def test_no_pair_of_shapes_is_left_out(subject: Subject) -> None:
+    normal = replace(subject, effort=Effort.NORMAL, cores=(0, 1))
+    shapes = {ONE_RANK, ParallelShape(1, 2), ParallelShape(2, 1)}
+    pairs = {(edge.transport, edge.source, edge.target) for edge in normal.edges}
+    assert pairs == set(product(("shm", "tcp"), shapes, shapes))
+    assert normal.edges[0] == SHM
+    # A straight line needs few; the first pair shows whether it is one.
+    assert len(normal.transfer_blocks(SHM)) > 5
+    wide = EdgeSetting("shm", ONE_RANK, ParallelShape(1, 2))
+    few = normal.transfer_blocks(wide)
+    assert len(few) == 5
+    assert (few[0], few[-1]) == (1, normal.transfer_blocks(SHM)[-1])
+
+
+def test_nccl_needs_a_gpu_for_each_rank(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = ParallelShape(2, 1)
+    spec = make_spec(
+        {"engine": {"device": "cuda"}, "pools": {"decode": {"tensor_parallel_size": 2}}}
+    )
+    on_gpus = replace(subject, spec=spec)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
+    assert [edge.name for edge in on_gpus.edges] == ["cuda_ipc, 1×1 to 1×1"]
+    assert on_gpus.edge_gpus(ONE_RANK, ONE_RANK) == ("4", "4")
+    left_out = {edge.name: gpus for edge, gpus in on_gpus.edges_left_out}
+    assert left_out == {"nccl, 1×1 to 1×1": 2}
+    engines = {ALONE: findings(subject, ALONE, 1.0)}
+    result = assemble(on_gpus, engines, dict.fromkeys(on_gpus.edges, EDGE), SERVED, "now", {})
+    assert result.warnings[0] == "2×1 is not measured: it needs 2 GPUs"
+    assert result.warnings[1] == "transfer over nccl, 1×1 to 1×1 is not measured: it needs 2 GPUs"
+    assert "cuda_ipc, 1×1 to 1×1 is measured within one GPU" in result.warnings[2]
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert on_gpus.edge_gpus(two, ONE_RANK) == ("4", "5", "6")
+    names = {edge.name for edge in on_gpus.edges if edge.transport == "nccl"}
+    assert names == {"nccl, 1×1 to 1×1", "nccl, 1×1 to 2×1", "nccl, 2×1 to 1×1"}
+    left_out = {edge.name: gpus for edge, gpus in on_gpus.edges_left_out}
+    assert left_out == {"cuda_ipc, 2×1 to 2×1": 4, "nccl, 2×1 to 2×1": 4}
 
 
 def test_this_machine_has_a_name() -> None:

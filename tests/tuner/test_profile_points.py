@@ -111,5 +111,7 @@ def test_threads_of_the_config_are_kept() -> None:
 
 
 def test_transfers_are_whole_blocks_up_to_the_largest() -> None:
-    assert design_transfers(200, 16) == (16, 32, 64, 96, 128, 192)
-    assert max(design_transfers(512, 4)) == 512
+    assert design_transfers(12) == (1, 2, 4, 6, 8, 12)
+    assert max(design_transfers(128)) == 128
+    assert design_transfers(128, few=True) == (1, 6, 16, 48, 128)
+    assert design_transfers(6, few=True) == (1, 2, 4, 6)

@@ -103,6 +103,21 @@ class EngineSetting:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeSetting:
+    """A way of blocks that is measured: over ``transport`` from a prefill replica of ``source`` to
+    a decode replica of ``target``."""
+
+    transport: str
+    source: ParallelShape
+    target: ParallelShape
+
+    @property
+    def name(self) -> str:
+        """Says all, so it also identifies the setting."""
+        return f"{self.transport}, {self.source} to {self.target}"
+
+
+@dataclass(frozen=True, slots=True)
 class _Design:
     chunks: tuple[int, ...]
     starts: tuple[int, ...]
@@ -146,6 +161,7 @@ _DESIGNS = {
 }
 
 _BATCH_BLOCKS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_FEW_BATCHES = 5
 # A shared core is measured where cores are so few that one would share them.
 _MOST_CORES_TO_SHARE = 4
 
@@ -189,9 +205,13 @@ def design_engines(
     return (*one_rank, *several)
 
 
-def design_transfers(largest: int, block_size: int) -> tuple[int, ...]:
-    """Tokens of a batch, in whole blocks, up to ``largest``."""
-    return tuple(count * block_size for count in _BATCH_BLOCKS if count * block_size <= largest)
+def design_transfers(largest: int, *, few: bool = False) -> tuple[int, ...]:
+    """Blocks of a batch, up to ``largest``; ``few``: as many as a straight line needs."""
+    counts = tuple(count for count in _BATCH_BLOCKS if count <= largest)
+    if not few or len(counts) <= _FEW_BATCHES:
+        return counts
+    last = len(counts) - 1
+    return tuple(counts[i * last // (_FEW_BATCHES - 1)] for i in range(_FEW_BATCHES))
 
 
 def _prefills(design: _Design, longest: int) -> Iterator[StepPoint]:
