@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from cluster.profiling.assemble import ProfileResult
     from tuner.profile.points import Effort
 
+# As shells say it of a command that SIGINT ended.
+_INTERRUPTED = 130
+
 
 def profile(
     out: Annotated[Path, typer.Option(help="Where to write the profile (JSON).")],
@@ -61,7 +64,7 @@ def profile(
         print(
             "interrupted; what was measured is kept: run the same command to go on", file=sys.stderr
         )
-        raise typer.Exit(1) from None
+        raise typer.Exit(_INTERRUPTED) from None
     _report(result, output)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import tokenizers
 from model_folders import make_model_folder
@@ -71,6 +76,37 @@ def test_a_run_goes_on_where_it_stopped_and_ends_with_a_profile(
     assert profile.message_s > 0
     assert not partial_path(out).exists()
     assert find_newest(profile.model_hash, profile.hardware) == profile
+
+
+def test_an_interrupted_run_leaves_its_findings_and_no_process(
+    subject: Subject, tmp_path: Path
+) -> None:
+    out = tmp_path / "profile.json"
+    command = [sys.executable, "-m", "cluster.cli.main", "profile", "--quick", "--out", str(out)]
+    run = subprocess.Popen(
+        [*command, "--model", str(subject.model.path)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        _wait_for_a_finding(run, partial_path(out))
+        children = psutil.Process(run.pid).children(recursive=True)
+        assert children, "it measures in processes of its own"
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 130
+    assert said.startswith("interrupted; what was measured is kept")
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
+    assert not out.exists()
+    with PartialFile(partial_path(out), subject.identity) as kept:
+        assert len(kept) >= 1
+
+
+def _wait_for_a_finding(run: subprocess.Popen[str], path: Path) -> None:
+    while not path.exists() or len(path.read_text().splitlines()) < 2:
+        assert run.poll() is None, "it ended before it measured anything"
+        time.sleep(0.05)
 
 
 def test_blocks_between_replicas_of_several_ranks(subject: Subject) -> None:
