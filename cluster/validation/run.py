@@ -90,6 +90,7 @@ def validate(validation: Validation, progress: Progress) -> tuple[Case, ...]:
             predicted=prediction,
             measured=outcome,
             likely=likely(drawn),
+            replicates=tuple(drawn),
         )
         for (configuration, load), prediction, outcome, drawn in zip(
             pairs, predicted, measured, replicates, strict=True

@@ -27,6 +27,7 @@ from tuner.validate.compare import (
 )
 from tuner.validate.plan import first_seconds, plan_requests
 from tuner.validate.predict import likely, middle
+from tuner.validate.ratios import ratio_coverage, ratios
 from tuner.validate.report import as_json, summary_lines, table
 
 OUTCOME = Outcome(0.2, 0.4, 0.020, 0.030, goodput=1.0, share=0.9)
@@ -122,6 +123,54 @@ def test_coverage_counts_measured_values_inside_their_intervals() -> None:
     assert found["share"].share is None
 
 
+def with_replicates(name: str, predicted: float, measured: float, *drawn: float) -> Case:
+    one = with_goodput(predicted, measured)
+    replicates = tuple(replace(OUTCOME, goodput=value) for value in drawn)
+    return replace(one, configuration=name, replicates=replicates)
+
+
+def test_what_two_clusters_share_cancels_out_of_their_ratio() -> None:
+    """On faster hardware both are faster."""
+    slow = with_replicates("colocated", 1.0, 0.8, 0.5, 1.0, 2.0)
+    fast = with_replicates("1P:1D", 1.5, 1.2, 0.75, 1.5, 3.0)
+    [ratio] = ratios([slow, fast])
+    assert (ratio.better, ratio.other) == ("1P:1D", "colocated")
+    assert ratio.predicted == pytest.approx(ratio.measured)
+    assert ratio.likely.low == ratio.likely.high == pytest.approx(1.5)
+    assert ratio.is_inside
+    assert ratio.is_apart
+
+
+def test_coverage_of_ratios_counts_each_pair_under_a_load() -> None:
+    base = with_replicates("a", 1.0, 1.0, 0.9, 1.0, 1.1)
+    inside = with_replicates("b", 1.5, 1.4, 1.1, 1.5, 1.9)
+    outside = with_replicates("c", 2.0, 1.0, 2.0, 2.0, 2.0)
+    alike = with_replicates("d", 1.0, 1.0, 0.9, 1.0, 1.1)
+    elsewhere = replace(base, rate=9.0)
+    found = ratios([base, inside, outside, alike, elsewhere])
+    told = {(r.better, r.other): (r.is_inside, r.is_apart) for r in found}
+    assert told == {
+        ("b", "a"): (True, True),
+        ("c", "a"): (False, True),
+        ("a", "d"): (True, False),
+        ("c", "b"): (False, True),
+        ("b", "d"): (True, True),
+        ("c", "d"): (False, True),
+    }
+    assert ratio_coverage(found) == Coverage(3, 6)
+    assert ratio_coverage([]).share is None
+
+
+def test_nothing_is_said_of_ratios_where_nothing_was_drawn_or_served() -> None:
+    served = with_replicates("a", 1.0, 1.0, 1.0)
+    assert ratios([served, with_goodput(1.0, 1.0)]) == []
+    nothing = with_replicates("b", 0.0, 0.0, 0.0)
+    assert ratios([nothing, nothing]) == []
+    [endless] = ratios([served, nothing])
+    assert (endless.predicted, endless.measured) == (10.0, 10.0)
+    assert endless.is_inside
+
+
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_likely_intervals_hold_most_replicates(values: list[float]) -> None:
     replicates = [replace(OUTCOME, goodput=value, tpot_p90_s=None) for value in values]
@@ -178,6 +227,14 @@ def test_reports_say_both_numbers_and_how_far_they_are_apart() -> None:
     assert "where threads have cores of their own (2 runs): TTFT p50 12%" in lines
     assert "where cores are shared (1 runs): TTFT p50 20%" in lines
     assert "measured inside the predicted 80 % interval: goodput/s 0 of 1" in lines
+    assert "ratio of two clusters' goodput" not in lines
+    drawn = [
+        with_replicates("1P:1D", 1.5, 1.4, 1.2, 1.6),
+        with_replicates("colocated", 1.0, 1.0, 1.0, 1.0),
+    ]
+    words = "\n".join(summary_lines(drawn))
+    assert "80 % interval: 1 of 1, of those more than 10% apart 1 of 1" in words
+    assert as_json(drawn)["ratios"]["coverage"] == {"inside": 1, "total": 1, "share": 1.0}
     told = json.loads(json.dumps(as_json(cases), allow_nan=False))
     assert told["cases"][2]["error"]["goodput"] is None
     assert told["cases"][0]["likely"]["goodput"] == {"low": 0.4, "median": 0.4, "high": 0.6}

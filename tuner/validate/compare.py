@@ -53,7 +53,8 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Case:
     """``configuration`` under ``traffic`` at ``rate`` requests per second. ``likely``: by number,
-    where the bootstrap expects it; ``shares_cores``: there are more engine threads than cores."""
+    where the bootstrap expects it; ``replicates``: those of the bootstrap, in the same order for
+    every case; ``shares_cores``: there are more engine threads than cores."""
 
     configuration: str
     traffic: str
@@ -62,6 +63,7 @@ class Case:
     predicted: Outcome
     measured: Outcome
     likely: Mapping[str, Interval] = field(default_factory=dict)
+    replicates: tuple[Outcome, ...] = ()
 
     def error(self, name: str) -> float | None:
         """|predicted - measured| / measured; None if one of them is not known, infinite if nothing

@@ -17,6 +17,7 @@ from tuner.validate.compare import (
     median_errors,
     ranking,
 )
+from tuner.validate.ratios import Ratio, ratio_coverage, ratios
 
 Row = tuple[str, ...]
 
@@ -70,7 +71,19 @@ def summary_lines(cases: Sequence[Case]) -> list[str]:
             for name, one in held.items()
         )
         lines.append(f"measured inside the predicted 80 % interval: {shares}")
-    return lines
+    return [*lines, *_ratio_lines(ratios(cases))]
+
+
+def _ratio_lines(found: Sequence[Ratio]) -> list[str]:
+    """Of alike clusters the interval is a point that is easily hit, so the others are told, too."""
+    if not found:
+        return []
+    every, apart = ratio_coverage(found), ratio_coverage([r for r in found if r.is_apart])
+    return [
+        f"measured ratio of two clusters' goodput inside the predicted 80 % interval: "
+        f"{every.inside} of {every.total}, of those more than {APART:.0%} apart "
+        f"{apart.inside} of {apart.total}"
+    ]
 
 
 def _errors(cases: Sequence[Case], shared: bool) -> str:
@@ -100,6 +113,17 @@ def as_json(cases: Sequence[Case]) -> dict[str, Any]:
         "coverage": {
             name: asdict(one) | {"share": one.share} for name, one in coverage(cases).items()
         },
+        "ratios": _ratios_json(ratios(cases)),
+    }
+
+
+def _ratios_json(found: Sequence[Ratio]) -> dict[str, Any]:
+    """Of goodput, of each pair of clusters under the same load."""
+    every, apart = ratio_coverage(found), ratio_coverage([r for r in found if r.is_apart])
+    return {
+        "pairs": [asdict(r) | {"inside": r.is_inside, "apart": r.is_apart} for r in found],
+        "coverage": asdict(every) | {"share": every.share},
+        "coverage_apart": asdict(apart) | {"share": apart.share},
     }
 
 
