@@ -20,7 +20,7 @@ from cluster.cli.options import (
 from cluster.cli.output import Output, OutputOption, emit, print_table
 
 if TYPE_CHECKING:
-    from cluster.cli.simulate_run import Simulated
+    from cluster.cli.simulated import Simulated
 
 ProfileOption = Annotated[
     Path | None,
