@@ -16,7 +16,7 @@ from core.errors import InvalidField
 from core.step_budget import STEP_TOKENS, step_budget
 from tuner.load.metrics import Slo
 from tuner.load.quantities import parse_rate, parse_seconds
-from tuner.search import charts, report
+from tuner.search import charts, report, report_json
 from tuner.search.evaluate import Goal
 from tuner.search.outputs import check_folder, write_outputs
 from tuner.search.space import Accelerators, Limits
@@ -73,11 +73,11 @@ class Tuned:
         return report.table(self.result, top)
 
     def chart(self) -> str:
-        return charts.pareto_text(self.result)
+        return charts.terminal_text(self.result)
 
     def as_json(self) -> dict[str, Any]:
         files = [str(path) for path in self.written]
-        told = {"profiles": list(self.origins), "files": files, **report.as_json(self.result)}
+        told = {"profiles": list(self.origins), "files": files, **report_json.as_json(self.result)}
         return told | {"validation": comparison.as_json(self.cases)} if self.cases else told
 
     def cases_table(self) -> tuple[report.Row, list[report.Row]]:

@@ -10,19 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tuner.search.report import tokens_per_accelerator, tokens_per_user
+from tuner.search.space import Candidate
 from tuner.search.tune import TuneResult
 from tuner.simulate.plots import new_figure, save_figure
 
 _WIDTH, _HEIGHT = 76, 18
+_HEADROOM = 1.25
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One simulated candidate. ``ratio``: prefill accelerators per decode accelerator."""
+    """One simulated candidate. ``prefill_share``: of all its accelerators; 0 for colocated."""
 
     name: str
     is_colocated: bool
-    ratio: float
+    prefill_share: float
     rate_per_accelerator: float
     tokens_per_accelerator: float
     tokens_per_user: float
@@ -38,7 +40,7 @@ def points(result: TuneResult) -> list[Point]:
                 Point(
                     str(scored.candidate),
                     scored.candidate.is_colocated,
-                    scored.candidate.ratio,
+                    prefill_share(scored.candidate),
                     scored.rate_per_accelerator,
                     tokens_per_accelerator(scored, trial),
                     tokens_per_user(trial),
@@ -58,57 +60,89 @@ def pareto_front(found: Sequence[Point]) -> list[Point]:
     return front[::-1]
 
 
-def pareto_text(result: TuneResult) -> str:
-    """The front for a terminal; says how to get it where plotext is missing."""
+def prefill_share(candidate: Candidate) -> float:
+    """The ratio of the pools as a share (0 to 1), which has no end that is far away."""
+    return candidate.ratio / (1 + candidate.ratio)
+
+
+def best_of_each_share(found: Sequence[Point]) -> list[Point]:
+    """The highest goodput at each ratio of two pools, by the share of prefill."""
+    best: dict[float, Point] = {}
+    for point in found:
+        known = best.get(point.prefill_share)
+        higher = known is None or point.rate_per_accelerator > known.rate_per_accelerator
+        if higher and not point.is_colocated:
+            best[point.prefill_share] = point
+    return [best[share] for share in sorted(best)]
+
+
+def terminal_text(result: TuneResult) -> str:
+    """Both pictures for a terminal; says how to get them where plotext is missing."""
     try:
         import plotext
     except ImportError:
         return "(charts in the terminal need plotext: pip install 'crossdock[plot]')"
     found = points(result)
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plot_size(_WIDTH, _HEIGHT)
-    for colocated, marker, label in ((False, "x", "two pools"), (True, "o", "colocated")):
-        chosen = [point for point in found if point.is_colocated is colocated]
-        if chosen:
-            plotext.scatter(
-                [point.tokens_per_user for point in chosen],
-                [point.tokens_per_accelerator for point in chosen],
-                marker=marker,
-                label=label,
-            )
-    plotext.xlabel("tokens/s/user")
-    plotext.ylabel("tokens/s/GPU")
-    return str(plotext.uncolorize(plotext.build()))
+    if not found:
+        return ""
+    drawn = []
+    for picture in _PICTURES:
+        plotext.clear_figure()
+        plotext.theme("clear")
+        plotext.plot_size(_WIDTH, _HEIGHT)
+        for colocated, marker, label in _KINDS:
+            x, y = picture.of([point for point in found if point.is_colocated is colocated])
+            if x:
+                plotext.scatter(x, y, marker=marker, label=label)
+        # From 0 on, and with room for the legend.
+        plotext.ylim(0, _HEADROOM * max(picture.of(found)[1]))
+        plotext.xlabel(picture.x_label)
+        plotext.ylabel(picture.y_label)
+        drawn.append(str(plotext.uncolorize(plotext.build())))
+    return "\n\n".join(drawn)
 
 
 def draw(result: TuneResult, title: str, path: Path) -> None:
-    """Both pictures into a .png, .svg or .html file."""
+    """Both pictures into a .png, .svg or .html file. Raises ``InvalidField`` if it can't be
+    written."""
     figure = new_figure(1, 2, title)
-    pareto, ratio = figure.axes
     found = points(result)
-    for colocated, marker, label in ((False, "x", "two pools"), (True, "o", "colocated")):
-        chosen = [point for point in found if point.is_colocated is colocated]
-        x = [point.tokens_per_user for point in chosen]
-        y = [point.tokens_per_accelerator for point in chosen]
-        pareto.scatter(x, y, marker=marker, label=label)
-        ratios = [point.ratio for point in chosen]
-        rates = [point.rate_per_accelerator for point in chosen]
-        ratio.scatter(ratios, rates, marker=marker, label=label)
-    front = pareto_front(found)
-    pareto.plot(
-        [point.tokens_per_user for point in front],
-        [point.tokens_per_accelerator for point in front],
-        linewidth=1,
-    )
-    for point in front:
-        place = (point.tokens_per_user, point.tokens_per_accelerator)
-        pareto.annotate(point.name, place, fontsize=7)
-    pareto.set_xlabel("tokens/s/user")
-    pareto.set_ylabel("tokens/s/GPU")
-    ratio.set_xlabel("prefill GPUs per decode GPU (colocated at 0)")
-    ratio.set_ylabel("goodput: requests/s/GPU")
-    for axes in (pareto, ratio):
+    lines = (pareto_front(found), best_of_each_share(found))
+    for axes, picture, line in zip(figure.axes, _PICTURES, lines, strict=True):
+        for colocated, marker, label in _KINDS:
+            chosen = [point for point in found if point.is_colocated is colocated]
+            axes.scatter(*picture.of(chosen), marker=marker, label=label)
+        axes.plot(*picture.of(line), linewidth=1)
+        for point, x, y in zip(line, *picture.of(line), strict=True):
+            axes.annotate(point.name, (x, y), fontsize=7)
+        axes.set_xlabel(picture.x_label)
+        axes.set_ylabel(picture.y_label)
         axes.set_ylim(bottom=0)
         axes.legend()
     save_figure(figure, title, path)
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    """Which two fields of a ``Point`` it shows."""
+
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+
+    def of(self, found: Sequence[Point]) -> tuple[list[float], list[float]]:
+        return [getattr(p, self.x) for p in found], [getattr(p, self.y) for p in found]
+
+
+_PICTURES = (
+    _Picture("tokens_per_user", "tokens_per_accelerator", "tokens/s/user", "tokens/s/GPU"),
+    _Picture(
+        "prefill_share",
+        "rate_per_accelerator",
+        "prefill share of all GPUs (colocated at 0)",
+        "goodput: requests/s/GPU",
+    ),
+)
+# Whether they are colocated, the mark of a terminal (x and o in files, too), what they are called.
+_KINDS = ((False, "x", "two pools"), (True, "o", "colocated"))

@@ -1,14 +1,16 @@
-"""A search in words, rows and JSON. Pure. Does not cover: printing, pictures (``charts``)."""
+"""A search in words and rows. Pure.
+
+Does not cover: JSON (``report_json``), pictures (``charts``), printing.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 from tuner.load.metrics import Spread
 from tuner.search.evaluate import Trial
 from tuner.search.halving import Scored
 from tuner.search.limiting import busy_words, limited_by
 from tuner.search.sensitivity import Shift
+from tuner.search.space import Candidate, Limits
 from tuner.search.tune import TuneResult
 from tuner.search.uncertainty import Interval
 from tuner.search.verdict import Comparison
@@ -23,6 +25,7 @@ COLUMNS = (
     "tokens/s/user",
     "TTFT p50 p90 s",
     "TPOT p50 p90 ms",
+    "sequences, tokens of a step",
     "busy",
     "limited by",
 )
@@ -49,6 +52,7 @@ def verdict_lines(result: TuneResult) -> list[str]:
         lines.append("no cheaper cluster, and no colocated one of this cost that serves more, does")
     elif not verdict.disaggregate:
         lines.append("two pools gain next to nothing over colocated: it is simpler, prefer it")
+    lines.append(f"scheduler limits: {_limits(winner.candidate)}")
     trial = winner.reached.trial if winner.reached is not None else None
     if trial is not None:
         lines.append(
@@ -74,6 +78,16 @@ def _headline(result: TuneResult) -> str:
         f"{candidate}: {winner.rate:.2f} requests/s, {winner.rate_per_accelerator:.3f} per GPU, "
         f"{within}"
     )
+
+
+def _limits(candidate: Candidate) -> str:
+    roles = ("decode",) if candidate.is_colocated else ("prefill", "decode")
+    each = (
+        f"pools.{role} max_num_seqs {pool.limits.max_num_seqs}, "
+        f"max_num_batched_tokens {pool.limits.max_num_batched_tokens}"
+        for role, pool in zip(roles, candidate.pools, strict=False)
+    )
+    return "; ".join(each)
 
 
 def _against(name: str, comparison: Comparison) -> str:
@@ -136,9 +150,14 @@ def _row(scored: Scored) -> Row:
         f"{tokens_per_user(trial):.0f}",
         f"{_seconds(ttft, 'p50')} {_seconds(ttft)}",
         f"{_milliseconds(tpot, 'p50')} {_milliseconds(tpot)}",
+        " / ".join(_short_limits(pool.limits) for pool in candidate.pools),
         busy_words(trial.summary.pools),
         limited_by(trial, scored.bound).value,
     )
+
+
+def _short_limits(limits: Limits) -> str:
+    return f"{limits.max_num_seqs}, {limits.max_num_batched_tokens}"
 
 
 def tokens_per_accelerator(scored: Scored, trial: Trial) -> float:
@@ -150,97 +169,6 @@ def tokens_per_user(trial: Trial) -> float:
     """Tokens per second that half of the answers reach or exceed."""
     tpot = trial.summary.tpot_s
     return 1 / tpot.p50 if tpot is not None and tpot.p50 > 0 else 0.0
-
-
-def as_json(result: TuneResult) -> dict[str, Any]:
-    question, verdict = result.question, result.verdict
-    return {
-        "trace": question.trace.name,
-        "requests": len(question.trace),
-        "goal": {
-            "ttft_s": question.goal.slo.ttft_s,
-            "tpot_s": question.goal.slo.tpot_s,
-            "percentile": question.goal.percentile,
-            "rate": question.rate,
-        },
-        "traffic": {
-            "prompt_tokens": result.traffic.prompt_tokens,
-            "output_tokens": result.traffic.output_tokens,
-            "hit_rate_at_most": result.traffic.hit_rate,
-        },
-        "verdict": {
-            "winner": None if verdict.winner is None else _scored_json(verdict.winner),
-            "nearest": _scored_json(verdict.nearest),
-            "disaggregate": verdict.disaggregate,
-            "over_colocated": _comparison_json(verdict.colocated),
-            "over_one_to_one": _comparison_json(verdict.one_to_one),
-            "lines": verdict_lines(result),
-        },
-        "sensitivity": [
-            {
-                "change": shift.change,
-                "best": str(shift.best),
-                "rate": shift.rate,
-                "winner_rate": shift.stays_at,
-            }
-            for shift in result.shifts
-        ],
-        "candidates": [_scored_json(scored) for scored in result.scored],
-    }
-
-
-def _scored_json(scored: Scored) -> dict[str, Any]:
-    candidate, reached = scored.candidate, scored.reached
-    pools = [
-        {
-            "hardware": pool.on.profile.hardware,
-            "replicas": pool.replicas,
-            "tensor_parallel_size": pool.shape.tensor,
-            "pipeline_parallel_size": pool.shape.pipeline,
-            "max_num_seqs": pool.limits.max_num_seqs,
-            "max_num_batched_tokens": pool.limits.max_num_batched_tokens,
-        }
-        for pool in candidate.pools
-    ]
-    data: dict[str, Any] = {
-        "cluster": str(candidate),
-        "colocated": candidate.is_colocated,
-        "pools": pools,
-        "gpus": candidate.accelerators,
-        "hour_price": candidate.hour_price,
-        "bound_rate": scored.bound.rate,
-        "bound_limited_by": scored.bound.limited_by.value,
-        "rungs": scored.rungs,
-        "rate": None,
-    }
-    if reached is None:
-        return data
-    trial = reached.trial or reached.nearest
-    return data | {
-        "rate": reached.rate,
-        "rate_per_gpu": scored.rate_per_accelerator,
-        "simulated_rate": trial.rate,
-        "share_within_slo": trial.share,
-        "tokens_per_s_per_gpu": tokens_per_accelerator(scored, trial),
-        "tokens_per_s_per_user": tokens_per_user(trial),
-        "limited_by": limited_by(trial, scored.bound).value,
-        "ttft_p90_s": None if trial.summary.ttft_s is None else trial.summary.ttft_s.p90,
-        "tpot_p90_s": None if trial.summary.tpot_s is None else trial.summary.tpot_s.p90,
-        "simulations": reached.simulations,
-    }
-
-
-def _comparison_json(comparison: Comparison | None) -> dict[str, Any] | None:
-    if comparison is None:
-        return None
-    likely = comparison.likely
-    return {
-        "rival": str(comparison.rival.candidate),
-        "ratio": comparison.ratio,
-        "likely_low": None if likely is None else likely.low,
-        "likely_median": None if likely is None else likely.median,
-        "likely_high": None if likely is None else likely.high,
-    }
 
 
 def _seconds(spread: Spread | None, part: str = "p90") -> str:
