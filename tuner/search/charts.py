@@ -15,6 +15,7 @@ from tuner.search.tune import TuneResult
 from tuner.simulate.plots import new_figure, save_figure
 
 _WIDTH, _HEIGHT = 76, 18
+# Above the highest point, for the legend.
 _HEADROOM = 1.25
 
 
@@ -94,7 +95,6 @@ def terminal_text(result: TuneResult) -> str:
             x, y = picture.of([point for point in found if point.is_colocated is colocated])
             if x:
                 plotext.scatter(x, y, marker=marker, label=label)
-        # From 0 on, and with room for the legend.
         plotext.ylim(0, _HEADROOM * max(picture.of(found)[1]))
         plotext.xlabel(picture.x_label)
         plotext.ylabel(picture.y_label)
@@ -117,7 +117,7 @@ def draw(result: TuneResult, title: str, path: Path) -> None:
             axes.annotate(point.name, (x, y), fontsize=7)
         axes.set_xlabel(picture.x_label)
         axes.set_ylabel(picture.y_label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, _HEADROOM * max(picture.of(found)[1], default=1.0))
         axes.legend()
     save_figure(figure, title, path)
 
@@ -140,8 +140,8 @@ _PICTURES = (
     _Picture(
         "prefill_share",
         "rate_per_accelerator",
-        "prefill share of all GPUs (colocated at 0)",
-        "goodput: requests/s/GPU",
+        "prefill share of GPUs (colocated: 0)",
+        "goodput/s/GPU",
     ),
 )
 # Whether they are colocated, the mark of a terminal (x and o in files, too), what they are called.

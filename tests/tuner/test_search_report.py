@@ -1,0 +1,157 @@
+"""A search told in words, rows, JSON and pictures: by a made-up result of three clusters."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from search_worlds import GOAL, LIMITS, bounded, budget_of, chat_trace, summary_at
+
+from core.config import ClusterSpec
+from core.request import Role
+from tuner.search.bounds import Bound, Resource, Traffic
+from tuner.search.charts import Point, best_of_each_share, draw, points, terminal_text
+from tuner.search.evaluate import Reached, Trial
+from tuner.search.halving import Scored
+from tuner.search.report import COLUMNS, table, tokens_per_accelerator, verdict_lines
+from tuner.search.report_json import as_json
+from tuner.search.sensitivity import Shift
+from tuner.search.space import Candidate, Limits, all_candidates
+from tuner.search.tune import Question, TuneResult
+from tuner.search.uncertainty import Interval
+from tuner.search.verdict import Comparison, Verdict
+from tuner.simulate.pools import PoolSummary
+
+TRACE = chat_trace(50)
+BUDGET = budget_of("h100", 4)
+BOUNDED = bounded(all_candidates(BUDGET, 4000, LIMITS), TRACE)
+
+
+def pool(role: Role, busy: float) -> PoolSummary:
+    return PoolSummary(role, 1, busy, 0.5, 3, 0.4, 1000, 0, 200, 0)
+
+
+def reached_at(rate: float, share: float, candidate: Candidate) -> Reached:
+    roles = [Role.MIXED] if candidate.is_colocated else [Role.PREFILL, Role.DECODE]
+    pools = tuple(pool(role, 0.9 - 0.3 * place) for place, role in enumerate(roles))
+    trial = Trial(rate, share, replace(summary_at(rate, share), pools=pools))
+    return Reached(trial if trial.meets(GOAL) else None, trial, 5)
+
+
+def scored_of(name: str, rate: float | None, share: float = 0.95) -> Scored:
+    """``rate`` None: never simulated."""
+    candidate, bound = next((c, b) for c, b in BOUNDED if str(c) == name)
+    if rate is None:
+        return Scored(candidate, bound)
+    return Scored(candidate, bound, reached_at(rate, share, candidate), 3)
+
+
+WINNER = scored_of("2P:2D, tp 1/tp 1", 12.0)
+WINNER = replace(
+    WINNER, candidate=WINNER.candidate.with_limits(Limits(64, 8192), Limits(512, 1024))
+)
+RIVAL = scored_of("colocated 4, tp 1", 8.0)
+UNSEEN = scored_of("1P:3D, tp 1/tp 1", None)
+SHIFT = Shift("prompts 20 % longer", UNSEEN.candidate, 11.0, 10.0)
+
+
+def result(*scored: Scored, verdict: Verdict, rate: float | None = None) -> TuneResult:
+    question = Question(TRACE, ClusterSpec(), BUDGET, GOAL, LIMITS, rate)
+    shifts = (SHIFT,) if verdict.winner is not None else ()
+    return TuneResult(question, Traffic.of(TRACE), scored, verdict, shifts)
+
+
+def found() -> TuneResult:
+    comparison = Comparison(RIVAL, 1.5, Interval(1.3, 1.5, 1.7))
+    return result(WINNER, RIVAL, UNSEEN, verdict=Verdict(WINNER, WINNER, comparison, None))
+
+
+def nobody() -> TuneResult:
+    near = scored_of("colocated 4, tp 1", 3.0, share=0.6)
+    return result(near, UNSEEN, verdict=Verdict(None, near, None, None))
+
+
+def test_the_verdict_names_all_that_is_to_be_set() -> None:
+    lines = verdict_lines(found())
+    assert lines[0].startswith("2P:2D, tp 1/tp 1: 12.00 requests/s, 3.000 per GPU, 90 % within")
+    assert "1.50 × colocated (colocated 4, tp 1); likely 1.30 to 1.70" in lines
+    limits = next(line for line in lines if line.startswith("scheduler limits"))
+    assert "pools.prefill max_num_seqs 64, max_num_batched_tokens 8192" in limits
+    assert "pools.decode max_num_seqs 512, max_num_batched_tokens 1024" in limits
+    assert "limited by prefill compute (prefill 90%, decode 60% busy)" in lines
+    assert lines[-1] == "prompts 20 % longer: 10.00 requests/s; move to 1P:3D, tp 1/tp 1 for 11.00"
+
+
+def test_without_a_winner_the_nearest_is_told() -> None:
+    lines = verdict_lines(nobody())
+    assert lines[0].startswith("no cluster of these GPUs meets")
+    assert lines[1].startswith("nearest: colocated 4, tp 1 with 60% at 3 requests/s")
+
+
+def test_the_table_has_the_best_and_the_rivals_with_what_limits_each() -> None:
+    columns, rows = table(found(), top=1)
+    assert columns == COLUMNS
+    told = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert [row["cluster"] for row in told] == ["2P:2D, tp 1/tp 1", "colocated 4, tp 1"]
+    assert told[0]["sequences, tokens of a step"] == "64, 8192 / 512, 1024"
+    assert told[1]["sequences, tokens of a step"] == "256, 2048"
+    assert all(row["limited by"] in {one.value for one in Resource} for row in told)
+    _, missed = table(nobody(), top=1)
+    assert dict(zip(COLUMNS, missed[0], strict=True))["requests/s"] == "3.00 (missed)"
+
+
+def test_json_has_every_candidate_with_what_limits_it() -> None:
+    told = json.loads(json.dumps(as_json(found()), allow_nan=False))
+    winner, rival, unseen = told["candidates"]
+    assert winner == told["verdict"]["winner"]
+    assert [pool["max_num_batched_tokens"] for pool in winner["pools"]] == [8192, 1024]
+    assert winner["busy"] == {"prefill": 0.9, "decode": pytest.approx(0.6)}
+    assert winner["ttft_p99_s"] == 0.7
+    assert unseen["rate"] is None
+    assert {one["limited_by"] for one in (winner, rival, unseen)} <= {r.value for r in Resource}
+    assert told["verdict"]["over_colocated"]["ratio"] == 1.5
+    assert told["verdict"]["lines"] == verdict_lines(found())
+    assert json.loads(json.dumps(as_json(nobody()), allow_nan=False))["verdict"]["winner"] is None
+
+
+def test_what_nothing_limits_is_no_number_in_json() -> None:
+    endless = replace(UNSEEN, bound=Bound(math.inf, Resource.LINK, {Resource.LINK: math.inf}))
+    one = result(WINNER, endless, verdict=Verdict(WINNER, WINNER, None, None))
+    assert json.loads(json.dumps(as_json(one), allow_nan=False))["candidates"][1]["bound_rate"] is (
+        None
+    )
+
+
+def test_tokens_are_shared_out_among_all_accelerators() -> None:
+    trial = WINNER.reached.trial if WINNER.reached is not None else None
+    assert trial is not None
+    assert tokens_per_accelerator(WINNER, trial) == 12.0 * 200 / 4
+
+
+def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) -> None:
+    pytest.importorskip("plotext", reason="the extra `plot` is not installed")
+    text = terminal_text(found())
+    for words in ("tokens/s/user", "prefill share of GPUs", "goodput", "two pools"):
+        assert words in text
+    assert terminal_text(nobody()) == ""
+    for name in ("tune.png", "tune.html", "tune.svg"):
+        draw(found(), "title", tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 5_000
+    draw(nobody(), "nobody", tmp_path / "nobody.png")
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_points_are_at_the_share_of_prefill() -> None:
+    shares = {point.name: point.prefill_share for point in points(found())}
+    assert shares == {"2P:2D, tp 1/tp 1": 0.5, "colocated 4, tp 1": 0.0}
+
+
+def test_the_line_over_the_ratio_is_that_of_the_best_shapes() -> None:
+    def point(name: str, share: float, rate: float) -> Point:
+        return Point(name, share == 0.0, share, rate, 1.0, 1.0)
+
+    made = [point("a", 0.5, 2), point("b", 0.5, 3), point("c", 0.25, 1), point("d", 0.0, 9)]
+    assert [p.name for p in best_of_each_share(made)] == ["c", "b"]
