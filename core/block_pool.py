@@ -244,7 +244,9 @@ class BlockPool:
         values = hashes.tolist()
         parent_id = _NO_BLOCK if parent is None else self._block_of.get(parent, _NO_BLOCK)
         has_parent = parent is None or parent_id != _NO_BLOCK
-        are_new = not np.count_nonzero(self._in_cache[block_ids]) and self._block_of.keys().isdisjoint(values)
+        are_new = not np.count_nonzero(
+            self._in_cache[block_ids]
+        ) and self._block_of.keys().isdisjoint(values)
         if not (has_parent and are_new and len(set(values)) == len(values)):
             return False
         self._block_of.update(zip(values, block_ids.tolist(), strict=True))

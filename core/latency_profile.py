@@ -181,6 +181,30 @@ class TransferProfile:
     error: FitError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Interference:
+    """How many times as long steps take while others compute on all other cores of the host: steps
+    that only decode and steps with prompts, beside others that do the one or the other.
+
+    Caches and memory are shared, and those who carry tokens away (router, doors, clients) take some
+    of each core. 1: not at all.
+    """
+
+    decode_beside_decode: float
+    decode_beside_prefill: float
+    prefill_beside_decode: float
+    prefill_beside_prefill: float
+
+    def added(self, decodes: bool, others_decode: bool) -> float:
+        """What others add to a step, as a share of its time alone. ``decodes``, ``others_decode``:
+        nothing but decoding."""
+        if decodes:
+            factor = self.decode_beside_decode if others_decode else self.decode_beside_prefill
+        else:
+            factor = self.prefill_beside_decode if others_decode else self.prefill_beside_prefill
+        return factor - 1.0
+
+
 class Origin(Enum):
     """Where a profile's numbers come from."""
 
@@ -196,7 +220,8 @@ class LatencyProfile:
     it; ``request_s``: those of the router and the doors for a request, one way. ``model_hash`` is
     "" for a model that nobody loaded. ``weight_bytes``, ``kv_bytes_per_token``: of a whole replica.
     ``created``: ISO 8601; ``device``: as ``engine.device`` of a config. ``cores``: of the host that
-    it was measured on, as many as could be used; 0: not known.
+    it was measured on, as many as could be used; 0: not known. ``interference``: of replicas on
+    different cores of one host; None: not measured, the ``company`` of engines has to do.
     """
 
     origin: Origin
@@ -214,6 +239,7 @@ class LatencyProfile:
     transfers: tuple[TransferProfile, ...]
     device: Literal["cpu", "cuda"] = "cpu"
     cores: int = 0
+    interference: Interference | None = None
 
     def engine(
         self,

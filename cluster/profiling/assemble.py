@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cluster.profiling.neighbours import interference
 from cluster.profiling.subject import Subject
 from cluster.profiling.tasks import AGAIN, Found
 from core.latency_profile import (
@@ -122,6 +123,7 @@ def assemble(
         transfers=tuple(transfers),
         device="cuda" if subject.device == "cuda" else "cpu",
         cores=len(subject.cores),
+        interference=interference({name: found.seconds for name, found in serving.items()}),
     )
     return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
 

@@ -18,7 +18,8 @@ from tuner.profile.points import Chunk, StepPoint
 # Ordinary work of each kind. Few runs at a time: it changes over soon after it is told.
 _WORK = {
     PREFILLING: StepPoint((Chunk(256, 256, draws=True),)),
-    DECODING: StepPoint(decodes=8, context=512),
+    # Few sequences: the weights are read all the time, which others feel most.
+    DECODING: StepPoint(decodes=2, context=512),
 }
 _RUNS = 4
 

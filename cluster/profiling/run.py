@@ -23,9 +23,10 @@ from cluster.profiling.assemble import (
 from cluster.profiling.child import Child
 from cluster.profiling.edges import EdgeFailed, measure_edges
 from cluster.profiling.machine import visible_gpus
+from cluster.profiling.neighbours import NAMES, NeighbourWork
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.placing import Cores, Placing, place, place_edge
-from cluster.profiling.serving import measure_serving
+from cluster.profiling.serving import ServingPlan, measure_serving
 from cluster.profiling.subject import Subject
 from cluster.profiling.tasks import EdgeEnd, EdgeTask, EngineTask, Found
 from cluster.progress import Progress, ProgressBar
@@ -40,7 +41,7 @@ from tuner.profile.store import store_profile
 
 # Of the time that a point takes; for the progress bar.
 _LOADING = 25.0
-_SERVING = 40.0
+_SERVING = 60.0
 _FIRST_TOKENS = 15
 
 
@@ -98,21 +99,22 @@ class _Run:
             self.bar.advance(1.0, f"transfers over {edge.name}: {said.blocks} blocks")
 
     def serving(self) -> None:
-        """Measures router, doors and the worker's own event loop, if they are missing."""
-        batches = self.subject.served_batches
-        names = [WAY, *(f"{BESIDE}{batch}" for batch in batches)]
+        """Measures router, doors, the worker's own event loop and its neighbours, if they are
+        missing."""
+        batches, steps = self.subject.served_batches, self.subject.served_steps
+        workers = self._served_workers(max(batches))
+        neighbours = NAMES if len(workers) > 1 else ()
+        names = [WAY, *(f"{BESIDE}{batch}" for batch in batches), *neighbours]
         if all(self.partial.get(SERVING, name) for name in names):
             return
         self.bar.advance(0.0, "serving: loading")
-        setting = self.subject.engines[0]
-        cores = self._place(setting)[0].ranks[0]
-        worker = replace(self._light_worker(setting, cores), max_num_seqs=max(batches))
-        times = measure_serving(
-            worker, self.subject.vocab_size, batches, _FIRST_TOKENS, self.subject.served_steps
-        )
+        work = NeighbourWork(self.subject.served_prompt, steps, self.subject.patience.least + 1)
+        plan = ServingPlan(self.subject.vocab_size, _FIRST_TOKENS, batches, work)
+        times = measure_serving(workers, plan)
         for batch, seconds in times.beside_step_s.items():
-            found = Found(f"{BESIDE}{batch}", seconds, self.subject.served_steps)
-            self.partial.add(SERVING, found)
+            self.partial.add(SERVING, Found(f"{BESIDE}{batch}", seconds, steps))
+        for name, seconds in times.neighbours_s.items():
+            self.partial.add(SERVING, Found(name, seconds, work.rounds))
         self.partial.add(SERVING, Found(WAY, times.way_s, _FIRST_TOKENS))
         self.bar.advance(_SERVING, "serving")
 
@@ -203,6 +205,15 @@ class _Run:
             batches=subject.transfer_blocks(edges[0]),
             patience=replace(subject.patience, least=5, most=30),
         )
+
+    def _served_workers(self, max_num_seqs: int) -> list[WorkerSettings]:
+        """One with the fewest threads that are measured, and its neighbours on all other cores."""
+        setting = self.subject.engines[0]
+        beside = [s for s in self.subject.engines if replace(s, company=0) == setting]
+        placing, _ = self._place(max(beside, key=lambda s: s.company))
+        cores_of_each = (placing.ranks[0], *placing.company)
+        workers = [self._light_worker(setting, cores) for cores in cores_of_each]
+        return [replace(worker, max_num_seqs=max_num_seqs) for worker in workers]
 
     def _light_worker(self, setting: EngineSetting, cores: tuple[int, ...]) -> WorkerSettings:
         """With a pool for its own few sequences."""

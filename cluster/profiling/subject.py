@@ -208,6 +208,10 @@ class Subject:
     def served_steps(self) -> int:
         return min(40, self.model.max_positions // 2)
 
+    @property
+    def served_prompt(self) -> int:
+        return min(256, self.model.max_positions // 2)
+
     def worker(self, setting: EngineSetting, cores: tuple[int, ...]) -> WorkerSettings:
         """A replica as it is measured: ``cores`` of its leading rank."""
         most = max((point.kv_tokens for point in self.points(setting)), default=0)

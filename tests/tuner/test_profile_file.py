@@ -13,6 +13,7 @@ from core.errors import Incompatible, InvalidField
 from core.latency_profile import (
     EngineProfile,
     FitError,
+    Interference,
     LatencyProfile,
     Origin,
     RowCurve,
@@ -56,6 +57,7 @@ PROFILE = LatencyProfile(
     transfers=(
         TransferProfile("shm", ONE_RANK, ParallelShape(1, 2), TransferModel(10**11, 3 * 10**9)),
     ),
+    interference=Interference(1.3, 1.05, 1.15, 1.0),
 )
 
 
@@ -115,6 +117,7 @@ def test_a_file_of_a_newer_version_says_so(file: Path) -> None:
         (("profile", "engines"), [], "no engine"),
         (("profile", "transfers", 0, "model", "per_batch"), -5, "shm"),
         (("profile", "message_s"), -1.0, "message_s"),
+        (("profile", "interference", "decode_beside_decode"), 0.5, "interference"),
         (("profile", "origin"), "guessed", "origin"),
         (("profile", "dtype"), None, "dtype"),
         (("profile",), [], "profile"),

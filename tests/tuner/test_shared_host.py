@@ -23,6 +23,7 @@ from core.errors import InvalidField
 from core.latency_profile import (
     FEMTOSECONDS,
     EngineProfile,
+    Interference,
     LatencyProfile,
     Origin,
     RowCurve,
@@ -205,6 +206,63 @@ def test_three_steps_share_a_core_in_three() -> None:
     assert ends([(0, 0, 0, 100), (0, 1, 0, 100), (0, 2, 0, 100)]) == pytest.approx(
         {0: 300, 1: 300, 2: 300}, abs=3
     )
+
+
+# Beside decoding a decode step takes 1.4 times as long, beside prompts 1.1 times, and so on.
+MEASURED = Interference(1.4, 1.1, 1.2, 1.3)
+PROMPT = StepWork(64, 1, 64 * 65 // 2, 0, 0)
+
+
+def served_ends(started: list[tuple[StepWork, HostShare]]) -> list[int]:
+    """When each of some steps that begin together, and take 1,000 alone, ends."""
+    agenda = Agenda()
+    host = SharedHost(agenda)
+    ended: dict[int, int] = {}
+    for worker, (work, share) in enumerate(started):
+        note = ended.__setitem__
+        host.start(worker, share, steps(1000), work, lambda _, w=worker: note(w, agenda.now))
+    while not agenda.is_over:
+        agenda.happen()
+    return [ended[worker] for worker in range(len(started))]
+
+
+def measured_share(core: int | None, part: float = 1.0) -> HostShare:
+    return HostShare(core, steps(5000), steps(2000), MEASURED, part)
+
+
+def test_how_much_two_slow_each_other_down_depends_on_what_both_do() -> None:
+    apart = measured_share(None)
+    assert served_ends([(WORK, apart), (WORK, apart)]) == pytest.approx([1400, 1400], abs=2)
+    assert served_ends([(PROMPT, apart), (PROMPT, apart)]) == pytest.approx([1300, 1300], abs=2)
+    # When the decode step has ended, the rest of the prompt is alone.
+    decode, prompt = served_ends([(WORK, apart), (PROMPT, apart)])
+    assert decode == pytest.approx(1100, abs=2)
+    assert prompt == pytest.approx(1100 + (1 - 1100 / 1200) * 1000, abs=2)
+
+
+def test_of_many_neighbours_each_adds_its_part() -> None:
+    third = measured_share(None, part=1 / 3)
+    assert served_ends([(WORK, third)] * 4) == pytest.approx([1400] * 4, abs=4)
+    assert served_ends([(WORK, third)] * 2) == pytest.approx([1133] * 2, abs=4)
+
+
+def test_two_neighbours_on_one_core_count_as_one() -> None:
+    alone_on_core, crowded = measured_share(1), measured_share(0)
+    ends = served_ends([(WORK, alone_on_core), (WORK, crowded), (WORK, crowded)])
+    assert ends == pytest.approx([1400, 2000, 2000], abs=4)
+
+
+def test_a_profile_that_knows_it_says_how_neighbours_disturb() -> None:
+    profile = replace(PROFILE, interference=MEASURED)
+    model = model_cluster(spec_of(0, 2), PoolProfiles(profile, profile), host_cores=2)
+    share = model.workers[0].share
+    assert share is not None
+    assert (share.interference, share.part) == (MEASURED, 1.0)
+    four = replace(profile, cores=4)
+    model = model_cluster(spec_of(0, 2, 1), PoolProfiles(four, four), host_cores=4)
+    share = model.workers[0].share
+    assert share is not None
+    assert share.part == pytest.approx(1 / 3)
 
 
 @given(

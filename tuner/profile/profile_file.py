@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Incompatible, InvalidField
-from core.latency_profile import EngineProfile, LatencyProfile
+from core.latency_profile import EngineProfile, Interference, LatencyProfile
 from tuner.files import write_files
 
 FORMAT = "crossdock latency profile"
@@ -93,9 +94,15 @@ def _check_numbers(path: Path, profile: LatencyProfile) -> None:
     for transfer in profile.transfers:
         if min(transfer.model.per_batch, transfer.model.per_token) < 0:
             raise _damaged(path, f"a negative time of the {transfer.transport} transfer")
+    if not _is_interference(profile.interference):
+        raise _damaged(path, "interference must be numbers from 1 on")
     seconds = (profile.message_s, profile.request_s)
     if not all(0 <= value < math.inf for value in seconds):
         raise _damaged(path, "message_s and request_s must be seconds from 0 on")
+
+
+def _is_interference(found: Interference | None) -> bool:
+    return found is None or all(1 <= factor < math.inf for factor in astuple(found))
 
 
 def _engine_problem(engine: EngineProfile) -> str | None:

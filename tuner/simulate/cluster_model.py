@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.handoff import LeaseTimes
-from core.latency_profile import EngineProfile, StepModel, TransferModel
+from core.latency_profile import EngineProfile, Interference, StepModel, TransferModel
 from core.request import Role
 from router.flow import RetryLimits
 from router.placement import Disaggregation
@@ -18,11 +18,17 @@ from router.placement import Disaggregation
 class HostShare:
     """A place on a host where others compute, too. ``core``: the id of one that is shared with
     others, None if there is none. How long steps take while others compute on other cores
-    (``beside``), and while another one does on the same core (``crowded``)."""
+    (``beside``), and while another one does on the same core (``crowded``).
+
+    ``interference``: if measured, takes the place of ``beside``; ``part``: of all cores of the host
+    but those of one other worker, the share that this one computes on.
+    """
 
     core: int | None
     beside: StepModel
     crowded: StepModel
+    interference: Interference | None = None
+    part: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

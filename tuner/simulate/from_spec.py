@@ -68,7 +68,7 @@ def model_cluster(
     else:
         places = place_workers(spec, host_cores)
         workers = tuple(
-            _workers_at(spec, profiles, place, len(list(equal)))
+            _workers_at(spec, profiles, place, len(list(equal)), host_cores)
             for place, equal in groupby(places, _alike)
         )
     return ClusterModel(
@@ -136,7 +136,7 @@ def _alike(place: WorkerPlace) -> _Alike:
 
 
 def _workers_at(
-    spec: ClusterSpec, profiles: PoolProfiles, place: _Alike, count: int
+    spec: ClusterSpec, profiles: PoolProfiles, place: _Alike, count: int, host_cores: int
 ) -> WorkerModel:
     shape, profile = spec.pools.of(place.pool).shape, profiles.of(place.pool)
     threads = spec.engine.threads or place.threads
@@ -149,7 +149,13 @@ def _workers_at(
     if not others or shape.pipeline > 1:
         return _model(spec, profiles, place.pool, beside, count)
     alone = replace(profile.engine(shape, threads=threads), kv_tokens=beside.kv_tokens)
-    share = HostShare(place.shared_core, beside.step, crowded.step)
+    share = HostShare(
+        place.shared_core,
+        beside.step,
+        crowded.step,
+        profile.interference,
+        min(1.0, threads / max(1, host_cores - threads)),
+    )
     return _model(spec, profiles, place.pool, alone, count, share)
 
 

@@ -19,20 +19,16 @@ from tuner.simulate.cluster_model import HostShare
 @dataclass(slots=True)
 class _Step:
     """Times of the whole step in femtoseconds: ``alone``, ``beside`` others on other cores,
-    ``crowded`` by one other on the same ``core``. ``left``: 1 at its start, 0 at its end."""
+    ``crowded`` by one other on the same core. ``decodes``: nothing else. ``left``: 1 at its start,
+    0 at its end."""
 
-    core: int | None
+    share: HostShare
+    decodes: bool
     alone: int
     beside: int
     crowded: int
     on_end: Callable[[None], None]
     left: float = 1.0
-
-    def time(self, on_core: int, on_host: int) -> float:
-        """While so many compute on its core and on the host, itself included."""
-        if on_core > 1:
-            return self.crowded * on_core / 2
-        return self.beside if on_host > 1 else self.alone
 
 
 class SharedHost:
@@ -56,7 +52,8 @@ class SharedHost:
         """A step begins now; ``alone``: how long it takes while nobody else computes."""
         self._advance()
         self._steps[worker] = _Step(
-            core=share.core,
+            share=share,
+            decodes=work.rows == work.decodes,
             alone=max(1, alone.time(work)),
             beside=max(1, share.beside.time(work)),
             crowded=max(1, share.crowded.time(work)),
@@ -72,11 +69,28 @@ class SharedHost:
                 step.left = max(0.0, step.left - elapsed / self._time(step))
 
     def _time(self, step: _Step) -> float:
-        on_host = len(self._steps)
-        if step.core is None:
-            return step.time(1, on_host)
-        on_core = sum(other.core == step.core for other in self._steps.values())
-        return step.time(on_core, on_host)
+        """Of the whole step, if all went on as it is now."""
+        if (on_core := self._on_core(step)) > 1:
+            return step.crowded * on_core / 2
+        interference = step.share.interference
+        others = [other for other in self._steps.values() if other is not step]
+        if interference is None:
+            return step.beside if others else step.alone
+        # Of those that share a core only one computes at a time.
+        added = sum(
+            other.share.part
+            / self._on_core(other)
+            * interference.added(step.decodes, other.decodes)
+            for other in others
+        )
+        return step.alone * (1 + added)
+
+    def _on_core(self, step: _Step) -> int:
+        """How many compute on its core, itself included."""
+        core = step.share.core
+        if core is None:
+            return 1
+        return sum(other.share.core == core for other in self._steps.values())
 
     def _put_down_ends(self) -> None:
         self._order += 1
