@@ -61,7 +61,7 @@ def made_up_profile() -> LatencyProfile:
         hardware=hardware_name("cpu"),
         model="tiny",
         model_hash="",
-        dtype="bfloat16",
+        dtype="float32",
         created="2026-11-21",
         max_positions=8192,
         weight_bytes=1,

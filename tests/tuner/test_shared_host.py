@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -219,8 +220,8 @@ def served_ends(started: list[tuple[StepWork, HostShare]]) -> list[int]:
     host = SharedHost(agenda)
     ended: dict[int, int] = {}
     for worker, (work, share) in enumerate(started):
-        note = ended.__setitem__
-        host.start(worker, share, steps(1000), work, lambda _, w=worker: note(w, agenda.now))
+        note = partial(ended.__setitem__, worker)
+        host.start(worker, share, steps(1000), work, lambda _, note=note: note(agenda.now))
     while not agenda.is_over:
         agenda.happen()
     return [ended[worker] for worker in range(len(started))]
