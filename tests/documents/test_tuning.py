@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
+from cluster.demo_model import DEMO_NAME
 from cluster.profiling.machine import hardware_name
 from core.latency_profile import (
     EngineProfile,
@@ -59,7 +60,7 @@ def made_up_profile() -> LatencyProfile:
     return LatencyProfile(
         origin=Origin.MEASURED,
         hardware=hardware_name("cpu"),
-        model="tiny",
+        model=DEMO_NAME,
         model_hash="",
         dtype="float32",
         created="2026-11-21",
