@@ -132,7 +132,12 @@ def table(result: TuneResult, top: int) -> tuple[Row, list[Row]]:
     for comparison in (result.verdict.colocated, result.verdict.one_to_one):
         if comparison is not None and comparison.rival not in chosen:
             chosen.append(comparison.rival)
-    return COLUMNS, [_row(scored) for scored in chosen]
+    rows = [_row(scored) for scored in chosen]
+    prices = [scored.candidate.hour_price for scored in chosen]
+    if not any(prices):
+        return COLUMNS, rows
+    priced = [(*row[:2], f"{price:.2f}", *row[2:]) for row, price in zip(rows, prices, strict=True)]
+    return (*COLUMNS[:2], "price/h", *COLUMNS[2:]), priced
 
 
 def _row(scored: Scored) -> Row:
