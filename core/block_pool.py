@@ -165,21 +165,64 @@ class BlockPool:
             raise InvalidField("count", count, "must be 0 or more")
         if count > self.num_available:
             return None
+        return self._take(count)
+
+    def allocate_easily(self, most: int) -> BlockIds:
+        """What ``most`` calls for one block each give, up to the first that fails or has to take a
+        block out of the cache that somebody holds."""
+        return self._take(min(most, self.num_available), leaves_only=True)
+
+    def _take(self, count: int, leaves_only: bool = False) -> BlockIds:
         left = max(0, self._num_free - count)
         block_ids = self._free[left : self._num_free][::-1].copy()
-        lacking = count - len(block_ids)
         self._num_free = left
-        if lacking:
-            block_ids = np.concatenate([block_ids, self._evict(lacking)])
-        if count == 1:  # A sequence that decodes takes block after block.
+        if len(block_ids) < count:
+            evicted = self._evict(count - len(block_ids), leaves_only)
+            block_ids = np.concatenate([block_ids, evicted])
+        if len(block_ids) == 1:  # A sequence that decodes takes block after block.
             block_id = int(block_ids[0])
             self._refs_of[block_id] = 1
             self._generations_of[block_id] += 1
         else:
             self._refs[block_ids] = 1
             self._generations[block_ids] += np.uint64(1)
-        self._num_leased += count
+        self._num_leased += len(block_ids)
         return block_ids
+
+    def can_extend(self, values: list[int], ends: list[tuple[int, int]]) -> bool:
+        """Whether new blocks with these hashes, all different, may be entered by `extend`, be it
+        now or after some calls of `allocate_easily`: nobody has published their tokens, and what
+        they build on is in the cache: ``ends``, (hash, block id), held by the caller."""
+        if not self._block_of.keys().isdisjoint(values):
+            return False
+        return all(self._block_of.get(value) == block_id for value, block_id in ends)
+
+    def extend(
+        self, block_ids: BlockIds, hashes: HashArray, rows: TokenArray, parents: BlockIds
+    ) -> None:
+        """`publish` of new blocks at the ends of any chains, where `can_extend` has allowed it.
+
+        ``rows`` (int32 [n, block_size]): their tokens. ``parents`` (int32 [n]): the block before
+        each, -1 at the start of a prompt; those among ``block_ids`` come before what follows them.
+        """
+        self._check_ids("publish", block_ids)
+        private = (self._refs[block_ids] > 0) & ~self._in_cache[block_ids]
+        self._check("publish", block_ids, private, "it must be held and uncached")
+        values = hashes.tolist()
+        self._block_of.update(zip(values, block_ids.tolist(), strict=True))
+        self._note_stored(values)
+        self._in_cache[block_ids] = True
+        self._hash[block_ids] = hashes
+        self._tokens[block_ids] = rows
+        self._parent[block_ids] = parents
+        np.add.at(self._children, parents[parents != _NO_BLOCK], 1)
+
+    def _note_stored(self, values: list[int]) -> None:
+        if self._removed.keys().isdisjoint(values):
+            self._stored.update(dict.fromkeys(values))
+        else:
+            for value in values:
+                _note(value, self._stored, self._removed)
 
     def publish(
         self, block_ids: BlockIds, hashes: HashArray, tokens: TokenArray, parent: int | None
@@ -250,11 +293,7 @@ class BlockPool:
         if not (has_parent and are_new and len(set(values)) == len(values)):
             return False
         self._block_of.update(zip(values, block_ids.tolist(), strict=True))
-        if self._removed.keys().isdisjoint(values):
-            self._stored.update(dict.fromkeys(values))
-        else:
-            for value in values:
-                _note(value, self._stored, self._removed)
+        self._note_stored(values)
         self._in_cache[block_ids] = True
         self._hash[block_ids] = hashes
         self._tokens[block_ids] = rows
@@ -362,13 +401,17 @@ class BlockPool:
             and self._last_used_of[block_id] == last_used
         )
 
-    def _evict(self, count: int) -> BlockIds:
-        """Takes so many blocks out of the cache; they are nobody's then. There are that many."""
+    def _evict(self, count: int, leaves_only: bool) -> BlockIds:
+        """Takes so many blocks out of the cache; they are nobody's then. There are that many.
+        ``leaves_only``: fewer if a block with a holder would have to leave the cache for one."""
         evicted: list[int] = []
         leaf: Entry | None = None
         while (missing := count - len(evicted)) > 0:
             block_id = self._leaves.pop(leaf)
             if block_id is None:
+                leaf = None
+                if leaves_only:
+                    break
                 leaf = self._forget_held_leaf()
                 continue
             chain = self._that_go_next(block_id, missing)
@@ -376,7 +419,7 @@ class BlockPool:
             evicted += chain
         if leaf is not None:
             self._leaves.push(leaf[0], (leaf[1],))
-        self._num_cached -= count
+        self._num_cached -= len(evicted)
         return np.array(evicted, dtype=np.int32)
 
     def _that_go_next(self, block_id: int, most: int) -> list[int]:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from core.block_hash import TokenArray
 from core.request import AttemptKey, SamplingParams
 from core.step import SampledToken
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+# A tuple, like `core.lease_events.PieceCopy`: a prompt has hundreds, and a tuple is made in a
+# quarter of the time of a frozen dataclass.
+class Piece(NamedTuple):
     """One finished block in P's pool: where it is on every rank, which use of that place, what it
     holds.
 

@@ -202,12 +202,15 @@ class LeaseTable:
         return [CopyPieces(lease.key, lease.lease_id, peer, copies)]
 
     def _wanted_copies(self, lease: Lease, message: Announce) -> list[PieceCopy]:
+        first = max(message.first, lease.held)
+        end = max(first, min(message.first + len(message.pieces), lease.num_prompt_blocks))
+        pieces = message.pieces[first - message.first :]
+        places = lease.block_ids[first:end].tolist()
+        copies = list(map(PieceCopy._make, zip(range(first, end), pieces, places, strict=False)))
         done = lease.verified | lease.copying | lease.given_up
-        return [
-            PieceCopy(index, piece, int(lease.block_ids[index]))
-            for index, piece in enumerate(message.pieces, start=message.first)
-            if lease.held <= index < lease.num_prompt_blocks and index not in done
-        ]
+        if done.isdisjoint(range(first, end)):
+            return copies
+        return [copy for copy in copies if copy.index not in done]
 
     def _on_copied(self, event: Copied, now: float) -> list[LeaseCommand]:
         draining = self._draining.get(event.lease_id)

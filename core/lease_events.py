@@ -6,6 +6,7 @@ The messages of P are in ``core.handoff``, the rules in ``core.lease``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockIds
@@ -93,8 +94,7 @@ class DequeueReserve:
     key: AttemptKey
 
 
-@dataclass(frozen=True, slots=True)
-class PieceCopy:
+class PieceCopy(NamedTuple):
     """Copy ``piece`` of P's pool into block ``destination`` of D's; prompt block ``index``."""
 
     index: int

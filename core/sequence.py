@@ -120,6 +120,11 @@ class Sequence:
         self.num_blocks = end
         self.block_ids = self._blocks[:end]
 
+    def add_block(self, block_id: int) -> None:
+        self._blocks[self.num_blocks] = block_id
+        self.num_blocks += 1
+        self.block_ids = self._blocks[: self.num_blocks]
+
     @property
     def hashes(self) -> HashArray:
         """Of all full blocks of its tokens. Each is computed once."""

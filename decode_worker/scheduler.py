@@ -402,7 +402,6 @@ class DecodeScheduler:
         for sequence, token in drawn:
             sequence.last_step = self._num_planned
             sequence.advance(sequence.length - 1)
-            sequence.publish_full_blocks(self._pool)
             finish = self._finish_if_over(sequence, token)
             if finish is not None:
                 outputs.append(_output(sequence, SampledToken(token), finish, first=False))

@@ -12,9 +12,12 @@ one (``decode_worker.scheduler``).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
+from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockPool
 from core.errors import InternalError
 from core.sequence import Sequence
@@ -24,6 +27,39 @@ from decode_worker.admission import AdmissionQueue
 _TAKE, _PUBLISH = 0, 1
 # The step, from 1; what happens; the sequence's id, by which they have their turns, and itself.
 _BlockEvent = tuple[int, int, int, Sequence]
+_NO_BLOCK = -1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _FullBlocks:
+    """Blocks ``start`` to ``end - 1`` of a sequence become full. ``hashes``: uint64."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    hashes: HashArray
+
+    @classmethod
+    def of(cls, sequence: Sequence, computed: int, size: int) -> _FullBlocks | None:
+        """Those that are not published once ``computed`` tokens are."""
+        start, end = sequence.published, computed // size
+        return cls(sequence, start, end, sequence.hashes[start:end]) if end > start else None
+
+    @property
+    def builds_on(self) -> tuple[int, int] | None:
+        """(hash, id) of the block before the first; None at the start of a prompt."""
+        sequence, before = self.sequence, self.start - 1
+        if before < 0:
+            return None
+        return int(sequence.hashes[before]), int(sequence.block_ids[before])
+
+    @property
+    def parents(self) -> list[int]:
+        start, before = self.start, self.sequence.block_ids[max(0, self.start - 1) : self.end - 1]
+        return [_NO_BLOCK] * (start == 0) + before.tolist()
+
+    def tokens(self, size: int) -> TokenArray:
+        return self.sequence.tokens[self.start * size : self.end * size]
 
 
 def count_steady_steps(
@@ -64,34 +100,80 @@ def _steps_to_full_block(sequence: Sequence, block_size: int) -> int:
 
 
 def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: int) -> None:
-    """All blocks that ``steps`` steps take, and those that steps before the last one publish.
-
-    The tokens that they draw are in place.
-    """
+    """All blocks that ``steps`` steps take and publish. The tokens that they draw are in place."""
     size = pool.block_size
-    for _, kind, _, sequence in sorted(_block_events(decoding, size, steps)):
+    full = [x for s in decoding if (x := _FullBlocks.of(s, s.computed + steps, size)) is not None]
+    takes = sorted(_takes(decoding, size, steps))
+    ready: list[int] = []
+    if _can_extend(full, pool):
+        ready = pool.allocate_easily(len(takes)).tolist() if takes else []
+        if len(ready) == len(takes):
+            for block_id, (_, _, _, sequence) in zip(ready, takes, strict=True):
+                sequence.add_block(block_id)
+            _extend(full, pool)
+            return
+    _one_by_one(decoding, pool, steps, takes, ready)
+
+
+def _can_extend(full: list[_FullBlocks], pool: BlockPool) -> bool:
+    values = [value for blocks in full for value in blocks.hashes.tolist()]
+    ends = [end for blocks in full if (end := blocks.builds_on) is not None]
+    return len(set(values)) == len(values) and pool.can_extend(values, ends)
+
+
+def _extend(full: list[_FullBlocks], pool: BlockPool) -> None:
+    if not full:
+        return
+    pool.extend(
+        np.concatenate([x.sequence.block_ids[x.start : x.end] for x in full]),
+        np.concatenate([x.hashes for x in full]),
+        np.concatenate([x.tokens(pool.block_size) for x in full]).reshape(-1, pool.block_size),
+        np.array([parent for x in full for parent in x.parents], dtype=np.int32),
+    )
+    for blocks in full:
+        blocks.sequence.published = blocks.end
+
+
+def _one_by_one(
+    decoding: list[Sequence],
+    pool: BlockPool,
+    steps: int,
+    takes: list[_BlockEvent],
+    ready: list[int],
+) -> None:
+    """In the order of single steps, as what a cache holds may depend on it. ``ready``: the first
+    blocks that are taken."""
+    size = pool.block_size
+    first = iter(ready)
+    for _, kind, _, sequence in sorted([*takes, *_publications(decoding, size, steps)]):
         if kind == _TAKE:
-            _take_block(sequence, pool)
+            block_id = next(first, None)
+            sequence.add_block(_one_block(pool) if block_id is None else block_id)
         else:
             sequence.advance((sequence.published + 1) * size)
             sequence.publish_full_blocks(pool)
 
 
-def _block_events(decoding: list[Sequence], size: int, steps: int) -> list[_BlockEvent]:
+def _takes(decoding: list[Sequence], size: int, steps: int) -> list[_BlockEvent]:
     events: list[_BlockEvent] = []
     for sequence in decoding:
-        computed, number = sequence.computed, sequence.sequence_id
-        lacking = sequence.num_blocks * size - computed + 1
+        lacking = sequence.num_blocks * size - sequence.computed + 1
         if lacking <= steps:
+            number = sequence.sequence_id
             events += [(at, _TAKE, number, sequence) for at in range(lacking, steps + 1, size)]
-        full = size - computed % size
-        if full < steps:
-            events += [(at, _PUBLISH, number, sequence) for at in range(full, steps, size)]
     return events
 
 
-def _take_block(sequence: Sequence, pool: BlockPool) -> None:
+def _publications(decoding: list[Sequence], size: int, steps: int) -> list[_BlockEvent]:
+    return [
+        (at, _PUBLISH, sequence.sequence_id, sequence)
+        for sequence in decoding
+        for at in range(size - sequence.computed % size, steps + 1, size)
+    ]
+
+
+def _one_block(pool: BlockPool) -> int:
     fresh = pool.allocate(1)
     if fresh is None:
         raise InternalError("more steps at once than find blocks", reason="NOT_STEADY")
-    sequence.add_blocks(fresh)
+    return int(fresh[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 from core.block_pool import BlockPool
@@ -71,11 +72,10 @@ class PrefillReplica(SimulatedReplica[PrefillerInput, PrefillerCommand]):
             case SendToDecode(worker, message):
                 self._network.to_decode(self.name, worker, message)
             case AnnouncePieces(worker, key, lease_id, first, block_ids, generations):
-                pieces = tuple(map(_piece, block_ids, generations))
+                # No bytes, no checksums.
+                pieces = tuple(
+                    map(Piece._make, zip(block_ids, generations, repeat(()), strict=False))
+                )
                 self._network.to_decode(self.name, worker, Announce(key, lease_id, first, pieces))
             case ReportFailure():
                 self._fail(command.key, command)
-
-
-def _piece(block_id: int, generation: int) -> Piece:
-    return Piece(block_id, generation, ())
