@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray
 from core.request import AttemptKey, SamplingParams
 from core.step import SampledToken
 
@@ -31,12 +31,17 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reserve:
-    """P → D: keep room for this prompt."""
+    """P → D: keep room for this prompt.
+
+    ``hashes``: of all full blocks of the prompt, from who has computed them already; no wire
+    carries them.
+    """
 
     key: AttemptKey
     tokens: TokenArray
     salt: int
     params: SamplingParams
+    hashes: HashArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,7 +173,8 @@ class LeaseTable:
             last_progress=now,
             num_prompt_blocks=-(-len(message.tokens) // self._pool.block_size),
         )
-        return [EnqueueReserve(message.key, message.tokens, message.salt, message.params.n)]
+        tokens, answers = message.tokens, message.params.n
+        return [EnqueueReserve(message.key, tokens, message.salt, answers, message.hashes)]
 
     def _on_granted(self, event: Granted, now: float) -> list[LeaseCommand]:
         lease = self._leases[event.key]

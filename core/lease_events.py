@@ -81,12 +81,16 @@ class SendToPrefill:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EnqueueReserve:
-    """Put this prompt, which has n answers, into D's one FIFO of those who wait for blocks."""
+    """Put this prompt, which has n answers, into D's one FIFO of those who wait for blocks.
+
+    ``hashes``: see `core.handoff.Reserve`.
+    """
 
     key: AttemptKey
     tokens: TokenArray
     salt: int
     n: int
+    hashes: HashArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockPool
 from core.errors import InternalError, InvalidField
 from core.event_log import EventLog
@@ -40,12 +40,17 @@ from decode_worker.scheduler import DecodeScheduler
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrefillHere:
-    """The router wants this worker to prefill the prompt by itself (a LOCAL attempt)."""
+    """The router wants this worker to prefill the prompt by itself (a LOCAL attempt).
+
+    ``hashes``: of all full blocks of the prompt, from who has computed them already; no wire
+    carries them.
+    """
 
     key: AttemptKey
     tokens: TokenArray
     params: SamplingParams
     salt: int
+    hashes: HashArray | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +167,9 @@ class Decoder:
 
     def _prefill_here(self, event: PrefillHere, now: float) -> list[DecoderCommand]:
         try:
-            self.scheduler.add_local(event.key, event.tokens, event.params, event.salt, now)
+            self.scheduler.add_local(
+                event.key, event.tokens, event.params, event.salt, now, event.hashes
+            )
         except InvalidField as error:
             return [FailAttempt(event.key, FailureCause.REJECTED, error.message)]
         return []
@@ -178,8 +185,8 @@ class Decoder:
         for command in self.leases.handle(event, now):
             self._log(command, now)
             match command:
-                case EnqueueReserve(key, tokens, salt, num_answers):
-                    self.scheduler.add_reserve(key, tokens, salt, num_answers)
+                case EnqueueReserve(key, tokens, salt, num_answers, hashes):
+                    self.scheduler.add_reserve(key, tokens, salt, num_answers, hashes)
                 case DequeueReserve(key):
                     self.scheduler.remove_reserve(key)
                 case StartSequence():

@@ -113,18 +113,32 @@ class DecodeScheduler:
             )
 
     def add_local(
-        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int, now: float
+        self,
+        key: AttemptKey,
+        tokens: TokenArray,
+        params: SamplingParams,
+        salt: int,
+        now: float,
+        hashes: HashArray | None = None,
     ) -> None:
         """A prompt that this worker prefills by itself, in chunks."""
         if key in self._by_key:
             return
         self.check_fits(len(tokens), params)
-        sequence = self._new_sequence(key, tokens, params, salt)
+        sequence = self._new_sequence(key, tokens, params, salt, hashes)
         self._queue.add(sequence)
         self._prompts.add(sequence.sequence_id, sequence.unplanned, now)
 
-    def add_reserve(self, key: AttemptKey, tokens: TokenArray, salt: int, num_answers: int) -> None:
-        hashes = block_hashes(tokens, self._pool.block_size, salt)
+    def add_reserve(
+        self,
+        key: AttemptKey,
+        tokens: TokenArray,
+        salt: int,
+        num_answers: int,
+        hashes: HashArray | None = None,
+    ) -> None:
+        if hashes is None:
+            hashes = block_hashes(tokens, self._pool.block_size, salt)
         self._queue.add(WaitingReserve(key, tokens, salt, num_answers, hashes))
 
     def remove_reserve(self, key: AttemptKey) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray
 from core.handoff import FailureCause, ToDecode, ToPrefill
 from core.outputs import TokenOutput
 from core.push import ReportFailure
@@ -14,13 +14,18 @@ from core.request import AttemptKey, SamplingParams
 # Events.
 @dataclass(frozen=True, slots=True, eq=False)
 class Submit:
-    """The router wants this prompt computed and handed to ``decode_worker``."""
+    """The router wants this prompt computed and handed to ``decode_worker``.
+
+    ``hashes``: of all full blocks of the prompt, from who has computed them already; no wire
+    carries them.
+    """
 
     key: AttemptKey
     tokens: TokenArray
     params: SamplingParams
     salt: int
     decode_worker: str
+    hashes: HashArray | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,7 +155,9 @@ class Prefiller:
         if event.key in self._attempts:
             return []
         try:
-            self.scheduler.add(event.key, event.tokens, event.params, event.salt, now)
+            self.scheduler.add(
+                event.key, event.tokens, event.params, event.salt, now, event.hashes
+            )
         except InvalidField as error:
             return [ReportFailure(event.key, FailureCause.REJECTED, error.message)]
         push = Push(event.key, len(event.tokens), self.pool.block_size, self._times)
@@ -277,7 +279,7 @@ class Prefiller:
         submit = attempt.submit
         match command:
             case SendReserve(key):
-                reserve = Reserve(key, submit.tokens, submit.salt, submit.params)
+                reserve = Reserve(key, submit.tokens, submit.salt, submit.params, submit.hashes)
                 return [SendToDecode(submit.decode_worker, reserve)]
             case AnnounceBlocks(key, lease_id, indices):
                 return self._announcements(submit.decode_worker, key, lease_id, indices)

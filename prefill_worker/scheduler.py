@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InvalidField
 from core.in_flight import InFlight
@@ -84,7 +84,13 @@ class PrefillScheduler:
         self._in_flight = InFlight()
 
     def add(
-        self, key: AttemptKey, tokens: TokenArray, params: SamplingParams, salt: int, now: float
+        self,
+        key: AttemptKey,
+        tokens: TokenArray,
+        params: SamplingParams,
+        salt: int,
+        now: float,
+        hashes: HashArray | None = None,
     ) -> None:
         """Queues a prompt. Raises `InvalidField` if this pool can never hold it, or the model can't
         compute it."""
@@ -100,11 +106,12 @@ class PrefillScheduler:
             fix = f"this model ends at {self._max_positions} tokens"
             raise InvalidField("prompt", f"{len(tokens)} tokens", fix)
         self._next_id += 1
-        sequence = Sequence(self._next_id, key, tokens, params, salt, self._pool.block_size)
+        size = self._pool.block_size
+        sequence = Sequence(self._next_id, key, tokens, params, salt, size, hashes)
         held = self._cached_prefix(sequence)
         self._waiting[sequence.sequence_id] = sequence
         self._waiting_tokens += sequence.length
-        uncached = len(tokens) - len(held) * self._pool.block_size
+        uncached = len(tokens) - len(held) * size
         self._order.add(sequence.sequence_id, uncached, now)
 
     def start_next(self, now: float) -> list[AttemptKey]:

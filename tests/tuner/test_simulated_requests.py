@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.block_hash import block_hashes
 from core.errors import InvalidField
 from tuner.load.traces import TraceEntry
 from tuner.simulate.requests import RequestTrace
@@ -54,6 +55,30 @@ def test_prompts_share_what_their_hash_ids_say() -> None:
     assert equal_tokens(trace, 0, 1) == 1024
     assert equal_tokens(trace, 0, 2) == 20
     assert equal_tokens(trace, 0, 3) == 0
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.lists(st.integers(0, 2), max_size=5)), min_size=1),
+    st.sampled_from([3, 4, 8, 16]),
+)
+def test_hashes_are_equal_where_those_of_the_tokens_are(
+    prompts: list[tuple[int, list[int]]], block_size: int
+) -> None:
+    lengths, ids = zip(*prompts, strict=True)
+    count = len(prompts)
+    trace = RequestTrace(
+        "t",
+        np.arange(count, dtype=np.float64),
+        np.array(lengths, dtype=np.int32),
+        np.ones(count, dtype=np.int32),
+        [np.array(own, dtype=np.int32) for own in ids],
+        part_tokens=8,
+    )
+    mine = [trace.hashes(i, block_size).tolist() for i in range(count)]
+    real = [block_hashes(trace.prompt(i), block_size, 0).tolist() for i in range(count)]
+    assert [len(hashes) for hashes in mine] == [len(hashes) for hashes in real]
+    pairs = {*zip(sum(mine, []), sum(real, []), strict=True)}
+    assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
 def test_without_hash_ids_nothing_is_shared() -> None:

@@ -11,13 +11,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from core.block_hash import TokenArray
+from core.block_hash import HashArray, TokenArray, block_hashes
 from core.errors import InvalidField
 
 Lengths = npt.NDArray[np.int32]
 
 # First token id of the part of a prompt that no other request shares.
 _PRIVATE = 1 << 30
+# Seed of the hashes of shared parts.
+_SHARED = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +66,19 @@ class RequestTrace:
             tokens = np.concatenate([tokens, np.full(missing, _PRIVATE + index, dtype=np.int32)])
         return tokens.astype(np.int32, copy=False)
 
+    def hashes(self, index: int, block_size: int) -> HashArray:
+        """Of all full blocks of the prompt: equal exactly where the tokens from the start to the
+        block's end are, as those of `core.block_hash` are. uint64."""
+        number = np.arange(int(self.prompt_tokens[index]) // block_size, dtype=np.uint64)
+        own = _mixed(number + np.uint64(index << 32))
+        if not len(self.shared) or not len(self.shared[index]):
+            return own
+        chain = block_hashes(self.shared[index], 1, _SHARED)
+        shared = min(len(own), len(chain) * self.part_tokens // block_size)
+        last_part = ((np.arange(shared) + 1) * block_size - 1) // self.part_tokens
+        own[:shared] = _mixed(chain[last_part] + number[:shared])
+        return own
+
     def faster(self, factor: float) -> RequestTrace:
         """The same requests in 1 / ``factor`` of the time."""
         return replace(self, arrivals_s=self.arrivals_s / factor)
@@ -109,6 +124,14 @@ class RequestTrace:
             self.shared[chosen],
             self.part_tokens,
         )
+
+
+def _mixed(values: HashArray) -> HashArray:
+    """A different one for each (the finalizer of SplitMix64: Steele, Lea, Flood, "Fast splittable
+    pseudorandom number generators", OOPSLA 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
 def _joined(name: str, traces: Sequence[RequestTrace], pause_s: float) -> RequestTrace:

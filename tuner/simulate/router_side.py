@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from random import Random
 
-from core.block_hash import HashArray, TokenArray, block_hashes
+from core.block_hash import HashArray, TokenArray
 from core.errors import CrossdockError, InvalidField
 from core.latency_profile import FEMTOSECONDS, femtoseconds
 from core.lease_events import FailAttempt, Opened
@@ -121,7 +121,7 @@ class SimulatedRouter:
             self._recorder.failed(index, self._at_client_s, 0, "PROMPT_TOO_LONG")
             return
         tokens = self._trace.prompt(index)
-        hashes = block_hashes(tokens, self._block_size, SALT)
+        hashes = self._trace.hashes(index, self._block_size)
         routed = RoutedPrompt(PromptShape(prompt, self._block_size), hashes)
         arrived = float(self._trace.arrivals_s[index])
         flow = Flow(request_key(index), arrived, limits=self._limits)
@@ -241,14 +241,16 @@ class SimulatedRouter:
         opened = (
             Opened(key)
             if command.handoff
-            else PrefillHere(key, running.tokens, running.params, SALT)
+            else PrefillHere(key, running.tokens, running.params, SALT, running.routed.hashes)
         )
         self._send(command.worker, opened)
 
     def _send_prefill(self, running: _Running, command: SendPrefill) -> None:
         key = running.attempt_key
         self._routing.sent_prefill(key, running.routed, command.worker, self._agenda.now_s)
-        submit = Submit(key, running.tokens, running.params, SALT, command.decode.name)
+        tokens, hashes = running.tokens, running.routed.hashes
+        decode = command.decode.name
+        submit = Submit(key, tokens, running.params, SALT, decode, hashes)
         self._send(command.worker, submit)
 
     def _send_abort(self, running: _Running, command: SendAbort) -> None:
