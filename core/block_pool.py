@@ -197,25 +197,23 @@ class BlockPool:
             return False
         return all(self._block_of.get(value) == block_id for value, block_id in ends)
 
-    def extend(
-        self, block_ids: BlockIds, hashes: HashArray, rows: TokenArray, parents: BlockIds
-    ) -> None:
-        """`publish` of new blocks at the ends of any chains, where `can_extend` has allowed it.
+    def extend(self, block_id: int, value: int, tokens: TokenArray, parent_id: int) -> None:
+        """`publish` of one new block, with the hash ``value``, at the end of a chain, where
+        `can_extend` has allowed it. ``parent_id``: the block before it, -1 for none."""
+        if not self._refs_of[block_id] or self._in_cache_of[block_id]:
+            story = self._describe(block_id)
+            raise _misuse(f"publish of block {block_id} ({story}): it is not new", block_id)
+        self._enter(block_id, value, tokens, parent_id)
 
-        ``rows`` (int32 [n, block_size]): their tokens. ``parents`` (int32 [n]): the block before
-        each, -1 at the start of a prompt; those among ``block_ids`` come before what follows them.
-        """
-        self._check_ids("publish", block_ids)
-        private = (self._refs[block_ids] > 0) & ~self._in_cache[block_ids]
-        self._check("publish", block_ids, private, "it must be held and uncached")
-        values = hashes.tolist()
-        self._block_of.update(zip(values, block_ids.tolist(), strict=True))
-        self._note_stored(values)
-        self._in_cache[block_ids] = True
-        self._hash[block_ids] = hashes
-        self._tokens[block_ids] = rows
-        self._parent[block_ids] = parents
-        np.add.at(self._children, parents[parents != _NO_BLOCK], 1)
+    def _enter(self, block_id: int, value: int, tokens: TokenArray, parent_id: int) -> None:
+        self._block_of[value] = block_id
+        _note(value, self._stored, self._removed)
+        self._in_cache_of[block_id] = True
+        self._hash_of[block_id] = value
+        self._tokens[block_id] = tokens
+        self._parent_of[block_id] = parent_id
+        if parent_id != _NO_BLOCK:
+            self._children_of[parent_id] += 1
 
     def _note_stored(self, values: list[int]) -> None:
         if self._removed.keys().isdisjoint(values):
@@ -268,14 +266,7 @@ class BlockPool:
         is_new = value not in self._block_of and not self._in_cache_of[block_id]
         if not (has_parent and is_new and self._refs_of[block_id] > 0):
             return False
-        self._block_of[value] = block_id
-        _note(value, self._stored, self._removed)
-        self._in_cache_of[block_id] = True
-        self._hash_of[block_id] = value
-        self._tokens[block_id] = tokens
-        self._parent_of[block_id] = parent_id
-        if parent is not None:
-            self._children_of[parent_id] += 1
+        self._enter(block_id, value, tokens, parent_id)
         return True
 
     def _publish_chain(

@@ -12,12 +12,9 @@ one (``decode_worker.scheduler``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockPool
 from core.errors import InternalError
 from core.sequence import Sequence
@@ -30,36 +27,8 @@ _BlockEvent = tuple[int, int, int, Sequence]
 _NO_BLOCK = -1
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _FullBlocks:
-    """Blocks ``start`` to ``end - 1`` of a sequence become full. ``hashes``: uint64."""
-
-    sequence: Sequence
-    start: int
-    end: int
-    hashes: HashArray
-
-    @classmethod
-    def of(cls, sequence: Sequence, computed: int, size: int) -> _FullBlocks | None:
-        """Those that are not published once ``computed`` tokens are."""
-        start, end = sequence.published, computed // size
-        return cls(sequence, start, end, sequence.hashes[start:end]) if end > start else None
-
-    @property
-    def builds_on(self) -> tuple[int, int] | None:
-        """(hash, id) of the block before the first; None at the start of a prompt."""
-        sequence, before = self.sequence, self.start - 1
-        if before < 0:
-            return None
-        return int(sequence.hashes[before]), int(sequence.block_ids[before])
-
-    @property
-    def parents(self) -> list[int]:
-        start, before = self.start, self.sequence.block_ids[max(0, self.start - 1) : self.end - 1]
-        return [_NO_BLOCK] * (start == 0) + before.tolist()
-
-    def tokens(self, size: int) -> TokenArray:
-        return self.sequence.tokens[self.start * size : self.end * size]
+# A sequence, its first block that becomes full, and the hashes of all that do.
+_FullBlocks = tuple[Sequence, int, list[int]]
 
 
 def count_steady_steps(
@@ -102,7 +71,7 @@ def _steps_to_full_block(sequence: Sequence, block_size: int) -> int:
 def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: int) -> None:
     """All blocks that ``steps`` steps take and publish. The tokens that they draw are in place."""
     size = pool.block_size
-    full = [x for s in decoding if (x := _FullBlocks.of(s, s.computed + steps, size)) is not None]
+    full = _full_blocks(decoding, size, steps)
     takes = sorted(_takes(decoding, size, steps))
     ready: list[int] = []
     if _can_extend(full, pool):
@@ -110,28 +79,39 @@ def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: in
         if len(ready) == len(takes):
             for block_id, (_, _, _, sequence) in zip(ready, takes, strict=True):
                 sequence.add_block(block_id)
-            _extend(full, pool)
+            for sequence, start, hashes in full:
+                _extend(sequence, start, hashes, pool)
             return
     _one_by_one(decoding, pool, steps, takes, ready)
 
 
+def _full_blocks(decoding: list[Sequence], size: int, steps: int) -> list[_FullBlocks]:
+    full: list[_FullBlocks] = []
+    for sequence in decoding:
+        start, end = sequence.published, (sequence.computed + steps) // size
+        if start < end:
+            full.append((sequence, start, sequence.hashes[start:end].tolist()))
+    return full
+
+
 def _can_extend(full: list[_FullBlocks], pool: BlockPool) -> bool:
-    values = [value for blocks in full for value in blocks.hashes.tolist()]
-    ends = [end for blocks in full if (end := blocks.builds_on) is not None]
+    values = [value for _, _, hashes in full for value in hashes]
+    ends = [
+        (int(sequence.hashes[start - 1]), int(sequence.block_ids[start - 1]))
+        for sequence, start, _ in full
+        if start
+    ]
     return len(set(values)) == len(values) and pool.can_extend(values, ends)
 
 
-def _extend(full: list[_FullBlocks], pool: BlockPool) -> None:
-    if not full:
-        return
-    pool.extend(
-        np.concatenate([x.sequence.block_ids[x.start : x.end] for x in full]),
-        np.concatenate([x.hashes for x in full]),
-        np.concatenate([x.tokens(pool.block_size) for x in full]).reshape(-1, pool.block_size),
-        np.array([parent for x in full for parent in x.parents], dtype=np.int32),
-    )
-    for blocks in full:
-        blocks.sequence.published = blocks.end
+def _extend(sequence: Sequence, start: int, hashes: list[int], pool: BlockPool) -> None:
+    size, tokens = pool.block_size, sequence.tokens
+    block_ids = sequence.block_ids[start : start + len(hashes)].tolist()
+    parent = int(sequence.block_ids[start - 1]) if start else _NO_BLOCK
+    for place, (block_id, value) in enumerate(zip(block_ids, hashes, strict=True), start):
+        pool.extend(block_id, value, tokens[place * size : (place + 1) * size], parent)
+        parent = block_id
+    sequence.published = start + len(hashes)
 
 
 def _one_by_one(
