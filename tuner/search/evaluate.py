@@ -1,19 +1,18 @@
-"""What a candidate reaches in simulation: at one rate, and the highest rate that meets the SLO.
+"""What a cluster reaches in simulation: at one rate, and the highest rate that meets the SLO.
 
-Does not cover: which candidates get how much simulation (``halving``).
+Does not cover: which clusters get how much simulation (``halving``, ``estimate``).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from core.config import ClusterSpec
 from tuner.load.metrics import Slo
-from tuner.search.space import Candidate
-from tuner.search.specs import model_candidate
 from tuner.search.window import Window
+from tuner.simulate.cluster_model import ClusterModel
+from tuner.simulate.miss_limit import MissLimit
 from tuner.simulate.simulator import simulate
 from tuner.simulate.summary import SimulationSummary, met, summarize
 
@@ -35,12 +34,16 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One simulation of a candidate at ``rate`` requests per second. ``share`` of the requests met
-    the SLO, those not counted that came before the cluster had filled up."""
+    """One simulation of a cluster at ``rate`` requests per second. ``share`` of the requests met
+    the SLO, those not counted that came before the cluster had filled up. ``divided_by``: only
+    such a part of the cluster was simulated, at as small a part of the rate. ``is_cut_short``: it
+    ended when too many had missed the SLO; the rest of them counts as missed, too."""
 
     rate: float
     share: float
     summary: SimulationSummary
+    divided_by: int = 1
+    is_cut_short: bool = False
 
     def meets(self, goal: Goal) -> bool:
         return self.share >= goal.share
@@ -48,7 +51,7 @@ class Trial:
 
 @dataclass(frozen=True, slots=True)
 class Reached:
-    """The highest rate found at which a candidate meets the goal: ``trial`` is the simulation at
+    """The highest rate found at which a cluster meets the goal: ``trial`` is the simulation at
     it; None if it meets it at no rate that was worth a trial, and ``nearest`` is the trial that
     came closest."""
 
@@ -61,16 +64,23 @@ class Reached:
         return self.trial.rate if self.trial is not None else 0.0
 
 
-def try_rate(candidate: Candidate, window: Window, base: ClusterSpec, goal: Goal) -> Trial:
-    """``base``: all of the cluster but its pools."""
+def try_rate(cluster: ClusterModel, window: Window, goal: Goal, *, to_the_end: bool) -> Trial:
+    """Unless it goes ``to_the_end``, the simulation of a rate that misses the goal is cut short."""
     trace, skipped = window.requests()
     # Whoever has no whole answer by then has missed a limit.
     longest_s = goal.slo.ttft_s + float(trace.output_tokens.max()) * goal.slo.tpot_s
-    until_s = trace.duration_s + longest_s
-    cluster = model_candidate(candidate, base)
-    result = simulate(trace, cluster, seed=window.seed, until_s=until_s)
+    most_missed = int((len(trace) - skipped) * (1 - goal.share) + 1e-9)
+    limit = MissLimit(goal.slo.ttft_s, goal.slo.tpot_s, skipped, most_missed)
+    result = simulate(
+        trace,
+        cluster,
+        seed=window.seed,
+        until_s=trace.duration_s + longest_s,
+        miss_limit=None if to_the_end else limit,
+    )
     good = met(result, goal.slo)[skipped:]
-    return Trial(window.rate, float(good.mean()), summarize(result, goal.slo, skipped))
+    summary = summarize(result, goal.slo, skipped)
+    return Trial(window.rate, float(good.mean()), summary, is_cut_short=result.is_cut_short)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +94,15 @@ class RateSearch:
     certainty: float
     precision: float
     floor: float = 0.0
+
+    def scaled(self, factor: float) -> RateSearch:
+        """The same search where all is faster by ``factor``."""
+        return replace(
+            self,
+            guess=self.guess * factor,
+            most=self.most * factor,
+            floor=self.floor * factor,
+        )
 
 
 def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSearch) -> Reached:

@@ -27,14 +27,13 @@ class Rung:
 
     services: float
     precision: float
-    most: int
     keep: int
 
 
 RUNGS = (
-    Rung(services=1.0, precision=0.15, most=1_500, keep=5),
-    Rung(services=1.5, precision=0.06, most=2_500, keep=3),
-    Rung(services=2.0, precision=0.03, most=4_000, keep=3),
+    Rung(services=1.0, precision=0.15, keep=5),
+    Rung(services=1.5, precision=0.06, keep=3),
+    Rung(services=2.0, precision=0.03, keep=3),
 )
 # Kinds of clusters that a verdict compares with.
 RIVALS: tuple[Callable[[Candidate], bool], ...] = (
@@ -63,12 +62,14 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Scored:
     """A candidate, its bound, and what it reached in the last rung that it came to (None: its
-    bound was too low). ``rungs``: how many it came to."""
+    bound or its estimate was too low). ``rungs``: how many it came to. ``estimate``: requests per
+    second that its replicas serve one by one; None where these were not looked at."""
 
     candidate: Candidate
     bound: Bound
     reached: Reached | None = None
     rungs: int = 0
+    estimate: float | None = None
 
     @property
     def rate(self) -> float:

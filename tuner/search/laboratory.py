@@ -1,26 +1,31 @@
 """Carries simulations out, on all cores: the shell around the search.
 
 Every process gets trace and goal once, then candidates. Results do not depend on the number of
-processes. Does not cover: which simulations (``halving``, ``verdict``).
+processes. Does not cover: which simulations (``halving``, ``estimate``, ``verdict``).
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 
-import numpy as np
-
 from core.config import ClusterSpec
-from tuner.search.bounds import Traffic, service_seconds
+from tuner.search.bounds import service_seconds
+from tuner.search.conditions import AS_GIVEN, Conditions, Sampled
 from tuner.search.evaluate import Goal, RateSearch, Reached, Trial, highest_rate, try_rate
 from tuner.search.halving import Job
+from tuner.search.single_replica import SingleReplica
+from tuner.search.specs import divisor_of, model_candidate, part_of
 from tuner.search.uncertainty import perturbed
-from tuner.search.window import Window
+from tuner.search.window import Counted, Window
+from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.requests import RequestTrace
 
 
@@ -35,46 +40,119 @@ class Traced:
 
 
 @dataclass(frozen=True, slots=True)
-class Replicate:
-    """A job on other hardware and other traffic, see ``uncertainty``. ``number`` 0: neither."""
+class ClusterJob:
+    """A job under some conditions."""
 
     job: Job
-    number: int = 0
+    conditions: Conditions = AS_GIVEN
 
 
-def reach(given: Traced, replicate: Replicate) -> Reached:
-    """What one candidate reaches."""
-    job, trace = replicate.job, given.trace
-    candidate = job.candidate
-    if replicate.number:
-        candidate = perturbed(candidate, replicate.number)
-        trace = trace.resampled(np.random.default_rng([given.seed, replicate.number]))
-    service_s = service_seconds(candidate, Traffic.of(trace), given.goal.slo)
+@dataclass(frozen=True, slots=True)
+class ReplicaJob:
+    """One replica to look at. ``search`` is for conditions as given: under others it starts as
+    much higher or lower as the bound is."""
 
-    def attempt(rate: float) -> Trial:
-        rung = job.rung
-        window = Window(trace, rate, service_s, rung.services, rung.most, given.seed)
-        return try_rate(candidate, window, given.base, given.goal)
-
-    search = RateSearch(job.guess, job.most, job.certainty, job.rung.precision, job.floor)
-    return highest_rate(attempt, given.goal, search)
+    replica: SingleReplica
+    search: RateSearch
+    services: float
+    conditions: Conditions = AS_GIVEN
 
 
-_given: Traced | None = None
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """What is simulated at different rates; a ``divisor``-th of what is asked about."""
+
+    cluster: ClusterModel
+    source: RequestTrace
+    counted: Counted
+    divisor: int = 1
+
+
+class Bench:
+    """Simulates in this process. Remembers the traffic as given and that of the latest job."""
+
+    def __init__(self, given: Traced) -> None:
+        self._given = given
+        self._plain = AS_GIVEN.traffic(given.trace, given.seed, given.goal.share)
+        self._latest = AS_GIVEN, self._plain
+
+    def reach(self, wanted: ClusterJob) -> Reached:
+        """What one cluster reaches."""
+        given, job, conditions = self._given, wanted.job, wanted.conditions
+        slo, candidate, sampled = given.goal.slo, job.candidate, self._sampled(conditions)
+        if conditions.replicate:
+            candidate = perturbed(candidate, conditions.replicate, given.seed)
+        stay_s = service_seconds(candidate, sampled.means, slo)
+        divisor = divisor_of(candidate)
+        subject = _Subject(
+            model_candidate(part_of(candidate, divisor), given.base),
+            sampled.source,
+            Counted.of(stay_s, slo.ttft_s, job.rung.services),
+            divisor,
+        )
+        search = RateSearch(job.guess, job.most, job.certainty, job.rung.precision, job.floor)
+        return self._search(subject, search)
+
+    def reach_alone(self, wanted: ReplicaJob) -> Reached:
+        """What one replica reaches."""
+        given, conditions, replica = self._given, wanted.conditions, wanted.replica
+        sampled, slo, search = self._sampled(conditions), given.goal.slo, wanted.search
+        if conditions != AS_GIVEN:
+            plain = replica.bound(self._plain.means, slo)
+            if conditions.replicate:
+                replica = replica.perturbed(conditions.replicate, given.seed)
+            search = search.scaled(replica.bound(sampled.means, slo) / plain)
+        subject = _Subject(
+            replica.cluster(given.base),
+            replica.requests(sampled.source),
+            replica.counted(sampled.means, slo, wanted.services),
+        )
+        return self._search(subject, search)
+
+    def _sampled(self, conditions: Conditions) -> Sampled:
+        if conditions == AS_GIVEN:
+            return self._plain
+        if self._latest[0] != conditions:
+            given = self._given
+            sampled = conditions.traffic(given.trace, given.seed, given.goal.share)
+            self._latest = conditions, sampled
+        return self._latest[1]
+
+    def _search(self, subject: _Subject, search: RateSearch) -> Reached:
+        goal = self._given.goal
+
+        def attempt(rate: float, to_the_end: bool = False) -> Trial:
+            part = rate / subject.divisor
+            window = Window(subject.source, part, subject.counted, self._given.seed)
+            trial = try_rate(subject.cluster, window, goal, to_the_end=to_the_end)
+            return replace(trial, rate=rate, divided_by=subject.divisor)
+
+        reached = highest_rate(attempt, goal, search)
+        if reached.trial is None and not search.floor and reached.nearest.is_cut_short:
+            # It is told how near it came.
+            return replace(reached, nearest=attempt(reached.nearest.rate, to_the_end=True))
+        return reached
+
+
+_bench: Bench | None = None
 
 
 def _remember(given: Traced) -> None:
-    global _given
-    _given = given
+    global _bench
+    _bench = Bench(given)
 
 
-def _reach(replicate: Replicate) -> Reached:
-    assert _given is not None
-    return reach(_given, replicate)
+def _reach(wanted: ClusterJob | ReplicaJob) -> Reached:
+    assert _bench is not None
+    return _reach_with(_bench, wanted)
+
+
+def _reach_with(bench: Bench, wanted: ClusterJob | ReplicaJob) -> Reached:
+    return bench.reach(wanted) if isinstance(wanted, ClusterJob) else bench.reach_alone(wanted)
 
 
 class Laboratory:
-    """Processes that simulate; a context manager that ends them."""
+    """Processes that simulate; a context manager that ends them, at once after an error."""
 
     def __init__(self, given: Traced, processes: int | None = None) -> None:
         """``processes`` None: one for each core that this process may use."""
@@ -82,9 +160,23 @@ class Laboratory:
         cores = len(os.sched_getaffinity(0))
         self._processes = cores if processes is None else processes
         self._pool: ProcessPoolExecutor | None = None
+        self._others: list[BaseProcess] = []
+        self._own: Bench | None = None
 
     def __enter__(self) -> Laboratory:
         if self._processes > 1:
+            self._start_processes()
+        else:
+            self._own = Bench(self._given)
+        return self
+
+    def _start_processes(self) -> None:
+        """Ctrl-C is for the parent alone, from the first moment of a child's life: it inherits
+        which signals are blocked."""
+        resource_tracker.ensure_running()  # Else it begins with the first child and unblocks them.
+        self._others = multiprocessing.active_children()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
             self._pool = ProcessPoolExecutor(
                 self._processes,
                 # Threads of the parent must not be forked into the middle of what they do.
@@ -92,7 +184,10 @@ class Laboratory:
                 initializer=_remember,
                 initargs=(self._given,),
             )
-        return self
+            for _ in range(self._processes):
+                self._pool.submit(int)  # Each starts one.
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def __exit__(
         self,
@@ -100,14 +195,29 @@ class Laboratory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._pool is None:
+            return
+        if error is not None:
+            for child in multiprocessing.active_children():
+                if child not in self._others:
+                    child.kill()
+        self._pool.shutdown(cancel_futures=True)
 
     def measure(self, jobs: Sequence[Job]) -> list[Reached]:
-        """What each job reached, in their order."""
-        return self.replicate([Replicate(job) for job in jobs])
+        """What each job reached as given, in their order."""
+        return self.clusters([ClusterJob(job) for job in jobs])
 
-    def replicate(self, replicates: Sequence[Replicate]) -> list[Reached]:
-        if self._pool is None:
-            return [reach(self._given, replicate) for replicate in replicates]
-        return list(self._pool.map(_reach, replicates))
+    def clusters(self, jobs: Sequence[ClusterJob]) -> list[Reached]:
+        """What each cluster reached."""
+        return self._all(jobs)
+
+    def replicas(self, jobs: Sequence[ReplicaJob]) -> list[Reached]:
+        """What each replica reached."""
+        return self._all(jobs)
+
+    def _all(self, jobs: Sequence[ClusterJob | ReplicaJob]) -> list[Reached]:
+        if self._own is not None:
+            own = self._own
+            return [_reach_with(own, job) for job in jobs]
+        assert self._pool is not None
+        return list(self._pool.map(_reach, jobs))

@@ -5,20 +5,13 @@ Does not cover: changing the ratio of a running cluster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from tuner.load.metrics import Slo
-from tuner.search.bounds import SLACK, Traffic, bound_rate
-from tuner.search.evaluate import Reached
-from tuner.search.halving import Job, Rung, Scored
+from tuner.search.conditions import CHANGES
+from tuner.search.halving import Scored
 from tuner.search.space import Candidate
-from tuner.simulate.requests import RequestTrace
-
-_RUNG = Rung(services=1.0, precision=0.1, most=1_500, keep=0)
-GROWTH = 1.2
+from tuner.search.verdict import RatesUnder
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,56 +25,32 @@ class Shift:
     stays_at: float
 
 
-def changes(trace: RequestTrace) -> dict[str, RequestTrace]:
-    """By description: traffic that differs from ``trace`` in one way."""
-    return {
-        "prompts 20 % longer": replace(
-            trace, prompt_tokens=np.ceil(trace.prompt_tokens * GROWTH).astype(np.int32)
-        ),
-        "answers 20 % longer": replace(
-            trace, output_tokens=np.ceil(trace.output_tokens * GROWTH).astype(np.int32)
-        ),
-    }
-
-
-def neighbours(winner: Candidate, everyone: Sequence[Candidate]) -> list[Candidate]:
-    """The winner, and of the clusters with its shapes the ones with the next lower and higher share
-    of prefill."""
-    shapes = [pool.shape for pool in winner.pools]
+def neighbours(winner: Scored, everyone: Sequence[Scored]) -> list[Scored]:
+    """The winner, and of the clusters with its shapes and as many accelerators the ones with the
+    next lower and higher share of prefill."""
+    of, shapes = winner.candidate, [pool.shape for pool in winner.candidate.pools]
     alike = [
-        other
-        for other in everyone
-        if other.is_colocated == winner.is_colocated
-        and [pool.shape for pool in other.pools] == shapes
-        and other != winner
+        one
+        for one in everyone
+        if one.candidate.is_colocated == of.is_colocated
+        and [pool.shape for pool in one.candidate.pools] == shapes
+        and one.candidate.accelerators == of.accelerators
     ]
-    lower = [other for other in alike if other.ratio < winner.ratio]
-    higher = [other for other in alike if other.ratio > winner.ratio]
+    lower = [one for one in alike if one.candidate.ratio < of.ratio]
+    higher = [one for one in alike if one.candidate.ratio > of.ratio]
     found = [winner]
     if lower:
-        found.append(max(lower, key=lambda other: other.ratio))
+        found.append(max(lower, key=lambda one: one.candidate.ratio))
     if higher:
-        found.append(min(higher, key=lambda other: other.ratio))
+        found.append(min(higher, key=lambda one: one.candidate.ratio))
     return found
 
 
-def shift(
-    change: str,
-    trace: RequestTrace,
-    winner: Scored,
-    everyone: Sequence[Candidate],
-    slo: Slo,
-    measure: Callable[[Sequence[Job]], Sequence[Reached]],
-) -> Shift:
-    """``measure`` simulates ``trace``, the changed one."""
-    traffic = Traffic.of(trace)
-    close = neighbours(winner.candidate, everyone)
-    bounds = [bound_rate(candidate, traffic, slo).rate for candidate in close]
-    jobs = [
-        Job(candidate, _RUNG, min(winner.rate, bound), SLACK * bound)
-        for candidate, bound in zip(close, bounds, strict=True)
-        if bound > 0
-    ]
-    rates = {job.candidate: reached.rate for job, reached in zip(jobs, measure(jobs), strict=True)}
-    best = max(rates, key=rates.__getitem__, default=winner.candidate)
-    return Shift(change, best, rates.get(best, 0.0), rates.get(winner.candidate, 0.0))
+def shifts_of(close: Sequence[Scored], rates_under: RatesUnder) -> tuple[Shift, ...]:
+    """``close``: the winner first, then its ``neighbours``."""
+    rows = rates_under(list(CHANGES.values()), close)
+    found = []
+    for change, rates in zip(CHANGES, rows, strict=True):
+        best = max(range(len(close)), key=rates.__getitem__)
+        found.append(Shift(change, close[best].candidate, rates[best], rates[0]))
+    return tuple(found)

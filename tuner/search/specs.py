@@ -5,10 +5,16 @@ Pure. Does not cover: writing files (``outputs``).
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import gcd
+
 from core.config import ClusterSpec, KVSpec, PoolSpec
 from tuner.search.space import Candidate, PoolChoice
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
+
+# More are simulated in equal parts.
+MOST_WORKERS = 32
 
 
 def spec_of(candidate: Candidate, base: ClusterSpec, decode: PoolChoice) -> ClusterSpec:
@@ -44,6 +50,26 @@ def _kv(candidate: Candidate, base: ClusterSpec) -> KVSpec:
         for pool in candidate.pools
     ]
     return kv.model_copy(update={"memory": min(per_rank)})
+
+
+def divisor_of(candidate: Candidate) -> int:
+    """Into so many equal parts a large cluster can be divided: parts of at most 32 workers, if the
+    numbers of its replicas allow it. One of them at as small a part of the rate is simulated: the
+    router of the whole has only more choice."""
+    counts = [pool.replicas for pool in candidate.pools]
+    common, workers = gcd(*counts), sum(counts)
+    divisors = [d for d in range(1, common + 1) if common % d == 0]
+    return next((d for d in divisors if workers // d <= MOST_WORKERS), divisors[-1])
+
+
+def part_of(candidate: Candidate, divisor: int) -> Candidate:
+    """A ``divisor``-th of each pool."""
+
+    def part(pool: PoolChoice) -> PoolChoice:
+        return replace(pool, replicas=pool.replicas // divisor)
+
+    prefill = None if candidate.prefill is None else part(candidate.prefill)
+    return Candidate(prefill, tuple(part(pool) for pool in candidate.decode))
 
 
 def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import exp
+from zlib import crc32
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from core.latency_profile import (
     RowCurve,
     StepModel,
     TransferModel,
+    TransferProfile,
 )
 from tuner.search.space import Accelerators, Candidate, PoolChoice
 
@@ -47,37 +49,52 @@ class Interval:
         return cls(low, median, high)
 
 
-def perturbed(candidate: Candidate, seed: int) -> Candidate:
-    """``candidate`` on hardware as the profiles' errors allow it. The same ``seed`` gives the same
-    hardware to every candidate."""
-    prefill = None if candidate.prefill is None else _other_pool(candidate.prefill, seed)
-    return Candidate(prefill, tuple(_other_pool(pool, seed) for pool in candidate.decode))
+def perturbed(candidate: Candidate, number: int, seed: int = 0) -> Candidate:
+    """``candidate`` on hardware as the profiles' errors allow it. The same ``number`` and ``seed``
+    give the same hardware to every candidate."""
+    prefill = None if candidate.prefill is None else other_pool(candidate.prefill, number, seed)
+    return Candidate(prefill, tuple(other_pool(pool, number, seed) for pool in candidate.decode))
 
 
-def _other_pool(pool: PoolChoice, seed: int) -> PoolChoice:
-    on = Accelerators(perturbed_profile(pool.on.profile, seed), pool.on.count, pool.on.hour_price)
-    return replace(pool, on=on)
+def other_pool(pool: PoolChoice, number: int, seed: int = 0) -> PoolChoice:
+    """``pool`` on such hardware."""
+    profile = perturbed_profile(pool.on.profile, number, seed)
+    return replace(pool, on=Accelerators(profile, pool.on.count, pool.on.hour_price))
 
 
-def perturbed_profile(profile: LatencyProfile, seed: int) -> LatencyProfile:
-    """Every engine and edge a little faster or slower."""
-    common = float(np.random.default_rng([seed, 0]).normal())
+def perturbed_profile(profile: LatencyProfile, number: int, seed: int = 0) -> LatencyProfile:
+    """Every engine and edge a little faster or slower. What is drawn for one kind of hardware says
+    nothing of another."""
+    kind = [seed, number, crc32(profile.hardware.encode())]
+    common = float(np.random.default_rng([*kind, 0]).normal())
     engines = tuple(
-        replace(engine, step=_scaled(engine.step, *_factors(engine, common, seed, number)))
-        for number, engine in enumerate(profile.engines, 1)
+        replace(engine, step=_scaled(engine.step, *_factors(engine, common, [*kind, place])))
+        for place, engine in enumerate(profile.engines, 1)
     )
+    beyond = 1 + len(engines)
     transfers = tuple(
-        replace(transfer, model=_scaled_transfer(transfer.model, exp(MODELLED_SIGMA * common)))
-        if transfer.error is None
-        else transfer
-        for transfer in profile.transfers
+        replace(
+            transfer,
+            model=_scaled_transfer(
+                transfer.model, _transfer_factor(transfer, common, [*kind, place])
+            ),
+        )
+        for place, transfer in enumerate(profile.transfers, beyond)
     )
     return replace(profile, engines=engines, transfers=transfers)
 
 
-def _factors(engine: EngineProfile, common: float, seed: int, number: int) -> tuple[float, float]:
+def _transfer_factor(transfer: TransferProfile, common: float, draw: list[int]) -> float:
+    if transfer.error is None or not transfer.error.residuals:
+        return exp(MODELLED_SIGMA * common)
+    generator = np.random.default_rng(draw)
+    drawn = generator.choice(np.array(transfer.error.residuals), _POINTS_OF_A_STEP)
+    return float(drawn.mean())
+
+
+def _factors(engine: EngineProfile, common: float, draw: list[int]) -> tuple[float, float]:
     """Of what rows and prompts take, and of what decoding sequences read."""
-    generator = np.random.default_rng([seed, number])
+    generator = np.random.default_rng(draw)
     if engine.error is None or not engine.error.residuals:
         own = generator.normal(size=2) * MODELLED_SIGMA_OF_SHAPE
         first, second = np.exp(MODELLED_SIGMA * common + own).tolist()

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tuner.search.evaluate import Reached
-from tuner.search.halving import RIVALS, Job, Rung, Scored
-from tuner.search.laboratory import Replicate
+import numpy as np
+
+from tuner.search.conditions import Conditions
+from tuner.search.halving import RIVALS, Scored
 from tuner.search.space import Candidate
 from tuner.search.uncertainty import Interval
 
-REPLICATES = 8
-_RUNG = Rung(services=1.0, precision=0.1, most=1_500, keep=0)
+REPLICATES = 20
 # A larger ratio means no more than "far better".
 _MOST_TOLD = 10.0
 # A ratio closer to 1 than this is a tie: simulations of the same cluster differ by as much.
@@ -52,19 +52,27 @@ class Verdict:
         return self.colocated is None or self.colocated.ratio > 1 + TIE
 
 
+# By condition: the rate of each of some clusters under it.
+RatesUnder = Callable[[Sequence[Conditions], Sequence[Scored]], Sequence[Sequence[float]]]
+
+
 def judge(
     scored: Sequence[Scored],
-    replicate: Callable[[Sequence[Replicate]], Sequence[Reached]],
+    rates_under: RatesUnder,
     replicates: int = REPLICATES,
+    error: float = 0.0,
+    seed: int = 0,
 ) -> Verdict:
-    """``scored``: all candidates, the best first, as ``halve`` gives them."""
+    """``scored``: all candidates, the best first. ``error``: standard deviation of the logarithm of
+    a rate from ``rates_under`` over the true one, as far as clusters don't have it in common."""
     best = scored[0]
     if not best.rate:
         return Verdict(None, nearest_of(scored), None, None)
     rivals = [_best(scored, best, kind) for kind in RIVALS]
     known = [rival for rival in rivals if rival is not None]
-    ratios = _replicated_ratios(best, known, replicate, replicates)
-    comparisons = [_compare(best, rival, ratios) for rival in rivals]
+    ratios = _replicated_ratios(best, known, rates_under, replicates)
+    generator = np.random.default_rng([seed, replicates])
+    comparisons = [_compare(best, rival, ratios, error, generator) for rival in rivals]
     return Verdict(best, best, *comparisons)
 
 
@@ -77,17 +85,14 @@ def nearest_of(scored: Sequence[Scored]) -> Scored:
 def _replicated_ratios(
     best: Scored,
     rivals: Sequence[Scored],
-    replicate: Callable[[Sequence[Replicate]], Sequence[Reached]],
+    rates_under: RatesUnder,
     count: int,
 ) -> dict[Candidate, list[float]]:
     """By rival: each replicate's ratio over that of the traffic and hardware as they are, looked at
     as coarsely."""
     if not rivals:
         return {}
-    contestants = [best, *rivals]
-    wanted = [Replicate(_job(one), number) for number in range(count + 1) for one in contestants]
-    rates = [reached.rate for reached in replicate(wanted)]
-    rows = [rates[i : i + len(contestants)] for i in range(0, len(rates), len(contestants))]
+    rows = rates_under([Conditions(number) for number in range(count + 1)], [best, *rivals])
     found: dict[Candidate, list[float]] = {}
     for place, rival in enumerate(rivals, 1):
         plain, *others = [_ratio(row[0], row[place]) for row in rows]
@@ -100,18 +105,20 @@ def _ratio(best: float, rival: float) -> float:
     return min(_MOST_TOLD, best / rival) if rival else _MOST_TOLD
 
 
-def _job(scored: Scored) -> Job:
-    # Other hardware may be faster than the bound of this one.
-    return Job(scored.candidate, _RUNG, scored.rate, 2 * scored.bound.rate, 1.15)
-
-
 def _compare(
-    best: Scored, rival: Scored | None, ratios: dict[Candidate, list[float]]
+    best: Scored,
+    rival: Scored | None,
+    ratios: dict[Candidate, list[float]],
+    error: float,
+    generator: np.random.Generator,
 ) -> Comparison | None:
     if rival is None:
         return None
     ratio = best.rate_per_accelerator / rival.rate_per_accelerator
-    drawn = [ratio * change for change in ratios[rival.candidate]]
+    changes = np.array(ratios[rival.candidate])
+    # Both rates of a ratio were found with the same error.
+    errors = np.exp(generator.normal(0.0, error * np.sqrt(2), len(changes)))
+    drawn = (ratio * changes * errors).tolist()
     return Comparison(rival, ratio, Interval.of(drawn) if drawn else None)
 
 

@@ -109,10 +109,23 @@ class RequestTrace:
         bootstrap: Künsch, "The jackknife and the bootstrap for general stationary observations",
         Annals of Statistics 17(3), 1989)."""
         parts = min(parts, len(self))
-        length = len(self) // parts
-        starts = generator.integers(0, len(self) - length + 1, parts)
+        length, longer = divmod(len(self), parts)
+        lengths = [length + 1] * longer + [length] * (parts - longer)
+        runs = [(int(generator.integers(0, len(self) - n + 1)), n) for n in lengths]
         pause = self.duration_s / max(1, len(self) - 1)
-        return _joined(self.name, [self._part(slice(s, s + length)) for s in starts], pause)
+        return _joined(self.name, [self._part(slice(s, s + n)) for s, n in runs], pause)
+
+    def reordered(self, generator: np.random.Generator) -> RequestTrace:
+        """The same arrivals, with the lengths in another order. Raises ``InvalidField`` for a trace
+        whose prompts are shared: their order matters."""
+        if len(self.shared):
+            raise InvalidField("trace", self.name, "shares prompts: keep its order")
+        order = generator.permutation(len(self))
+        return replace(
+            self,
+            prompt_tokens=self.prompt_tokens[order],
+            output_tokens=self.output_tokens[order],
+        )
 
     def _part(self, chosen: slice) -> RequestTrace:
         arrivals = self.arrivals_s[chosen]

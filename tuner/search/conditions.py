@@ -1,0 +1,60 @@
+"""The circumstances of a simulation: as given, or changed as a replicate or a "what if" wants.
+
+Pure. Does not cover: how hardware is perturbed (``uncertainty``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from tuner.search.bounds import Traffic
+from tuner.search.window import source_of
+from tuner.simulate.requests import Lengths, RequestTrace
+
+GROWTH = 1.2
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """``replicate``: other hardware and other traffic of the same kind, see ``uncertainty``; 0:
+    neither. ``prompts``, ``answers``: factors on their lengths."""
+
+    replicate: int = 0
+    prompts: float = 1.0
+    answers: float = 1.0
+
+    def traffic(self, trace: RequestTrace, seed: int, share: float) -> Sampled:
+        """``trace`` under these conditions. ``share`` of the requests are to meet the goal."""
+        changed = trace
+        if self.replicate:
+            generator = np.random.default_rng([seed, self.replicate])
+            changed = changed.resampled(generator)
+        if (self.prompts, self.answers) != (1.0, 1.0):
+            changed = replace(
+                changed,
+                prompt_tokens=_longer(changed.prompt_tokens, self.prompts),
+                output_tokens=_longer(changed.output_tokens, self.answers),
+            )
+        return Sampled(source_of(changed, seed), Traffic.of(changed, share))
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """``source``: of windows, see ``window``; ``means``: of the whole trace."""
+
+    source: RequestTrace
+    means: Traffic
+
+
+AS_GIVEN = Conditions()
+CHANGES = {
+    "prompts 20 % longer": Conditions(prompts=GROWTH),
+    "answers 20 % longer": Conditions(answers=GROWTH),
+}
+
+
+def _longer(lengths: Lengths, factor: float) -> Lengths:
+    longer: Lengths = np.ceil(lengths * factor).astype(np.int32)
+    return longer
