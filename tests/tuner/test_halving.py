@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_worlds import GOAL, LIMITS, MadeUpWorld, bounded, budget_of, chat_trace, summary_at
 
 from tuner.search.charts import Point, pareto_front
-from tuner.search.evaluate import RateSearch, Reached, Trial, highest_rate
-from tuner.search.halving import RUNGS, halve
-from tuner.search.laboratory import Replicate
+from tuner.search.conditions import Conditions
+from tuner.search.evaluate import RateSearch, Trial, highest_rate
+from tuner.search.halving import RUNGS, Scored, halve
 from tuner.search.space import all_candidates
 from tuner.search.uncertainty import perturbed, perturbed_profile
 from tuner.search.verdict import judge
@@ -72,16 +74,16 @@ def test_the_verdict_compares_with_rivals_on_the_same_replicates() -> None:
     scored = halve(pairs, world.measure)
     numbers: list[int] = []
 
-    def replicate(wanted: list[Replicate]) -> list[Reached]:
-        numbers.extend(one.number for one in wanted)
-        reached = []
-        for one in wanted:
-            rate = world.truth[one.job.candidate] * (1 + 0.1 * (one.number % 3))
-            trial = Trial(rate, 0.95, summary_at(rate, 0.95))
-            reached.append(Reached(trial, trial, 1))
-        return reached
+    def rates_under(
+        conditions: Sequence[Conditions], clusters: Sequence[Scored]
+    ) -> list[list[float]]:
+        numbers.extend(one.replicate for one in conditions)
+        return [
+            [world.truth[one.candidate] * (1 + 0.1 * (under.replicate % 3)) for one in clusters]
+            for under in conditions
+        ]
 
-    verdict = judge(scored, replicate, replicates=5)
+    verdict = judge(scored, rates_under, replicates=5)
     rivals = [c for c in (verdict.colocated, verdict.one_to_one) if c is not None]
     assert sorted(set(numbers)) == [0, 1, 2, 3, 4, 5]
     for comparison in rivals:

@@ -25,8 +25,8 @@ class Conditions:
     prompts: float = 1.0
     answers: float = 1.0
 
-    def traffic(self, trace: RequestTrace, seed: int, share: float) -> Sampled:
-        """``trace`` under these conditions. ``share`` of the requests are to meet the goal."""
+    def traffic(self, trace: RequestTrace, seed: int) -> Sampled:
+        """``trace`` under these conditions."""
         changed = trace
         if self.replicate:
             generator = np.random.default_rng([seed, self.replicate])
@@ -37,7 +37,7 @@ class Conditions:
                 prompt_tokens=_longer(changed.prompt_tokens, self.prompts),
                 output_tokens=_longer(changed.output_tokens, self.answers),
             )
-        return Sampled(source_of(changed, seed), Traffic.of(changed, share))
+        return Sampled(source_of(changed, seed), Traffic.of(changed))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from math import inf
 
 from core.request import Role
 from tuner.load.metrics import Slo
-from tuner.search.bounds import SLACK, Bound, Resource, Traffic
+from tuner.search.bounds import Bound, Resource, Traffic
 from tuner.search.conditions import Conditions
 from tuner.search.evaluate import RateSearch, Reached
 from tuner.search.halving import RIVALS, Scored
@@ -32,15 +32,20 @@ SERVICES = 1.0
 # Of the rate of one replica.
 _PRECISION = 0.04
 _CERTAINTY = 1.08
-# So near its bound a replica usually comes.
-_USUAL = 0.95
+# Times the bound of all requests (those that miss the goal are served, too): where to begin, what
+# stands for a replica that is not known, and what none reaches.
+_USUAL, _RARELY_MORE, _NEVER_MORE = 1.0, 1.1, 1.5
+# A pool that serves so many times what the other one does is not what limits a cluster.
+_ENOUGH = 1.15
+# Under other conditions, where only changes matter.
+_COARSE = 0.08
 # For each kind of rival as many are known for sure, and of all clusters so many.
 _KNOWN_RIVALS = 1
 KNOWN = 5
 
 
 class Estimates:
-    """Rates of replicas, each looked at once."""
+    """Rates of replicas, each looked at once. ``traffic``: of all requests."""
 
     def __init__(self, measure: Measure, traffic: Traffic, slo: Slo) -> None:
         self._measure = measure
@@ -103,14 +108,25 @@ class Estimates:
             return None
         return self.at_most(scored.candidate, scored.bound)
 
+    def weakest(self, one: Scored) -> list[SingleReplica]:
+        """Of the replicas of a known cluster those that serve about as little as the whole."""
+        enough = _ENOUGH * (self.at_most(one.candidate, one.bound))
+        return [
+            replica
+            for pool, replica in zip(one.candidate.pools, replicas_of(one.candidate), strict=True)
+            if one.candidate.is_colocated or pool.replicas * self._rate_or_bound(replica) < enough
+        ]
+
     def _rate_or_bound(self, replica: SingleReplica) -> float:
         known = self._known.get(replica)
-        return self._most(replica) if known is None else known
+        if known is not None:
+            return known
+        return min(self._most(replica), _RARELY_MORE * self._bound(replica))
 
     def _most(self, replica: SingleReplica) -> float:
         """A batch of decodes is as large as memory and TPOT allow, no luck makes it larger."""
         bound = self._bound(replica)
-        return bound if replica.role is Role.DECODE else SLACK * bound
+        return bound if replica.role is Role.DECODE else _NEVER_MORE * bound
 
     def _bound(self, replica: SingleReplica) -> float:
         if replica not in self._bounds:
@@ -118,8 +134,8 @@ class Estimates:
         return self._bounds[replica]
 
     def _first_search(self, replica: SingleReplica) -> RateSearch:
-        bound, most = self._bound(replica), self._most(replica)
-        return RateSearch(min(_USUAL * bound, most), most, _CERTAINTY, _PRECISION)
+        guess = _USUAL * self._bound(replica)
+        return RateSearch(guess, self._most(replica), _CERTAINTY, _PRECISION)
 
     def _search_above(self, replica: SingleReplica, rate: float) -> RateSearch:
         floor = rate * (1 + _PRECISION)
@@ -128,7 +144,7 @@ class Estimates:
 
     def _search_around(self, replica: SingleReplica) -> RateSearch:
         rate = self._known[replica] or self._bound(replica)
-        return RateSearch(rate, 2 * max(rate, self._bound(replica)), _CERTAINTY, _PRECISION)
+        return RateSearch(rate, max(rate, self._most(replica)), _CERTAINTY, _COARSE)
 
 
 def rate_of(

@@ -18,6 +18,8 @@ from tuner.simulate.summary import SimulationSummary, met, summarize
 
 # Below this share of its bound a candidate is given up: waiting is not what makes it miss.
 _SLOWEST = 0.02
+# Of a gallop, before it goes faster: most guesses are good.
+_SMALL_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,5 +145,6 @@ def _bracket(
             if good is not None or latest.rate <= lowest:
                 return good, bad
             rate = max(lowest, latest.rate / factor)
-        factor = min(factor * factor, 2.0)
+        if len(trials) > _SMALL_STEPS:
+            factor = min(factor * factor, 2.0)
         trials.append(attempt(rate))

@@ -15,66 +15,73 @@ from dataclasses import replace
 
 from tuner.search.bounds import SLACK
 from tuner.search.halving import RIVALS, Job, Measure, Rung, Scored
+from tuner.search.space import Candidate
 
-FINAL = Rung(services=2.0, precision=0.03, keep=0)
+FINAL = Rung(services=1.0, precision=0.04, keep=0)
 # So far below the first an estimate may be for a cluster to be looked at, and so many are.
 _NEAR = 0.88
-_MOST = 5
-# An estimate is above or below by as much, usually; one that another of its kind corrects, by less.
-_UNSURE, _SURER = 1.08, 1.04
-# Of the rate of the best: who misses the goal at it is given up.
-_BEATEN = 0.97
+_MOST = 6
+# Whole clusters usually come about so near their estimates, and the limit is this far away.
+_USUAL, _UNSURE = 0.98, 1.04
+# Given by another of its kind, an estimate is wrong by less: below this share of the best rate it
+# is not worth a simulation.
+_HOPEFUL = 0.95
 
 
 def finalists(estimated: Sequence[Scored]) -> list[Scored]:
-    """The best by estimate and the best of each kind of rival; ``estimated``: the best first."""
+    """The best by estimate and the best of each kind; ``estimated``: the best first."""
     known = [one for one in estimated if one.estimate]
     if not known:
         return [one for one in estimated if one.bound.rate > 0][:1]
     near = _NEAR * (known[0].estimate or 0.0)
     chosen = [one for one in known if (one.estimate or 0.0) >= near][:_MOST]
-    for is_rival in RIVALS:
-        best = next((one for one in known if is_rival(one.candidate)), None)
-        if best is not None and best not in chosen:
-            chosen.append(best)
+    chosen += [one for one in leaders_of(known) if one not in chosen]
     return chosen
+
+
+def leaders_of(estimated: Sequence[Scored]) -> list[Scored]:
+    """The best by estimate of those with two pools, and of each kind of rival."""
+    leaders: list[Scored] = []
+    for is_kind in (_has_two_pools, *RIVALS):
+        best = next((one for one in estimated if is_kind(one.candidate)), None)
+        if best is not None and best not in leaders:
+            leaders.append(best)
+    return leaders
 
 
 def play(
     chosen: Sequence[Scored], measure: Measure, progress: Callable[[str], None]
 ) -> list[Scored]:
-    """``chosen`` with what they reach, the best first. ``chosen``: of ``finalists``."""
+    """``chosen``, of ``finalists``, with what they reach, the best first. Those that were not worth
+    it are as they came, at the end."""
     leaders = leaders_of(chosen)
     progress(f"{len(leaders)} whole clusters, the best of each kind")
-    first = _look(leaders, measure, [_guess(one) for one in leaders], _UNSURE, floor=0.0)
-    others = [one for one in chosen if one not in leaders]
+    first = _look(leaders, measure, [_USUAL * _guess(one) for one in leaders], floor=0.0)
     best = max(one.rate for one in first)
-    if others:
-        progress(f"{len(others)} whole clusters that may be better than {best:.2f} requests/s")
+    others = [one for one in chosen if one not in leaders]
     guesses = [_guess(one) * _factor(one, first) for one in others]
-    looked = [*first, *_look(others, measure, guesses, _SURER, floor=_BEATEN * best)]
-    return sorted(looked, key=lambda one: (one.rate, one.estimate or 0.0), reverse=True)
+    worth = [one for one, guess in zip(others, guesses, strict=True) if guess >= _HOPEFUL * best]
+    if worth:
+        progress(f"{len(worth)} whole clusters that may serve more than {best:.2f} requests/s")
+    # Whoever misses the goal at the next rate that counts as higher is given up.
+    floor = best * (1 + FINAL.precision / 2)
+    looked = [*first, *_look(worth, measure, [floor] * len(worth), floor)]
+    ranked = sorted(looked, key=lambda one: (one.rate, one.estimate or 0.0), reverse=True)
+    return [*ranked, *(one for one in others if one not in worth)]
 
 
-def leaders_of(chosen: Sequence[Scored]) -> list[Scored]:
-    """The best by estimate, and the best of each kind of rival."""
-    leaders = [chosen[0]]
-    for is_rival in RIVALS:
-        best = next((one for one in chosen if is_rival(one.candidate)), None)
-        if best is not None and best not in leaders:
-            leaders.append(best)
-    return leaders
+def _has_two_pools(candidate: Candidate) -> bool:
+    return not candidate.is_colocated
 
 
 def _look(
     chosen: Sequence[Scored],
     measure: Measure,
     guesses: Sequence[float],
-    certainty: float,
     floor: float,
 ) -> list[Scored]:
     jobs = [
-        Job(one.candidate, FINAL, guess, _most(one), certainty, floor)
+        Job(one.candidate, FINAL, guess, _most(one), _UNSURE, floor)
         for one, guess in zip(chosen, guesses, strict=True)
     ]
     return [

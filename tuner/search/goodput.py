@@ -82,20 +82,30 @@ def by_halving(
 
 class EstimatedRates:
     """Rates under other conditions: estimates from replicas, by the factor that the whole cluster
-    has over its estimate as given."""
+    has over its estimate as given. Replicas of pools that serve far more than their cluster are
+    not simulated again: their rates change as their bounds do."""
 
-    def __init__(self, estimates: Estimates) -> None:
+    def __init__(self, estimates: Estimates, laboratory: Laboratory) -> None:
         self._estimates = estimates
+        self._laboratory = laboratory
 
     def __call__(
         self, conditions: Sequence[Conditions], clusters: Sequence[Scored]
     ) -> list[list[float]]:
         estimates = self._estimates
         estimates.learn([r for one in clusters for r in replicas_of(one.candidate)])
+        weak = list(dict.fromkeys(r for one in clusters for r in estimates.weakest(one)))
         replicas = list(dict.fromkeys(r for one in clusters for r in replicas_of(one.candidate)))
+        strong = [replica for replica in replicas if replica not in weak]
         typical = _factor(clusters)
         rows = []
-        for rates in estimates.under(conditions, replicas):
+        looked = estimates.under(conditions, weak)
+        scaled = self._laboratory.scales(conditions, strong)
+        for simulated, factors in zip(looked, scaled, strict=True):
+            rates = simulated | {
+                replica: (estimates.known(replica) or 0.0) * factor
+                for replica, factor in zip(strong, factors, strict=True)
+            }
             estimated = [rate_of(c.candidate, rates.__getitem__, c.bound.rates) for c in clusters]
             plain = [estimates.known_of(one) for one in clusters]
             rows.append(

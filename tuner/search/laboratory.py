@@ -12,6 +12,7 @@ import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from math import inf
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from types import TracebackType
@@ -73,7 +74,7 @@ class Bench:
 
     def __init__(self, given: Traced) -> None:
         self._given = given
-        self._plain = AS_GIVEN.traffic(given.trace, given.seed, given.goal.share)
+        self._plain = AS_GIVEN.traffic(given.trace, given.seed)
         self._latest = AS_GIVEN, self._plain
 
     def reach(self, wanted: ClusterJob) -> Reached:
@@ -97,11 +98,9 @@ class Bench:
         """What one replica reaches."""
         given, conditions, replica = self._given, wanted.conditions, wanted.replica
         sampled, slo, search = self._sampled(conditions), given.goal.slo, wanted.search
-        if conditions != AS_GIVEN:
-            plain = replica.bound(self._plain.means, slo)
-            if conditions.replicate:
-                replica = replica.perturbed(conditions.replicate, given.seed)
-            search = search.scaled(replica.bound(sampled.means, slo) / plain)
+        search = search.scaled(self.scale(replica, conditions))
+        if conditions.replicate:
+            replica = replica.perturbed(conditions.replicate, given.seed)
         subject = _Subject(
             replica.cluster(given.base),
             replica.requests(sampled.source),
@@ -109,13 +108,21 @@ class Bench:
         )
         return self._search(subject, search)
 
+    def scale(self, replica: SingleReplica, conditions: Conditions) -> float:
+        """The bound of ``replica`` under ``conditions`` over that as given."""
+        slo, before = self._given.goal.slo, self._plain.means
+        after = self._sampled(conditions).means
+        changed = replica
+        if conditions.replicate:
+            changed = replica.perturbed(conditions.replicate, self._given.seed)
+        plain = replica.bound(before, slo)
+        return changed.bound(after, slo) / plain if 0 < plain < inf else 1.0
+
     def _sampled(self, conditions: Conditions) -> Sampled:
         if conditions == AS_GIVEN:
             return self._plain
         if self._latest[0] != conditions:
-            given = self._given
-            sampled = conditions.traffic(given.trace, given.seed, given.goal.share)
-            self._latest = conditions, sampled
+            self._latest = conditions, conditions.traffic(self._given.trace, self._given.seed)
         return self._latest[1]
 
     def _search(self, subject: _Subject, search: RateSearch) -> Reached:
@@ -157,17 +164,15 @@ class Laboratory:
     def __init__(self, given: Traced, processes: int | None = None) -> None:
         """``processes`` None: one for each core that this process may use."""
         self._given = given
+        self._bench = Bench(given)
         cores = len(os.sched_getaffinity(0))
         self._processes = cores if processes is None else processes
         self._pool: ProcessPoolExecutor | None = None
         self._others: list[BaseProcess] = []
-        self._own: Bench | None = None
 
     def __enter__(self) -> Laboratory:
         if self._processes > 1:
             self._start_processes()
-        else:
-            self._own = Bench(self._given)
         return self
 
     def _start_processes(self) -> None:
@@ -215,9 +220,13 @@ class Laboratory:
         """What each replica reached."""
         return self._all(jobs)
 
+    def scales(
+        self, conditions: Sequence[Conditions], replicas: Sequence[SingleReplica]
+    ) -> list[list[float]]:
+        """By condition: how much higher or lower the bound of each replica is under it."""
+        return [[self._bench.scale(one, under) for one in replicas] for under in conditions]
+
     def _all(self, jobs: Sequence[ClusterJob | ReplicaJob]) -> list[Reached]:
-        if self._own is not None:
-            own = self._own
-            return [_reach_with(own, job) for job in jobs]
-        assert self._pool is not None
+        if self._pool is None:
+            return [_reach_with(self._bench, job) for job in jobs]
         return list(self._pool.map(_reach, jobs))

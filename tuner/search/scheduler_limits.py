@@ -17,9 +17,6 @@ from tuner.search.halving import Scored
 from tuner.search.single_replica import SingleReplica, replicas_of
 from tuner.search.space import Candidate, Limits
 
-# A pool that serves so many times what the other one does has no need of other limits.
-_ENOUGH = 1.1
-
 
 def with_best_limits(
     chosen: Sequence[Scored],
@@ -30,7 +27,7 @@ def with_best_limits(
 ) -> list[Scored]:
     """Each of ``chosen`` with the limits that its replicas serve the most with, as far as these
     are of ``leaders``."""
-    replicas = list(dict.fromkeys(r for one in leaders for r in _weakest(one, estimates)))
+    replicas = list(dict.fromkeys(r for one in leaders for r in estimates.weakest(one)))
     pairs = [(replica, other) for replica in replicas for other in variants(replica)]
     rates = estimates.better(
         [replica.with_limits(other) for replica, other in pairs],
@@ -46,16 +43,6 @@ def with_best_limits(
         scored = replace(one, candidate=changed, bound=bound_rate(changed, traffic, slo))
         found.append(replace(scored, estimate=estimates.known_of(scored)))
     return found
-
-
-def _weakest(one: Scored, estimates: Estimates) -> list[SingleReplica]:
-    """Those that serve about as little as the whole: others would gain it nothing."""
-    enough = _ENOUGH * (one.estimate or 0.0)
-    return [
-        replica
-        for pool, replica in zip(one.candidate.pools, replicas_of(one.candidate), strict=True)
-        if one.candidate.is_colocated or pool.replicas * (estimates.known(replica) or 0) < enough
-    ]
 
 
 def variants(replica: SingleReplica) -> list[Limits]:

@@ -127,11 +127,13 @@ class _Search:
         self._progress = progress
         slo = question.goal.slo
         share_host = any(kind.profile.device == "cpu" for kind in question.budget.kinds)
-        self._estimates = None if share_host else Estimates(laboratory.replicas, traffic, slo)
+        self._estimates = (
+            None if share_host else Estimates(laboratory.replicas, Traffic.of(question.trace), slo)
+        )
         self._rates_under = (
             SimulatedRates(laboratory)
             if self._estimates is None
-            else EstimatedRates(self._estimates)
+            else EstimatedRates(self._estimates, laboratory)
         )
 
     def answer(self, bounded: Sequence[tuple[Candidate, Bound]]) -> tuple[list[Scored], Verdict]:

@@ -15,7 +15,7 @@ from tuner.search.halving import RIVALS, Scored
 from tuner.search.space import Candidate
 from tuner.search.uncertainty import Interval
 
-REPLICATES = 20
+REPLICATES = 16
 # A larger ratio means no more than "far better".
 _MOST_TOLD = 10.0
 # A ratio closer to 1 than this is a tie: simulations of the same cluster differ by as much.
