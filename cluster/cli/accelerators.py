@@ -13,7 +13,7 @@ from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model
 from cluster.progress import StderrProgress
 from core.config import MAX_REPLICAS, ClusterSpec
-from core.errors import InvalidField
+from core.errors import InvalidField, NotFound
 from tuner.profile import hardware, model_shape
 from tuner.profile.model_shape import ModelShape, read_model_shape
 from tuner.profile.modelled import modelled_profile
@@ -124,4 +124,9 @@ def _model_shape(options: AcceleratorOptions) -> ModelShape:
         return read_model_shape(ensure_demo_model(StderrProgress()))
     if name in model_shape.BUILT_IN:
         return model_shape.BUILT_IN[name]
-    return read_model_shape(find_model(name))
+    try:
+        folder = find_model(name)
+    except NotFound as error:
+        known = ", ".join(model_shape.BUILT_IN)
+        raise InvalidField("--model", name, f"is none of {known}, and {error}") from None
+    return read_model_shape(folder)

@@ -35,23 +35,23 @@ class TuneOptions:
     """The options as they were typed; see ``cluster.cli.tune``."""
 
     trace: Path
-    gpus: str | None
-    prefill_gpus: str | None
-    decode_gpus: str | None
-    ttft: str
-    tpot: str
-    percentile: float
-    rate: float | None
-    gpu_hour_price: str | None
-    profile: Path | None
-    prefill_profile: Path | None
-    decode_profile: Path | None
-    model: str | None
-    config: Path | None
-    limit: int | None
-    seed: int | None
-    plot: Path | None
-    out: Path | None
+    gpus: str | None = None
+    prefill_gpus: str | None = None
+    decode_gpus: str | None = None
+    ttft: str = "1s"
+    tpot: str = "50ms"
+    percentile: float = 90.0
+    rate: float | None = None
+    gpu_hour_price: str | None = None
+    profile: Path | None = None
+    prefill_profile: Path | None = None
+    decode_profile: Path | None = None
+    model: str | None = None
+    config: Path | None = None
+    limit: int | None = None
+    seed: int | None = None
+    plot: Path | None = None
+    out: Path | None = None
     validate: ValidateOptions | None = None
 
 
@@ -89,7 +89,7 @@ class Tuned:
 
 def run(options: TuneOptions) -> Tuned:
     """Raises ``InvalidField`` for an option or a file, before anything is written."""
-    question, origins = _question(options)
+    question, origins = read_question(options)
     progress = StderrProgress()
     bounded = bounded_candidates(question)
     best, bound = max(bounded, key=lambda pair: pair[1].rate)
@@ -105,7 +105,8 @@ def run(options: TuneOptions) -> Tuned:
     return Tuned(result, origins, written, cases)
 
 
-def _question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
+def read_question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
+    """And where its numbers come from, in words. Raises ``InvalidField``."""
     slo = Slo(parse_seconds("--ttft", options.ttft), parse_seconds("--tpot", options.tpot))
     if not 0 < options.percentile <= 100:
         raise InvalidField("--percentile", options.percentile, "must be above 0 and at most 100")

@@ -11,6 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
+from cluster.cli.tune_run import TuneOptions, read_question
 from core.config import ClusterSpec
 from core.errors import CrossdockError, InvalidField
 from core.latency_profile import EngineProfile, RowCurve, StepModel
@@ -18,6 +19,8 @@ from core.shards import ONE_RANK
 from tuner.profile import hardware, model_shape
 from tuner.profile.modelled import modelled_profile
 from tuner.profile.profile_file import read_profile, write_profile
+from tuner.search.space import Limits
+from tuner.search.tune import bounded_candidates
 
 TRAFFIC = """\
 rate: 4
@@ -162,6 +165,10 @@ def test_an_slo_that_nobody_meets_names_the_nearest(folder: Path) -> None:
         (("--gpus", "l4:2"), "--gpus"),
         (("--gpus", "65", "--rate", "1"), "gpus"),
         (("--gpus", "2", "--decode-profile", "x.json"), "--decode-profile"),
+        (("--gpus", "1025"), "--gpus"),
+        (("--gpus", "2", "--gpu-hour-price", "l40=2"), "--gpu-hour-price"),
+        (("--gpus", "2", "--profile", "/nowhere/x.json"), "profile"),
+        (("--gpus", "2", "--config", "/nowhere/x.yaml"), "config"),
     ],
 )
 def test_bad_options_are_refused_by_name(folder: Path, args: tuple[str, ...], field: str) -> None:
@@ -186,6 +193,105 @@ def test_prompts_that_nothing_can_hold(folder: Path) -> None:
     )
     with pytest.raises(InvalidField, match=r"9000010.*at most 131072 tokens"):
         run("tune", folder / "long.csv", "--profile", folder / "l4.json", "--gpus", 2)
+
+
+AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+MOONCAKE = '{"timestamp": 0, "input_length": %s, "output_length": 5, "hash_ids": [1]}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("t.csv", "TIMESTAMP,ContextTokens\n2023-11-16 18:17:03.9,10\n", "must be a trace of"),
+        ("t.csv", AZURE + "2023-11-16 18:17:03.9,-5,10\n", "no number may be negative"),
+        ("t.csv", AZURE + "2023-11-16 18:17:03.9,five,10\n", "line 2"),
+        ("t.csv", AZURE + "2023-11-16 18:17:04,5,9\n2023-11-16 18:17:03,5,9\n", "line 3.*sort"),
+        ("t.csv", AZURE, "holds no request"),
+        ("t.csv", "", "holds no request"),
+        ("t.csv", AZURE + "2023-11-16 18:17:03.9,99999999999999999999,1\n", "no request has more"),
+        ("t.jsonl", '{"timestamp": 0, "input_length": 10}\n', "output_length"),
+        ("t.jsonl", MOONCAKE % -10, "no number may be negative"),
+        ("t.jsonl", MOONCAKE % "NaN", "line 1"),
+        ("t.jsonl", "", "holds no request"),
+        ("t.yaml", "rate: 4\n", "duration"),
+        ("t.yaml", TRAFFIC.replace("rate: 4", "rate: -4"), "rate = -4"),
+        ("t.yaml", TRAFFIC.replace("200-1500", "200--5"), "tokens"),
+    ],
+)
+@pytest.mark.parametrize("command", ["tune", "simulate"])
+def test_bad_traffic_is_refused_and_nothing_is_written(
+    folder: Path, tmp_path: Path, command: str, name: str, content: str, told: str
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / name).write_text(content)
+    files = ("--plot", out / "t.png", *(("--gpus", 2, "--out", out) if command == "tune" else ()))
+    with pytest.raises(InvalidField, match=told):
+        run(command, tmp_path / name, "--profile", folder / "l4.json", *files)
+    assert not list(out.iterdir())
+
+
+def test_a_model_that_these_gpus_can_not_hold(folder: Path) -> None:
+    command = ("tune", folder / "traffic.yaml", "--model", "llama-3.1-70b")
+    with pytest.raises(InvalidField, match=r"gpus = 2: a replica of llama-3\.1-70b.* takes \d+"):
+        run(*command, "--gpus", "l4:2")
+
+
+def test_a_model_that_nobody_knows(folder: Path) -> None:
+    with pytest.raises(InvalidField, match=r"--model = 'mine'.*llama-3\.1-8b.*no model folder"):
+        run("tune", folder / "traffic.yaml", "--model", "mine", "--gpus", "l4:2")
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (
+            "pools: {decode: {max_num_batched_tokens: 8, max_num_seqs: 16}}",
+            "pools.decode.max_num_batched_tokens",
+        ),
+        ("pools: {decode: {replicas: 5000}}", "pools.decode.replicas"),
+        ("pools: {decode: {max_num_seq: 5}}", "pools.decode.max_num_seq"),
+        ("kv: {memory: 1KiB}", "trace"),
+        ("kv: {num_blocks: 10}", "trace"),
+        ("kv: {num_blocks: 100000000}", "trace"),
+        ("max_model_len: 10", "trace"),
+    ],
+)
+def test_configs_that_serve_nothing(folder: Path, tmp_path: Path, config: str, field: str) -> None:
+    (tmp_path / "c.yaml").write_text(config)
+    command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 2)
+    with pytest.raises(InvalidField) as caught:
+        run(*command, "--config", tmp_path / "c.yaml")
+    assert caught.value.metadata["field"] == field
+
+
+def test_a_search_begins_with_the_limits_and_prices_of_the_config(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "pools:\n"
+        "  prefill: {max_num_batched_tokens: 1024, gpu_hour_price: 3}\n"
+        "  decode: {max_num_seqs: 48, gpu_hour_price: 2}\n"
+    )
+    question, _ = read_question(
+        TuneOptions(
+            trace=folder / "traffic.yaml",
+            prefill_gpus="h100:1",
+            decode_gpus="l40s:1",
+            model="llama-3.1-8b",
+            config=tmp_path / "c.yaml",
+        )
+    )
+    assert question.prefill_limits == Limits(256, 1024)
+    assert question.limits == Limits(48, 2048)
+    assert [kind.hour_price for kind in question.budget.kinds] == [3.0, 2.0]
+    names = {str(candidate) for candidate, _ in bounded_candidates(question)}
+    assert names == {
+        "1P:1D, tp 1/tp 1",
+        "colocated 1 h100, tp 1",
+        "colocated 1 l40s, tp 1",
+        "colocated 1 h100+1 l40s, tp 1/tp 1",
+    }
 
 
 @pytest.mark.parametrize(

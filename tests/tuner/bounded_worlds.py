@@ -75,17 +75,19 @@ class World:
 
     def count(self, rate: float) -> int:
         """Requests of a window that is long enough at ``rate``."""
-        slo = self.goal.slo
-        service_s = slo.ttft_s + self.answers[1] * slo.tpot_s
-        return max(100, round(_SERVICES * service_s * rate))
+        return max(100, round(_SERVICES * self.service_s * rate))
+
+    @property
+    def service_s(self) -> float:
+        """For as long as a request that meets the goal stays."""
+        return self.goal.slo.ttft_s + self.answers[1] * self.goal.slo.tpot_s
 
     def share(self, trace: RequestTrace, rate: float) -> float:
         """Of the second half of ``trace``, how many meet both limits at ``rate``."""
         offered = trace.at_rate(rate)
-        slo = self.goal.slo
-        until_s = offered.duration_s + slo.ttft_s + self.answers[1] * slo.tpot_s
+        until_s = offered.duration_s + self.service_s
         result = simulate(offered, model_candidate(self.candidate, _BASE), until_s=until_s)
-        return float(met(result, slo)[len(trace) // 2 :].mean())
+        return float(met(result, self.goal.slo)[len(trace) // 2 :].mean())
 
 
 @st.composite
@@ -99,7 +101,7 @@ def worlds(draw: st.DrawFn) -> World:
     shape = ParallelShape(1, draw(st.sampled_from([1, 1, 2])))
     kv_tokens = (longest + _BLOCK) * draw(st.sampled_from([1, 2, 5, 50]))
     kv_tokens -= kv_tokens % (_BLOCK * shape.num_ranks)
-    profile = _profile(step, shape, kv_tokens + 2 * _BLOCK, draw(_transfers()))
+    profile = profile_of_steps(step, shape, kv_tokens + 2 * _BLOCK, draw(_transfers()))
     on = Accelerators(profile, 4)
     seqs = draw(st.integers(1, 16))
     limits = Limits(seqs, max(seqs, draw(st.sampled_from([8, 32, 128]))))
@@ -141,9 +143,10 @@ def _limits_of(draw: st.DrawFn, step: StepModel, longest: int) -> Slo:
     return Slo(draw(patience) * prompt * 1e-15 + 1e-3, draw(patience) * token * 1e-15)
 
 
-def _profile(
+def profile_of_steps(
     step: StepModel, shape: ParallelShape, kv_tokens: int, transfer: TransferModel
 ) -> LatencyProfile:
+    """Of one shape, and of an edge between two of it."""
     return LatencyProfile(
         origin=Origin.MODELLED,
         hardware="drawn",

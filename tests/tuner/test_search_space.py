@@ -169,6 +169,7 @@ def test_answers_of_one_token_are_prefill_alone() -> None:
     bound = bound_rate(one_and_one(), Traffic.of(equal(1000, 1)), Slo(1.0, 1e-9))
     assert bound.limited_by is Resource.PREFILL_COMPUTE
     assert bound.rates[Resource.DECODE_BANDWIDTH] == bound.rates[Resource.KV_MEMORY] == inf
+    assert Resource.LINK not in bound.rates
 
 
 def test_every_pair_of_replicas_has_a_link() -> None:

@@ -203,10 +203,10 @@ def _step_seconds(step: StepModel, batch: int, pool: PoolChoice, context: float)
 
 
 def _transfer_seconds(prefill: PoolChoice, decode: PoolChoice, traffic: Traffic) -> float:
-    """Of an average request over one edge; 0 if no edge was profiled."""
+    """Of an average request over one edge; 0 if nothing has to be sent."""
     least = traffic.least
     times = [
-        transfer.model.per_batch * least.requests + transfer.model.per_token * least.new_tokens
+        transfer.model.per_batch * least.transfers + transfer.model.per_token * least.sent
         for transfer in prefill.on.profile.transfers
         if (transfer.source, transfer.target) == (prefill.shape, decode.shape)
     ]

@@ -23,8 +23,9 @@ class LeastWork:
     """For each request that is offered, on average.
 
     ``requests``: the share that is to be served. ``new_tokens`` of prompts that no cache holds and
-    their (query, key) ``pairs``. ``steps``: tokens after an answer's first one; ``context``: tokens
-    that all of these attend to; ``kept``: those of them that no other request brought along.
+    their (query, key) ``pairs``. ``transfers`` to decode workers and the tokens ``sent`` in them:
+    answers of one token need none. ``steps``: tokens after an answer's first one; ``context``: what
+    all of these attend to; ``kept``: those tokens of it that no other request brought along.
     ``context_to_meet``: the mean context of that request up to which, by context, the share goes; 0
     if that has an answer of one token.
     """
@@ -32,6 +33,8 @@ class LeastWork:
     requests: float
     new_tokens: float
     pairs: float
+    transfers: float
+    sent: float
     steps: float
     context: float
     kept: float
@@ -58,6 +61,8 @@ class LeastWork:
             requests=needed / len(trace),
             new_tokens=least(new),
             pairs=least(pairs),
+            transfers=least((steps > 0).astype(np.float64)),
+            sent=least(np.where(steps > 0, new, 0.0)),
             steps=least(steps),
             context=least(context),
             kept=least(new * steps + answered),

@@ -183,6 +183,7 @@ def all_candidates(
     )
     shapes = {kind: _shapes(kind, wanted) for kind in _unique(budget.kinds)}
     if not any(shapes.values()):
+        _refuse_too_few(wanted)
         raise InvalidField("trace", longest, _needed_room(budget, longest, wanted.kv))
     # With fewer workers on a host each has more threads: that leaves no core unused.
     every = wanted if budget.host_cores is None else replace(wanted, spend_all=False)
@@ -214,6 +215,16 @@ class _Wanted:
 
 def _unique(kinds: Sequence[Accelerators]) -> list[Accelerators]:
     return list({id(kind): kind for kind in kinds}.values())
+
+
+def _refuse_too_few(wanted: _Wanted) -> None:
+    """Raises ``InvalidField`` if more accelerators could hold what so many can't."""
+    for kind in wanted.budget.kinds:
+        more = replace(kind, count=max(e.shape.num_ranks for e in kind.profile.engines))
+        if larger := _shapes(more, wanted):
+            least = min(shape.num_ranks for shape in larger)
+            fix = f"a replica of {kind.profile.model} for {wanted.longest} tokens takes {least}"
+            raise InvalidField("gpus", kind.count, fix)
 
 
 def _needed_room(budget: Budget, longest: int, kv: KVSpec) -> str:
