@@ -155,9 +155,7 @@ class Prefiller:
         if event.key in self._attempts:
             return []
         try:
-            self.scheduler.add(
-                event.key, event.tokens, event.params, event.salt, now, event.hashes
-            )
+            self.scheduler.add(event.key, event.tokens, event.params, event.salt, now, event.hashes)
         except InvalidField as error:
             return [ReportFailure(event.key, FailureCause.REJECTED, error.message)]
         push = Push(event.key, len(event.tokens), self.pool.block_size, self._times)

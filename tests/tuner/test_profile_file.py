@@ -118,6 +118,20 @@ def test_a_file_of_a_newer_version_says_so(file: Path) -> None:
         (("profile", "transfers", 0, "model", "per_batch"), -5, "shm"),
         (("profile", "message_s"), -1.0, "message_s"),
         (("profile", "interference", "decode_beside_decode"), 0.5, "interference"),
+        (("profile", "message_s"), float("nan"), "message_s"),
+        (("profile", "engines", 0, "error", "p95"), float("nan"), "error of the fit"),
+        (("profile", "engines", 0, "error", "residuals"), [1.0, 0.0], "residual"),
+        (("profile", "engines", 0, "error", "residuals"), [float("inf")], "residual"),
+        (("profile", "engines", 0, "step", "per_sampled"), 10**300, "time of days"),
+        (("profile", "engines", 0, "step", "rows", "points"), [[1, 9], [2, 5]], "that falls"),
+        (("profile", "engines", 0, "step", "rows", "points"), [[1, 0], [2, 0]], "takes no time"),
+        (("profile", "engines", 0, "step", "rows", "points"), [[-1, 1], [2, 2]], "rows below 0"),
+        (("profile", "engines", 0, "shape", "tensor"), 10**6, "beyond all hardware"),
+        (("profile", "engines", 0, "speed"), 1, "profile.engines.0.speed is no field"),
+        (("profile", "kv_bytes_per_token"), 0, "kv_bytes_per_token is below 1"),
+        (("profile", "cores"), -1, "cores is below 0"),
+        (("profile", "dtype"), "int3", "none of float32"),
+        (("written_by",), "me", "written_by is no field"),
         (("profile", "origin"), "guessed", "origin"),
         (("profile", "dtype"), None, "dtype"),
         (("profile",), [], "profile"),
@@ -138,8 +152,25 @@ def test_other_files_are_no_profiles(tmp_path: Path, file: Path) -> None:
     half.write_text('{"format": "something else"}')
     with pytest.raises(InvalidField, match="no latency profile"):
         read_profile(half)
-    with pytest.raises(InvalidField, match="can't be read"):
-        read_profile(tmp_path / "nowhere.json")
+    for path in (tmp_path / "nowhere.json", tmp_path):
+        with pytest.raises(InvalidField, match="can't be read"):
+            read_profile(path)
+    half.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(InvalidField, match="no text file"):
+        read_profile(half)
+    for text in ("", "[" * 100_000, "\x00", "9" * 5000):
+        half.write_text(text)
+        with pytest.raises(InvalidField, match="not JSON"):
+            read_profile(half)
+
+
+@pytest.mark.parametrize("field", ["engines", "message_s", "kv_bytes_per_token", "created"])
+def test_a_field_that_is_missing_is_named(file: Path, field: str) -> None:
+    content = json.loads(file.read_text())
+    del content["profile"][field]
+    file.write_text(json.dumps(content))
+    with pytest.raises(InvalidField, match=rf"is damaged \({field}: Field required\)"):
+        read_profile(file)
 
 
 def test_a_file_that_can_not_be_written_stays_as_it_was(tmp_path: Path, file: Path) -> None:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
-from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Incompatible, InvalidField
-from core.latency_profile import EngineProfile, Interference, LatencyProfile
+from core.latency_profile import LatencyProfile
 from tuner.files import write_files
+from tuner.profile.profile_checks import find_problem, unknown_field
 
 FORMAT = "crossdock latency profile"
 SCHEMA = 1
@@ -25,7 +24,9 @@ def read_profile(path: Path) -> LatencyProfile:
     of a newer schema."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise InvalidField("profile", str(path), "is no text file, and no profile") from None
+    except OSError as error:
         raise InvalidField("profile", str(path), f"can't be read: {error}") from None
     except (ValueError, RecursionError):
         raise _damaged(path, "it is not JSON") from None
@@ -42,14 +43,16 @@ def read_profile(path: Path) -> LatencyProfile:
         raise _damaged(path, f"{where or 'profile'}: {first['msg']}") from None
     except InvalidField as error:
         raise _damaged(path, error.message) from None
-    _check_numbers(path, profile)
+    if unknown := unknown_field(content, _content(profile)):
+        raise _damaged(path, f"{unknown} is no field that this version knows")
+    if problem := find_problem(profile):
+        raise _damaged(path, problem)
     return profile
 
 
 def write_profile(profile: LatencyProfile, path: Path) -> None:
     """The file appears complete or stays as it was. Raises ``InvalidField`` if it can't."""
-    content = {"format": FORMAT, "schema": SCHEMA, "profile": to_plain(profile)}
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(_content(profile), indent=1, allow_nan=False) + "\n"
     write_files({path: text})
 
 
@@ -72,6 +75,10 @@ def to_plain(profile: LatencyProfile) -> dict[str, Any]:
     return plain
 
 
+def _content(profile: LatencyProfile) -> dict[str, Any]:
+    return {"format": FORMAT, "schema": SCHEMA, "profile": to_plain(profile)}
+
+
 def _check_schema(path: Path, schema: object) -> None:
     if isinstance(schema, int) and schema > SCHEMA:
         raise Incompatible(
@@ -82,40 +89,6 @@ def _check_schema(path: Path, schema: object) -> None:
         )
     if schema != SCHEMA or isinstance(schema, bool):
         raise _damaged(path, f"schema is {schema!r}")
-
-
-def _check_numbers(path: Path, profile: LatencyProfile) -> None:
-    """What types don't say: times don't run backwards."""
-    if not profile.engines:
-        raise _damaged(path, "it has no engine")
-    for engine in profile.engines:
-        if problem := _engine_problem(engine):
-            raise _damaged(path, f"{problem} of engine {engine}")
-    for transfer in profile.transfers:
-        if min(transfer.model.per_batch, transfer.model.per_token) < 0:
-            raise _damaged(path, f"a negative time of the {transfer.transport} transfer")
-    if not _is_interference(profile.interference):
-        raise _damaged(path, "interference must be numbers from 1 on")
-    seconds = (profile.message_s, profile.request_s)
-    if not all(0 <= value < math.inf for value in seconds):
-        raise _damaged(path, "message_s and request_s must be seconds from 0 on")
-
-
-def _is_interference(found: Interference | None) -> bool:
-    return found is None or all(1 <= factor < math.inf for factor in astuple(found))
-
-
-def _engine_problem(engine: EngineProfile) -> str | None:
-    step = engine.step
-    times = [step.per_sampled, step.per_prefill_pair, step.per_decode_context]
-    times += [time for _, time in step.rows.points]
-    if min(times) < 0:
-        return "a negative time"
-    if not 0 < engine.core_share <= 1:
-        return f"core share {engine.core_share}"
-    if min(engine.threads, engine.shape.tensor, engine.shape.pipeline, engine.kv_tokens) < 1:
-        return "a size below 1"
-    return None
 
 
 def _damaged(path: Path, detail: str) -> InvalidField:
