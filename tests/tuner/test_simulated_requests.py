@@ -100,6 +100,8 @@ def test_rates() -> None:
 
 def test_requests_that_come_at_one_moment_have_no_rate_to_change() -> None:
     trace = from_entries("t", [TraceEntry(5.0, 10, 2), TraceEntry(5.0, 10, 2)])
+    with pytest.raises(InvalidField, match="longer than a year"):
+        small_trace().at_rate(1e-300)
     with pytest.raises(InvalidField, match="at one moment"):
         trace.at_rate(2.0)
 

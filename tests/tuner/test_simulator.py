@@ -135,10 +135,17 @@ def test_utilization_and_queues_are_sampled() -> None:
     assert (track.busy <= 1.0 + 1e-9).all()
 
 
+def test_what_is_longer_than_the_model_takes_is_refused() -> None:
+    short = replace(cluster(workers(Role.MIXED, 1)), max_model_len=30)
+    result = simulate(trace((0.0, 20, 5), (0.0, 26, 5)), short)
+    assert result.failures == {1: "PROMPT_TOO_LONG: 26 tokens in, 5 out, at most 30"}
+
+
 def test_what_no_worker_can_hold_is_refused_and_hurts_nobody() -> None:
     small = cluster(workers(Role.PREFILL, 1), workers(Role.DECODE, 1, num_blocks=12))
     result = simulate(trace((0.0, 20, 5), (0.0, 500, 5), (0.0, 40, 9), (0.0, 20, 5)), small)
-    assert result.failures == {1: "PROMPT_TOO_LONG", 2: "PROMPT_TOO_LONG"}
+    assert list(result.failures) == [1, 2]
+    assert result.failures[1] == "PROMPT_TOO_LONG: 500 tokens in, 5 out, at most 48"
     assert np.isfinite(result.last_token_s[[0, 3]]).all()
     assert np.isnan(result.first_token_s[[1, 2]]).all()
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from core.config import parse_bytes
 
-ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=10**14)]
+ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=10**13)]
 # What is beyond is a slip of units, and would leave the numbers that can be computed with.
 Rate = Annotated[float, Field(ge=1, le=1e20)]
 Seconds = Annotated[float, Field(ge=0, le=60)]

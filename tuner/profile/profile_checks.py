@@ -17,7 +17,7 @@ from core.shards import MAX_RANKS
 
 # In femtoseconds about twelve days, longer than any step; and tokens of a pool.
 _LONGEST_TIME = 10**21
-_MOST_TOKENS = 10**12
+_MOST_TOKENS = 10**10
 
 
 def find_problem(profile: LatencyProfile) -> str:

@@ -49,7 +49,8 @@ class WorkerModel:
 class ClusterModel:
     """``transfer``: of an edge between a prefill and a decode worker; None where there are no
     prefill workers. ``message_s``, ``request_s``: see ``core.latency_profile.LatencyProfile``.
-    ``ttft_s``: what the workers' order of prompts aims at."""
+    ``ttft_s``: what the workers' order of prompts aims at. ``max_model_len``: tokens of a prompt
+    and its answer; None: what a pool holds."""
 
     workers: tuple[WorkerModel, ...]
     block_size: int
@@ -60,6 +61,7 @@ class ClusterModel:
     disaggregation: Disaggregation = Disaggregation.AUTO
     times: LeaseTimes = field(default_factory=LeaseTimes)
     limits: RetryLimits = field(default_factory=RetryLimits)
+    max_model_len: int | None = None
 
     @property
     def is_disaggregated(self) -> bool:

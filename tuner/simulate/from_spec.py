@@ -5,6 +5,7 @@ Does not cover: reading either file, traffic.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
 from itertools import groupby
 
@@ -80,6 +81,7 @@ def model_cluster(
         ttft_s=spec.slo.ttft,
         disaggregation=Disaggregation(spec.router.disaggregation),
         times=LeaseTimes(lease=spec.kv.lease, beat=spec.kv.beat),
+        max_model_len=min(spec.max_model_len or sys.maxsize, profiles.decode.max_positions),
     )
 
 

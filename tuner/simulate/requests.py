@@ -16,6 +16,8 @@ from core.errors import InvalidField
 
 Lengths = npt.NDArray[np.int32]
 
+# What is longer is a slip of units.
+MAX_DURATION_S = 366 * 86_400.0
 # First token id of the part of a prompt that no other request shares.
 _PRIVATE = 1 << 30
 # Seed of the hashes of shared parts.
@@ -93,6 +95,8 @@ class RequestTrace:
         if not self.rate:
             fix = "all its requests come at one moment: it has no rate that could be changed"
             raise InvalidField("trace", self.name, fix)
+        if self.duration_s * self.rate / rate > MAX_DURATION_S:
+            raise InvalidField("rate", rate, "the trace would last longer than a year; raise it")
         return self.faster(rate / self.rate)
 
     def first(self, count: int) -> RequestTrace:

@@ -6,6 +6,7 @@ decision. Does not cover: doors, text, deadlines of clients (``router.dispatcher
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
@@ -96,7 +97,8 @@ class SimulatedRouter:
             # The first to be attached, in their order: both sides count them alike.
             assert self._routing.number(replica.worker) == replica.number
         self._routing.use(self._by_id)
-        self._largest = max((w.brain.pool.num_blocks for w in workers if w.role.decodes), default=0)
+        blocks = max((w.brain.pool.num_blocks for w in workers if w.role.decodes), default=0)
+        self._longest = min(blocks * cluster.block_size, cluster.max_model_len or sys.maxsize)
         self._running: dict[int, _Running] = {}
         # What workers said, by its arrival: (when, which, worker, …). A heap, as some of it is
         # found out late.
@@ -117,8 +119,9 @@ class SimulatedRouter:
             int(self._trace.prompt_tokens[index]),
             int(self._trace.output_tokens[index]),
         )
-        if prompt + output > self._largest * self._block_size:
-            self._recorder.failed(index, self._at_client_s, 0, "PROMPT_TOO_LONG")
+        if prompt + output > self._longest:
+            why = f"PROMPT_TOO_LONG: {prompt} tokens in, {output} out, at most {self._longest}"
+            self._recorder.failed(index, self._at_client_s, 0, why)
             return
         tokens = self._trace.prompt(index)
         hashes = self._trace.hashes(index, self._block_size)

@@ -12,11 +12,10 @@ import numpy as np
 
 from core.errors import InvalidField
 from tuner.load.traces import TRACE_BLOCK_TOKENS, TraceEntry, read_trace
-from tuner.simulate.requests import RequestTrace
+from tuner.simulate.requests import MAX_DURATION_S, RequestTrace
 from tuner.simulate.synthetic import draw_requests, read_description
 
 MAX_TOKENS = 10_000_000
-MAX_DURATION_S = 366 * 86_400.0
 
 
 def load_requests(path: Path, limit: int | None = None, seed: int | None = None) -> RequestTrace:
