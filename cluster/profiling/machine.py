@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import version
+from itertools import takewhile
 from pathlib import Path
 
 from kernels.native.build import library_path, variants
@@ -19,14 +20,19 @@ def usable_cores() -> list[int]:
 
 def hardware_name(device: str) -> str:
     """The same for all machines of a kind: "AMD EPYC, 2 cores", "NVIDIA H200"."""
-    return _gpu_name() if device == "cuda" else f"{_cpu_name()}, {len(usable_cores())} cores"
+    if device == "cuda":
+        return _gpu_name()
+    count = len(usable_cores())
+    return f"{_cpu_name()}, {count} core{'s' if count > 1 else ''}"
 
 
 def visible_gpus() -> list[str]:
     """Those that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is not None:
-        return [part.strip() for part in chosen.split(",") if part.strip()]
+        # What comes after the first one that is none does not count; -1 hides all.
+        parts = (part.strip() for part in chosen.split(","))
+        return list(takewhile(lambda part: part not in ("", "-1"), parts))
     return [str(index) for index in range(len(list(_GPUS.glob("*/information"))))]
 
 

@@ -27,7 +27,8 @@ def partial_path(out: Path) -> Path:
 
 
 class PartialFile:
-    """Findings by section (an engine, the edges, serving) and name. A context: closes the file."""
+    """Findings by section (an engine, the edges, serving) and name. A context: closes the file, and
+    leaves none without findings."""
 
     def __init__(self, path: Path, subject: Mapping[str, str]) -> None:
         """``subject``: model, hardware and all else that findings depend on.
@@ -81,6 +82,8 @@ class PartialFile:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        if not self._found:
+            self._path.unlink(missing_ok=True)
 
     def _read(self, lines: list[str]) -> None:
         for number, line in enumerate(lines, start=2):

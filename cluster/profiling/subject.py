@@ -32,6 +32,7 @@ from core.worker_settings import WorkerSettings
 from engine.memory import available_memory
 from engine.model_config import read_model_config
 from engine.model_hash import model_hash
+from tuner.profile.fit import LEAST_POINTS
 from tuner.profile.points import (
     EdgeSetting,
     Effort,
@@ -263,7 +264,11 @@ class Subject:
 
 
 def choose_subject(spec: ClusterSpec, effort: Effort, progress: Progress) -> Subject:
-    """Reads the model's config and looks at the machine; quick. Raises what serving would."""
+    """Reads the model's config and looks at the machine; quick. Raises what serving would, and
+    ``InvalidField`` for sequences that are too short to measure, or a GPU that is not here."""
+    if spec.engine.device == "cuda" and not visible_gpus():
+        fix = "there is no NVIDIA GPU that this process may use; set cpu, or --from-spec for a GPU"
+        raise InvalidField("engine.device", "cuda", fix)
     folder = find_model(spec.model) if spec.model else ensure_demo_model(progress)
     model = read_model_folder(folder)
     check_shapes(spec, model)
@@ -285,10 +290,24 @@ def choose_subject(spec: ClusterSpec, effort: Effort, progress: Progress) -> Sub
         kv_tokens=None,
     )
     free = available_memory()
-    if spec.engine.device == "cuda" or free is None:
-        return subject
-    room = int(free * KV_SHARE_OF_FREE_MEMORY) // subject.kv_bytes_per_token
-    return replace(subject, kv_tokens=room)
+    if spec.engine.device != "cuda" and free is not None:
+        room = int(free * KV_SHARE_OF_FREE_MEMORY) // subject.kv_bytes_per_token
+        subject = replace(subject, kv_tokens=room)
+    _require_points(subject)
+    return subject
+
+
+def _require_points(subject: Subject) -> None:
+    """Before anything is measured that no fit could be made of."""
+    for engine in subject.engines:
+        points = subject.points(engine)
+        if len(points) < LEAST_POINTS or len({point.work.rows for point in points}) < 2:
+            longest = subject.model.max_positions
+            fix = (
+                f"sequences of {longest} tokens and the free memory leave {len(points)} kinds of "
+                f"steps to measure, and a fit needs {LEAST_POINTS}; allow longer ones"
+            )
+            raise InvalidField("max_model_len", subject.spec.max_model_len, fix)
 
 
 def _weight_bytes(model: ModelFolder, dtype: str) -> int:

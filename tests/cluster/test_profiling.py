@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
 from cluster.profiling.assemble import AROUND, BESIDE, TICKET, WAY, assemble
-from cluster.profiling.machine import hardware_name
+from cluster.profiling.machine import hardware_name, visible_gpus
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.placing import Placing, place, place_edge
 from cluster.profiling.subject import Subject, choose_subject
@@ -40,6 +40,19 @@ def subject(tmp_path: Path) -> Subject:
 
 
 # Resuming
+
+
+def begun(path: Path, identity: dict[str, str]) -> None:
+    """A file with one finding."""
+    with PartialFile(path, identity) as partial:
+        partial.add("engine a", Found("decode 1 × 64", 0.25, 5))
+
+
+def test_nothing_is_left_of_a_run_that_has_found_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    with PartialFile(path, MODEL):
+        pass
+    assert not path.exists()
 
 
 def test_findings_are_there_again_after_an_interruption(tmp_path: Path) -> None:
@@ -71,7 +84,7 @@ def test_the_line_that_a_kill_cut_off_is_measured_again(tmp_path: Path) -> None:
 
 def test_findings_of_another_model_or_machine_are_not_mixed_in(tmp_path: Path) -> None:
     path = tmp_path / "p.partial.jsonl"
-    PartialFile(path, MODEL).__exit__(None, None, None)
+    begun(path, MODEL)
     before = path.read_bytes()
     with pytest.raises(Incompatible, match="with hardware a CPU, not a GPU: remove it, or choose"):
         PartialFile(path, MODEL | {"hardware": "a GPU"})
@@ -80,7 +93,7 @@ def test_findings_of_another_model_or_machine_are_not_mixed_in(tmp_path: Path) -
 
 def test_few_runs_do_not_stand_for_many(subject: Subject, tmp_path: Path) -> None:
     path = tmp_path / "p.partial.jsonl"
-    PartialFile(path, subject.identity).__exit__(None, None, None)
+    begun(path, subject.identity)
     thorough = replace(subject, effort=Effort.THOROUGH)
     with pytest.raises(Incompatible, match="with effort quick, not thorough: remove it, or choose"):
         PartialFile(path, thorough.identity)
@@ -94,9 +107,9 @@ NOT_A_TIME = '{"section": "a", "name": "b", "seconds": NaN, "runs": 3}'
 )
 def test_damaged_findings_are_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "p.partial.jsonl"
-    PartialFile(path, MODEL).__exit__(None, None, None)
+    begun(path, MODEL)
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InvalidField, match=r"is damaged \(line 2\); remove it"):
+    with pytest.raises(InvalidField, match=r"is damaged \(line 3\); remove it"):
         PartialFile(path, MODEL)
     path.write_text(line + "\n")
     with pytest.raises(InvalidField, match=r"is damaged \(line 1\)"):
@@ -272,6 +285,31 @@ def test_the_config_says_what_is_profiled(tmp_path: Path) -> None:
     assert worker.num_blocks * 4 > max(point.kv_tokens for point in points)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "gpus"), [("", []), ("-1", []), ("0, 3", ["0", "3"]), ("2,-1,3", ["2"])]
+)
+def test_a_gpu_must_be_there_to_be_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chosen: str, gpus: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    assert visible_gpus() == gpus
+    spec = make_spec(
+        {"model": str(make_model_folder(tmp_path / "tiny")), "engine": {"device": "cuda"}}
+    )
+    if gpus:
+        assert choose_subject(spec, Effort.QUICK, StderrProgress()).edges
+    else:
+        with pytest.raises(InvalidField, match=r"engine.device = 'cuda': there is no NVIDIA GPU"):
+            choose_subject(spec, Effort.QUICK, StderrProgress())
+
+
+def test_sequences_that_are_too_short_to_measure(tmp_path: Path) -> None:
+    folder = make_model_folder(tmp_path / "tiny")
+    spec = make_spec({"model": str(folder), "max_model_len": 20})
+    with pytest.raises(InvalidField, match=r"max_model_len = 20: .* leave 3 kinds of steps"):
+        choose_subject(spec, Effort.QUICK, StderrProgress())
+
+
 def test_two_ranks_are_measured_where_the_model_can_be_split(subject: Subject) -> None:
     normal = replace(subject, effort=Effort.NORMAL, cores=(0, 1))
     shapes = {engine.shape for engine in normal.engines}
@@ -319,7 +357,7 @@ def test_nccl_needs_a_gpu_for_each_rank(subject: Subject, monkeypatch: pytest.Mo
 
 
 def test_this_machine_has_a_name() -> None:
-    assert hardware_name("cpu").endswith("cores")
+    assert "core" in hardware_name("cpu")
     assert hardware_name("cuda")
 
 

@@ -185,7 +185,7 @@ def design_engines(
     all cores, half of them, and if there is time their halves too. Raises ``InvalidField``.
     """
     if threads is not None and threads > cores:
-        fix = f"this process may use {cores} cores"
+        fix = f"this process may use {cores} core{'s' if cores > 1 else ''}"
         raise InvalidField("engine.threads", threads, fix)
     one_rank: list[EngineSetting] = []
     fewest = 1 if effort is Effort.THOROUGH else max(1, cores // 2)
