@@ -79,7 +79,9 @@ def made_up_profile() -> LatencyProfile:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The files that the commands name."""
     monkeypatch.chdir(tmp_path)
+    # Neither profiles nor models of whoever runs the tests.
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     [spec] = [text for text in SHOWN_FILES if text.startswith("hardware:")]
     [traffic] = [text for text in SHOWN_FILES if text.startswith("rate:")]
     contents = {
