@@ -13,7 +13,7 @@ from search_worlds import GOAL, LIMITS, bounded, budget_of, chat_trace, summary_
 from core.config import ClusterSpec
 from core.request import Role
 from tuner.search.bounds import Bound, Resource, Traffic
-from tuner.search.charts import Point, best_of_each_share, draw, points, terminal_text
+from tuner.search.charts import Point, best_of_each_share, draw, pareto_front, points, terminal_text
 from tuner.search.evaluate import Reached, Trial
 from tuner.search.halving import Scored
 from tuner.search.report import COLUMNS, table, tokens_per_accelerator, verdict_lines
@@ -67,6 +67,11 @@ def result(*scored: Scored, verdict: Verdict, rate: float | None = None) -> Tune
 def found() -> TuneResult:
     comparison = Comparison(RIVAL, 1.5, Interval(1.3, 1.5, 1.7))
     return result(WINNER, RIVAL, UNSEEN, verdict=Verdict(WINNER, WINNER, comparison, None))
+
+
+def with_an_estimate() -> TuneResult:
+    guessed = replace(UNSEEN, estimate=6.0)
+    return result(WINNER, guessed, verdict=Verdict(WINNER, WINNER, None, None))
 
 
 def nobody() -> TuneResult:
@@ -130,6 +135,21 @@ def test_tokens_are_shared_out_among_all_accelerators() -> None:
     trial = WINNER.reached.trial if WINNER.reached is not None else None
     assert trial is not None
     assert tokens_per_accelerator(WINNER, trial) == 12.0 * 200 / 4
+    # Of half the cluster, at half the rate.
+    half = replace(trial, summary=summary_at(6.0, 0.95), divided_by=2)
+    assert tokens_per_accelerator(WINNER, half) == 12.0 * 200 / 4
+
+
+def test_it_is_told_of_how_much_traffic_the_numbers_are() -> None:
+    """A trace of 50 requests, 100 of which are counted."""
+    assert "simulated with 100 counted requests of a trace of 50, which was repeated" in (
+        verdict_lines(found())
+    )
+    assert WINNER.reached is not None
+    trial = replace(WINNER.reached.nearest, divided_by=4)
+    part = replace(WINNER, reached=Reached(trial, trial, 1))
+    lines = verdict_lines(result(part, verdict=Verdict(part, part, None, None)))
+    assert any("on 1/4 of the cluster and of the rate" in line for line in lines)
 
 
 def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) -> None:
@@ -137,6 +157,12 @@ def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) 
     text = terminal_text(found())
     for words in ("tokens/s/user", "prefill share of GPUs", "goodput", "two pools"):
         assert words in text
+    assert "estimated" not in text
+    guessed = result(
+        WINNER, replace(UNSEEN, estimate=6.0), verdict=Verdict(None, WINNER, None, None)
+    )
+    assert "two pools, estimated" in terminal_text(guessed)
+    draw(guessed, "estimates", tmp_path / "tune.png")
     assert terminal_text(nobody()) == ""
     for name in ("tune.png", "tune.html", "tune.svg"):
         draw(found(), "title", tmp_path / name)
@@ -148,6 +174,14 @@ def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) 
 def test_points_are_at_the_share_of_prefill() -> None:
     shares = {point.name: point.prefill_share for point in points(found())}
     assert shares == {"2P:2D, tp 1/tp 1": 0.5, "colocated 4, tp 1": 0.0}
+
+
+def test_what_was_estimated_alone_is_a_point_of_the_ratio_only() -> None:
+    simulated, estimated = points(with_an_estimate())
+    assert not simulated.is_estimate
+    assert estimated == Point(str(UNSEEN.candidate), False, 0.25, 1.5)
+    assert pareto_front([simulated, estimated]) == [simulated]
+    assert best_of_each_share([simulated, estimated]) == [simulated]
 
 
 def test_the_line_over_the_ratio_is_that_of_the_best_shapes() -> None:

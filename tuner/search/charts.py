@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tuner.search.halving import Scored
 from tuner.search.report import tokens_per_accelerator, tokens_per_user
 from tuner.search.space import Candidate
 from tuner.search.tune import TuneResult
@@ -21,43 +22,52 @@ _HEADROOM = 1.25
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One simulated candidate. ``prefill_share``: of all its accelerators; 0 for colocated."""
+    """One candidate. ``prefill_share``: of all its accelerators; 0 for colocated. Of one that was
+    not simulated as a whole the rate is an estimate and tokens per second are not known."""
 
     name: str
     is_colocated: bool
     prefill_share: float
     rate_per_accelerator: float
-    tokens_per_accelerator: float
-    tokens_per_user: float
+    tokens_per_accelerator: float | None = None
+    tokens_per_user: float | None = None
+
+    @property
+    def is_estimate(self) -> bool:
+        return self.tokens_per_user is None
 
 
 def points(result: TuneResult) -> list[Point]:
-    """All candidates that met the SLO at some rate."""
-    found = []
-    for scored in result.scored:
-        trial = scored.reached.trial if scored.reached is not None else None
-        if trial is not None:
-            found.append(
-                Point(
-                    str(scored.candidate),
-                    scored.candidate.is_colocated,
-                    prefill_share(scored.candidate),
-                    scored.rate_per_accelerator,
-                    tokens_per_accelerator(scored, trial),
-                    tokens_per_user(trial),
-                )
-            )
-    return found
+    """All candidates that met the SLO at some rate, and those with an estimate."""
+    found = [_point(scored) for scored in result.scored]
+    return [point for point in found if point is not None]
+
+
+def _point(scored: Scored) -> Point | None:
+    candidate, reached = scored.candidate, scored.reached
+    place = (str(candidate), candidate.is_colocated, prefill_share(candidate))
+    if reached is None:
+        estimate = scored.estimate
+        return Point(*place, estimate / candidate.accelerators) if estimate else None
+    if reached.trial is None:
+        return None
+    tokens = (tokens_per_accelerator(scored, reached.trial), tokens_per_user(reached.trial))
+    return Point(*place, scored.rate_per_accelerator, *tokens)
 
 
 def pareto_front(found: Sequence[Point]) -> list[Point]:
     """Those that nobody beats in both tokens/s/GPU and tokens/s/user, by the latter."""
     front: list[Point] = []
-    for point in sorted(
-        found, key=lambda p: (p.tokens_per_user, p.tokens_per_accelerator), reverse=True
+    highest = -1.0
+    known = [(p.tokens_per_user, p.tokens_per_accelerator, p) for p in found]
+    for _, of_gpu, point in sorted(
+        ((user, gpu, p) for user, gpu, p in known if user is not None and gpu is not None),
+        key=lambda one: one[:2],
+        reverse=True,
     ):
-        if not front or point.tokens_per_accelerator > front[-1].tokens_per_accelerator:
+        if of_gpu > highest:
             front.append(point)
+            highest = of_gpu
     return front[::-1]
 
 
@@ -67,12 +77,13 @@ def prefill_share(candidate: Candidate) -> float:
 
 
 def best_of_each_share(found: Sequence[Point]) -> list[Point]:
-    """The highest goodput at each ratio of two pools, by the share of prefill."""
+    """The highest simulated goodput at each ratio of two pools, by the share of prefill."""
     best: dict[float, Point] = {}
     for point in found:
+        if point.is_colocated or point.is_estimate:
+            continue
         known = best.get(point.prefill_share)
-        higher = known is None or point.rate_per_accelerator > known.rate_per_accelerator
-        if higher and not point.is_colocated:
+        if known is None or point.rate_per_accelerator > known.rate_per_accelerator:
             best[point.prefill_share] = point
     return [best[share] for share in sorted(best)]
 
@@ -84,18 +95,19 @@ def terminal_text(result: TuneResult) -> str:
     except ImportError:
         return "(charts in the terminal need plotext: pip install 'crossdock[plot]')"
     found = points(result)
-    if not found:
-        return ""
     drawn = []
     for picture in _PICTURES:
+        shown = picture.of(found)
+        if not shown[0]:
+            continue
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.plot_size(_WIDTH, _HEIGHT)
-        for colocated, marker, label in _KINDS:
-            x, y = picture.of([point for point in found if point.is_colocated is colocated])
+        for kind in _KINDS:
+            x, y = picture.of(kind.among(found))
             if x:
-                plotext.scatter(x, y, marker=marker, label=label)
-        plotext.ylim(0, _HEADROOM * max(picture.of(found)[1]))
+                plotext.scatter(x, y, marker=kind.mark, label=kind.label)
+        plotext.ylim(0, _HEADROOM * max(shown[1]))
         plotext.xlabel(picture.x_label)
         plotext.ylabel(picture.y_label)
         drawn.append(str(plotext.uncolorize(plotext.build())))
@@ -109,16 +121,18 @@ def draw(result: TuneResult, title: str, path: Path) -> None:
     found = points(result)
     lines = (pareto_front(found), best_of_each_share(found))
     for axes, picture, line in zip(figure.axes, _PICTURES, lines, strict=True):
-        for colocated, marker, label in _KINDS:
-            chosen = [point for point in found if point.is_colocated is colocated]
-            axes.scatter(*picture.of(chosen), marker=marker, label=label)
+        for kind in _KINDS:
+            x, y = picture.of(kind.among(found))
+            if x:
+                axes.scatter(x, y, marker=kind.mark, label=kind.label)
         axes.plot(*picture.of(line), linewidth=1)
-        for point, x, y in zip(line, *picture.of(line), strict=True):
-            axes.annotate(point.name, (x, y), fontsize=7)
+        for point, x_at, y_at in zip(line, *picture.of(line), strict=True):
+            axes.annotate(point.name, (x_at, y_at), fontsize=7)
         axes.set_xlabel(picture.x_label)
         axes.set_ylabel(picture.y_label)
         axes.set_ylim(0, _HEADROOM * max(picture.of(found)[1], default=1.0))
-        axes.legend()
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
     save_figure(figure, title, path)
 
 
@@ -132,7 +146,24 @@ class _Picture:
     y_label: str
 
     def of(self, found: Sequence[Point]) -> tuple[list[float], list[float]]:
-        return [getattr(p, self.x) for p in found], [getattr(p, self.y) for p in found]
+        """Of those points that have both."""
+        pairs = [(getattr(point, self.x), getattr(point, self.y)) for point in found]
+        known = [(x, y) for x, y in pairs if x is not None and y is not None]
+        return [x for x, _ in known], [y for _, y in known]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Points that look alike."""
+
+    is_colocated: bool
+    is_estimate: bool
+    mark: str
+    label: str
+
+    def among(self, found: Sequence[Point]) -> list[Point]:
+        wanted = (self.is_colocated, self.is_estimate)
+        return [point for point in found if (point.is_colocated, point.is_estimate) == wanted]
 
 
 _PICTURES = (
@@ -144,5 +175,9 @@ _PICTURES = (
         "goodput/s/GPU",
     ),
 )
-# Whether they are colocated, the mark of a terminal (x and o in files, too), what they are called.
-_KINDS = ((False, "x", "two pools"), (True, "o", "colocated"))
+_KINDS = (
+    _Kind(False, True, ".", "two pools, estimated"),
+    _Kind(True, True, "*", "colocated, estimated"),
+    _Kind(False, False, "x", "two pools"),
+    _Kind(True, False, "o", "colocated"),
+)

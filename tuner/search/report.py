@@ -59,6 +59,7 @@ def verdict_lines(result: TuneResult) -> list[str]:
             f"limited by {limited_by(trial, winner.bound).value} "
             f"({busy_words(trial.summary.pools)} busy)"
         )
+        lines.append(_simulated(result, trial))
     return lines + [_shift(shift, winner) for shift in result.shifts]
 
 
@@ -88,6 +89,17 @@ def _limits(candidate: Candidate) -> str:
         for role, pool in zip(roles, candidate.pools, strict=False)
     )
     return "; ".join(each)
+
+
+def _simulated(result: TuneResult, trial: Trial) -> str:
+    """Of what its numbers are."""
+    requests, known = trial.summary.requests, len(result.question.trace)
+    words = f"simulated with {requests} counted requests of a trace of {known}"
+    if requests > known:
+        words += ", which was repeated"
+    if trial.divided_by > 1:
+        words += f", on 1/{trial.divided_by} of the cluster and of the rate"
+    return words
 
 
 def _against(name: str, comparison: Comparison) -> str:
@@ -167,7 +179,8 @@ def _short_limits(limits: Limits) -> str:
 
 def tokens_per_accelerator(scored: Scored, trial: Trial) -> float:
     """Output tokens per second of one accelerator."""
-    return trial.summary.output_tokens_per_s / scored.candidate.accelerators
+    simulated = scored.candidate.accelerators / trial.divided_by
+    return trial.summary.output_tokens_per_s / simulated
 
 
 def tokens_per_user(trial: Trial) -> float:

@@ -66,6 +66,7 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "bound_rate": _finite(scored.bound.rate),
         "bound_limited_by": scored.bound.limited_by.value,
         "limited_by": scored.bound.limited_by.value,
+        "estimated_rate": scored.estimate,
         "rungs": scored.rungs,
         "rate": None,
     }
@@ -76,6 +77,8 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "rate": reached.rate,
         "rate_per_gpu": scored.rate_per_accelerator,
         "simulated_rate": trial.rate,
+        "simulated_requests": trial.summary.requests,
+        "simulated_part": 1 / trial.divided_by,
         "share_within_slo": trial.share,
         "tokens_per_s_per_gpu": tokens_per_accelerator(scored, trial),
         "tokens_per_s_per_user": tokens_per_user(trial),
