@@ -103,6 +103,15 @@ class StepModel:
             + self.per_decode_context * work.decode_context
         )
 
+    def scaled(self, factor: float) -> StepModel:
+        """Every step takes ``factor`` times as long."""
+        return StepModel(
+            rows=RowCurve(tuple((rows, round(time * factor)) for rows, time in self.rows.points)),
+            per_sampled=round(self.per_sampled * factor),
+            per_prefill_pair=round(self.per_prefill_pair * factor),
+            per_decode_context=round(self.per_decode_context * factor),
+        )
+
     def run_time(self, first: StepWork, steps: int) -> int:
         """Of ``steps`` steps in a row, each with the sequences of ``first``, which decode: the
         context grows by their number from step to step."""

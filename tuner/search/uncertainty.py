@@ -2,8 +2,9 @@
 
 Each replicate draws another sample of the trace (blocks of consecutive requests) and another
 plausible profile: every engine's times are scaled by a factor as far from 1 as its fit was on
-points that it had not seen. Both candidates of a ratio see the same replicate, so what they share
-cancels out (Efron and Tibshirani, "An introduction to the bootstrap", 1993).
+points that it had not seen, then by one as far from 1 as serving workers were
+(``tuner.search.served_error``). Both candidates of a ratio see the same replicate, so what they
+share cancels out (Efron and Tibshirani, "An introduction to the bootstrap", 1993).
 
 Pure. How often the truth lies in the interval is what `tune --validate` reports.
 """
@@ -24,6 +25,7 @@ from core.latency_profile import (
     TransferModel,
     TransferProfile,
 )
+from tuner.search.served_error import as_served
 from tuner.search.space import Accelerators, Candidate, PoolChoice
 
 # A modelled profile was compared with nothing. Rooflines of this kind are reported to be wrong by
@@ -81,7 +83,7 @@ def perturbed_profile(profile: LatencyProfile, number: int, seed: int = 0) -> La
         )
         for place, transfer in enumerate(profile.transfers, beyond)
     )
-    return replace(profile, engines=engines, transfers=transfers)
+    return as_served(replace(profile, engines=engines, transfers=transfers), kind)
 
 
 def _transfer_factor(transfer: TransferProfile, common: float, draw: list[int]) -> float:
