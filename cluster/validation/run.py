@@ -28,6 +28,9 @@ from tuner.simulate.requests import RequestTrace
 from tuner.validate.compare import Case, Outcome
 from tuner.validate.predict import Prediction, likely, predict
 
+# Predictions that are made before other processes would have started.
+_FEW = 4
+
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
@@ -148,15 +151,18 @@ def _outcome(run: RunResult, slo: Slo) -> Outcome:
 def _replicates(
     validation: Validation, pairs: Sequence[tuple[Configuration, OfferedLoad]]
 ) -> list[list[Outcome]]:
-    """Of each pair, on all cores."""
+    """Of each pair, on all cores if there are many."""
     count = validation.replicates
     wanted = [
         validation.prediction(c, load).replicate(number)
         for c, load in pairs
         for number in range(1, count + 1)
     ]
-    with ProcessPoolExecutor(
-        len(usable_cores()), mp_context=multiprocessing.get_context("spawn")
-    ) as pool:
-        outcomes = list(pool.map(predict, wanted, chunksize=max(1, count)))
+    if len(wanted) <= _FEW:
+        outcomes = [predict(one) for one in wanted]
+    else:
+        with ProcessPoolExecutor(
+            len(usable_cores()), mp_context=multiprocessing.get_context("spawn")
+        ) as pool:
+            outcomes = list(pool.map(predict, wanted, chunksize=max(1, count)))
     return [outcomes[i * count : (i + 1) * count] for i in range(len(pairs))]

@@ -26,12 +26,20 @@ _BLOCKS_TOKENS = 256
 
 
 def headings(profile: LatencyProfile) -> list[str]:
-    return [
+    lines = [
         f"{profile.model}, {profile.dtype}, on {profile.hardware}: {profile.origin.value}, "
         f"{profile.created}",
         f"a message between processes {profile.message_s * 1e3:.2f} ms, "
         f"router and doors {profile.request_s * 1e3:.2f} ms one way",
     ]
+    if (found := profile.interference) is not None:
+        lines.append(
+            "while others serve on all other cores, decode steps take "
+            f"{found.decode_beside_decode:.2f} (they decode) and {found.decode_beside_prefill:.2f} "
+            f"(prompts) times as long, prompts {found.prefill_beside_decode:.2f} and "
+            f"{found.prefill_beside_prefill:.2f}"
+        )
+    return lines
 
 
 def engine_table(profile: LatencyProfile) -> tuple[Row, list[Row]]:
