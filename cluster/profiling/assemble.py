@@ -1,8 +1,6 @@
-"""From findings to a profile: what serving adds to a step, fits, warnings. Pure.
+"""From findings to a profile: fits, warnings. Pure.
 
-A step of the simulator lasts from the start of one step to that of the next. So what a worker does
-between two steps on the engine's thread is added to each measured step, and so is the CPU that its
-other threads (gRPC) take meanwhile, where they have no core of their own.
+Does not cover: what serving adds to a step (``cluster.profiling.overhead``).
 """
 
 from __future__ import annotations
@@ -11,21 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.profiling.neighbours import interference
+from cluster.profiling.overhead import Findings, Overhead, as_served, overheads
 from cluster.profiling.subject import Subject
-from cluster.profiling.tasks import AGAIN, Found
+from cluster.profiling.tasks import AGAIN
 from core.latency_profile import (
     EngineProfile,
     FitError,
     LatencyProfile,
     Origin,
-    StepWork,
     TransferProfile,
 )
-from core.shards import ONE_RANK
 from tuner.profile.fit import (
     MeasuredStep,
     MeasuredTransfer,
-    fit_line,
     fit_steps,
     fit_transfer,
     fit_warning,
@@ -33,10 +29,6 @@ from tuner.profile.fit import (
 )
 from tuner.profile.points import EdgeSetting, EngineSetting
 
-Findings = Mapping[str, Found]
-
-AROUND = "around a step of "
-BESIDE = "beside a step of "
 KV_BYTES = "kv bytes"
 WAY = "way of a request"
 TICKET = "ticket"
@@ -66,17 +58,6 @@ class ProfileResult:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Overhead:
-    """Seconds of each step, and for each drawn token."""
-
-    fixed: float = 0.0
-    per_sampled: float = 0.0
-
-    def of(self, work: StepWork) -> float:
-        return self.fixed + self.per_sampled * work.sampled
-
-
 def assemble(
     subject: Subject,
     engines: Mapping[EngineSetting, Findings],
@@ -87,7 +68,9 @@ def assemble(
 ) -> ProfileResult:
     """``engines``: all points of each; ``edges``: batches of each that was measured; ``failed``:
     why others could not be; ``created``: ISO 8601."""
-    overhead = _overheads(engines, serving, subject.device)
+    overhead = overheads(engines, serving, subject.device)
+    served = subject.engines[0]
+    overhead[served] = as_served(overhead[served], subject.points(served), engines[served], serving)
     fits, profiles = [], []
     warnings = [*_left_out(subject), *_edges_left_out(subject, edges, failed)]
     for setting, findings in engines.items():
@@ -154,50 +137,11 @@ def _edges_left_out(
     return said
 
 
-def _overheads(
-    engines: Mapping[EngineSetting, Findings], serving: Findings, device: str
-) -> dict[EngineSetting, _Overhead]:
-    """Around and beside steps. A replica of several ranks has the scheduler of one with one rank; a
-    GPU needs no core, so that what is beside it costs it nothing."""
-    beside = _line(serving, BESIDE) if device == "cpu" else _Overhead()
-    around = {setting: _line(findings, AROUND) for setting, findings in engines.items()}
-    first = next((one for s, one in around.items() if s.shape == ONE_RANK), _Overhead())
-    return {
-        setting: _sum(
-            own if setting.shape == ONE_RANK else first, _scaled(beside, 1 / setting.core_share)
-        )
-        for setting, own in around.items()
-    }
-
-
-def _sum(one: _Overhead, other: _Overhead) -> _Overhead:
-    return _Overhead(one.fixed + other.fixed, one.per_sampled + other.per_sampled)
-
-
-def _scaled(one: _Overhead, factor: float) -> _Overhead:
-    return _Overhead(one.fixed * factor, one.per_sampled * factor)
-
-
-def _line(findings: Findings, prefix: str) -> _Overhead:
-    found = {
-        int(name.removeprefix(prefix)): one.seconds
-        for name, one in findings.items()
-        if name.startswith(prefix)
-    }
-    if not found:
-        return _Overhead()
-    # A step without any overhead has none to fit: the smallest there is stands for it.
-    seconds = [max(value, 1e-9) for value in found.values()]
-    if len(found) == 1:
-        return _Overhead(fixed=seconds[0])
-    return _Overhead(*fit_line(list(found), seconds))
-
-
 def _steps(
     subject: Subject,
     setting: EngineSetting,
     findings: Findings,
-    overhead: Mapping[EngineSetting, _Overhead],
+    overhead: Mapping[EngineSetting, Overhead],
 ) -> list[MeasuredStep]:
     return [
         MeasuredStep(

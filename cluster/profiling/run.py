@@ -12,8 +12,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cluster.profiling.assemble import (
-    AROUND,
-    BESIDE,
     SERVING,
     TICKET,
     WAY,
@@ -24,6 +22,7 @@ from cluster.profiling.child import Child
 from cluster.profiling.edges import EdgeFailed, measure_edges
 from cluster.profiling.machine import visible_gpus
 from cluster.profiling.neighbours import NAMES, NeighbourWork
+from cluster.profiling.overhead import AROUND, BESIDE, SERVED_STEP
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.placing import Cores, Placing, place, place_edge
 from cluster.profiling.serving import ServingPlan, measure_serving
@@ -104,15 +103,17 @@ class _Run:
         batches, steps = self.subject.served_batches, self.subject.served_steps
         workers = self._served_workers(max(batches))
         neighbours = NAMES if len(workers) > 1 else ()
-        names = [WAY, *(f"{BESIDE}{batch}" for batch in batches), *neighbours]
+        of_batches = [f"{what}{batch}" for what in (BESIDE, SERVED_STEP) for batch in batches]
+        names = [WAY, *of_batches, *neighbours]
         if all(self.partial.get(SERVING, name) for name in names):
             return
         self.bar.advance(0.0, "serving: loading")
         work = NeighbourWork(self.subject.served_prompt, steps, self.subject.patience.least + 1)
         plan = ServingPlan(self.subject.vocab_size, _FIRST_TOKENS, batches, work)
         times = measure_serving(workers, plan)
-        for batch, seconds in times.beside_step_s.items():
-            self.partial.add(SERVING, Found(f"{BESIDE}{batch}", seconds, steps))
+        for what, by_batch in ((BESIDE, times.beside_step_s), (SERVED_STEP, times.step_s)):
+            for batch, seconds in by_batch.items():
+                self.partial.add(SERVING, Found(f"{what}{batch}", seconds, steps))
         for name, seconds in times.neighbours_s.items():
             self.partial.add(SERVING, Found(name, seconds, work.rounds))
         self.partial.add(SERVING, Found(WAY, times.way_s, _FIRST_TOKENS))

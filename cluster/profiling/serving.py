@@ -41,11 +41,13 @@ _SLOT = Slot("decode", 0, Role.MIXED.value)
 @dataclass(frozen=True, slots=True)
 class ServingTimes:
     """Seconds. ``way_s``: a request's whole way to the worker and back, without its step.
-    ``beside_step_s``: CPU outside of the engine for each step, by number of sequences.
+    By number of sequences, for each step: ``beside_step_s``: CPU outside of the engine;
+    ``step_s``: from one token of an answer to the next, at the client.
     ``neighbours_s``: as of `measure_neighbours`; empty if there is no other worker."""
 
     way_s: float
     beside_step_s: dict[int, float]
+    step_s: dict[int, float]
     neighbours_s: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -90,9 +92,11 @@ async def _measure(
         ]
         taken = [await measured.first_token() for _ in range(_WARM_UP + plan.runs)][_WARM_UP:]
         way_s = median(taken) - await _step_time(places[0]["endpoint"], plan.runs)
-        beside = {b: await _beside(children[0], measured, b, steps) for b in plan.batches}
+        taken_of = {b: await _beside(children[0], measured, b, steps) for b in plan.batches}
         neighbours = await measure_neighbours(measured, others, plan.work) if others else {}
-    return ServingTimes(max(0.0, way_s), beside, neighbours)
+    beside_s = {batch: beside for batch, (beside, _) in taken_of.items()}
+    step_s = {batch: step for batch, (_, step) in taken_of.items()}
+    return ServingTimes(max(0.0, way_s), beside_s, step_s, neighbours)
 
 
 @asynccontextmanager
@@ -105,11 +109,12 @@ async def _client(
         yield Client(http, _NAME, plan.vocab_size)
 
 
-async def _beside(child: Child, client: Client, batch: int, steps: int) -> float:
-    """CPU seconds of all threads but the engine's, for each step of ``batch`` answers."""
+async def _beside(child: Child, client: Client, batch: int, steps: int) -> tuple[float, float]:
+    """Of each step of ``batch`` answers: CPU seconds of all threads but the engine's, and seconds
+    from token to token."""
     before = await _busy(child)
-    await client.answers(batch, steps)
-    return (await _busy(child) - before) / steps
+    step_s = await client.answers(batch, steps)
+    return (await _busy(child) - before) / steps, step_s
 
 
 async def _busy(child: Child) -> float:

@@ -15,9 +15,9 @@ import tokenizers
 from model_folders import make_model_folder
 from tokenizers import decoders, models, pre_tokenizers
 
-from cluster.profiling.assemble import AROUND
 from cluster.profiling.child import Child
 from cluster.profiling.edges import EdgeBatch, EdgeFailed, measure_edges
+from cluster.profiling.overhead import AROUND
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.run import measure_profile
 from cluster.profiling.subject import Subject, choose_subject

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,8 +14,9 @@ from model_folders import make_model_folder
 from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
-from cluster.profiling.assemble import AROUND, BESIDE, TICKET, WAY, assemble
+from cluster.profiling.assemble import TICKET, WAY, assemble
 from cluster.profiling.machine import hardware_name, visible_gpus
+from cluster.profiling.overhead import AROUND, BESIDE, SERVED_STEP
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.placing import Placing, place, place_edge
 from cluster.profiling.subject import Subject, choose_subject
@@ -190,6 +192,41 @@ def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> N
     chunk = points["prefill 64 after 0"]
     assert chunk.prefill_pairs == chunk_pairs(0, 64)
     assert alone.time(chunk) / 1e15 == pytest.approx(STEP_S + 64 * 50e-6 + 400e-6, rel=1e-3)
+
+
+def served_steps(seconds: Callable[[int], float]) -> dict[str, Found]:
+    """In a worker; of answers whose context is short."""
+    names = {batch: f"{SERVED_STEP}{batch}" for batch in (1, 8, 16)}
+    return SERVED | {name: Found(name, seconds(batch), 40) for batch, name in names.items()}
+
+
+def decode_time(subject: Subject, serving: dict[str, Found], point: str = "decode 8 × 64") -> float:
+    result = assemble(subject, {ALONE: findings(subject, ALONE, 1.0)}, EDGES, serving, "now", {})
+    [work] = [p.work for p in subject.points(ALONE) if p.name == point]
+    return result.profile.engines[0].step.time(work) / 1e15
+
+
+def test_steps_are_as_long_as_those_of_a_worker_that_served(subject: Subject) -> None:
+    slower = served_steps(lambda batch: STEP_S + 100e-6 * batch + 3e-3)
+    assert decode_time(subject, slower) == pytest.approx(STEP_S + 3.8e-3, rel=1e-3)
+    faster = served_steps(lambda batch: STEP_S + 100e-6 * batch - 1e-3)
+    assert decode_time(subject, faster) == pytest.approx(STEP_S - 0.2e-3, rel=1e-3)
+
+
+def test_one_served_batch_that_was_disturbed_changes_nothing(subject: Subject) -> None:
+    def seconds(batch: int) -> float:
+        return STEP_S + 100e-6 * batch + (0.5 if batch == 8 else 1e-3)
+
+    assert decode_time(subject, served_steps(seconds)) == pytest.approx(STEP_S + 1.8e-3, rel=1e-3)
+
+
+def test_a_worker_that_is_far_faster_than_its_engine_is_not_believed(subject: Subject) -> None:
+    serving = served_steps(lambda batch: 1e-4)
+    # The shortest step has one row. A drawn token still has its part around and beside the step.
+    fixed = -0.2 * (STEP_S + 50e-6)
+    assert decode_time(subject, serving) == pytest.approx(
+        STEP_S + 8 * 50e-6 + fixed + 8 * 50e-6, rel=1e-3
+    )
 
 
 def test_ways_of_messages_and_requests(subject: Subject) -> None:

@@ -28,7 +28,8 @@ _STREAM = (0, 7)
 
 def as_served(profile: LatencyProfile, draw: Sequence[int]) -> LatencyProfile:
     """Measured engines as much faster or slower, and disturbed by neighbours as much more or less,
-    as served ones have been. The same ``draw`` gives the same. What was computed from data sheets stays as it is."""
+    as served ones have been; what was computed from data sheets stays as it is. The same ``draw``
+    gives the same."""
     generator = np.random.default_rng([*draw, *_STREAM])
     engines = tuple(_served(engine, float(generator.normal())) for engine in profile.engines)
     drawn = float(generator.normal())
