@@ -99,9 +99,9 @@ class DequeueReserve:
 
 
 class PieceCopy(NamedTuple):
-    """Copy ``piece`` of P's pool into block ``destination`` of D's; prompt block ``index``."""
+    """Copy ``piece`` of P's pool, the prompt's ``prompt_block``-th, into block ``destination`` of D's."""
 
-    index: int
+    prompt_block: int
     piece: Piece
     destination: int
 

@@ -89,11 +89,13 @@ class FakeSource:
                 break
             if 0 <= item.piece.block_id < len(pool.blocks):
                 self._deliver(pool, item)
-                arrived.add(item.index)
+                arrived.add(item.prompt_block)
         good = tuple(
-            item.index for item in copies if item.index in arrived and self._is_good(pool, item)
+            item.prompt_block
+            for item in copies
+            if item.prompt_block in arrived and self._is_good(pool, item)
         )
-        bad = tuple(item.index for item in copies if item.index not in good)
+        bad = tuple(item.prompt_block for item in copies if item.prompt_block not in good)
         return CopyResult(good, bad)
 
     def abort(self) -> None:

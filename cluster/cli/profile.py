@@ -69,7 +69,8 @@ def profile(
 
 
 def _from_spec(spec: Path, out: Path, output: Output) -> None:
-    from tuner.profile.profile_file import check_writable, write_profile
+    from tuner.files import check_writable
+    from tuner.profile.profile_file import write_profile
     from tuner.profile.report import as_json, engine_table, headings
     from tuner.profile.spec_file import profile_from_spec
 
