@@ -199,7 +199,7 @@ class LeaseTable:
         copies = tuple(self._wanted_copies(lease, message))
         if not copies:
             return [SendToPrefill(peer, self._ack(lease, ()))]
-        lease.copying.update(copy.prompt_block for copy in copies)
+        lease.copying.update(copy.index for copy in copies)
         return [CopyPieces(lease.key, lease.lease_id, peer, copies)]
 
     def _wanted_copies(self, lease: Lease, message: Announce) -> list[PieceCopy]:
@@ -211,7 +211,7 @@ class LeaseTable:
         done = lease.verified | lease.copying | lease.given_up
         if done.isdisjoint(range(first, end)):
             return copies
-        return [copy for copy in copies if copy.prompt_block not in done]
+        return [copy for copy in copies if copy.index not in done]
 
     def _on_copied(self, event: Copied, now: float) -> list[LeaseCommand]:
         draining = self._draining.get(event.lease_id)

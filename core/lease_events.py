@@ -99,9 +99,9 @@ class DequeueReserve:
 
 
 class PieceCopy(NamedTuple):
-    """Copy ``piece`` of P's pool, the prompt's ``prompt_block``-th, into block ``destination`` of D's."""
+    """Copy ``piece`` of P's pool into block ``destination`` of D's; prompt block ``index``."""
 
-    prompt_block: int
+    index: int
     piece: Piece
     destination: int
 

@@ -204,7 +204,7 @@ class Decoder:
             case SendToPrefill(_, LeaseLost(key, _, reason)):
                 self.events.add(now, "lease lost", key, reason)
             case CopyPieces(key, _, _, copies):
-                first, last = copies[0].prompt_block, copies[-1].prompt_block
+                first, last = copies[0].index, copies[-1].index
                 self.events.add(now, "blocks received", key, f"blocks {first} to {last}")
             case StartSequence(key=key):
                 self.events.add(now, "committed", key)

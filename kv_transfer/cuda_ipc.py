@@ -103,8 +103,8 @@ class CudaIpcSource:
                     break
                 good.update(self._copy_batch(inside[first : first + rows]))
         return CopyResult(
-            tuple(item.prompt_block for item in copies if item.prompt_block in good),
-            tuple(item.prompt_block for item in copies if item.prompt_block not in good),
+            tuple(item.index for item in copies if item.index in good),
+            tuple(item.index for item in copies if item.index not in good),
         )
 
     def abort(self) -> None:
@@ -163,7 +163,7 @@ class CudaIpcSource:
             checksums = unsigned(sums)
         # Read after the copy: generations only grow, so this covers the time before it, too.
         return [
-            item.prompt_block
+            item.index
             for item, checksum in zip(copies, checksums, strict=True)
             if int(self._generations[item.piece.block_id]) == item.piece.generation
             and target.matches(item.piece, checksum)

@@ -105,7 +105,7 @@ class Edge:
         return EdgeCopied(tuple(good), tuple(bad), traffic, lost)
 
     def _copy_part(self, copies: Sequence[PieceCopy], lost: str) -> tuple[CopyResult, str]:
-        nothing = CopyResult((), tuple(item.prompt_block for item in copies))
+        nothing = CopyResult((), tuple(item.index for item in copies))
         if lost or self._aborted or self._source is None:
             return nothing, lost
         try:

@@ -89,13 +89,11 @@ class FakeSource:
                 break
             if 0 <= item.piece.block_id < len(pool.blocks):
                 self._deliver(pool, item)
-                arrived.add(item.prompt_block)
+                arrived.add(item.index)
         good = tuple(
-            item.prompt_block
-            for item in copies
-            if item.prompt_block in arrived and self._is_good(pool, item)
+            item.index for item in copies if item.index in arrived and self._is_good(pool, item)
         )
-        bad = tuple(item.prompt_block for item in copies if item.prompt_block not in good)
+        bad = tuple(item.index for item in copies if item.index not in good)
         return CopyResult(good, bad)
 
     def abort(self) -> None:

@@ -101,7 +101,7 @@ class NcclSource:
                 f"the NCCL edge is fenced: {self._edge.fenced}", reason="NCCL_FENCED"
             )
         good = self._run(_Job(copies, self._rows))
-        bad = tuple(item.prompt_block for item in copies if item.prompt_block not in good)
+        bad = tuple(item.index for item in copies if item.index not in good)
         return CopyResult(tuple(good), bad)
 
     def abort(self) -> None:
@@ -267,7 +267,7 @@ class NcclSource:
             sums = self._unpack(copies, np.flatnonzero(present))
             for item, is_present, checksum in zip(copies, present, sums, strict=True):
                 if is_present and self._target.matches(item.piece, checksum):
-                    job.good.append(item.prompt_block)
+                    job.good.append(item.index)
         self._room.touch(self)
 
     def _unpack(self, copies: Sequence[PieceCopy], rows: npt.NDArray[np.intp]) -> list[int]:

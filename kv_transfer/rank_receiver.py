@@ -65,7 +65,7 @@ class LocalRankReceiver:
     async def copy(self, stream: str, copies: Sequence[PieceCopy]) -> RankCopied:
         edges = self._edges.get(stream)
         if not edges:
-            return RankCopied((), tuple(item.prompt_block for item in copies))
+            return RankCopied((), tuple(item.index for item in copies))
         # A gather makes a task of each: with one edge its answer is a turn of the loop nearer.
         if len(edges) == 1:
             results = [await edges[0].copy(copies)]
@@ -73,8 +73,8 @@ class LocalRankReceiver:
             results = await asyncio.gather(*(edge.copy(copies) for edge in edges))
         bad = {index for result in results for index in result.bad}
         return RankCopied(
-            tuple(item.prompt_block for item in copies if item.prompt_block not in bad),
-            tuple(item.prompt_block for item in copies if item.prompt_block in bad),
+            tuple(item.index for item in copies if item.index not in bad),
+            tuple(item.index for item in copies if item.index in bad),
             tuple(result.traffic for result in results),
             "; ".join(result.lost for result in results if result.lost),
         )

@@ -38,8 +38,8 @@ class ReplicaReceiver:
         results = await asyncio.gather(*(r.copy(stream, copies) for r in self._receivers))
         good = set.intersection(*(set(result.good) for result in results))
         return RankCopied(
-            tuple(item.prompt_block for item in copies if item.prompt_block in good),
-            tuple(item.prompt_block for item in copies if item.prompt_block not in good),
+            tuple(item.index for item in copies if item.index in good),
+            tuple(item.index for item in copies if item.index not in good),
             tuple(traffic for result in results for traffic in result.traffic),
             "; ".join(result.lost for result in results if result.lost),
         )

@@ -135,8 +135,8 @@ class SharedMemorySource:
         finally:
             wait(helping)
         landed.update(*(helper.result() for helper in helping))
-        good = tuple(item.prompt_block for item in copies if item.prompt_block in landed)
-        bad = tuple(item.prompt_block for item in copies if item.prompt_block not in landed)
+        good = tuple(item.index for item in copies if item.index in landed)
+        bad = tuple(item.index for item in copies if item.index not in landed)
         return CopyResult(good, bad)
 
     def abort(self) -> None:
@@ -163,7 +163,7 @@ class SharedMemorySource:
             except IndexError:
                 break
             if self._copy_one(copier, item):
-                landed.add(item.prompt_block)
+                landed.add(item.index)
         return landed
 
     def _copy_one(self, copier: PartCopier, item: PieceCopy) -> bool:

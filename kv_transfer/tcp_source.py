@@ -70,8 +70,8 @@ class TcpSource:
                 for i, stream in enumerate(self._streams)
             ]
         )
-        good = tuple(item.prompt_block for item in copies if item.prompt_block in landed)
-        bad = tuple(item.prompt_block for item in copies if item.prompt_block not in landed)
+        good = tuple(item.index for item in copies if item.index in landed)
+        bad = tuple(item.index for item in copies if item.index not in landed)
         return CopyResult(good, bad)
 
     def abort(self) -> None:

@@ -127,7 +127,7 @@ class TcpStream:
         for first in range(0, len(coming), size):
             channel.receive_into(places[first * runs : (first + size) * runs], deadline)
             yield from (
-                item.prompt_block for item in coming[first : first + size] if self._is_intact(item)
+                item.index for item in coming[first : first + size] if self._is_intact(item)
             )
 
     def _is_intact(self, item: PieceCopy) -> bool:

@@ -14,7 +14,7 @@ def copies_to_wire(stream: str, after_step: int, copies: Sequence[PieceCopy]) ->
     return pb.CopyBlocks(
         stream=stream,
         after_step=after_step,
-        indices=[copy.prompt_block for copy in copies],
+        indices=[copy.index for copy in copies],
         destinations=[copy.destination for copy in copies],
         pieces=[
             handoff_pb2.Piece(

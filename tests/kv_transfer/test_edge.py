@@ -34,7 +34,7 @@ class ScriptedSource:
     closed: bool = False
 
     def copy(self, copies: Sequence[PieceCopy]) -> CopyResult:
-        indices = [item.prompt_block for item in copies]
+        indices = [item.index for item in copies]
         self.asked.append(indices)
         self.script()
         return CopyResult(tuple(indices), ())

@@ -225,7 +225,7 @@ class DyingReceiver(OtherReceiver):
     """Its way is gone in its first copy."""
 
     async def copy(self, stream: str, copies: Sequence[PieceCopy]) -> RankCopied:
-        return RankCopied((), tuple(item.prompt_block for item in copies), lost="rank 1 is gone")
+        return RankCopied((), tuple(item.index for item in copies), lost="rank 1 is gone")
 
 
 async def test_a_way_that_is_lost_in_a_copy_ends_the_stream_and_frees_everything() -> None:

@@ -379,7 +379,7 @@ class World:
         for item in command.copies:
             alive = int(life) == self.lives[name]
             ok = alive and self._copy(self.prefills[name], decode, item)
-            (good if ok else bad).append(item.prompt_block)
+            (good if ok else bad).append(item.index)
         event = Copied(command.lease_id, tuple(good), tuple(bad))
         self._do_decode(decode, decode.brain.handle(event, self.now))
 

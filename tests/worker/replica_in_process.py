@@ -92,7 +92,7 @@ class FakeReceiver:
 
     async def copy(self, stream: str, copies: Sequence[PieceCopy]) -> RankCopied:
         self.calls.append(("copy", stream, tuple(copies)))
-        return RankCopied(tuple(copy.prompt_block for copy in copies), ())
+        return RankCopied(tuple(copy.index for copy in copies), ())
 
     def abort(self, stream: str) -> None:
         self.calls.append(("abort", stream))

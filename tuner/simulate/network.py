@@ -82,7 +82,7 @@ class Network:
         self._edge_free_at[edge] = end
         self.transferred_tokens += tokens
         self.transfer_busy += time
-        good = tuple(piece.prompt_block for piece in command.copies)
+        good = tuple(piece.index for piece in command.copies)
         self._agenda.at(end, self._decode_of[receiver], Copied(command.lease_id, good, ()))
 
     # To the router

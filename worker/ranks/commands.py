@@ -144,7 +144,7 @@ class RankCommands:
         copies = copies_from_wire(message)
         await self._finished.wait_for(message.after_step)
         if message.stream in self._aborted:
-            copied = RankCopied((), tuple(copy.prompt_block for copy in copies))
+            copied = RankCopied((), tuple(copy.index for copy in copies))
         else:
             copied = await self._need_receiver().copy(message.stream, copies)
         return pb.RankMessage(copied=copied_to_wire(copied))

@@ -42,7 +42,7 @@ class RemoteRankReceiver:
             answer = await self._ask(pb.RankMessage(copy=request))
         except (OSError, CrossdockError) as error:
             _log.warning("rank %d copied nothing: %s", self._rank, error)
-            return RankCopied((), tuple(copy.prompt_block for copy in copies), lost=str(error))
+            return RankCopied((), tuple(copy.index for copy in copies), lost=str(error))
         return copied_from_wire(answer.copied)
 
     def abort(self, stream: str) -> None:
