@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from math import isqrt
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from core.errors import InvalidField
 from core.shards import ParallelShape
@@ -32,8 +32,7 @@ def femtoseconds(seconds: float) -> int:
     return round(seconds * FEMTOSECONDS)
 
 
-@dataclass(frozen=True, slots=True)
-class StepWork:
+class StepWork(NamedTuple):
     """What one step computes.
 
     ``rows``: tokens that go through the layers; ``sampled``: tokens that are drawn;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.request import AttemptKey, FinishReason
 from core.step import TokenLogprobs
@@ -26,8 +27,8 @@ class TokenOutput:
     logprobs: TokenLogprobs | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+# A tuple, as one is made after each event of a worker.
+class Load(NamedTuple):
     """How busy a worker is. ``pending_prefill_tokens``: accepted and not yet computed."""
 
     running: int

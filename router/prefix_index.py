@@ -35,13 +35,13 @@ class PrefixIndex:
             masks.update(blocks)
             self._held[worker] += len(blocks)
             return
-        added = 0
-        for block in blocks:
-            mask = masks.get(block, 0)
-            if not mask & bit:
-                masks[block] = mask | bit
-                added += 1
-        self._held[worker] += added
+        known = list(map(masks.get, blocks, repeat(0)))
+        if len(set(known)) == 1:
+            # A whole prompt that the same others hold.
+            masks.update(dict.fromkeys(blocks, known[0] | bit))
+        else:
+            masks.update(zip(blocks, [mask | bit for mask in known], strict=True))
+        self._held[worker] += sum([not mask & bit for mask in known])
 
     def removed(self, worker: WorkerId, hashes: HashArray) -> None:
         bit, masks, blocks = self._bit(worker), self._masks, hashes.tolist()
@@ -49,10 +49,9 @@ class PrefixIndex:
         taken = list(map(masks.pop, blocks, repeat(0)))
         dropped = taken.count(bit)
         if dropped < len(blocks):
-            for block, mask in zip(blocks, taken, strict=True):
-                if mask != bit and mask:
-                    dropped += bool(mask & bit)
-                    masks[block] = mask & ~bit
+            left = [(block, mask) for block, mask in zip(blocks, taken, strict=True) if mask != bit]
+            masks.update((block, mask & ~bit) for block, mask in left if mask)
+            dropped += sum([bool(mask & bit) for _, mask in left])
         self._held[worker] -= dropped
 
     def reset(self, worker: WorkerId) -> None:

@@ -139,10 +139,10 @@ class LoadTable:
 
     def _note(self, number: int) -> None:
         ledger = self._ledgers[number]
-        load = _NO_LOAD if ledger is None else ledger.current()
-        self.sequences[number] = load.running + load.waiting
-        self.free_blocks[number] = load.free_blocks
-        self.pending_prefill_tokens[number] = load.pending_prefill_tokens
+        running, waiting, free, pending = _NO_LOAD if ledger is None else ledger.current()
+        self.sequences[number] = running + waiting
+        self.free_blocks[number] = free
+        self.pending_prefill_tokens[number] = pending
 
     def _grow(self, count: int) -> None:
         missing = count - len(self._ledgers)

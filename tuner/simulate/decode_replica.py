@@ -11,7 +11,7 @@ Does not cover: the step loop otherwise (``tuner.simulate.replica``).
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -184,7 +184,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         commands = self.decoder.complete_steady_steps(run.steps, _drawn_by, now / FEMTOSECONDS)
         self._pipeline.pass_to(run.start, now)
         # What the step before the last one told, with the last one under way.
-        self._last_load = replace(before, free_blocks=free)
+        self._last_load = before._replace(free_blocks=free)
         stored, removed = pool.drain_events() if evicts else (_NONE, _NONE)
         self._network.tell_state(self.number, earlier, self._last_load, stored, removed)
         self._go_on(commands, now, in_run=True)
