@@ -238,6 +238,8 @@ class BlockPool:
         rows = self._as_blocks(tokens, len(block_ids))
         if self._publish_chain(block_ids, hashes, rows, parent):
             return
+        same = ~self._in_cache[block_ids] | (self._hash[block_ids] == hashes)
+        self._check("publish", block_ids, same, "it is cached under another hash")
         fresh = self._find_unpublished(block_ids, hashes, rows, parent)
         if not fresh:
             return
@@ -507,8 +509,6 @@ class BlockPool:
                 _NO_BLOCK,
             )
         self._check("publish", block_ids, self._refs[block_ids] > 0, "only its holder may")
-        same = ~self._in_cache[block_ids] | (self._hash[block_ids] == hashes)
-        self._check("publish", block_ids, same, "it is cached under another hash")
 
     def _describe(self, block_id: int) -> str:
         """The story of one block, for error messages."""

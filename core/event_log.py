@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from core.request import AttemptKey
 
 _CAPACITY = 2048
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedEvent:
+# A tuple, as several are made for each step.
+class LoggedEvent(NamedTuple):
     """``at`` is monotonic time in seconds (one clock for all processes of a host)."""
 
     at: float

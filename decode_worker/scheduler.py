@@ -429,9 +429,17 @@ class DecodeScheduler:
         return tuple(self._running)
 
     @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    @property
     def load(self) -> Load:
-        remaining = [s.length - s.computed for s in (*self._queue.sequences, *self._running)]
-        pending = sum(count for count in remaining if count > 1)
+        waiting = self._queue.sequences if len(self._queue) else []
+        pending = 0
+        for sequence in (*waiting, *self._running):
+            remaining = sequence.length - sequence.computed
+            if remaining > 1:
+                pending += remaining
         return Load(len(self._running), len(self._queue), self._pool.num_available, pending)
 
     @property

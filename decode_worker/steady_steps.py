@@ -46,6 +46,8 @@ def count_steady_steps(
 def _steps_with_blocks(decoding: list[Sequence], pool: BlockPool, limit: int) -> int:
     """How many steps, at most ``limit``, find all their blocks without preemption."""
     size, available = pool.block_size, pool.num_available
+    if len(decoding) * (-(-limit // size)) <= available:
+        return limit
     # For how many more tokens each sequence has room in its blocks.
     room = np.array([s.num_blocks * size - s.computed for s in decoding])
     low, high = 0, min(limit, (int(room.sum()) + available * size) // len(decoding))

@@ -172,7 +172,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         blocks from the cache until the last one has ended."""
         if run.end_of(run.steps - 1) + self._network.delay > self._agenda.now:
             return False
-        return not self.brain.load.waiting or run.blocks <= self.decoder.pool.num_free
+        return not self.decoder.scheduler.num_waiting or run.blocks <= self.decoder.pool.num_free
 
     def _book_all(self, run: Run) -> None:
         """The same as `_book_known` and the end of the last step, without planning that one."""
