@@ -15,8 +15,7 @@ from core.request import AttemptKey, SamplingParams
 from core.step import SampledToken
 
 
-# A tuple, like `core.lease_events.PieceCopy`: a prompt has hundreds, and a tuple is made in a
-# quarter of the time of a frozen dataclass.
+# A tuple: a prompt has hundreds, and one is made in a quarter of the time of a frozen dataclass.
 class Piece(NamedTuple):
     """One finished block in P's pool: where it is on every rank, which use of that place, what it
     holds.

@@ -207,7 +207,7 @@ class LeaseTable:
         end = max(first, min(message.first + len(message.pieces), lease.num_prompt_blocks))
         pieces = message.pieces[first - message.first :]
         places = lease.block_ids[first:end].tolist()
-        copies = list(map(PieceCopy._make, zip(range(first, end), pieces, places, strict=False)))
+        copies = list(map(PieceCopy, range(first, end), pieces, places))
         done = lease.verified | lease.copying | lease.given_up
         if done.isdisjoint(range(first, end)):
             return copies

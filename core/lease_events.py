@@ -6,7 +6,6 @@ The messages of P are in ``core.handoff``, the rules in ``core.lease``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockIds
@@ -98,7 +97,9 @@ class DequeueReserve:
     key: AttemptKey
 
 
-class PieceCopy(NamedTuple):
+# Not frozen, for the reason that is told in ``core.step``.
+@dataclass(slots=True)
+class PieceCopy:
     """Copy ``piece`` of P's pool into block ``destination`` of D's; prompt block ``index``."""
 
     index: int

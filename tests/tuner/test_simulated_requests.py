@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def test_hashes_are_equal_where_those_of_the_tokens_are(
     mine = [trace.hashes(i, block_size).tolist() for i in range(count)]
     real = [block_hashes(trace.prompt(i), block_size, 0).tolist() for i in range(count)]
     assert [len(hashes) for hashes in mine] == [len(hashes) for hashes in real]
-    pairs = {*zip(sum(mine, []), sum(real, []), strict=True)}
+    pairs = {*zip(chain.from_iterable(mine), chain.from_iterable(real), strict=True)}
     assert len(pairs) == len({a for a, _ in pairs}) == len({b for _, b in pairs})
 
 
