@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,9 @@ from cluster.cli.simulate import ProfileOption
 
 if TYPE_CHECKING:
     from cluster.cli.tune_run import Tuned
+
+# As a shell says it of a command that a signal ended.
+_INTERRUPTED = 130
 
 
 def tune(
@@ -121,7 +125,11 @@ def tune(
         out=out,
         validate=typed_options(validate, configurations, rates, replay_time, records),
     )
-    tuned = run(options)
+    try:
+        tuned = run(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(_INTERRUPTED) from None
     emit(tuned.as_json(), output, lambda: _print(tuned, top))
     if tuned.result.verdict.winner is None:
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,15 +90,18 @@ class Tuned:
 
 def run(options: TuneOptions) -> Tuned:
     """Raises ``InvalidField`` for an option or a file, before anything is written."""
+    started = time.monotonic()
     question, origins = read_question(options)
     progress = StderrProgress()
     bounded = bounded_candidates(question)
     best, bound = max(bounded, key=lambda pair: pair[1].rate)
     progress.note(
-        f"{len(bounded)} clusters; by capacities alone {best} could serve at most "
-        f"{bound.rate:.2f} requests/s ({bound.limited_by.value}); simulating …"
+        f"after {time.monotonic() - started:.1f} s: {len(bounded)} clusters; by capacities alone "
+        f"{best} could serve at most {bound.rate:.2f} requests/s ({bound.limited_by.value}); "
+        "simulating …"
     )
     result = tune(question, bounded, progress.step)
+    progress.note(f"after {time.monotonic() - started:.0f} s: the verdict")
     written = _write(options, result, origins)
     cases: tuple[Case, ...] = ()
     if options.validate is not None and result.verdict.winner is not None:

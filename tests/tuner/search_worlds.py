@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from core.latency_profile import LatencyProfile
+from core.shards import ParallelShape
 from tuner.load.metrics import Goodput, Slo, Spread
 from tuner.profile import hardware, model_shape
 from tuner.profile.modelled import modelled_profile
@@ -42,6 +44,19 @@ def chat_trace(count: int = 400, seed: int = 0) -> RequestTrace:
         generator.integers(200, 2000, count).astype(np.int32),
         generator.integers(50, 300, count).astype(np.int32),
     )
+
+
+def shared_trace(count: int = 400, seed: int = 0) -> RequestTrace:
+    """Every prompt begins with one of ten beginnings, half of it long."""
+    chats = chat_trace(count, seed)
+    beginnings = np.random.default_rng([seed, 1]).integers(0, 10, count)
+    shared = [np.array([2 * b, 2 * b + 1], dtype=np.int32) for b in beginnings.tolist()]
+    return replace(chats, shared=shared, part_tokens=256)
+
+
+def only_shapes(profile: LatencyProfile, shapes: set[ParallelShape]) -> LatencyProfile:
+    """As if no other had been profiled."""
+    return replace(profile, engines=tuple(e for e in profile.engines if e.shape in shapes))
 
 
 def bounded(candidates: Sequence[Candidate], trace: RequestTrace) -> list[tuple[Candidate, Bound]]:

@@ -37,9 +37,12 @@ class Goal:
 @dataclass(frozen=True, slots=True)
 class Trial:
     """One simulation of a cluster at ``rate`` requests per second. ``share`` of the requests met
-    the SLO, those not counted that came before the cluster had filled up. ``divided_by``: only
-    such a part of the cluster was simulated, at as small a part of the rate. ``is_cut_short``: it
-    ended when too many had missed the SLO; the rest of them counts as missed, too."""
+    the SLO, those not counted that came before the cluster had filled up.
+
+    ``divided_by``: only such a part of the cluster was simulated, at as small a part of the rate.
+    ``is_cut_short``: it ended when too many had missed the SLO; the rest of them counts as missed,
+    too.
+    """
 
     rate: float
     share: float

@@ -1,0 +1,50 @@
+"""Ctrl-C ends a search at once, without a word too many and without a process left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
+    f"2023-11-16 18:17:{second:02d}.0000000,{900 + 10 * second},{100 + second}\n"
+    for second in range(60)
+)
+
+
+@pytest.mark.processes
+def test_an_interrupted_search_is_quiet_and_leaves_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "conv.csv"
+    path.write_text(TRACE)
+    command = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
+    options = ["tune", str(path), "--gpus", "h100:16", "--model", "llama-3.1-8b"]
+    with subprocess.Popen(
+        [*command, *options], stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as search:
+        assert search.stderr is not None
+        first = search.stderr.readline()
+        assert "by capacities alone" in first
+        children = wait_for_children(search.pid)
+        # As a terminal does: the whole group hears it.
+        os.killpg(search.pid, signal.SIGINT)
+        rest = search.stderr.read()
+        assert search.wait() == 130
+    assert rest.strip() == "interrupted"
+    gone, alive = psutil.wait_procs(children, timeout=30)
+    assert gone
+    assert not alive
+
+
+def wait_for_children(parent: int) -> list[psutil.Process]:
+    """Those that simulate, as soon as there is one."""
+    process = psutil.Process(parent)
+    while process.is_running():
+        children = process.children(recursive=True)
+        if any("spawn_main" in " ".join(child.cmdline()) for child in children):
+            return children
+    raise AssertionError("the search ended by itself")
