@@ -99,6 +99,13 @@ def _guess(one: Scored) -> float:
 
 
 def _factor(one: Scored, first: Sequence[Scored]) -> float:
-    """Reached over estimated, of the first of its kind."""
-    alike = [f for f in first if f.candidate.is_colocated is one.candidate.is_colocated]
-    return next((f.rate / f.estimate for f in alike if f.rate and f.estimate), 1.0)
+    """Reached over estimated, of the first of its kind; not below 1: what one lacks may be what
+    only its shapes lack."""
+    alike = [f for f in first if _pools(f) == _pools(one)]
+    return max([1.0, *(f.rate / f.estimate for f in alike if f.estimate)])
+
+
+def _pools(one: Scored) -> tuple[bool, int]:
+    """Workers of two kinds beside each other are a kind of their own: the router treats them
+    alike."""
+    return one.candidate.is_colocated, len(one.candidate.pools)
