@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import yaml
-
 from cluster.tls_check import usable_tls
 from core.config import ClusterSpec, make_spec
 from core.errors import InvalidField
+from core.yaml_text import parse_yaml
 
 
 def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
@@ -26,11 +25,13 @@ def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) 
 
 def _read(path: Path) -> Mapping[str, object]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise InvalidField("config", str(path), "is no text file") from None
+    except OSError as error:
         raise InvalidField("config", str(path), f"can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InvalidField("config", str(path), f"is not YAML: {error}") from None
+    except ValueError as error:
+        raise InvalidField("config", str(path), str(error)) from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):

@@ -52,6 +52,8 @@ def test_mooncake(tmp_path: Path) -> None:
 
 def test_azure(tmp_path: Path) -> None:
     first, second = read_trace(written(tmp_path, AZURE))
+    quoted = AZURE.replace("Azure", "").replace(",", '", "').replace("\n", '"\n"').strip('"')
+    assert read_trace(written(tmp_path, f'"{quoted}')) == [first, second]
     assert (first.prompt_tokens, first.output_tokens) == (4808, 10)
     assert second.stamp_s - first.stamp_s == pytest.approx(1.5)
 
@@ -128,8 +130,8 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, line: int, why: str) -> 
     [
         ("", "is empty"),
         (" \n\n", "is empty"),
-        ("a,b\n1,2\n", "is no trace"),
-        ("\x00", "is no trace"),
+        ("a,b\n1,2\n", "first line is that of no trace"),
+        ("\x00", "first line is that of no trace"),
         ("a" * 200_000, "can't be read: it is no CSV"),
         (AZURE.splitlines()[0], "no request that was answered"),
         (AZURE.replace("GeneratedTokens", "Generated"), "has no column GeneratedTokens"),

@@ -23,8 +23,9 @@ from core.errors import InvalidField
 # Tokens that one of Mooncake's hash ids stands for.
 TRACE_BLOCK_TOKENS = 512
 _FORMATS = (
-    "a trace is of Mooncake (JSON lines), of Azure or BurstGPT (CSV with their header), or what "
-    "`crossdock bench --save` wrote"
+    "a trace is of Mooncake (JSON lines with timestamp, input_length, output_length), of Azure "
+    "(CSV with TIMESTAMP, ContextTokens, GeneratedTokens) or of BurstGPT (CSV with Timestamp, "
+    "Request tokens, Response tokens), or what `crossdock bench --save` wrote"
 )
 
 
@@ -79,14 +80,14 @@ def _unknown(header: Sequence[str]) -> str:
     """Names what is missing of the format that is nearest."""
     columns = max(_CSV_FORMATS, key=lambda columns: len(columns & set(header)))
     if not columns & set(header):
-        return "is no trace"
+        return "its first line is that of no trace"
     return f"its header has no column {', '.join(sorted(columns - set(header)))}"
 
 
 def _cells(line: str) -> list[str]:
     """Raises ``ValueError`` for a line that is no CSV."""
     try:
-        return [cell.strip() for cell in next(csv.reader([line]), [])]
+        return [cell.strip() for cell in next(csv.reader([line], skipinitialspace=True), [])]
     except csv.Error as error:
         raise ValueError(f"it is no CSV: {error}") from None
 

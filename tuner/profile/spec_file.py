@@ -13,13 +13,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from core.errors import InvalidField
 from core.kv_layout import DTYPE_BYTES
 from core.latency_profile import LatencyProfile
 from core.shards import MAX_RANKS, ParallelShape
+from core.yaml_text import parse_yaml
 from tuner.profile import hardware, model_shape
 from tuner.profile.hardware import HardwareSpec
 from tuner.profile.model_shape import ModelShape, read_model_shape, shape_of
@@ -112,15 +112,13 @@ def _refuse_unknown(stated: Mapping[str, Any], section: str, kind: type[BaseMode
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise InvalidField("--from-spec", str(path), "is no text file") from None
-    except yaml.YAMLError as error:
-        raise InvalidField("--from-spec", str(path), f"is not YAML: {error}") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InvalidField("--from-spec", str(path), f"can't be read: {error}") from None
-    except RecursionError:
-        raise InvalidField("--from-spec", str(path), "is nested too deeply") from None
+    except ValueError as error:
+        raise InvalidField("--from-spec", str(path), str(error)) from None
     if not isinstance(content, Mapping):
         raise InvalidField("--from-spec", str(path), "must hold `hardware: …` and `model: …`")
     return content

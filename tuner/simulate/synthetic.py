@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from core.errors import InvalidField
+from core.yaml_text import parse_yaml
 from tuner.load.arrivals import MAX_REQUESTS, ArrivalKind, draw_arrivals
 from tuner.load.quantities import parse_range, parse_seconds
 from tuner.load.workload import PromptPart, TokenRange, Workload
@@ -123,15 +123,13 @@ class Description(_Section):
 def read_description(path: Path) -> Description:
     """Raises ``InvalidField`` naming the entry."""
     try:
-        content: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content: Any = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise InvalidField("TRACE", str(path), "is no text file") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InvalidField("TRACE", str(path), f"can't be read: {error}") from None
-    except yaml.YAMLError as error:
-        raise InvalidField("TRACE", str(path), f"is not YAML: {error}") from None
-    except RecursionError:
-        raise InvalidField("TRACE", str(path), "is not YAML that can be read: too deep") from None
+    except ValueError as error:
+        raise InvalidField("TRACE", str(path), str(error)) from None
     if not isinstance(content, Mapping):
         fix = "must describe traffic: rate, duration, prompts, answers (docs/TUNING.md)"
         raise InvalidField("TRACE", str(path), fix)
