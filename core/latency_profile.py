@@ -230,6 +230,7 @@ class LatencyProfile:
     ``created``: ISO 8601; ``device``: as ``engine.device`` of a config. ``cores``: of the host that
     it was measured on, as many as could be used; 0: not known. ``interference``: of replicas on
     different cores of one host; None: not measured, the ``company`` of engines has to do.
+    ``left_out``: what was to be measured and could not be, in words.
     """
 
     origin: Origin
@@ -248,6 +249,7 @@ class LatencyProfile:
     device: Literal["cpu", "cuda"] = "cpu"
     cores: int = 0
     interference: Interference | None = None
+    left_out: tuple[str, ...] = ()
 
     def engine(
         self,
@@ -273,8 +275,14 @@ class LatencyProfile:
         raise InvalidField(
             "profile",
             f"{shape}{of_threads} with core share {core_share:g}",
-            f"was not profiled; this profile of {self.model} has {_listed(self.engines)}",
+            f"was not profiled; this profile of {self.model} has {_listed(self.engines)}"
+            + self.why_left_out,
         )
+
+    @property
+    def why_left_out(self) -> str:
+        """To be put behind what is missing."""
+        return f" ({'; '.join(self.left_out)})" if self.left_out else ""
 
 
 def _listed(engines: Sequence[EngineProfile]) -> str:

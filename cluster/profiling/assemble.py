@@ -5,7 +5,7 @@ Does not cover: what serving adds to a step (``cluster.profiling.overhead``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.profiling.neighbours import interference
@@ -72,7 +72,8 @@ def assemble(
     served = subject.engines[0]
     overhead[served] = as_served(overhead[served], subject.points(served), engines[served], serving)
     fits, profiles = [], []
-    warnings = [*_left_out(subject), *_edges_left_out(subject, edges, failed)]
+    left_out = [*_left_out(subject), *_edges_left_out(subject, edges, failed)]
+    warnings = [*left_out, *_within_one_gpu(subject, edges)]
     for setting, findings in engines.items():
         steps = _steps(subject, setting, findings, overhead)
         profile, fitted = _engine(subject, setting, findings, steps)
@@ -107,6 +108,7 @@ def assemble(
         device="cuda" if subject.device == "cuda" else "cpu",
         cores=len(subject.cores),
         interference=interference({name: found.seconds for name, found in serving.items()}),
+        left_out=tuple(left_out),
     )
     return ProfileResult(profile_of_all, tuple(fits), tuple(warnings))
 
@@ -122,19 +124,22 @@ def _left_out(subject: Subject) -> list[str]:
 def _edges_left_out(
     subject: Subject, edges: Mapping[EdgeSetting, Findings], failed: Mapping[EdgeSetting, str]
 ) -> list[str]:
-    """Ways of blocks that nothing is known of, or less than it seems."""
+    """Ways of blocks that nothing is known of."""
     said = [f"transfer over {edge.name} is not measured: {why}" for edge, why in failed.items()]
     for edge, gpus in subject.edges_left_out:
         said.append(f"transfer over {edge.name} is not measured: it needs {gpus} GPUs")
     if not edges and not said:
         transport = subject.spec.kv.transport
         said.append(f"no transfer is measured: not over {transport} between processes of one host")
-    for edge in edges:
-        if len(set(subject.edge_gpus(edge.source, edge.target))) == 1:
-            said.append(
-                f"transfer over {edge.name} is measured within one GPU: between two it is slower"
-            )
     return said
+
+
+def _within_one_gpu(subject: Subject, edges: Iterable[EdgeSetting]) -> list[str]:
+    return [
+        f"transfer over {edge.name} is measured within one GPU: to another it takes longer"
+        for edge in edges
+        if len(set(subject.edge_gpus(edge.source, edge.target))) == 1
+    ]
 
 
 def _steps(

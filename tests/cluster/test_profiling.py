@@ -295,6 +295,10 @@ def test_transfers_between_all_shapes_become_part_of_the_profile(subject: Subjec
     assert (second.source, second.target) == (two, ONE_RANK)
     assert second.model.time(128) > first.model.time(128)
     assert result.warnings == ("transfer over tcp, 1×1 to 1×1 is not measured: no route",)
+    # Who misses it later is told why.
+    assert result.profile.left_out == result.warnings
+    with pytest.raises(InvalidField, match=r"2×1 .*not profiled.*1×1 is not measured: no route"):
+        result.profile.engine(ParallelShape(2, 1))
 
 
 # Subjects

@@ -109,7 +109,8 @@ def _fastest(
         raise InvalidField(
             "kv.transport",
             spec.kv.transport,
-            f"no transfer from {source} to {target} was profiled on {profile.hardware}",
+            f"no transfer from {source} to {target} was profiled on {profile.hardware}"
+            + profile.why_left_out,
         )
     return min((transfer.model for transfer in matching), key=lambda model: model.per_token)
 
