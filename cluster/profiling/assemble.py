@@ -126,8 +126,8 @@ def _edges_left_out(
 ) -> list[str]:
     """Ways of blocks that nothing is known of."""
     said = [f"transfer over {edge.name} is not measured: {why}" for edge, why in failed.items()]
-    for edge, gpus in subject.edges_left_out:
-        said.append(f"transfer over {edge.name} is not measured: it needs {gpus} GPUs")
+    for edge in subject.edges_left_out:
+        said.append(f"transfer over {edge.name} is not measured: it needs {edge.num_ranks} GPUs")
     if not edges and not said:
         transport = subject.spec.kv.transport
         said.append(f"no transfer is measured: not over {transport} between processes of one host")
@@ -138,7 +138,7 @@ def _within_one_gpu(subject: Subject, edges: Iterable[EdgeSetting]) -> list[str]
     return [
         f"transfer over {edge.name} is measured within one GPU: to another it takes longer"
         for edge in edges
-        if len(set(subject.edge_gpus(edge.source, edge.target))) == 1
+        if len(set(subject.edge_gpus(edge))) == 1
     ]
 
 

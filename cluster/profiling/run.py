@@ -190,7 +190,7 @@ class _Run:
         self, source: ParallelShape, target: ParallelShape, edges: Sequence[EdgeSetting]
     ) -> EdgeTask:
         subject = self.subject
-        gpus = subject.edge_gpus(source, target)
+        gpus = subject.edge_gpus(edges[0])
         prefill: tuple[Cores, ...] = ((),) * source.num_ranks
         decode: tuple[Cores, ...] = ((),) * target.num_ranks
         if not gpus:

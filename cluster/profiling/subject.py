@@ -6,6 +6,7 @@ measuring (``cluster.profiling.run``).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -147,25 +148,12 @@ class Subject:
     @property
     def edges(self) -> tuple[EdgeSetting, ...]:
         """Between all shapes that are measured, of one rank each first."""
-        shapes = dict.fromkeys((ONE_RANK, *(engine.shape for engine in self.engines)))
-        return tuple(
-            EdgeSetting(transport, source, target)
-            for source, target in product(shapes, repeat=2)
-            for transport in self.transports()
-            if not self._lacking_gpus(transport, source, target)
-        )
+        return tuple(edge for edge in self._all_edges() if not self._lacks_gpus(edge))
 
     @property
-    def edges_left_out(self) -> tuple[tuple[EdgeSetting, int], ...]:
-        """With the number of GPUs that they need."""
-        shapes = dict.fromkeys((ONE_RANK, *(engine.shape for engine in self.engines)))
-        found = (
-            (EdgeSetting(transport, source, target), source.num_ranks + target.num_ranks)
-            for source, target in product(shapes, repeat=2)
-            for transport in self.transports()
-            if self._lacking_gpus(transport, source, target)
-        )
-        return tuple(found)
+    def edges_left_out(self) -> tuple[EdgeSetting, ...]:
+        """Those that this machine has too few GPUs for."""
+        return tuple(edge for edge in self._all_edges() if self._lacks_gpus(edge))
 
     def transfer_blocks(self, edge: EdgeSetting) -> tuple[int, ...]:
         """Up to what is announced at a time: longer batches are several. Some, if blocks are
@@ -174,18 +162,23 @@ class Subject:
         few = (edge.source, edge.target) != (ONE_RANK, ONE_RANK)
         return design_transfers(min(blocks, _EDGE_BLOCKS), few=few)
 
-    def edge_gpus(self, source: ParallelShape, target: ParallelShape) -> tuple[str, ...]:
+    def edge_gpus(self, edge: EdgeSetting) -> tuple[str, ...]:
         """P's, then D's; none on a CPU. With a single GPU both are on it."""
         gpus = visible_gpus() if self.device == "cuda" else []
-        needed = source.num_ranks + target.num_ranks
+        needed = edge.num_ranks
         return tuple(gpus[:needed] if len(gpus) >= needed else gpus[:1] * needed)
 
-    def _lacking_gpus(self, transport: str, source: ParallelShape, target: ParallelShape) -> bool:
+    def _all_edges(self) -> Iterator[EdgeSetting]:
+        shapes = dict.fromkeys((ONE_RANK, *(engine.shape for engine in self.engines)))
+        for source, target in product(shapes, repeat=2):
+            for transport in self.transports():
+                yield EdgeSetting(transport, source, target)
+
+    def _lacks_gpus(self, edge: EdgeSetting) -> bool:
         """Two ranks may be on one GPU only where one process maps the other's memory."""
-        needed = source.num_ranks + target.num_ranks
-        if self.device != "cuda" or len(visible_gpus()) >= needed:
+        if self.device != "cuda" or len(visible_gpus()) >= edge.num_ranks:
             return False
-        return not (transport == "cuda_ipc" and needed == 2)
+        return not (edge.transport == "cuda_ipc" and edge.num_ranks == 2)
 
     @property
     def edge_blocks(self) -> int:

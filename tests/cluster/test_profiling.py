@@ -380,9 +380,8 @@ def test_nccl_needs_a_gpu_for_each_rank(subject: Subject, monkeypatch: pytest.Mo
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4")
     assert [edge.name for edge in on_gpus.edges] == ["cuda_ipc, 1×1 to 1×1"]
-    assert on_gpus.edge_gpus(ONE_RANK, ONE_RANK) == ("4", "4")
-    left_out = {edge.name: gpus for edge, gpus in on_gpus.edges_left_out}
-    assert left_out == {"nccl, 1×1 to 1×1": 2}
+    assert on_gpus.edge_gpus(EdgeSetting("cuda_ipc", ONE_RANK, ONE_RANK)) == ("4", "4")
+    assert [edge.name for edge in on_gpus.edges_left_out] == ["nccl, 1×1 to 1×1"]
     engines = {ALONE: findings(subject, ALONE, 1.0)}
     result = assemble(on_gpus, engines, dict.fromkeys(on_gpus.edges, EDGE), SERVED, "now", {})
     assert result.warnings[0] == "2×1 is not measured: it needs 2 GPUs"
@@ -390,11 +389,11 @@ def test_nccl_needs_a_gpu_for_each_rank(subject: Subject, monkeypatch: pytest.Mo
     assert "cuda_ipc, 1×1 to 1×1 is measured within one GPU" in result.warnings[2]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
-    assert on_gpus.edge_gpus(two, ONE_RANK) == ("4", "5", "6")
+    assert on_gpus.edge_gpus(EdgeSetting("nccl", two, ONE_RANK)) == ("4", "5", "6")
     names = {edge.name for edge in on_gpus.edges if edge.transport == "nccl"}
     assert names == {"nccl, 1×1 to 1×1", "nccl, 1×1 to 2×1", "nccl, 2×1 to 1×1"}
-    left_out = {edge.name: gpus for edge, gpus in on_gpus.edges_left_out}
-    assert left_out == {"cuda_ipc, 2×1 to 2×1": 4, "nccl, 2×1 to 2×1": 4}
+    left_out = {edge.name for edge in on_gpus.edges_left_out}
+    assert left_out == {"cuda_ipc, 2×1 to 2×1", "nccl, 2×1 to 2×1"}
 
 
 def test_this_machine_has_a_name() -> None:

@@ -116,6 +116,11 @@ class EdgeSetting:
         """Says all, so it also identifies the setting."""
         return f"{self.transport}, {self.source} to {self.target}"
 
+    @property
+    def num_ranks(self) -> int:
+        """Of both ends."""
+        return self.source.num_ranks + self.target.num_ranks
+
 
 @dataclass(frozen=True, slots=True)
 class _Design:
