@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from bounded_worlds import World
 from search_worlds import SLO
 
 from core.config import ClusterSpec, KVSpec
@@ -20,7 +21,9 @@ from core.latency_profile import (
     TransferProfile,
 )
 from core.shards import ONE_RANK
-from tuner.search.bounds import Traffic, bound_rate
+from tuner.load.metrics import Slo
+from tuner.search.bounds import SLACK, Traffic, bound_rate
+from tuner.search.evaluate import Goal
 from tuner.search.outputs import cluster_specs
 from tuner.search.space import Accelerators, Budget, Candidate, Limits, all_candidates
 from tuner.search.specs import model_candidate
@@ -145,3 +148,12 @@ def test_a_bound_counts_the_threads() -> None:
     traffic = Traffic.of(RequestTrace("one", np.zeros(1), one, one // 256))
     rates = {str(c): bound_rate(c, traffic, SLO).rate for c in candidates(TWO_CORES, 1)}
     assert rates == {"colocated 1, tp 1": pytest.approx(1 / 0.012)}
+
+
+def test_workers_that_share_a_host_serve_no_more_than_their_bound() -> None:
+    for candidate in candidates(TWO_CORES, 3):
+        goal = Goal(Slo(0.3, 0.06), 100.0)
+        world = World(candidate, goal, (900, 900), (2, 4), 0, 0, steady=True)
+        rate = SLACK * world.bound(world.trace(100, 0)).rate
+        trace = world.trace(world.count(rate), 0)
+        assert world.share(trace, rate) < 1.0

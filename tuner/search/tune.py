@@ -78,7 +78,9 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
         threads=question.base.engine.threads,
     )
     if not candidates:
-        fix = "they make no cluster of the profiled shapes: give more, or profile smaller shapes"
+        threads = question.base.engine.threads
+        so_many = "" if threads is None else f" with engine.threads = {threads}"
+        fix = f"they make no cluster of the profiled shapes{so_many}: give more, or profile others"
         raise InvalidField("gpus", question.budget.total, fix)
     traffic = Traffic.of(trace, question.goal.share)
     return [(c, bound_rate(c, traffic, question.goal.slo)) for c in candidates]
@@ -86,13 +88,14 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
 
 def _check_length(question: Question, longest: int) -> None:
     budget, wanted = question.budget, question.base.max_model_len
-    limits = [kind.profile.max_positions for kind in budget.kinds]
-    most = min([*limits, *([wanted] if wanted is not None else [])])
-    if longest > most:
-        fix = (
-            f"this model serves at most {most} tokens, prompt and answer together; --limit or edit"
-        )
+    shortest = min((kind.profile for kind in budget.kinds), key=lambda on: on.max_positions)
+    if longest > shortest.max_positions:
+        most = f"{shortest.model} serves at most {shortest.max_positions} tokens"
+        fix = f"{most}, prompt and answer together: leave longer requests out"
         raise InvalidField("trace", longest, fix)
+    if wanted is not None and longest > wanted:
+        fix = f"the trace has a request of {longest} tokens: leave it out, or serve longer ones"
+        raise InvalidField("max_model_len", wanted, fix)
     if question.rate is not None and budget.total > _MOST_FOR_A_RATE:
         fix = f"at most {_MOST_FOR_A_RATE} for --rate, which looks at every smaller cluster too"
         raise InvalidField("gpus", budget.total, fix)
