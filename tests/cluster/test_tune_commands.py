@@ -134,14 +134,26 @@ def test_tune_for_a_rate_takes_no_more_than_it_needs(folder: Path) -> None:
     assert told["verdict"]["winner"]["hour_price"] == pytest.approx(0.8)
 
 
-def test_an_slo_that_nobody_meets_names_the_nearest(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--ttft", "10ms", "--tpot", "150ms"), "meets TTFT 0.01 s and TPOT 150 ms"),
+        (("--ttft", "4s", "--tpot", "1ms"), "meets TTFT 4 s and TPOT 1 ms"),
+        (("--ttft", "4s", "--tpot", "1ms", "--rate", 3), "requests at 3 requests/s"),
+    ],
+)
+def test_an_slo_that_nobody_meets_names_the_nearest(
+    folder: Path, tmp_path: Path, options: tuple[object, ...], told: str
+) -> None:
     command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 2)
     result = CliRunner().invoke(
-        new_app(), [str(a) for a in (*command, "--ttft", "10ms", "--tpot", "150ms")]
+        new_app(), [str(a) for a in (*command, *options, "--out", tmp_path)]
     )
-    assert result.exit_code == 1
-    assert "no cluster of these GPUs meets TTFT 0.01 s" in result.stdout
+    assert result.exit_code == 1, result.output
+    assert "no cluster of these GPUs" in result.stdout
+    assert told in result.stdout
     assert "nearest: " in result.stdout
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

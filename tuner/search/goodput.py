@@ -45,6 +45,9 @@ def by_replicas(
     if not chosen:
         return estimated
     rest = [one for one in estimated if one not in chosen]
+    if not chosen[0].estimate:
+        # No replica meets the goal alone: one whole cluster shows how far off it is.
+        return [*play(chosen, laboratory.measure, progress), *rest]
     progress("scheduler limits of the best")
     chosen = with_best_limits(chosen, leaders_of(chosen), estimates, traffic, slo)
     return [*play(chosen, laboratory.measure, progress), *rest]

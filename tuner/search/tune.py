@@ -23,6 +23,7 @@ from tuner.search.goodput import (
     error_of_estimates,
 )
 from tuner.search.halving import Scored
+from tuner.search.hopeless import nearest_miss, nobody_meets
 from tuner.search.laboratory import Laboratory, Traced
 from tuner.search.sensitivity import Shift, neighbours, shifts_of
 from tuner.search.space import Budget, Candidate, Limits, all_candidates
@@ -142,6 +143,8 @@ class _Search:
     def answer(self, bounded: Sequence[tuple[Candidate, Bound]]) -> tuple[list[Scored], Verdict]:
         """All candidates, the best first, and what follows from them."""
         question, measure = self._question, self._laboratory.measure
+        if nobody_meets(bounded):
+            return nearest_miss(bounded, self._traffic, question.goal.slo, measure)
         if question.rate is not None:
             scored = cheapest(question.rate, bounded, measure, self._estimated, self._progress)
             return scored, verdict_on_cost(question.rate, scored)
