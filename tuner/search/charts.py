@@ -124,7 +124,7 @@ def draw(result: TuneResult, title: str, path: Path) -> None:
         for kind in _KINDS:
             x, y = picture.of(kind.among(found))
             if x:
-                axes.scatter(x, y, marker=kind.mark, label=kind.label)
+                axes.scatter(x, y, marker=kind.mark, color=kind.colour, label=kind.label)
         axes.plot(*picture.of(line), linewidth=1)
         for point, x_at, y_at in zip(line, *picture.of(line), strict=True):
             axes.annotate(point.name, (x_at, y_at), fontsize=7)
@@ -160,6 +160,10 @@ class _Kind:
     is_estimate: bool
     mark: str
     label: str
+
+    @property
+    def colour(self) -> str:
+        return "tab:orange" if self.is_colocated else "tab:blue"
 
     def among(self, found: Sequence[Point]) -> list[Point]:
         wanted = (self.is_colocated, self.is_estimate)
