@@ -41,7 +41,7 @@ MOONCAKE = "".join(
 )
 # What takes minutes is not done, only begun.
 WORK = {
-    "profile": "cluster.profiling.run.measure_profile",
+    "profile": "cluster.profiling.subject.choose_subject",
     "tune": "cluster.cli.tune_run.tune",
 }
 
