@@ -43,6 +43,8 @@ _MOST_PARTS = 1 << 30
 
 
 def _range(value: object) -> TokenRange:
+    if isinstance(value, TokenRange):
+        return value
     fix = f"must be a number from 1 to {_LONGEST_PROMPT}, or a range such as 150-250"
     # Not of lists: by aliases a few lines of YAML can stand for gigabytes of text.
     if not isinstance(value, str | int):
