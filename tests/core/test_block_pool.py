@@ -214,6 +214,63 @@ def test_what_is_available_can_be_allocated_even_under_held_descendants() -> Non
     assert counts(pool) == (2, 0, 2, 0)
 
 
+def full_of_cache() -> BlockPool:
+    """Two free blocks, and three prompts in the cache, two of which begin alike."""
+    pool = BlockPool(12, BLOCK_SIZE)
+    cache(pool, 1, 2, 3, 4)
+    cache(pool, 5, 6, 7)
+    held = pool.match_prefix(hashes_of(prompt(1, 2)), prompt(1, 2))
+    pool.acquire(held)
+    longer, fresh = prompt(1, 2, 8, 9, 10), pool.allocate(3)
+    pool.publish(fresh, hashes_of(longer)[2:], longer[2 * BLOCK_SIZE :], int(hashes_of(longer)[1]))
+    pool.release(np.concatenate([held, fresh]))
+    return pool
+
+
+@pytest.mark.parametrize("first", range(13))
+def test_two_allocations_give_what_one_for_both_gives(first: int) -> None:
+    once, twice = full_of_cache(), full_of_cache()
+    blocks = [*twice.allocate(first), *twice.allocate(12 - first)]
+    assert blocks == once.allocate(12).tolist()
+    assert counts(once) == counts(twice) == (0, 0, 12, 0)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 12, 20])
+def test_allocating_easily_is_allocating_one_by_one(most: int) -> None:
+    together, single = full_of_cache(), full_of_cache()
+    wanted = [int(single.allocate(1)[0]) for _ in range(min(most, 12))]
+    assert together.allocate_easily(most).tolist() == wanted
+    assert counts(together) == counts(single)
+
+
+def test_allocating_easily_takes_nothing_out_of_the_cache_that_somebody_holds() -> None:
+    pool = BlockPool(4, BLOCK_SIZE)
+    first, again = compute(pool, 1), pool.allocate(2)
+    # Somebody else computed the same beginning: its block stays private, what follows hangs under
+    # the first one's.
+    tokens = prompt(1, 2)
+    pool.publish(again, hashes_of(tokens), tokens, parent=None)
+    pool.release(first)
+    assert len(pool.allocate_easily(2)) == 1
+    assert counts(pool) == (0, 1, 3, 0)
+    assert len(pool.allocate(1)) == 1
+
+
+def test_a_chain_is_extended_only_by_blocks_that_are_new() -> None:
+    pool = BlockPool(4, BLOCK_SIZE)
+    block = int(compute(pool, 1)[0])
+    fresh, tokens = int(pool.allocate(1)[0]), prompt(1, 2)
+    before, value = hashes_of(tokens).tolist()
+    assert pool.can_extend([value], [(before, block)])
+    assert not pool.can_extend([value], [(before, fresh)])
+    pool.extend(fresh, value, tokens[BLOCK_SIZE:], block)
+    assert match(pool, 1, 2) == [block, fresh]
+    assert not pool.can_extend([value], [(before, block)])
+    with pytest.raises(InternalError, match="it is not new"):
+        pool.extend(fresh, value, tokens[BLOCK_SIZE:], block)
+    pool.validate()
+
+
 def test_quarantined_blocks_are_neither_free_nor_reusable_until_they_are_let_go() -> None:
     pool = BlockPool(2, BLOCK_SIZE)
     blocks = pool.allocate(2)
