@@ -27,8 +27,8 @@ _BlockEvent = tuple[int, int, int, Sequence]
 _NO_BLOCK = -1
 
 
-# A sequence, its first block that becomes full, and the hashes of all that do.
-_FullBlocks = tuple[Sequence, int, list[int]]
+# The step, from 1; the sequence's id; its block that becomes full, with its hash; the sequence.
+_FullBlock = tuple[int, int, int, int, Sequence]
 
 
 def count_steady_steps(
@@ -81,39 +81,39 @@ def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: in
         if len(ready) == len(takes):
             for block_id, (_, _, _, sequence) in zip(ready, takes, strict=True):
                 sequence.add_block(block_id)
-            for sequence, start, hashes in full:
-                _extend(sequence, start, hashes, pool)
+            for _, _, place, value, sequence in sorted(full):
+                _extend(sequence, place, value, pool)
             return
     _one_by_one(decoding, pool, steps, takes, ready)
 
 
-def _full_blocks(decoding: list[Sequence], size: int, steps: int) -> list[_FullBlocks]:
-    full: list[_FullBlocks] = []
+def _full_blocks(decoding: list[Sequence], size: int, steps: int) -> list[_FullBlock]:
+    full: list[_FullBlock] = []
     for sequence in decoding:
-        start, end = sequence.published, (sequence.computed + steps) // size
+        start, computed, number = sequence.published, sequence.computed, sequence.sequence_id
+        end = (computed + steps) // size
         if start < end:
-            full.append((sequence, start, sequence.hashes[start:end].tolist()))
+            for place, value in enumerate(sequence.hashes[start:end].tolist(), start):
+                full.append(((place + 1) * size - computed, number, place, value, sequence))
     return full
 
 
-def _can_extend(full: list[_FullBlocks], pool: BlockPool) -> bool:
-    values = [value for _, _, hashes in full for value in hashes]
+def _can_extend(full: list[_FullBlock], pool: BlockPool) -> bool:
+    values = [block[3] for block in full]
     ends = [
-        (int(sequence.hashes[start - 1]), int(sequence.block_ids[start - 1]))
-        for sequence, start, _ in full
-        if start
+        (int(sequence.hashes[place - 1]), int(sequence.block_ids[place - 1]))
+        for _, _, place, _, sequence in full
+        if place and place == sequence.published
     ]
     return len(set(values)) == len(values) and pool.can_extend(values, ends)
 
 
-def _extend(sequence: Sequence, start: int, hashes: list[int], pool: BlockPool) -> None:
-    size, tokens = pool.block_size, sequence.tokens
-    block_ids = sequence.block_ids[start : start + len(hashes)].tolist()
-    parent = int(sequence.block_ids[start - 1]) if start else _NO_BLOCK
-    for place, (block_id, value) in enumerate(zip(block_ids, hashes, strict=True), start):
-        pool.extend(block_id, value, tokens[place * size : (place + 1) * size], parent)
-        parent = block_id
-    sequence.published = start + len(hashes)
+def _extend(sequence: Sequence, place: int, value: int, pool: BlockPool) -> None:
+    size, block_ids = pool.block_size, sequence.block_ids
+    parent = int(block_ids[place - 1]) if place else _NO_BLOCK
+    tokens = sequence.tokens[place * size : (place + 1) * size]
+    pool.extend(int(block_ids[place]), value, tokens, parent)
+    sequence.published = place + 1
 
 
 def _one_by_one(
