@@ -142,9 +142,8 @@ def test_tokens_are_shared_out_among_all_accelerators() -> None:
 
 def test_it_is_told_of_how_much_traffic_the_numbers_are() -> None:
     """A trace of 50 requests, 100 of which are counted."""
-    assert "simulated with 100 counted requests of a trace of 50, which was repeated" in (
-        verdict_lines(found())
-    )
+    words = "simulated with 100 counted requests of a trace of 50, in another order and repeated"
+    assert words in verdict_lines(found())
     assert WINNER.reached is not None
     trial = replace(WINNER.reached.nearest, divided_by=4)
     part = replace(WINNER, reached=Reached(trial, trial, 1))

@@ -14,6 +14,7 @@ from tuner.search.space import Candidate, Limits
 from tuner.search.tune import TuneResult
 from tuner.search.uncertainty import Interval
 from tuner.search.verdict import Comparison
+from tuner.simulate.requests import RequestTrace
 
 Row = tuple[str, ...]
 COLUMNS = (
@@ -59,7 +60,7 @@ def verdict_lines(result: TuneResult) -> list[str]:
             f"limited by {limited_by(trial, winner.bound).value} "
             f"({busy_words(trial.summary.pools)} busy)"
         )
-        lines.append(_simulated(result, trial))
+        lines.append(_simulated(trial, result.question.trace))
     return lines + [_shift(shift, winner) for shift in result.shifts]
 
 
@@ -91,12 +92,13 @@ def _limits(candidate: Candidate) -> str:
     return "; ".join(each)
 
 
-def _simulated(result: TuneResult, trial: Trial) -> str:
-    """Of what its numbers are."""
-    requests, known = trial.summary.requests, len(result.question.trace)
-    words = f"simulated with {requests} counted requests of a trace of {known}"
-    if requests > known:
-        words += ", which was repeated"
+def _simulated(trial: Trial, trace: RequestTrace) -> str:
+    """Of what its numbers are. Without shared prefixes the order of requests is drawn."""
+    requests, order = trial.summary.requests, "its" if len(trace.shared) else "another"
+    words = f"simulated with {requests} counted requests of a trace of {len(trace)}"
+    words += f", in {order} order"
+    if requests > len(trace):
+        words += " and repeated"
     if trial.divided_by > 1:
         words += f", on 1/{trial.divided_by} of the cluster and of the rate"
     return words

@@ -77,7 +77,7 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "rate": reached.rate,
         "rate_per_gpu": scored.rate_per_accelerator,
         "simulated_rate": trial.rate,
-        "simulated_requests": trial.summary.requests,
+        "counted_requests": trial.summary.requests,
         "simulated_part": 1 / trial.divided_by,
         "share_within_slo": trial.share,
         "tokens_per_s_per_gpu": tokens_per_accelerator(scored, trial),
