@@ -21,6 +21,8 @@ FINAL = Rung(services=1.0, precision=0.04, keep=0)
 # So far below the first an estimate may be for a cluster to be looked at, and so many are.
 _NEAR = 0.88
 _MOST = 6
+# So few are all looked at.
+_FEW = 6
 # Whole clusters usually come about so near their estimates, and the limit is this far away.
 _USUAL, _UNSURE = 0.98, 1.04
 # Given by another of its kind, an estimate is wrong by less: below this share of the best rate it
@@ -33,6 +35,8 @@ def finalists(estimated: Sequence[Scored]) -> list[Scored]:
     known = [one for one in estimated if one.estimate]
     if not known:
         return [one for one in estimated if one.bound.rate > 0][:1]
+    if len(known) <= _FEW:
+        return known
     near = _NEAR * (known[0].estimate or 0.0)
     chosen = [one for one in known if (one.estimate or 0.0) >= near][:_MOST]
     chosen += [one for one in leaders_of(known) if one not in chosen]
@@ -60,7 +64,11 @@ def play(
     best = max(one.rate for one in first)
     others = [one for one in chosen if one not in leaders]
     guesses = [_guess(one) * _factor(one, first) for one in others]
-    worth = [one for one, guess in zip(others, guesses, strict=True) if guess >= _HOPEFUL * best]
+    worth = [
+        one
+        for one, guess in zip(others, guesses, strict=True)
+        if guess >= _HOPEFUL * best or len(chosen) <= _FEW
+    ]
     if worth:
         progress(f"{len(worth)} whole clusters that may serve more than {best:.2f} requests/s")
     # Whoever misses the goal at the next rate that counts as higher is given up.
