@@ -1,0 +1,109 @@
+"""What is simulated of a trace, and of a cluster."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from search_worlds import LIMITS, SLO, budget_of, chat_trace, profile_of, shared_trace
+
+from core.config import ClusterSpec
+from core.request import Role
+from core.shards import ONE_RANK
+from tuner.search.bounds import Traffic
+from tuner.search.conditions import Conditions
+from tuner.search.single_replica import SingleReplica, replicas_of
+from tuner.search.space import Candidate, PoolChoice
+from tuner.search.specs import MOST_WORKERS, divisor_of, part_of
+from tuner.search.uncertainty import perturbed_profile
+from tuner.search.window import Counted, Window, source_of
+
+
+@given(st.floats(0.5, 500.0), st.floats(0.1, 20.0), st.floats(0.1, 20.0))
+def test_a_window_has_all_the_traffic_of_its_time(
+    rate: float, filling_s: float, counted_s: float
+) -> None:
+    trace, filling = Window(chat_trace(50), rate, Counted(filling_s, counted_s)).requests()
+    assert filling >= rate * filling_s
+    assert len(trace) - filling >= rate * counted_s
+    assert np.isclose(trace.rate, rate)
+
+
+def test_a_short_trace_is_repeated_with_prefixes_of_its_own() -> None:
+    trace = shared_trace(20)
+    repeated, _ = Window(trace, 10.0, Counted(1.0, 5.0)).requests()
+    once, again = repeated.shared[:20], repeated.shared[20:40]
+    assert not {i for ids in once for i in ids.tolist()} & {
+        i for ids in again for i in ids.tolist()
+    }
+
+
+def test_lengths_are_reordered_only_where_nothing_is_shared() -> None:
+    alone, shared = chat_trace(200), shared_trace(200)
+    drawn = source_of(alone, 1)
+    assert sorted(drawn.prompt_tokens) == sorted(alone.prompt_tokens)
+    assert (drawn.prompt_tokens != alone.prompt_tokens).any()
+    assert (drawn.prompt_tokens != source_of(alone, 2).prompt_tokens).any()
+    assert (drawn.arrivals_s == alone.arrivals_s).all()
+    assert source_of(shared, 1) is shared
+
+
+@given(st.integers(1, 60), st.integers(1, 30))
+def test_resampling_leaves_out_no_request(count: int, parts: int) -> None:
+    resampled = chat_trace(count).resampled(np.random.default_rng(0), parts)
+    assert len(resampled) == count
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_parts_of_a_large_cluster_have_its_ratio(prefills: int, decodes: int) -> None:
+    on = budget_of("h100", 100).decode
+    whole = Candidate(
+        PoolChoice(on, prefills, ONE_RANK, LIMITS), (PoolChoice(on, decodes, ONE_RANK, LIMITS),)
+    )
+    divisor = divisor_of(whole)
+    part = part_of(whole, divisor)
+    assert part.ratio == whole.ratio
+    assert divisor == 1 or prefills + decodes > MOST_WORKERS
+    assert all(
+        mine.replicas * divisor == all_.replicas
+        for mine, all_ in zip(part.pools, whole.pools, strict=True)
+    )
+
+
+def test_seed_and_kind_of_hardware_decide_what_is_drawn() -> None:
+    h100, l4 = profile_of("h100"), profile_of("l4")
+
+    def factor(kind: str, number: int, seed: int) -> float:
+        before = {"h100": h100, "l4": l4}[kind]
+        after = perturbed_profile(before, number, seed)
+        return after.engines[0].step.rows.at(1000) / before.engines[0].step.rows.at(1000)
+
+    assert factor("h100", 1, 0) == factor("h100", 1, 0)
+    others = {factor("h100", 2, 0), factor("h100", 1, 1), factor("l4", 1, 0)}
+    assert len(others | {factor("h100", 1, 0)}) == 4
+
+
+def test_a_prefill_replica_is_asked_for_one_token_and_the_other_end_takes_no_time() -> None:
+    on = budget_of("h100", 2).decode
+    pool = PoolChoice(on, 3, ONE_RANK, LIMITS)
+    prefill, decode = replicas_of(Candidate(pool, (pool,)))
+    assert set(prefill.requests(chat_trace()).output_tokens.tolist()) == {1}
+    assert (decode.requests(chat_trace()).output_tokens > 1).all()
+    for replica in (prefill, decode):
+        own, other = sorted(
+            replica.cluster(ClusterSpec()).workers, key=lambda w: w.role is not replica.role
+        )
+        assert own.count == 1
+        assert own.engine == on.profile.engine(ONE_RANK)
+        assert other.engine.step.rows.at(1000) == 1
+
+
+def test_longer_answers_are_served_at_a_lower_rate() -> None:
+    on = budget_of("h100", 1).decode
+    mixed = SingleReplica(Role.MIXED, PoolChoice(on, 1, ONE_RANK, LIMITS))
+    trace = chat_trace()
+    plain = Conditions().traffic(trace, 0)
+    longer = Conditions(answers=1.2).traffic(trace, 0)
+    assert longer.means.prompt_tokens == plain.means.prompt_tokens
+    assert mixed.bound(longer.means, SLO) < mixed.bound(plain.means, SLO)
+    assert mixed.bound(Traffic.of(trace), SLO) == mixed.bound(plain.means, SLO)
