@@ -19,6 +19,8 @@ these children leave the cache (their holders keep them), so ``num_available`` i
 
 from __future__ import annotations
 
+from itertools import repeat, takewhile
+
 import numpy as np
 import numpy.typing as npt
 
@@ -129,12 +131,8 @@ class BlockPool:
         ``hashes`` (uint64 [n]) of the first n blocks of ``tokens`` (int32, at least n blocks
         long). A block counts only if its token ids are equal too.
         """
-        found: list[int] = []
-        for value in hashes.tolist():
-            block_id = self._block_of.get(value, _NO_BLOCK)
-            if block_id == _NO_BLOCK:
-                break
-            found.append(block_id)
+        cached = map(self._block_of.get, hashes.tolist(), repeat(_NO_BLOCK))
+        found = list(takewhile(_NO_BLOCK.__ne__, cached))
         block_ids = np.array(found, dtype=np.int32)
         if not found:
             return block_ids
@@ -216,7 +214,7 @@ class BlockPool:
             self._children_of[parent_id] += 1
 
     def _note_stored(self, values: list[int]) -> None:
-        if self._removed.keys().isdisjoint(values):
+        if not self._removed or self._removed.keys().isdisjoint(values):
             self._stored.update(dict.fromkeys(values))
         else:
             for value in values:
@@ -438,7 +436,7 @@ class BlockPool:
         values = self._hash[block_ids].tolist()
         for value in values:
             del self._block_of[value]
-        if self._stored.keys().isdisjoint(values):
+        if not self._stored or self._stored.keys().isdisjoint(values):
             self._removed.update(dict.fromkeys(values))
         else:
             for value in values:
