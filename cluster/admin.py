@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
@@ -46,7 +46,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """What the controller knows without asking anybody. ``shapes``: of the workers of each pool."""
+    """What the controller knows without asking anybody. ``shapes``: of the workers of each pool;
+    ``utilization``: of each pool, None while it is not known; ``metrics_address``: host:port."""
 
     model: str
     grpc_address: str
@@ -56,6 +57,8 @@ class ClusterView:
     wanted: Wanted
     restarts: int
     settled: bool
+    utilization: Mapping[str, float | None] = field(default_factory=dict)
+    metrics_address: str = ""
 
 
 class Operations(Protocol):
@@ -98,6 +101,9 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
             workers=await asyncio.gather(*asked),
             restarts=view.restarts,
             settled=view.settled,
+            prefill_utilization=view.utilization.get("prefill"),
+            decode_utilization=view.utilization.get("decode"),
+            metrics_address=view.metrics_address,
         )
 
     async def Scale(

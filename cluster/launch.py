@@ -26,9 +26,11 @@ from cluster.controller import Controller
 from cluster.demo_model import ensure_demo_model
 from cluster.gpu import require_gpu
 from cluster.memory_plan import plan_blocks, plan_max_model_len
+from cluster.metrics import ControllerMetrics
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.places import Places
 from cluster.plan import POOLS, Slot, check_shapes, check_threads, list_slots
+from cluster.pool_utilization import PoolUtilization
 from cluster.ports import check_ports
 from cluster.progress import Progress
 from cluster.ray_cluster import RayCluster
@@ -40,8 +42,9 @@ from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
 from core.shards import ONE_RANK
-from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc, worker_pb2
 from engine.memory import available_memory
+from wire.metrics_door import MetricsDoor
 
 KILL_PATIENCE_S = 5.0
 LEAVE_RAY_S = 10.0
@@ -103,7 +106,15 @@ class ServingCluster:
         self._spec = options.spec
         self._progress = progress
         self._ray = RayCluster(options.ray_address)
-        self._registry = Registry()
+        self._utilization = PoolUtilization(self._spec.slo.tpot)
+        prices = {
+            pool: price * self._spec.pools.of(pool).shape.num_ranks
+            for pool in POOLS
+            if (price := self._spec.pools.of(pool).gpu_hour_price) is not None
+        }
+        self._metrics = ControllerMetrics(self._view, prices)
+        self._registry = Registry(self._metrics.render)
+        self._metrics_door = MetricsDoor(self._render_metrics)
         self._controller: Controller | None = None
         self._router: RouterProcess | None = None
         self._servers: list[grpc.aio.Server] = []
@@ -146,6 +157,8 @@ class ServingCluster:
         await places.place_first(slots)
         if warning := places.exposure_warning:
             self._progress.note(warning)
+        await self._metrics_door.start(options.host, self._spec.metrics.controller_port)
+        self._registry.metrics_address = self._metrics_door.address
         registry_port = await self._serve_registry()
         await self._serve_admin()
         self._progress.step(f"starting {len(slots)} workers: {self._names(slots)}")
@@ -202,6 +215,7 @@ class ServingCluster:
         for server in self._servers:
             await server.stop(grace=None)
         self._servers.clear()
+        await self._metrics_door.stop()
 
     def _check_machine(self) -> None:
         """What workers on this machine would only find when Ray runs. Others may have more."""
@@ -222,10 +236,18 @@ class ServingCluster:
             places,
             self._registry,
             slots,
-            ask=ask_worker,
+            ask=self._ask_worker,
             note=self._progress.note,
             prefill_required=self._spec.router.disaggregation == "always",
         )
+
+    async def _ask_worker(self, endpoint: str, timeout_s: float) -> worker_pb2.WorkerStats:
+        stats = await ask_worker(endpoint, timeout_s)
+        self._utilization.told(stats, asyncio.get_running_loop().time())
+        return stats
+
+    async def _render_metrics(self) -> bytes:
+        return self._metrics.render()
 
     async def _serve_registry(self) -> int:
         server = _new_server()
@@ -263,6 +285,9 @@ class ServingCluster:
                 block_size=self._spec.kv.block_size,
                 disaggregation=self._spec.router.disaggregation,
                 drain_s=options.drain_s,
+                slo_ttft_s=self._spec.slo.ttft,
+                slo_tpot_s=self._spec.slo.tpot,
+                vllm_names=self._spec.metrics.vllm_names,
             )
         )
         await self._router.wait_ready()
@@ -278,15 +303,19 @@ class ServingCluster:
 
     def _view(self) -> ClusterView:
         controller = self._controller
+        members = controller.members if controller else ()
+        names = [member.slot.name for member in members]
         return ClusterView(
             model=self._model_name,
             grpc_address=self.grpc_address,
             http_address=self.http_address,
-            members=controller.members if controller else (),
+            members=members,
             shapes={pool: self._spec.pools.of(pool).shape for pool in POOLS},
             wanted=controller.wanted if controller else self._first_wanted(),
             restarts=controller.restarts if controller else 0,
             settled=controller.settled if controller else False,
+            utilization={pool: self._utilization.of(pool, names) for pool in POOLS},
+            metrics_address=self._metrics_door.address,
         )
 
 

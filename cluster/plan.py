@@ -15,6 +15,7 @@ from cluster.placement_fit import ReplicaNeed
 from core.affinity import assign_cores
 from core.config import ClusterSpec
 from core.errors import InvalidField
+from core.peak_rates import DECLARED, PeakRates
 from core.request import Role
 from core.shards import check_kv_split
 from core.step_budget import step_budget
@@ -169,12 +170,19 @@ def replica_settings(
         shape=pool.shape,
         tcp_streams=spec.kv.tcp_streams,
         tls=TlsFiles(**spec.tls.model_dump()) if spec.tls is not None else None,
+        peak=_declared_peak(spec),
+        metrics_port=spec.metrics.worker_port,
     )
     others = range(1, len(places))
     return ReplicaSettings(
         worker,
         tuple(RankSettings(worker, i, places[i].host, threads[i], cores[i]) for i in others),
     )
+
+
+def _declared_peak(spec: ClusterSpec) -> PeakRates | None:
+    peak = spec.engine.peak
+    return None if peak is None else PeakRates(peak.flops, peak.memory_bandwidth, DECLARED)
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 
 from cluster.pool_messages import Member, MemberState
-from crossdock.v1 import registry_pb2, registry_pb2_grpc
+from crossdock.v1 import metrics_pb2, registry_pb2, registry_pb2_grpc
 
 
 class Registry(registry_pb2_grpc.RegistryServicer):
-    """Keeps the current list; every watcher gets it at once and again on each change."""
+    """Keeps the current list; every watcher gets it at once and again on each change.
 
-    def __init__(self) -> None:
+    ``metrics`` gives what the controller's own ``/metrics`` shows; `metrics_address` says where
+    that is, once it is known.
+    """
+
+    def __init__(self, metrics: Callable[[], bytes] = bytes) -> None:
+        self._metrics = metrics
+        self.metrics_address = ""
         self._current = registry_pb2.WorkerList()
         self._version = 0
         self._changed = asyncio.Condition()
@@ -23,7 +29,9 @@ class Registry(registry_pb2_grpc.RegistryServicer):
 
     def publish(self, workers: Sequence[Member]) -> None:
         """``workers`` is the full list. A watcher that is behind skips to the newest."""
-        self._current = registry_pb2.WorkerList(workers=[_record(member) for member in workers])
+        self._current = registry_pb2.WorkerList(
+            workers=[_record(member) for member in workers], metrics_address=self.metrics_address
+        )
         self._version += 1
         task = asyncio.create_task(self._wake())
         self._tasks.add(task)
@@ -48,6 +56,13 @@ class Registry(registry_pb2_grpc.RegistryServicer):
                         await self._changed.wait()
         finally:
             self.num_watchers -= 1
+
+    async def GetMetrics(
+        self,
+        request: metrics_pb2.GetMetricsRequest,
+        context: grpc.aio.ServicerContext[metrics_pb2.GetMetricsRequest, metrics_pb2.MetricsText],
+    ) -> metrics_pb2.MetricsText:
+        return metrics_pb2.MetricsText(text=self._metrics())
 
 
 def _record(member: Member) -> registry_pb2.WorkerRecord:

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from core.config import DEFAULT_TPOT_S
 from core.errors import Unavailable
+from core.prefill_order import DEFAULT_TTFT_S
 
 READY_TIMEOUT_S = 60.0
 # Beyond its drain time the router gets this long to close its connections.
@@ -36,6 +38,9 @@ class RouterOptions:
     block_size: int
     disaggregation: str
     drain_s: float
+    slo_ttft_s: float = DEFAULT_TTFT_S
+    slo_tpot_s: float = DEFAULT_TPOT_S
+    vllm_names: bool = False
 
     def command(self) -> list[str]:
         # -P: a file in the current directory must not hide our modules.
@@ -51,6 +56,9 @@ class RouterOptions:
             *("--block-size", str(self.block_size)),
             *("--disaggregation", self.disaggregation),
             *("--drain-s", f"{self.drain_s:g}"),
+            *("--slo-ttft-s", f"{self.slo_ttft_s:g}"),
+            *("--slo-tpot-s", f"{self.slo_tpot_s:g}"),
+            *(("--vllm-metric-names",) if self.vllm_names else ()),
             "--die-with-parent",
         ]
 

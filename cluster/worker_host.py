@@ -100,6 +100,7 @@ class WorkerHost:
         self._server = grpc.aio.server(options=_SERVER_OPTIONS)
         self._service.register(self._server)
         port = self._server.add_insecure_port(f"{settings.host}:0")
+        await self._service.metrics_door.start(settings.host, settings.metrics_port)
         self._service.start()
         await self._server.start()
         exempt_from_collection()
@@ -144,6 +145,7 @@ class WorkerHost:
 
     async def _end(self) -> None:
         await self._server.stop(_STREAM_GRACE_S)
+        await self._service.metrics_door.stop()
         await self._service.stop()
         if self._service.closed.done():
             return  # It crashed meanwhile: what its engine may work on stays.

@@ -6,11 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.peak_rates import peak_rates
 from core.request import Role
 from core.worker_settings import RankSettings, WorkerSettings
 from crossdock.v1 import worker_pb2
 from decode_worker.service import DecodeService
 from engine.communicator import ALONE, Communicator
+from engine.cost_model import cost_model
 from engine.local_executor import LocalExecutor
 from engine.model_hash import model_hash
 from engine.process_group import TorchCommunicator
@@ -23,6 +25,7 @@ from kv_transfer.rank_receiver import LocalRankReceiver
 from kv_transfer.rank_sender import LocalRankSender
 from prefill_worker.service import PrefillService
 from text.tokenizer import Tokenizer
+from worker.metrics import WorkerMetrics
 from worker.pool import local_receiver, local_sender, whole_layout
 from worker.ranks.executor import RankExecutor
 from worker.ranks.group import RankGroup
@@ -112,11 +115,13 @@ def make_service(
     identity = WorkerIdentity(settings.worker, epoch, rank.model_hash, layout, settings.shape)
     tokenizer = Tokenizer.load(Path(settings.model_folder))
     replica = make_replica(settings, model, group)
+    costs = cost_model(model.config, settings.dtype)
+    metrics = WorkerMetrics(settings, costs, peak_rates(settings, costs))
     if settings.role is Role.PREFILL:
         senders = _senders(rank, group)
-        return PrefillService(settings, identity, model, tokenizer, replica, senders)
+        return PrefillService(settings, identity, model, tokenizer, replica, metrics, senders)
     receivers = _receivers(rank, group)
-    return DecodeService(settings, identity, model, tokenizer, replica, receivers)
+    return DecodeService(settings, identity, model, tokenizer, replica, metrics, receivers)
 
 
 def _senders(rank: LoadedRank, group: RankGroup | None) -> list[RankSender]:

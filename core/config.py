@@ -35,6 +35,9 @@ MAX_REPLICAS = 1024
 # Of each rank, if the config gives no size and as far as memory is free.
 DEFAULT_KV_BYTES = 512 * 2**20
 
+# Of each further token, as long as nobody says otherwise (``slo.tpot``).
+DEFAULT_TPOT_S = 0.05
+
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 _TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
 
@@ -62,6 +65,15 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class PeakSpec(_Section):
+    """What one rank's device does at best, by its data sheet. MFU and MBU are told against it."""
+
+    flops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Dense FLOP/s at the served precision."""
+    memory_bandwidth: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    """Bytes/s of its memory."""
+
+
 class EngineSpec(_Section):
     """What computes."""
 
@@ -76,6 +88,9 @@ class EngineSpec(_Section):
     to the system."""
     kernels: Literal["auto", "torch"] = "auto"
     """Whose: "torch" leaves the compiled kernels and Triton's out, should one be at fault."""
+    peak: PeakSpec | None = None
+    """Without it: that of the data sheet for a GPU that we know, else each worker measures it when
+    it starts."""
 
 
 class PoolSpec(_Section):
@@ -193,11 +208,25 @@ class RouterSpec(_Section):
 
 
 class SloSpec(_Section):
-    """What users are promised."""
+    """What users are promised. Goodput is what meets both."""
 
     ttft: float = Field(default=DEFAULT_TTFT_S, gt=0, allow_inf_nan=False)
     """Seconds in which a request wants its first token. Workers compute prompts in the order in
     which most of them get it by then."""
+    tpot: float = Field(default=DEFAULT_TPOT_S, gt=0, allow_inf_nan=False)
+    """Seconds for each further token of an answer, on average."""
+
+
+class MetricsSpec(_Section):
+    """What the processes tell of themselves; the router's are on its HTTP port."""
+
+    vllm_names: bool = False
+    """The router tells its metrics under vLLM's names as well."""
+    worker_port: int = Field(default=0, ge=0, le=65535, strict=True)
+    """The first port that workers of a node try for theirs; 0: any free one, told by the router's
+    `/metrics/targets`."""
+    controller_port: int = Field(default=0, ge=0, le=65535, strict=True)
+    """That of the controller; 0: any free one."""
 
 
 class TlsSpec(_Section):
@@ -227,6 +256,7 @@ class ClusterSpec(_Section):
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
     slo: SloSpec = SloSpec()
+    metrics: MetricsSpec = MetricsSpec()
     tls: TlsSpec | None = None
     """Without it nothing is encrypted."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.peak_rates import PeakRates
 from core.prefill_order import DEFAULT_TTFT_S
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
@@ -19,7 +20,8 @@ class WorkerSettings:
     budget of one engine step (also the largest prefill chunk); ``cores`` the CPU cores it is bound
     to (empty: not bound); ``kernels`` is ``engine.kernels``; ``transport`` is ``kv.transport``;
     ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
-    clear); times are in seconds, ``ttft_s`` is ``slo.ttft``.
+    clear); times are in seconds, ``ttft_s`` is ``slo.ttft``; ``peak``: of one rank, if the config
+    declares it; ``metrics_port``: the first that is tried, 0 any free one.
     """
 
     worker: str
@@ -42,6 +44,8 @@ class WorkerSettings:
     shape: ParallelShape = ONE_RANK
     tls: TlsFiles | None = None
     tcp_streams: int = 1
+    peak: PeakRates | None = None
+    metrics_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,23 @@ Does not cover: the rules themselves (``core.lease``, ``decode_worker.scheduler`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from core.block_hash import HashArray, TokenArray
-from core.block_pool import BlockPool
+from core.block_pool import BlockIds, BlockPool
 from core.errors import InternalError, InvalidField
 from core.event_log import EventLog
-from core.handoff import FailureCause, LeaseLost, LeaseTimes, NoRoom, Reserve, Ticket
+from core.handoff import (
+    Ack,
+    Commit,
+    FailureCause,
+    LeaseLost,
+    LeaseTimes,
+    NoRoom,
+    Reserve,
+    Ticket,
+)
 from core.lease import LeaseTable
 from core.lease_events import (
     Aborted,
@@ -29,8 +38,9 @@ from core.lease_events import (
     StartSequence,
 )
 from core.outputs import Load, StepCounters, TokenOutput
+from core.phase_clock import ObservePhase, Phase, PhaseClock
 from core.prefill_order import DEFAULT_TTFT_S
-from core.references import check_references
+from core.references import check_references, count_orphans
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import StepPlan, StepResult
@@ -69,7 +79,8 @@ class Decoder:
     """The decisions of one decode worker. Not thread-safe: its owner holds a lock.
 
     ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
-    want their first token. ``max_positions``: see `DecodeScheduler`.
+    want their first token. ``max_positions``: see `DecodeScheduler`. ``observe_phase``: see
+    `PhaseClock`.
     """
 
     def __init__(
@@ -84,6 +95,7 @@ class Decoder:
         depth: int = 1,
         ttft: float = DEFAULT_TTFT_S,
         max_positions: int | None = None,
+        observe_phase: ObservePhase | None = None,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -98,6 +110,8 @@ class Decoder:
             max_positions=max_positions,
         )
         self._clock = StepClock()
+        self._lease_phases = PhaseClock(observe_phase)
+        self._local_phases = PhaseClock(observe_phase)
 
     def concerns_only_leases(self, event: DecoderInput) -> bool:
         """Whether `handle` would do the same whatever the sequences did meanwhile, and change
@@ -115,6 +129,7 @@ class Decoder:
                 self.scheduler.end_answer(key, index)
                 commands = []
             case Aborted(key) if self.scheduler.end(key):
+                self._local_phases.forget(key)
                 commands = []
             case FromPrefill(peer, Reserve() as reserve):
                 commands = self._reserve(peer, reserve, now)
@@ -131,6 +146,10 @@ class Decoder:
         plan = self.scheduler.plan_step(now)
         if plan is not None:
             self._clock.planned(now)
+            if self._local_phases:
+                for piece in plan.slices:
+                    key = self.scheduler.key_of(piece.sequence_id)
+                    self._local_phases.move(key, Phase.QUEUE, Phase.PREFILL, now)
         return plan
 
     def prepare_next(self) -> None:
@@ -141,6 +160,8 @@ class Decoder:
         """Books a step; returns its tokens and what became possible by the blocks it freed."""
         seconds = self._clock.completed(now).own
         outputs = self.scheduler.complete_step(plan, result, seconds)
+        if self._local_phases:
+            self._end_local_phases(outputs, now)
         return [*outputs, *self._admit(now)]
 
     def steady_steps(self) -> int:
@@ -172,7 +193,16 @@ class Decoder:
             )
         except InvalidField as error:
             return [FailAttempt(event.key, FailureCause.REJECTED, error.message)]
+        self._local_phases.begin(event.key, Phase.QUEUE, now)
         return []
+
+    def _end_local_phases(self, outputs: Iterable[TokenOutput | FailAttempt], now: float) -> None:
+        for output in outputs:
+            if isinstance(output, TokenOutput):
+                self._local_phases.end(output.key, Phase.PREFILL, now)
+                self._local_phases.finish(output.key)
+            else:
+                self._local_phases.forget(output.key)
 
     def _admit(self, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
@@ -182,8 +212,11 @@ class Decoder:
 
     def _handle_lease(self, event: LeaseInput, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
+        if isinstance(event, FromPrefill) and isinstance(event.message, Commit):
+            self._lease_phases.begin_once(event.message.key, Phase.COMMIT, now)
         for command in self.leases.handle(event, now):
             self._log(command, now)
+            self._note_lease_phases(command, now)
             match command:
                 case EnqueueReserve(key, tokens, salt, num_answers, hashes):
                     self.scheduler.add_reserve(key, tokens, salt, num_answers, hashes)
@@ -211,6 +244,23 @@ class Decoder:
             case FailAttempt(key, cause, detail):
                 self.events.add(now, "attempt failed", key, f"{cause.value}: {detail}")
 
+    def _note_lease_phases(self, command: LeaseCommand, now: float) -> None:
+        phases = self._lease_phases
+        match command:
+            case EnqueueReserve(key=key):
+                phases.begin(key, Phase.RESERVE, now)
+            case SendToPrefill(_, Ticket(key)):
+                phases.end(key, Phase.RESERVE, now)
+            case CopyPieces(key):
+                phases.begin_once(key, Phase.TRANSFER, now)
+            case SendToPrefill(_, Ack(key)):
+                phases.end(key, Phase.TRANSFER, now)
+            case StartSequence(key=key):
+                phases.end(key, Phase.COMMIT, now)
+                phases.finish(key)
+            case SendToPrefill(_, NoRoom(key) | LeaseLost(key)):
+                phases.forget(key)
+
     @property
     def load(self) -> Load:
         return self.scheduler.load
@@ -230,11 +280,20 @@ class Decoder:
         promised = leases.num_leases + leases.num_open + leases.num_draining
         return self.scheduler.idle and promised == 0
 
+    @property
+    def num_orphans(self) -> int:
+        """Blocks that no sequence, lease or copy holds and nobody can have."""
+        forgotten = 0 if self.leases.num_draining else self.pool.num_quarantined
+        return count_orphans(self.pool, self._held_references) + forgotten
+
+    @property
+    def _held_references(self) -> list[BlockIds]:
+        return [*self.scheduler.held_references(), *self.leases.held_references()]
+
     def validate(self) -> None:
         """Raises `InternalError` if any invariant of pool, leases or sequences is broken."""
         self.pool.validate()
         self.leases.validate()
-        held = [*self.scheduler.held_references(), *self.leases.held_references()]
-        check_references(self.pool, held)
+        check_references(self.pool, self._held_references)
         if self.pool.num_quarantined and not self.leases.num_draining:
             raise InternalError("blocks in quarantine without a copy", reason="INVARIANT")

@@ -428,6 +428,10 @@ class DecodeScheduler:
         """By age."""
         return tuple(self._running)
 
+    def key_of(self, sequence_id: int) -> AttemptKey:
+        """Whose slice of a step under way this is."""
+        return self._in_flight[sequence_id].key
+
     @property
     def num_waiting(self) -> int:
         return len(self._queue)

@@ -32,6 +32,7 @@ from kv_transfer.handshake import WorkerIdentity
 from kv_transfer.rank_ports import RankReceiver
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
+from worker.metrics import WorkerMetrics
 from worker.pool import new_block_pool
 from worker.ranks.replica import Replica
 from worker.service import WorkerService
@@ -50,6 +51,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         model: LoadedModel,
         tokenizer: Tokenizer,
         replica: Replica,
+        metrics: WorkerMetrics,
         receivers: Sequence[RankReceiver],
     ) -> None:
         times = LeaseTimes(lease=settings.lease_s, beat=settings.beat_s)
@@ -62,9 +64,10 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             times=times,
             ttft=settings.ttft_s,
             max_positions=model.config.max_positions,
+            observe_phase=metrics.observe_phase,
             new_lease_id=lambda: secrets.randbits(63) + 1,
         )
-        super().__init__(settings, identity.epoch, model, tokenizer, decoder, replica)
+        super().__init__(settings, identity.epoch, model, tokenizer, decoder, replica, metrics)
         self._decoder = decoder
         self._handoff: HandoffServer | None = None
         if receivers:

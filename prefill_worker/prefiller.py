@@ -14,9 +14,11 @@ from core.block_pool import BlockPool
 from core.errors import InvalidField
 from core.event_log import EventLog
 from core.handoff import (
+    Ack,
     Beat,
     Cancel,
     Commit,
+    Committed,
     FailureCause,
     LeaseTimes,
     Reserve,
@@ -24,17 +26,19 @@ from core.handoff import (
     ToPrefill,
 )
 from core.outputs import Load, StepCounters, TokenOutput
+from core.phase_clock import ObservePhase, Phase, PhaseClock
 from core.prefill_order import DEFAULT_TTFT_S
 from core.push import (
     AnnounceBlocks,
     Push,
     PushCommand,
+    PushState,
     Release,
     ReportFailure,
     SendCommit,
     SendReserve,
 )
-from core.references import check_references
+from core.references import check_references, count_orphans
 from core.request import AttemptKey, FinishReason, SamplingParams
 from core.sequence import finish_reason_of
 from core.step import SampledToken, StepPlan, StepResult
@@ -68,7 +72,8 @@ class Prefiller:
 
     ``ends_by_text(params, token)`` tells whether the first token completes a stop string.
     ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
-    want their first token. ``max_positions``: see `PrefillScheduler`.
+    want their first token. ``max_positions``: see `PrefillScheduler`. ``observe_phase``: see
+    `PhaseClock`.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class Prefiller:
         depth: int = 1,
         ttft: float = DEFAULT_TTFT_S,
         max_positions: int | None = None,
+        observe_phase: ObservePhase | None = None,
     ) -> None:
         self.pool = pool
         self.events = EventLog()
@@ -101,6 +107,7 @@ class Prefiller:
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._next_beat = 0.0
         self._clock = StepClock()
+        self._phases = PhaseClock(observe_phase)
         self._longest_step_s = 0.0
 
     def handle(self, event: PrefillerInput, now: float) -> list[PrefillerCommand]:
@@ -135,6 +142,7 @@ class Prefiller:
         for piece in plan.slices:
             key = self.scheduler.key_of(piece.sequence_id)
             self.events.add(now, "chunk started", key, f"tokens {piece.start} to {piece.end}")
+            self._phases.move(key, Phase.QUEUE, Phase.PREFILL, now)
         return plan
 
     def complete_step(
@@ -160,6 +168,7 @@ class Prefiller:
             return [ReportFailure(event.key, FailureCause.REJECTED, error.message)]
         push = Push(event.key, len(event.tokens), self.pool.block_size, self._times)
         self._attempts[event.key] = Attempt(event, push)
+        self._phases.begin(event.key, Phase.QUEUE, now)
         return []
 
     def _on_abort(self, key: AttemptKey) -> list[PrefillerCommand]:
@@ -176,7 +185,22 @@ class Prefiller:
         commands = attempt.push.handle(message, now)
         if isinstance(message, Ticket) and attempt.push.has_ticket:
             self.scheduler.ticketed(message.key)
+        self._note_phases(attempt, message, now)
         return self._carry_out(attempt, commands)
+
+    def _note_phases(self, attempt: Attempt, message: ToPrefill, now: float) -> None:
+        key, phases = message.key, self._phases
+        match message:
+            case Ticket():
+                phases.end(key, Phase.RESERVE, now)
+            case Ack() if attempt.push.state is PushState.COMMITTING:
+                phases.end(key, Phase.TRANSFER, now)
+                phases.begin(key, Phase.COMMIT, now)
+            case Committed() if attempt.push.state is PushState.RELEASED:
+                # Without an ack in between D had verified all before the prompt was computed.
+                phases.begin_once(key, Phase.COMMIT, now)
+                phases.end(key, Phase.COMMIT, now)
+                phases.finish(key)
 
     def _on_decode_lost(self, event: DecodeLost) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
@@ -216,6 +240,7 @@ class Prefiller:
         commands: list[PrefillerCommand] = []
         for key in self.scheduler.start_next(now):
             attempt = self._attempts[key]
+            self._phases.begin(key, Phase.RESERVE, now)
             commands += self._carry_out(attempt, attempt.push.ask(now))
         return commands
 
@@ -226,6 +251,7 @@ class Prefiller:
         if chunk.error:
             return self._give_up(attempt, chunk.error)
         if chunk.first_tokens:
+            self._phases.move(chunk.key, Phase.PREFILL, Phase.TRANSFER, now)
             finishes = [self._finish_reason(attempt.submit.params, t) for t in chunk.first_tokens]
             ended = tuple(finish for finish in finishes if finish is not None)
             if len(ended) == len(finishes):
@@ -263,6 +289,7 @@ class Prefiller:
         cancel = SendToDecode(
             attempt.submit.decode_worker, Cancel(key, "answered by the first token")
         )
+        self._phases.finish(key)
         return [*outputs, cancel, *self._carry_out(attempt, attempt.push.abandon())]
 
     def _carry_out(
@@ -287,6 +314,7 @@ class Prefiller:
             case Release(key):
                 del self._attempts[key]
                 self.scheduler.end(key)
+                self._phases.forget(key)
                 return [AttemptEnded(key)]
             case ReportFailure():
                 return [command]
@@ -320,6 +348,11 @@ class Prefiller:
     def num_leases(self) -> int:
         """Prompts on P whose handoff is not over."""
         return len(self._attempts)
+
+    @property
+    def num_orphans(self) -> int:
+        """Blocks that no prompt holds and nobody can have."""
+        return count_orphans(self.pool, self.scheduler.held_references())
 
     @property
     def decode_workers(self) -> set[str]:

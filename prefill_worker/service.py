@@ -36,6 +36,7 @@ from prefill_worker.prefiller import Prefiller
 from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_from_wire, sampling_from_wire, tokens_from_wire
+from worker.metrics import WorkerMetrics
 from worker.pool import new_block_pool
 from worker.ranks.replica import Replica
 from worker.service import WorkerService
@@ -55,6 +56,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         model: LoadedModel,
         tokenizer: Tokenizer,
         replica: Replica,
+        metrics: WorkerMetrics,
         senders: Sequence[RankSender],
     ) -> None:
         prefiller = Prefiller(
@@ -67,8 +69,9 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             ends_by_text=self._ends_by_text,
             ttft=settings.ttft_s,
             max_positions=model.config.max_positions,
+            observe_phase=metrics.observe_phase,
         )
-        super().__init__(settings, identity.epoch, model, tokenizer, prefiller, replica)
+        super().__init__(settings, identity.epoch, model, tokenizer, prefiller, replica, metrics)
         self._prefiller = prefiller
         self._identity = identity
         self._senders = senders

@@ -15,6 +15,7 @@ from core.block_hash import HashArray, TokenArray
 from core.errors import CrossdockError
 from core.request import RequestKey, SamplingParams
 from router.flow_messages import Emit, Fail, Finish
+from router.placement import Placement
 from router.policy import PromptShape
 
 AnswerEvent = Emit | Finish | Fail
@@ -38,6 +39,12 @@ class Prompt:
 
     def shape(self, block_size: int) -> PromptShape:
         return PromptShape(len(self.tokens), block_size)
+
+    def expected_cached(self, placement: Placement, block_size: int) -> int:
+        """Tokens that need not be computed if the index is right; the last one always is."""
+        forecast = placement.forecast
+        held = forecast.decode_held if placement.prefill is None else forecast.prefill_held
+        return min(held * block_size, len(self.tokens) - 1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import grpc.aio
 
 from crossdock.v1 import registry_pb2 as pb
+from crossdock.v1.metrics_pb2 import GetMetricsRequest
 from crossdock.v1.registry_pb2_grpc import RegistryStub
 from router.backoff import Backoff
 from wire.grpc_streams import read
@@ -20,17 +21,28 @@ _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class Directory:
-    """Watches the registry at ``address`` (host:port) and passes each full list on."""
+    """Watches the registry at ``address`` (host:port) and passes each full list on. ``start``, then
+    ``close``."""
 
     def __init__(self, address: str, router_id: str, listener: WorkerListListener) -> None:
         self._address = address
         self._router_id = router_id
         self._listener = listener
+        # Where the controller's /metrics is; "" while that is not known.
+        self.metrics_address = ""
+
+    def start(self) -> None:
         self._task = asyncio.create_task(self._follow(), name="directory")
 
     async def close(self) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+
+    async def metrics(self, timeout_s: float) -> bytes:
+        """What the controller's ``/metrics`` shows. Raises ``grpc.aio.AioRpcError``."""
+        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+            told = await RegistryStub(channel).GetMetrics(GetMetricsRequest(), timeout=timeout_s)
+            return bytes(told.text)
 
     async def _follow(self) -> None:
         backoff = Backoff()
@@ -49,4 +61,5 @@ class Directory:
             call = stub.Watch(pb.WatchRequest(router_id=self._router_id))
             while (listed := await read(call)) is not None:
                 backoff.reset()
+                self.metrics_address = listed.metrics_address
                 self._listener(listed.workers)

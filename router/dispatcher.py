@@ -38,7 +38,7 @@ from router.flow_messages import (
     Unroutable,
     WorkerLost,
 )
-from router.metrics import Metrics
+from router.metrics import EndedRequest, Metrics, RouterState
 from router.placement import Disaggregation, WorkerId
 from router.request_ids import RequestIds
 from router.routing_state import RoutedPrompt, RoutingState
@@ -62,6 +62,9 @@ class _Running:
     routed: RoutedPrompt
     flow: Flow
     deliver: Deliver
+    dispatched_at: float = 0.0
+    expected_cached: int = 0
+    finishes: list[Finish] = field(default_factory=list)
     last_output_at: dict[int, float] = field(default_factory=dict)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
@@ -109,7 +112,6 @@ class Dispatcher:
         running = _Running(prompt, routed, flow, deliver)
         self._running[prompt.key] = running
         self.idle.clear()
-        self._metrics.running.inc()
         if prompt.deadline is not None:
             self._after(running, prompt.deadline - now, DeadlinePassed())
         self._handle(running, RouteDue())
@@ -125,6 +127,18 @@ class Dispatcher:
                 metadata={"request_id": key.request_id},
             )
         self._handle(running, ClientGone("ABORTED_BY_CLIENT"))
+
+    @property
+    def state(self) -> RouterState:
+        """What a scrape shows beside what is counted all the time."""
+        return RouterState(
+            views=self.pool.candidates(),
+            excluded=list(self.pool.excluded().values()),
+            known=self.pool.names(),
+            index_blocks=len(self.routing.prefixes),
+            running=len(self._running),
+            streaming=sum(bool(r.last_output_at) for r in self._running.values()),
+        )
 
     def cancel_all(self) -> None:
         """The router stops: end what still runs."""
@@ -154,8 +168,10 @@ class Dispatcher:
                 self.routing.settled(key_from_wire(failed.key), (worker,))
                 if failed.cause == pb.AttemptFailed.DRAINING:
                     self.pool.refused(worker)
+                self._metrics.attempt_failed(pb.AttemptFailed.Cause.Name(failed.cause))
                 self._tell(failed.key, failure_from_wire(worker, failed))
             case "cache":
+                self._metrics.kv_event(worker.name)
                 self._cache_changed(worker, message.cache)
 
     def _cache_changed(self, worker: WorkerId, events: pb.CacheEvents) -> None:
@@ -207,12 +223,17 @@ class Dispatcher:
         if command.delay_s > 0:
             self._after(running, command.delay_s, RouteDue())
             return
+        began = self._clock()
         try:
             placement = self.routing.place(running.routed, command.avoid)
         except CrossdockError as error:
             self._handle(running, Unroutable(error, hopeful=self.pool.expecting))
-        else:
-            self._handle(running, Routed(placement))
+            return
+        running.dispatched_at = self._clock()
+        running.expected_cached = running.prompt.expected_cached(placement, self.block_size)
+        blocks = running.routed.shape.num_blocks
+        self._metrics.placed(placement, blocks, running.dispatched_at - began)
+        self._handle(running, Routed(placement))
 
     def _send_open(self, running: _Running, command: SendOpen) -> None:
         prompt, key = running.prompt, running.attempt_key
@@ -251,30 +272,39 @@ class Dispatcher:
 
     def _emit(self, running: _Running, command: Emit) -> None:
         now, last = self._clock(), running.last_output_at.get(command.index)
-        self._metrics.generated(len(command.token_ids))
+        self._metrics.generated(running.prompt.key.tenant, len(command.token_ids))
         if last is not None:
             self._metrics.next_output(now - last)
         elif not running.last_output_at:
-            self._metrics.first_output(now - running.flow.arrived)
+            self._metrics.first_output(
+                now - running.flow.arrived, now - running.dispatched_at, running.flow.placement
+            )
             self._settle_all(running)
         running.last_output_at[command.index] = now
         running.deliver(command)
 
     def _finish(self, running: _Running, command: Finish | Fail) -> None:
+        if isinstance(command, Finish):
+            running.finishes.append(command)
         if isinstance(command, Fail) or running.flow.ended:
-            self._end(running, command)
+            self._end(running)
         running.deliver(command)
 
-    def _end(self, running: _Running, command: Finish | Fail) -> None:
+    def _end(self, running: _Running) -> None:
         for timer in running.timers:
             timer.cancel()
         self._settle_all(running)
         del self._running[running.prompt.key]
         self._ids.release(running.prompt.key, self._clock())
-        self._metrics.running.dec()
-        self._metrics.ended(running.flow.lifecycle.state)
-        if isinstance(command, Finish):
-            self._metrics.finished(command, len(running.prompt.tokens))
+        self._metrics.ended(
+            EndedRequest(
+                running.prompt.key.tenant,
+                running.flow.lifecycle.state,
+                len(running.prompt.tokens),
+                running.expected_cached,
+                running.finishes,
+            )
+        )
         if not self._running:
             self.idle.set()
 

@@ -22,6 +22,7 @@ import uvloop
 from core.errors import CrossdockError
 from router.placement import Disaggregation
 from router.server import RouterServer, RouterSettings
+from router.slo import SloTargets
 
 _PR_SET_PDEATHSIG = 1
 
@@ -65,6 +66,8 @@ def _settings(options: argparse.Namespace) -> RouterSettings:
         block_size=options.block_size,
         disaggregation=Disaggregation(options.disaggregation),
         drain_s=options.drain_s,
+        slo=SloTargets(options.slo_ttft_s, options.slo_tpot_s),
+        vllm_names=options.vllm_metric_names,
     )
 
 
@@ -82,6 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     modes = [mode.value for mode in Disaggregation]
     add("--disaggregation", choices=modes, default="auto", help="default: %(default)s")
     add("--drain-s", type=float, default=30.0, help="seconds that requests have to end on SIGTERM")
+    slo = SloTargets()
+    add("--slo-ttft-s", type=float, default=slo.ttft_s, help="default: %(default)s")
+    add("--slo-tpot-s", type=float, default=slo.tpot_s, help="default: %(default)s")
+    add("--vllm-metric-names", action="store_true", help="tell metrics under vLLM's names as well")
     add(
         "--die-with-parent",
         action="store_true",

@@ -1,101 +1,229 @@
-"""What the router measures, in Prometheus form, under the prefix ``crossdock_``.
+"""What the router measures, as Prometheus reads it.
 
-The histograms have the bucket edges of vLLM, so that existing dashboards can be pointed here.
+Does not cover: names and meanings (``router.metric_table``), vLLM's names
+(``router.vllm_names``), what other processes measure (``router.cluster_metrics``).
 """
 
 from __future__ import annotations
 
 from collections import Counter as CountOf
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
 
 from core.lifecycle import State
 from core.request import Role
+from router import metric_table as table
 from router.flow_messages import Finish
-from router.placement import WorkerView
+from router.placement import Placement, WorkerView
+from router.slo import DEFAULT_CLASS, TPOT, TTFT, SloTargets, counts, tpot_s
+from router.vllm_names import VllmNames
+from wire.exposition import BoundedLabel, family, new_counter, new_gauge, new_histogram, single
 
-_TTFT_EDGES = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0),
-    *(7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-_ITL_EDGES = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0),
-    *(7.5, 10.0, 20.0, 40.0, 80.0),
-)
-_E2E_EDGES = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
-    *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
+# Each tenant is a dozen series.
+MAX_TENANTS = 64
+_UNFINISHED = (State.QUEUED, State.PREFILLING, State.STREAMING)
 
 
-class Metrics:
-    """One set of metrics per router process."""
+@dataclass(frozen=True, slots=True)
+class RouterState:
+    """What is counted at the moment of a scrape. ``excluded``: why, by worker; ``known``: names of
+    all workers; ``streaming``: requests with a token."""
 
-    def __init__(self) -> None:
+    views: Sequence[WorkerView] = ()
+    excluded: Sequence[str] = ()
+    known: Sequence[str] = ()
+    index_blocks: int = 0
+    running: int = 0
+    streaming: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndedRequest:
+    """``finishes``: of its answers, all n if it succeeded; ``expected_cached``: prompt tokens that
+    routing believed to be in a cache."""
+
+    tenant: str
+    outcome: State
+    prompt_tokens: int = 0
+    expected_cached: int = 0
+    finishes: Sequence[Finish] = ()
+    slo_class: str = DEFAULT_CLASS
+
+
+class Metrics(Collector):
+    """One set of metrics per router process. ``tenant``: who has the metrics of requests that were
+    refused before anybody looked at whose they are. ``vllm_model``: tell them under vLLM's names
+    as well, as those of this model; "": don't."""
+
+    def __init__(
+        self, tenant: str = "default", slo: SloTargets | None = None, vllm_model: str = ""
+    ) -> None:
+        self._tenant = tenant
+        self._slo = slo or SloTargets()
+        self._tenants = BoundedLabel(MAX_TENANTS)
+        self._kv_events: CountOf[str] = CountOf()
+        self._state = RouterState()
         self._registry = CollectorRegistry()
         self._make_counters(self._registry)
         self._make_histograms(self._registry)
+        self._registry.register(self)
+        self._vllm: CollectorRegistry | None = None
+        if vllm_model:
+            self._vllm = CollectorRegistry()
+            self._vllm.register(VllmNames(self._registry, vllm_model))
+        # Not among what has a second name.
+        self._process = CollectorRegistry()
+        ProcessCollector(registry=self._process)
+        for state in State:
+            if state not in _UNFINISHED:
+                self._requests.labels(tenant, DEFAULT_CLASS, state.value)
 
     def _make_counters(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"crossdock_{name}", text, labels, registry=registry)
-
-        self._requests = counter("requests", "Requests by outcome", "outcome")
-        self._retries = counter("request_retries", "Attempts after the first one")
-        self._prompt = counter("prompt_tokens", "Prompt tokens of finished requests")
-        self._cached = counter("cached_tokens", "Prompt tokens that were in some worker's cache")
-        self._generated = counter("generation_tokens", "Tokens sent to clients, all answers")
-        self._defects = counter("worker_defects", "Outputs of workers that made no sense")
-        self.running = Gauge("crossdock_requests_running", "Requests under way", registry=registry)
-        self._workers = Gauge(
-            "crossdock_workers", "Workers that may get requests", ["role"], registry=registry
-        )
-        for state in State:
-            if state not in (State.QUEUED, State.PREFILLING, State.STREAMING):
-                self._requests.labels(state.value)
+        self._requests = new_counter(table.REQUESTS, registry)
+        self._retries = new_counter(table.RETRIES, registry)
+        self._failed_attempts = new_counter(table.FAILED_ATTEMPTS, registry)
+        self._defects = new_counter(table.DEFECTS, registry)
+        self._prompt = new_counter(table.PROMPT_TOKENS, registry)
+        self._cached = new_counter(table.CACHED_TOKENS, registry)
+        self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
+        self._generated = new_counter(table.GENERATED, registry)
+        self._answers = new_counter(table.FINISHES, registry)
+        self._slo_requests = new_counter(table.SLO_REQUESTS, registry)
+        self._slo_met = new_counter(table.SLO_MET, registry)
+        self._goodput = new_counter(table.GOODPUT, registry)
+        self._decisions = new_counter(table.DECISIONS, registry)
+        self._blocks = new_counter(table.ROUTED_BLOCKS, registry)
+        self._overlap = new_counter(table.OVERLAP_BLOCKS, registry)
+        targets = new_gauge(table.SLO_TARGET, registry)
+        targets.labels(TTFT).set(self._slo.ttft_s)
+        targets.labels(TPOT).set(self._slo.tpot_s)
 
     def _make_histograms(self, registry: CollectorRegistry) -> None:
-        def histogram(name: str, text: str, edges: tuple[float, ...]) -> Histogram:
-            return Histogram(f"crossdock_{name}_seconds", text, buckets=edges, registry=registry)
+        self._ttft = new_histogram(table.TTFT, registry)
+        self._itl = new_histogram(table.ITL, registry)
+        self._tpot = new_histogram(table.TPOT, registry)
+        self._e2e = new_histogram(table.E2E, registry)
+        self._queue = new_histogram(table.QUEUE, registry)
+        self._prefill_time = new_histogram(table.PREFILL_TIME, registry)
+        self._decode_time = new_histogram(table.DECODE_TIME, registry)
+        self._prompt_length = new_histogram(table.PROMPT_LENGTH, registry)
+        self._answer_length = new_histogram(table.ANSWER_LENGTH, registry)
+        self._decision_time = new_histogram(table.DECISION_TIME, registry)
+        self._predicted_ttft = new_histogram(table.PREDICTED_TTFT, registry)
+        self._ttft_ratio = new_histogram(table.TTFT_RATIO, registry)
 
-        self._ttft = histogram("time_to_first_token", "Arrival to first token", _TTFT_EDGES)
-        self._itl = histogram("inter_token_latency", "Between outputs of an answer", _ITL_EDGES)
-        self._e2e = histogram("e2e_request_latency", "Arrival to end of answer", _E2E_EDGES)
+    # Routing
 
-    def refused(self) -> None:
-        """A request was not taken: invalid, a taken id, or the router drains."""
-        self._requests.labels("refused").inc()
+    def placed(self, placement: Placement, blocks: int, seconds: float) -> None:
+        """An attempt with a prompt of so many ``blocks`` goes there; choosing took ``seconds``."""
+        forecast, handoff = placement.forecast, placement.prefill is not None
+        self._decision_time.observe(seconds)
+        self._decisions.labels("handoff" if handoff else "local").inc()
+        self._blocks.inc(blocks)
+        self._overlap.labels("decode").inc(forecast.decode_held)
+        if handoff:
+            self._overlap.labels("prefill").inc(forecast.prefill_held)
 
     def retried(self) -> None:
         self._retries.inc()
 
-    def generated(self, tokens: int) -> None:
-        self._generated.inc(tokens)
+    def attempt_failed(self, cause: str) -> None:
+        """``cause``: the name of a ``core.handoff.FailureCause``."""
+        self._failed_attempts.labels(cause.lower()).inc()
 
-    def first_output(self, since_arrival_s: float) -> None:
+    def defect(self) -> None:
+        self._defects.inc()
+
+    def kv_event(self, worker: str) -> None:
+        """A worker told of its cached blocks."""
+        self._kv_events[worker] += 1
+
+    # Requests
+
+    def refused(self) -> None:
+        """A request was not taken: invalid, a taken id, or the router drains."""
+        self._requests.labels(self._tenant, DEFAULT_CLASS, "refused").inc()
+
+    def generated(self, tenant: str, tokens: int) -> None:
+        self._generated.labels(self._tenants.of(tenant)).inc(tokens)
+
+    def first_output(
+        self, since_arrival_s: float, since_dispatch_s: float, placement: Placement | None
+    ) -> None:
         """The first output of a request, whichever of its answers it belongs to."""
         self._ttft.observe(since_arrival_s)
+        predicted = 0.0 if placement is None else placement.forecast.ttft_s
+        if predicted > 0:
+            self._predicted_ttft.observe(predicted)
+            self._ttft_ratio.observe(since_dispatch_s / predicted)
 
     def next_output(self, since_last_s: float) -> None:
         """A further output of one answer."""
         self._itl.observe(since_last_s)
 
-    def defect(self) -> None:
-        self._defects.inc()
+    def ended(self, ended: EndedRequest) -> None:
+        tenant = self._tenants.of(ended.tenant)
+        whose = (tenant, ended.slo_class)
+        self._requests.labels(*whose, ended.outcome.value).inc()
+        if ended.outcome is State.FINISHED:
+            self._finished(ended, tenant)
+        if counts(ended.outcome):
+            self._judge(ended, whose)
 
-    def ended(self, outcome: State) -> None:
-        self._requests.labels(outcome.value).inc()
+    def _judge(self, ended: EndedRequest, whose: tuple[str, str]) -> None:
+        met = self._slo.met(ended.finishes) if ended.outcome is State.FINISHED else frozenset()
+        self._slo_requests.labels(*whose).inc()
+        for slo in (TTFT, TPOT):
+            self._slo_met.labels(*whose, slo).inc(slo in met)
+        self._goodput.labels(*whose).inc(len(met) == 2)
 
-    def finished(self, finish: Finish, prompt_tokens: int) -> None:
-        """``finish`` of the answer that ended last."""
-        self._e2e.observe(finish.total_s)
-        self._prompt.inc(prompt_tokens)
-        self._cached.inc(finish.cached_tokens)
+    def _finished(self, ended: EndedRequest, tenant: str) -> None:
+        last = ended.finishes[-1]
+        first_s = min(finish.ttft_s for finish in ended.finishes)
+        self._e2e.observe(last.total_s)
+        self._queue.observe(last.queue_s)
+        self._prefill_time.observe(max(0.0, first_s - last.queue_s))
+        self._prompt_length.observe(ended.prompt_tokens)
+        self._prompt.labels(tenant).inc(ended.prompt_tokens)
+        self._cached.labels(tenant).inc(last.cached_tokens)
+        self._expected_cached.inc(ended.expected_cached)
+        for finish in ended.finishes:
+            self._answers.labels(finish.reason.value).inc()
+            self._answer_length.observe(finish.completion_tokens)
+            self._decode_time.observe(finish.total_s - finish.ttft_s)
+            tpot = tpot_s(finish)
+            if tpot is not None:
+                self._tpot.observe(tpot)
 
-    def render(self, workers: Iterable[WorkerView]) -> bytes:
-        """The text format of Prometheus."""
-        by_role = CountOf(view.role for view in workers)
-        for role in Role:
-            self._workers.labels(role.value).set(by_role[role])
-        return generate_latest(self._registry)
+    # Scrapes
+
+    def render(self, state: RouterState) -> bytes:
+        """The text of a scrape."""
+        self._state = state
+        parts = (self._registry, self._vllm, self._process)
+        return b"".join(generate_latest(part) for part in parts if part is not None)
+
+    def collect(self) -> Iterator[Metric]:
+        state = self._state
+        yield single(table.RUNNING, state.running)
+        yield single(table.WAITING, state.running - state.streaming)
+        yield single(table.STREAMING, state.streaming)
+        by_role = CountOf(view.role for view in state.views)
+        yield family(table.WORKERS, [((role.value,), by_role[role]) for role in Role])
+        reasons = CountOf(_category(reason) for reason in state.excluded)
+        yield family(table.EXCLUDED, [((reason,), count) for reason, count in reasons.items()])
+        yield family(table.KV_EVENTS, [((name,), self._kv_events[name]) for name in state.known])
+        yield single(table.INDEX_BLOCKS, state.index_blocks)
+        decoders = [view for view in state.views if view.role.decodes]
+        blocks = sum(view.num_blocks for view in decoders)
+        used = blocks - sum(view.load.free_blocks for view in decoders)
+        yield single(table.KV_USAGE, used / blocks if blocks else 0.0)
+
+
+def _category(reason: str) -> str:
+    """Bounded: what differs from the registry's word or from this router is told in the log."""
+    return reason if reason in ("not attached", "draining") else "differs"

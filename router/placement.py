@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from core.outputs import Load
@@ -31,11 +31,28 @@ class WorkerView:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What routing expected of a placement when it chose it.
+
+    ``ttft_s``: seconds to the first token, 0 if it has no idea; ``prefill_held``,
+    ``decode_held``: leading blocks of the prompt that its workers have cached.
+    """
+
+    ttft_s: float = 0.0
+    prefill_held: int = 0
+    decode_held: int = 0
+
+
+NO_FORECAST = Forecast()
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where an attempt runs. Without ``prefill`` the decode worker prefills by itself (LOCAL)."""
 
     decode: WorkerId
     prefill: WorkerId | None = None
+    forecast: Forecast = field(default=NO_FORECAST, compare=False)
 
     @property
     def workers(self) -> tuple[WorkerId, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.errors import InternalError, Unavailable
-from router.placement import Disaggregation, Placement, WorkerId
+from router.placement import Disaggregation, Forecast, Placement, WorkerId
 
 Counts = npt.NDArray[np.int64]
 Costs = npt.NDArray[np.floating]
@@ -96,12 +96,13 @@ def choose(
     if not decoders.any():
         raise _no_worker("decode")
     if prefillers.any() and receivers.any():
-        prefill = _cheapest(candidates, prefillers, prefill_cost(candidates, prompt), random)
-        decode = _cheapest(candidates, receivers, decode_cost(candidates, prompt), random)
-        return Placement(decode, prefill)
+        prefill = _cheapest(prefillers, prefill_cost(candidates, prompt), random)
+        decode = _cheapest(receivers, decode_cost(candidates, prompt), random)
+        return _placement(candidates, prompt, decode, prefill)
     if disaggregation is Disaggregation.ALWAYS:
         raise _no_worker("decode" if prefillers.any() else "prefill")
-    return Placement(_cheapest(candidates, decoders, local_cost(candidates, prompt), random))
+    decode = _cheapest(decoders, local_cost(candidates, prompt), random)
+    return _placement(candidates, prompt, decode, None)
 
 
 def prefill_cost(candidates: Candidates, prompt: PromptShape) -> Costs:
@@ -129,13 +130,47 @@ def local_cost(candidates: Candidates, prompt: PromptShape) -> Costs:
     return own + prefill_cost(candidates, prompt)
 
 
-def _cheapest(candidates: Candidates, among: Mask, costs: Costs, random: Random) -> WorkerId:
+def _cheapest(among: Mask, costs: Costs, random: Random) -> int:
+    """Its number."""
     numbers = np.flatnonzero(among)
     own = costs[numbers]
     best: int = random.choice(numbers[own == own.min()].tolist())
-    worker = candidates.workers[best]
+    return best
+
+
+def _placement(
+    candidates: Candidates, prompt: PromptShape, decode: int, prefill: int | None
+) -> Placement:
+    held = candidates.held
+    forecast = Forecast(
+        ttft_s=_first_token_ms(candidates, prompt, decode, prefill) / 1000,
+        prefill_held=0 if prefill is None else int(held[prefill]),
+        decode_held=int(held[decode]),
+    )
+    source = None if prefill is None else _worker(candidates, prefill)
+    return Placement(_worker(candidates, decode), source, forecast)
+
+
+def _first_token_ms(
+    candidates: Candidates, prompt: PromptShape, decode: int, prefill: int | None
+) -> float:
+    """The same costs as those of the choice, of what comes before the first token."""
+    computing = decode if prefill is None else prefill
+    uncached = prompt.uncached_tokens(int(candidates.held[computing]))
+    lacking = prompt.num_blocks - int(candidates.held[decode])
+    missing = max(0, lacking - int(candidates.free_blocks[decode]))
+    waiting = int(candidates.pending_prefill_tokens[computing])
+    return (
+        PREFILL_MS_PER_TOKEN * (waiting + uncached)
+        + WAIT_MS_PER_MISSING_BLOCK * missing
+        + (0.0 if prefill is None else TRANSFER_MS_PER_BLOCK * lacking)
+    )
+
+
+def _worker(candidates: Candidates, number: int) -> WorkerId:
+    worker = candidates.workers[number]
     if worker is None:
-        raise InternalError(f"nobody has number {best}", reason="INVARIANT")
+        raise InternalError(f"nobody has number {number}", reason="INVARIANT")
     return worker
 
 

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 from core.errors import Unavailable
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+from router.cluster_metrics import ClusterMetricsDoor
 from router.directory import Directory
 from router.dispatcher import Dispatcher
 from router.flow import RetryLimits
@@ -31,8 +32,9 @@ from router.model_info import ModelInfo
 from router.openai_door import OpenAIDoor
 from router.placement import Disaggregation, WorkerId
 from router.prompt_reader import PromptReader
-from router.request_intake import RequestIntake
+from router.request_intake import TENANT, RequestIntake
 from router.service import InferenceService
+from router.slo import SloTargets
 from router.status_door import StatusDoor
 from router.tokenize_door import TokenizeDoor
 from router.worker_link import LinkListener, WorkerLink
@@ -47,7 +49,8 @@ _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
-    ``limits``: of each request."""
+    ``limits``: of each request. ``slo``: what counts as good. ``vllm_names``: vLLM's names of
+    the metrics are told as well."""
 
     registry: str
     model: Path
@@ -60,6 +63,8 @@ class RouterSettings:
     disaggregation: Disaggregation = Disaggregation.AUTO
     drain_s: float = 30.0
     limits: RetryLimits = field(default_factory=RetryLimits)
+    slo: SloTargets = field(default_factory=SloTargets)
+    vllm_names: bool = False
     router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
 
 
@@ -68,8 +73,9 @@ class RouterServer:
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
-        self._metrics = Metrics()
         model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
+        vllm_model = model.name if settings.vllm_names else ""
+        self._metrics = Metrics(TENANT, settings.slo, vllm_model)
         self._tokenizer = Tokenizer.load(settings.model)
         template = ChatTemplate.load(settings.model)
         self._prompts = PromptReader(model, self._tokenizer, template)
@@ -95,11 +101,12 @@ class RouterServer:
         settings = self._settings
         await self._set_health(False)
         self.dispatcher.ready_changed = self._ready_changed
-        http = await self._start_http()
-        grpc_address = await self._start_grpc()
         self._directory = Directory(
             settings.registry, settings.router_id, self.dispatcher.on_listed
         )
+        http = await self._start_http()
+        grpc_address = await self._start_grpc()
+        self._directory.start()
         return grpc_address, http
 
     async def stop(self) -> None:
@@ -167,6 +174,7 @@ class RouterServer:
             OpenAIDoor(self._intake, self._tokenizer.token_bytes, version),
             TokenizeDoor(self._intake.model, self._tokenizer, self._prompts),
             StatusDoor(self._intake, self.dispatcher, self._metrics, version),
+            ClusterMetricsDoor(self.dispatcher, self._metrics, self._directory),
         )
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors])
         for door in doors:

@@ -1,4 +1,7 @@
-"""HTTP endpoints for those who watch the router: health, readiness, metrics, version."""
+"""HTTP endpoints for those who watch the router: health, readiness, metrics, version.
+
+Does not cover: the metrics of other processes (``router.cluster_metrics``).
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from aiohttp import web
 from router.dispatcher import Dispatcher
 from router.metrics import Metrics
 from router.request_intake import RequestIntake
+from wire.exposition import CONTENT_TYPE
 
 
 class StatusDoor:
@@ -36,8 +40,8 @@ class StatusDoor:
         return web.json_response({"status": status}, status=200 if ready else 503)
 
     async def _render_metrics(self, request: web.Request) -> web.Response:
-        text = self._metrics.render(self._dispatcher.pool.candidates())
-        return web.Response(body=text, headers={"Content-Type": "text/plain; version=0.0.4"})
+        text = self._metrics.render(self._dispatcher.state)
+        return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE})
 
     async def _tell_version(self, request: web.Request) -> web.Response:
         return web.json_response({"version": self._version})

@@ -13,8 +13,9 @@ from typing import Protocol
 
 import grpc.aio
 
-from core.errors import Incompatible
+from core.errors import Incompatible, Unavailable
 from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1.metrics_pb2 import GetMetricsRequest
 from crossdock.v1.worker_pb2_grpc import WorkerStub
 from router.backoff import Backoff
 from router.placement import WorkerId
@@ -63,6 +64,7 @@ class WorkerLink:
         self._listener = listener
         self._outbox: asyncio.Queue[pb.RouterMessage] = asyncio.Queue()
         self._attached = False
+        self._stub: WorkerStub | None = None
         self.listed = True
         self._task = asyncio.create_task(self._keep_up(), name=f"link to {worker}")
 
@@ -70,6 +72,14 @@ class WorkerLink:
         """Queue a message. Without a stream it is dropped: the listener knows of the loss."""
         if self._attached:
             self._outbox.put_nowait(message)
+
+    async def metrics(self, timeout_s: float) -> bytes:
+        """What the worker's ``/metrics`` shows. Raises ``grpc.aio.AioRpcError``, or ``Unavailable``
+        without a stream."""
+        if self._stub is None:
+            raise Unavailable(f"{self.worker} is not attached", reason="NOT_ATTACHED")
+        told = await self._stub.GetMetrics(GetMetricsRequest(), timeout=timeout_s)
+        return bytes(told.text)
 
     def delist(self) -> None:
         """The registry no longer has this worker: use the stream to its end, but no longer."""
@@ -98,7 +108,8 @@ class WorkerLink:
     async def _session(self, backoff: Backoff) -> None:
         self._outbox = asyncio.Queue()
         async with grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS) as channel:
-            call = WorkerStub(channel).Attach()
+            self._stub = WorkerStub(channel)
+            call = self._stub.Attach()
             async with written_by(call, lambda: self._write(call)):
                 while (message := await read(call)) is not None:
                     if self._attached:
@@ -123,6 +134,7 @@ class WorkerLink:
             await call.write(await self._outbox.get())
 
     def _lost(self) -> None:
+        self._stub = None
         if self._attached:
             self._attached = False
             self._listener.on_lost(self.worker)

@@ -34,6 +34,7 @@ class PooledWorker:
     listed: bool = True
     excluded: str = NOT_ATTACHED
     attached: bool = False
+    metrics_address: str = ""
 
     @property
     def usable(self) -> bool:
@@ -74,7 +75,7 @@ class WorkerPool:
 
     def attached(self, worker: WorkerId, welcome: worker_pb2.Welcome) -> None:
         pooled = self._workers[worker]
-        pooled.attached = True
+        pooled.attached, pooled.metrics_address = True, welcome.metrics_address
         self._routing.attached(worker, pooled.role, welcome.num_blocks, welcome.max_num_seqs)
         pooled.excluded = self._difference(pooled, welcome)
         if pooled.excluded:
@@ -130,6 +131,13 @@ class WorkerPool:
         reasons = {worker: pooled.excluded for worker, pooled in self._workers.items()}
         reasons |= {worker: "draining" for worker in self._draining if worker in reasons}
         return {worker: reason for worker, reason in reasons.items() if reason}
+
+    def names(self) -> list[str]:
+        """Of all that it knows, each once."""
+        return sorted({worker.name for worker in self._workers})
+
+    def attached_workers(self) -> list[PooledWorker]:
+        return [pooled for pooled in self._workers.values() if pooled.attached]
 
     def largest_decode_pool(self) -> int | None:
         """Blocks of the largest KV pool that decodes; None while no such worker is usable."""

@@ -25,8 +25,8 @@ from core.outputs import TokenOutput
 from core.request import AttemptKey, SamplingParams
 from core.step import StepPlan, StepResult
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import metrics_pb2, worker_pb2_grpc
 from crossdock.v1 import worker_pb2 as pb
-from crossdock.v1 import worker_pb2_grpc
 from engine.loop import EngineLoop
 from engine.runner import LoadedModel
 from text.tokenizer import Tokenizer
@@ -37,9 +37,11 @@ from wire.attempts import (
     load_to_wire,
     sampling_from_wire,
 )
+from wire.metrics_door import MetricsDoor
 from worker.answers import AnswerEnd, Answers
 from worker.brain import Brain
 from worker.daemon_call import call_in_daemon
+from worker.metrics import WorkerMetrics
 from worker.ranks.replica import Replica
 from worker.router_streams import RouterStreams
 from worker.stats import make_stats
@@ -64,6 +66,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         tokenizer: Tokenizer,
         brain: Brain[Event, Command],
         replica: Replica,
+        metrics: WorkerMetrics,
     ) -> None:
         self.settings = settings
         self.epoch = epoch
@@ -71,6 +74,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self.tokenizer = tokenizer
         self.brain = brain
         self._replica = replica
+        self._metrics = metrics
+        self.metrics_door = MetricsDoor(self.render_metrics)
         self.streams = RouterStreams(self, self._greet)
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
@@ -162,11 +167,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def plan_step(self, now: float) -> StepPlan | None:
         """For the engine's thread, which holds the lock."""
-        return self.brain.plan_step(now)
+        plan = self.brain.plan_step(now)
+        if plan is not None:
+            self._metrics.meter.planned(now)
+        return plan
 
     def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> None:
         """For the engine's thread, which holds the lock: decisions are queued in their order."""
         self._decided.append(self.brain.complete_step(plan, result, now))
+        self._metrics.meter.completed(plan, now)
 
     def _deliver(self, _: None) -> None:
         # On the engine's thread, with the next step under way if there is one. The event loop may
@@ -177,6 +186,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def after_step(self) -> None:
         """On the event loop, with the next step under way if there is one. A role may add to it."""
         self._carry_out_decided()
+        self._metrics.meter.count()
 
     def _carry_out_decided(self) -> None:
         """Carries out, on the event loop, what was decided on either thread, in that order."""
@@ -326,6 +336,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             num_blocks=self.settings.num_blocks,
             block_size=self.settings.block_size,
             max_num_seqs=self.settings.max_num_seqs,
+            metrics_address=self.metrics_door.address,
         )
         # Routers that are attached already get what is pending, so that the snapshot and the
         # events that follow it fit together.
@@ -361,6 +372,24 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
                 if request.validate:
                     self.brain.validate()
                 edges, routers = self.edge_stats(), self.streams.num_routers
-                return make_stats(self.settings, self.epoch, self.brain, edges, ranks, routers)
+                stats = make_stats(self.settings, self.epoch, self.brain, edges, ranks, routers)
         except CrossdockError as error:
             await context.abort(grpc.StatusCode.INTERNAL, error.message)
+        stats.busy_s = self._metrics.meter.busy_s
+        stats.metrics_address = self.metrics_door.address
+        return stats
+
+    async def GetMetrics(
+        self,
+        request: metrics_pb2.GetMetricsRequest,
+        context: grpc.aio.ServicerContext[metrics_pb2.GetMetricsRequest, metrics_pb2.MetricsText],
+    ) -> metrics_pb2.MetricsText:
+        del request, context
+        return metrics_pb2.MetricsText(text=await self.render_metrics())
+
+    async def render_metrics(self) -> bytes:
+        """What `/metrics` of this worker shows."""
+        with self.engine.lock:
+            edges, routers = self.edge_stats(), self.streams.num_routers
+            state = self._metrics.state(self.brain, edges, routers)
+        return self._metrics.render(state)

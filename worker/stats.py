@@ -49,4 +49,5 @@ def make_stats(
         steps=counters.steps,
         routers=routers,
         ranks=ranks,
+        max_num_seqs=settings.max_num_seqs,
     )

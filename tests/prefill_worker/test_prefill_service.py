@@ -11,8 +11,10 @@ import tokenizers
 
 from core.handoff import FailureCause
 from core.kv_layout import KVLayout
+from core.peak_rates import MEASURED, PeakRates
 from core.request import AttemptKey, RequestKey, Role, SamplingParams
 from core.shards import ONE_RANK
+from core.step_cost import CostModel
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
 from engine.kv_pool import KVPool
@@ -24,6 +26,7 @@ from prefill_worker.messages import DecodeLost
 from prefill_worker.service import PrefillService
 from text.tokenizer import Tokenizer
 from wire.attempts import key_to_wire, sampling_to_wire, tokens_to_wire
+from worker.metrics import WorkerMetrics
 from worker.pool import sending_pool
 from worker.ranks.replica import Replica
 
@@ -80,7 +83,8 @@ async def shell(model: LoadedModel) -> AsyncIterator[Shell]:
         sending_pool(model.pool), LAYOUT, ONE_RANK, 0, [SETTINGS.transport], "127.0.0.1"
     )
     replica = Replica(LocalExecutor(model.runner.execute), pb.RankStats)
-    opened = Shell(SETTINGS, identity, model, tokenizer, replica, [sender])
+    metrics = WorkerMetrics(SETTINGS, CostModel(1, 1, 1, 1, 4, ()), PeakRates(1.0, 1.0, MEASURED))
+    opened = Shell(SETTINGS, identity, model, tokenizer, replica, metrics, [sender])
     yield opened
     await opened.stop()
     sender.close()

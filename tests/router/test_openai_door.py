@@ -335,17 +335,18 @@ async def test_metrics_count_what_happened(start_cluster: Any, http: aiohttp.Cli
     async with http.get(f"{cluster.url}/metrics") as response:
         lines = (await response.text()).splitlines()
     values = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    whose = 'slo_class="default",tenant="default"'
     expected = {
-        'crossdock_requests_total{outcome="finished"}': 1,
-        'crossdock_requests_total{outcome="refused"}': 1,
-        'crossdock_requests_total{outcome="aborted"}': 0,
+        f'crossdock_requests_total{{outcome="finished",{whose}}}': 1,
+        f'crossdock_requests_total{{outcome="refused",{whose}}}': 1,
+        f'crossdock_requests_total{{outcome="aborted",{whose}}}': 0,
         'crossdock_workers{role="prefill"}': 1,
         'crossdock_workers{role="decode"}': 1,
         "crossdock_requests_running": 0,
         "crossdock_request_retries_total": 0,
-        "crossdock_prompt_tokens_total": 3,
-        "crossdock_cached_tokens_total": 16,
-        "crossdock_generation_tokens_total": 2,
+        'crossdock_prompt_tokens_total{tenant="default"}': 3,
+        'crossdock_cached_tokens_total{tenant="default"}': 16,
+        'crossdock_generation_tokens_total{tenant="default"}': 2,
         "crossdock_time_to_first_token_seconds_count": 1,
         "crossdock_inter_token_latency_seconds_count": 1,
         "crossdock_e2e_request_latency_seconds_count": 1,

@@ -16,6 +16,7 @@ from core.block_hash import block_hashes
 from crossdock.client import AsyncClient, Client, ServerError
 from crossdock.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
 from router.flow import RetryLimits
+from router.metrics import RouterState
 
 SCRIPT = ((10, "hello"), (11, " world"))
 
@@ -136,7 +137,7 @@ async def test_outputs_that_make_no_sense_hurt_nobody(start_cluster: Any) -> Non
     for index in (0, 0, 2, 10_000, 1):
         cluster["d0"].output(opened.key, [9], "hi", "stop", index=index)
     assert [r.index for r in await answer] == [0, 0, 1, 1]
-    rendered = cluster.router._metrics.render([]).decode()
+    rendered = cluster.router._metrics.render(RouterState()).decode()
     assert "crossdock_worker_defects_total 3.0" in rendered
 
 

@@ -14,7 +14,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts", "settled")
+    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts", "settled", "prefill_utilization", "decode_utilization", "metrics_address")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,9 @@ class ClusterStatus(_message.Message):
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     RESTARTS_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
+    PREFILL_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    DECODE_UTILIZATION_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     model: str
     grpc_address: str
     http_address: str
@@ -31,7 +34,10 @@ class ClusterStatus(_message.Message):
     workers: _containers.RepeatedCompositeFieldContainer[WorkerStatus]
     restarts: int
     settled: bool
-    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ..., settled: bool = ...) -> None: ...
+    prefill_utilization: float
+    decode_utilization: float
+    metrics_address: str
+    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ..., settled: bool = ..., prefill_utilization: _Optional[float] = ..., decode_utilization: _Optional[float] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "endpoint", "state", "detail", "stats", "tensor_parallel_size", "pipeline_parallel_size")

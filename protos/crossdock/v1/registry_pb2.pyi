@@ -1,3 +1,4 @@
+from crossdock.v1 import metrics_pb2 as _metrics_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -13,10 +14,12 @@ class WatchRequest(_message.Message):
     def __init__(self, router_id: _Optional[str] = ...) -> None: ...
 
 class WorkerList(_message.Message):
-    __slots__ = ("workers",)
+    __slots__ = ("workers", "metrics_address")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerRecord]
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerRecord, _Mapping]]] = ...) -> None: ...
+    metrics_address: str
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerRecord, _Mapping]]] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class WorkerRecord(_message.Message):
     __slots__ = ("worker", "endpoint", "epoch", "role", "draining")

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from crossdock.v1 import metrics_pb2 as crossdock_dot_v1_dot_metrics__pb2
 from crossdock.v1 import registry_pb2 as crossdock_dot_v1_dot_registry__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
@@ -39,6 +40,11 @@ class RegistryStub(object):
                 request_serializer=crossdock_dot_v1_dot_registry__pb2.WatchRequest.SerializeToString,
                 response_deserializer=crossdock_dot_v1_dot_registry__pb2.WorkerList.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/crossdock.v1.Registry/GetMetrics',
+                request_serializer=crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_metrics__pb2.MetricsText.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer(object):
@@ -51,6 +57,13 @@ class RegistryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """The same text as /metrics of the controller.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -58,6 +71,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=crossdock_dot_v1_dot_registry__pb2.WatchRequest.FromString,
                     response_serializer=crossdock_dot_v1_dot_registry__pb2.WorkerList.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_metrics__pb2.MetricsText.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -87,6 +105,33 @@ class Registry(object):
             '/crossdock.v1.Registry/Watch',
             crossdock_dot_v1_dot_registry__pb2.WatchRequest.SerializeToString,
             crossdock_dot_v1_dot_registry__pb2.WorkerList.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.Registry/GetMetrics',
+            crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
+            crossdock_dot_v1_dot_metrics__pb2.MetricsText.FromString,
             options,
             channel_credentials,
             insecure,

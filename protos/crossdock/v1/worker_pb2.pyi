@@ -1,3 +1,4 @@
+from crossdock.v1 import metrics_pb2 as _metrics_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -141,20 +142,22 @@ class WorkerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size", "max_num_seqs")
+    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size", "max_num_seqs", "metrics_address")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
     num_blocks: int
     block_size: int
     max_num_seqs: int
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ...) -> None: ...
+    metrics_address: str
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("outputs", "load")
@@ -253,7 +256,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers", "ranks")
+    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers", "ranks", "max_num_seqs", "busy_s", "metrics_address")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -277,6 +280,9 @@ class WorkerStats(_message.Message):
     STEPS_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     RANKS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
@@ -300,7 +306,10 @@ class WorkerStats(_message.Message):
     steps: int
     routers: int
     ranks: _containers.RepeatedCompositeFieldContainer[RankStats]
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ...) -> None: ...
+    max_num_seqs: int
+    busy_s: float
+    metrics_address: str
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., max_num_seqs: _Optional[int] = ..., busy_s: _Optional[float] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class RankStats(_message.Message):
     __slots__ = ("rank", "pid", "host", "cores", "threads", "intervals", "kernels")

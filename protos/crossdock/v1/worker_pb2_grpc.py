@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from crossdock.v1 import metrics_pb2 as crossdock_dot_v1_dot_metrics__pb2
 from crossdock.v1 import worker_pb2 as crossdock_dot_v1_dot_worker__pb2
 
 GRPC_GENERATED_VERSION = '1.75.1'
@@ -44,6 +45,11 @@ class WorkerStub(object):
                 request_serializer=crossdock_dot_v1_dot_worker__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=crossdock_dot_v1_dot_worker__pb2.WorkerStats.FromString,
                 _registered_method=True)
+        self.GetMetrics = channel.unary_unary(
+                '/crossdock.v1.Worker/GetMetrics',
+                request_serializer=crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_metrics__pb2.MetricsText.FromString,
+                _registered_method=True)
 
 
 class WorkerServicer(object):
@@ -63,6 +69,13 @@ class WorkerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMetrics(self, request, context):
+        """The same text as /metrics of the worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +88,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=crossdock_dot_v1_dot_worker__pb2.GetStatsRequest.FromString,
                     response_serializer=crossdock_dot_v1_dot_worker__pb2.WorkerStats.SerializeToString,
+            ),
+            'GetMetrics': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMetrics,
+                    request_deserializer=crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_metrics__pb2.MetricsText.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +149,33 @@ class Worker(object):
             '/crossdock.v1.Worker/GetStats',
             crossdock_dot_v1_dot_worker__pb2.GetStatsRequest.SerializeToString,
             crossdock_dot_v1_dot_worker__pb2.WorkerStats.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMetrics(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.Worker/GetMetrics',
+            crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
+            crossdock_dot_v1_dot_metrics__pb2.MetricsText.FromString,
             options,
             channel_credentials,
             insecure,

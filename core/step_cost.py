@@ -1,0 +1,65 @@
+"""What a step has to compute and to read, for the use that is made of a device (MFU, MBU).
+
+FLOPs: two for each weight and row (the head only for tokens that are followed by a draw), and four
+for each query and key of a head. Bytes: the weights once, the K and V of every context, and those
+that the step writes. Activations are left out, as is usual (Chowdhery et al., "PaLM", 2022,
+appendix B, for MFU). Pure. Does not cover: how fast a device is (``core.peak_rates``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.step import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """``flops`` and ``bytes`` of all ranks of a replica together."""
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """``layer_weights``, ``head_weights``: numbers in the matrices; ``head_size``: of all query
+    heads together, ``kv_size``: of K and V of all KV heads; ``itemsize``: bytes of a number.
+    ``layers_of_window``: how many layers attend to so many tokens (None: to all)."""
+
+    layer_weights: int
+    head_weights: int
+    head_size: int
+    kv_size: int
+    itemsize: int
+    layers_of_window: tuple[tuple[int | None, int], ...]
+
+    def of(self, plan: StepPlan) -> StepCost:
+        rows = draws = pairs = context = 0
+        for piece in plan.slices:
+            count = len(piece.tokens)
+            rows += count
+            draws += bool(piece.samples)
+            for window, layers in self.layers_of_window:
+                pairs += layers * seen_pairs(piece.start, count, window)
+                context += layers * read_context(piece.start, count, window)
+        written = rows * sum(layers for _, layers in self.layers_of_window)
+        products = 2 * (rows * self.layer_weights + draws * self.head_weights)
+        weights = self.layer_weights + (self.head_weights if draws else 0)
+        return StepCost(
+            flops=products + 4 * pairs * self.head_size,
+            bytes=(weights + self.kv_size * (context + written)) * self.itemsize,
+        )
+
+
+def seen_pairs(start: int, count: int, window: int | None) -> int:
+    """(query, key) pairs of one layer: token i sees min(start + i + 1, window) tokens."""
+    if window is None or start + count <= window:
+        return count * start + count * (count + 1) // 2
+    growing = max(0, window - start)
+    return growing * start + growing * (growing + 1) // 2 + (count - growing) * window
+
+
+def read_context(start: int, count: int, window: int | None) -> int:
+    """Tokens before the slice whose K and V it reads in one layer."""
+    return start if window is None else min(start, window - 1)

@@ -1,0 +1,49 @@
+"""Whether a request met its SLOs: the goodput of the field counts those that met all of them.
+
+Pure. Does not cover: what follows from it for routing or admission (nothing yet).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from core.config import DEFAULT_TPOT_S
+from core.lifecycle import State
+from core.prefill_order import DEFAULT_TTFT_S
+from router.flow_messages import Finish
+
+# Of all requests, as long as there are no others.
+DEFAULT_CLASS = "default"
+TTFT, TPOT = "ttft", "tpot"
+
+
+@dataclass(frozen=True, slots=True)
+class SloTargets:
+    """Seconds: arrival to first token, and for each further token of an answer on average."""
+
+    ttft_s: float = DEFAULT_TTFT_S
+    tpot_s: float = DEFAULT_TPOT_S
+
+    def met(self, finishes: Iterable[Finish]) -> frozenset[str]:
+        """Which of TTFT and TPOT a finished request met, in all of its answers' tokens."""
+        answers = list(finishes)
+        tpots = [tpot for finish in answers if (tpot := tpot_s(finish)) is not None]
+        met = set()
+        if min((finish.ttft_s for finish in answers), default=0.0) <= self.ttft_s:
+            met.add(TTFT)
+        if all(tpot <= self.tpot_s for tpot in tpots):
+            met.add(TPOT)
+        return frozenset(met)
+
+
+def tpot_s(finish: Finish) -> float | None:
+    """Seconds per token after the first; None for an answer of one token or none."""
+    if finish.completion_tokens < 2:
+        return None
+    return (finish.total_s - finish.ttft_s) / (finish.completion_tokens - 1)
+
+
+def counts(outcome: State) -> bool:
+    """A request that its client gave up says nothing about us."""
+    return outcome is not State.CANCELLED
