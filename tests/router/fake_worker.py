@@ -9,7 +9,7 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
-from crossdock.v1 import registry_pb2, worker_pb2
+from crossdock.v1 import metrics_pb2, registry_pb2, worker_pb2
 from crossdock.v1.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
 from crossdock.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
 
@@ -67,7 +67,9 @@ class FakeWorker(WorkerServicer):
         max_num_seqs: int = 16,
         cached: Sequence[int] = (),
         script: Sequence[tuple[int, str]] = (),
+        metrics: bytes = b"",
     ) -> None:
+        self.metrics = metrics
         self.name, self.role, self.epoch = name, role, epoch
         self.num_blocks, self.block_size = num_blocks, block_size
         self.max_num_seqs = max_num_seqs
@@ -112,6 +114,7 @@ class FakeWorker(WorkerServicer):
             num_blocks=self.num_blocks,
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
+            metrics_address=f"127.0.0.1:{len(self.name)}" if self.metrics else "",
         )
         stored = np.array(self.cached, dtype="<u8").tobytes()
         try:
@@ -121,6 +124,11 @@ class FakeWorker(WorkerServicer):
                 yield await self._outbox.get()
         finally:
             reader.cancel()
+
+    async def GetMetrics(self, request: Any, context: Any) -> metrics_pb2.MetricsText:
+        if not self.metrics:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "tells nothing")
+        return metrics_pb2.MetricsText(text=self.metrics)
 
     async def _read(self, requests: AsyncIterator[worker_pb2.RouterMessage]) -> None:
         async for message in requests:
@@ -179,6 +187,7 @@ class FakeRegistry(RegistryServicer):
 
     def __init__(self) -> None:
         self.records: list[registry_pb2.WorkerRecord] = []
+        self.metrics, self.metrics_address = b"", ""
         self._changed = asyncio.Condition()
         self._version = 0
 
@@ -196,12 +205,17 @@ class FakeRegistry(RegistryServicer):
             self._version += 1
             self._changed.notify_all()
 
+    async def GetMetrics(self, request: Any, context: Any) -> metrics_pb2.MetricsText:
+        return metrics_pb2.MetricsText(text=self.metrics)
+
     async def Watch(
         self, request: registry_pb2.WatchRequest, context: Any
     ) -> AsyncIterator[registry_pb2.WorkerList]:
         assert request.router_id
         while True:
             seen = self._version
-            yield registry_pb2.WorkerList(workers=self.records)
+            yield registry_pb2.WorkerList(
+                workers=self.records, metrics_address=self.metrics_address
+            )
             async with self._changed:
                 await self._changed.wait_for(lambda seen=seen: self._version != seen)

@@ -1,0 +1,242 @@
+"""What the router counts of requests, SLOs and its own decisions, and under which names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import pytest
+from fake_worker import FakeWorker
+from prometheus_client.parser import text_string_to_metric_families
+
+from core.lifecycle import State
+from core.outputs import Load
+from core.request import FinishReason, Role
+from router.flow_messages import Finish
+from router.metric_table import TABLE
+from router.metrics import MAX_TENANTS, EndedRequest, Metrics, RouterState
+from router.placement import Forecast, Placement, WorkerId, WorkerView
+from router.slo import TPOT, TTFT, SloTargets, tpot_s
+from router.vllm_names import ALIASES
+
+P, D = WorkerId("p0", 1), WorkerId("d0", 1)
+TARGETS = SloTargets(ttft_s=1.0, tpot_s=0.05)
+
+
+def finish(ttft_s: float = 0.5, total_s: float = 0.9, tokens: int = 11, index: int = 0) -> Finish:
+    reason = FinishReason.LENGTH
+    return Finish(reason, tokens, 16, 0.1, ttft_s, total_s, Placement(D, P), 1, index)
+
+
+def ended(*finishes: Finish, tenant: str = "default", expected_cached: int = 0) -> EndedRequest:
+    return EndedRequest(tenant, State.FINISHED, 20, expected_cached, finishes)
+
+
+def read(text: bytes) -> dict[str, float]:
+    """Values by name and labels, as ``name{label="value"}`` with labels in order."""
+    values = {}
+    for metric in text_string_to_metric_families(text.decode()):
+        for sample in metric.samples:
+            labels = ",".join(f'{k}="{v}"' for k, v in sorted(sample.labels.items()))
+            values[f"{sample.name}{{{labels}}}" if labels else sample.name] = sample.value
+    return values
+
+
+def rendered(metrics: Metrics, state: RouterState | None = None) -> dict[str, float]:
+    return read(metrics.render(state or RouterState()))
+
+
+# SLOs
+
+
+def test_a_token_that_is_alone_has_no_tpot() -> None:
+    assert tpot_s(finish(tokens=1)) is None
+    assert tpot_s(finish(ttft_s=0.5, total_s=1.0, tokens=11)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("finishes", "met"),
+    [
+        ([finish(1.0, 1.5)], {TTFT, TPOT}),
+        ([finish(1.01, 1.5)], {TPOT}),
+        ([finish(1.0, 1.6)], {TTFT}),
+        ([finish(0.5, 5.0, tokens=1)], {TTFT, TPOT}),
+        ([finish(2.0, 2.1), finish(0.5, 0.6, index=1)], {TTFT, TPOT}),
+        ([finish(0.5, 0.6), finish(0.5, 1.6, index=1)], {TTFT}),
+    ],
+    ids=["both", "late", "slow", "one token", "its first answer counts", "one of two is slow"],
+)
+def test_which_slos_a_request_met(finishes: list[Finish], met: set[str]) -> None:
+    assert TARGETS.met(finishes) == met
+
+
+def test_goodput_counts_what_met_both_and_a_failure_meets_none() -> None:
+    metrics = Metrics(slo=TARGETS)
+    metrics.ended(ended(finish(0.5, 0.9)))
+    metrics.ended(ended(finish(1.5, 1.9)))
+    metrics.ended(EndedRequest("default", State.FAILED))
+    metrics.ended(EndedRequest("default", State.CANCELLED))
+    metrics.refused()
+    values = rendered(metrics)
+    whose = 'slo_class="default",tenant="default"'
+    assert {
+        "requests": values[f"crossdock_slo_requests_total{{{whose}}}"],
+        "good": values[f"crossdock_goodput_requests_total{{{whose}}}"],
+        "ttft": values[f'crossdock_slo_met_total{{slo="ttft",{whose}}}'],
+        "tpot": values[f'crossdock_slo_met_total{{slo="tpot",{whose}}}'],
+    } == {"requests": 3, "good": 1, "ttft": 1, "tpot": 2}
+
+
+def test_tenants_beyond_the_bound_are_counted_together() -> None:
+    metrics = Metrics()
+    for number in range(MAX_TENANTS + 3):
+        metrics.generated(f"tenant-{number}", 2)
+        metrics.ended(ended(finish(), tenant=f"tenant-{number}"))
+    values = rendered(metrics)
+    tokens = {name: v for name, v in values.items() if name.startswith("crossdock_generation")}
+    assert len(tokens) == MAX_TENANTS + 1
+    assert values['crossdock_generation_tokens_total{tenant="other"}'] == 6
+    assert values['crossdock_prompt_tokens_total{tenant="other"}'] == 60
+
+
+# Decisions
+
+
+def test_what_was_predicted_is_held_against_what_came() -> None:
+    metrics = Metrics()
+    placement = Placement(D, P, Forecast(ttft_s=0.4, prefill_held=2, decode_held=1))
+    metrics.placed(placement, blocks=5, seconds=0.0001)
+    metrics.first_output(0.7, 0.6, placement)
+    metrics.ended(ended(finish(), expected_cached=32))
+    metrics.placed(Placement(D, None, Forecast(0.1, 0, 3)), blocks=4, seconds=0.0001)
+    values = rendered(metrics)
+    assert values["crossdock_router_ttft_actual_over_predicted_sum"] == pytest.approx(1.5)
+    assert values["crossdock_router_predicted_ttft_seconds_sum"] == pytest.approx(0.4)
+    assert values["crossdock_router_predicted_cached_tokens_total"] == 32
+    assert values['crossdock_cached_tokens_total{tenant="default"}'] == 16
+    assert values['crossdock_router_decisions_total{mode="handoff"}'] == 1
+    assert values['crossdock_router_decisions_total{mode="local"}'] == 1
+    assert values["crossdock_router_prompt_blocks_total"] == 9
+    assert values['crossdock_router_overlap_blocks_total{role="prefill"}'] == 2
+    assert values['crossdock_router_overlap_blocks_total{role="decode"}'] == 4
+
+
+def test_a_placement_without_a_forecast_is_no_error_of_the_cost_model() -> None:
+    metrics = Metrics()
+    metrics.first_output(0.7, 0.6, Placement(D))
+    assert rendered(metrics)["crossdock_router_ttft_actual_over_predicted_count"] == 0
+
+
+def test_the_state_of_the_pools() -> None:
+    views = [
+        WorkerView(P, Role.PREFILL, 10, Load(0, 0, 0, 0)),
+        WorkerView(D, Role.DECODE, 40, Load(0, 0, 30, 0)),
+    ]
+    metrics = Metrics()
+    metrics.kv_event("d0")
+    metrics.kv_event("gone")
+    excluded = ("not attached", "draining", "its block size is 8, here it is 16")
+    state = RouterState(views, excluded, ["d0", "p0"], 7, running=3, streaming=1)
+    values = rendered(metrics, state)
+    assert values["crossdock_kv_cache_usage_ratio"] == 0.25
+    assert values['crossdock_excluded_workers{reason="differs"}'] == 1
+    assert values["crossdock_requests_waiting"] == 2
+    events = {name: v for name, v in values.items() if "kv_events" in name}
+    assert events == {
+        'crossdock_router_kv_events_total{worker="d0"}': 1,
+        'crossdock_router_kv_events_total{worker="p0"}': 0,
+    }
+
+
+# Names
+
+
+def test_vllm_names_tell_the_same_numbers() -> None:
+    metrics = Metrics(vllm_model="tiny")
+    metrics.generated("a", 3)
+    metrics.generated("b", 4)
+    metrics.first_output(0.7, 0.6, None)
+    metrics.ended(ended(finish(), tenant="a"))
+    metrics.ended(ended(finish(tokens=30), tenant="b"))
+    values = rendered(metrics, RouterState(running=3, streaming=1))
+    model = 'model_name="tiny"'
+    whose = f'engine="0",{model}'
+    success = f'vllm:request_success_total{{engine="0",finished_reason="length",{model}}}'
+    bucket = f'vllm:time_to_first_token_seconds_bucket{{engine="0",le="0.75",{model}}}'
+    assert values[f"vllm:generation_tokens_total{{{whose}}}"] == 7
+    assert values[success] == 2
+    assert values[f"vllm:num_requests_running{{{whose}}}"] == 1
+    assert values[f"vllm:num_requests_waiting{{{whose}}}"] == 2
+    assert values[f"vllm:time_to_first_token_seconds_sum{{{whose}}}"] == pytest.approx(0.7)
+    assert values[bucket] == 1
+    assert values[f"vllm:prefix_cache_queries_total{{{whose}}}"] == 40
+    assert values[f"vllm:prefix_cache_hits_total{{{whose}}}"] == 32
+    families = {name.partition("{")[0] for name in values if name.startswith("vllm:")}
+    assert all(any(f.startswith(f"vllm:{alias.name}") for f in families) for alias in ALIASES)
+
+
+def test_without_the_setting_there_are_no_such_names() -> None:
+    assert not [name for name in rendered(Metrics()) if name.startswith("vllm:")]
+
+
+def test_every_metric_of_the_table_is_there_and_no_other() -> None:
+    families = {
+        metric.name
+        for metric in text_string_to_metric_families(Metrics().render(RouterState()).decode())
+        if metric.name.startswith("crossdock_")
+    }
+    assert families == {spec.family for spec in TABLE if spec.name != "scrape_success"}
+
+
+# Through the router
+
+
+async def fetch(http: aiohttp.ClientSession, url: str) -> str:
+    async with http.get(url) as response:
+        assert response.status == 200
+        return await response.text()
+
+
+TOLD = """# HELP crossdock_x_total Some
+# TYPE crossdock_x_total counter
+crossdock_x_total{{worker="{}"}} 1.0
+"""
+
+
+async def test_all_processes_are_scraped_through_one_router(
+    start_cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    cluster = await start_cluster(
+        FakeWorker("p0", "prefill", metrics=TOLD.format("p0").encode()),
+        FakeWorker("d0", "decode"),
+    )
+    cluster.registry.metrics = TOLD.format("controller").encode()
+    values = read((await fetch(http, f"{cluster.url}/metrics/cluster")).encode())
+    assert values['crossdock_x_total{worker="p0"}'] == 1
+    assert values['crossdock_x_total{worker="controller"}'] == 1
+    assert values['crossdock_workers{role="decode"}'] == 1
+    scraped = {name: v for name, v in values.items() if "scrape_success" in name}
+    assert scraped == {
+        'crossdock_scrape_success{process="p0"}': 1,
+        'crossdock_scrape_success{process="d0"}': 0,
+        'crossdock_scrape_success{process="controller"}': 1,
+    }
+
+
+async def test_prometheus_finds_every_process_by_the_router(
+    start_cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    cluster = await start_cluster(
+        FakeWorker("p0", "prefill", metrics=b"told"), FakeWorker("d0", "decode")
+    )
+    cluster.registry.metrics_address = "127.0.0.1:9"
+    await cluster.registry.list(*cluster.registry.records)
+    await cluster.until(lambda c: bool(c.router._directory.metrics_address))
+    async with http.get(f"{cluster.url}/metrics/targets") as response:
+        targets = await response.json()
+    router = cluster.url.removeprefix("http://")
+    assert targets == [
+        {"targets": [router], "labels": {"process": "router"}},
+        {"targets": ["127.0.0.1:9"], "labels": {"process": "controller"}},
+        {"targets": ["127.0.0.1:2"], "labels": {"process": "worker"}},
+    ]
