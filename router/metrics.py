@@ -25,6 +25,7 @@ from wire.exposition import BoundedLabel, family, new_counter, new_gauge, new_hi
 
 # Each tenant is a dozen series.
 MAX_TENANTS = 64
+_REFUSED = "refused"
 _UNFINISHED = (State.QUEUED, State.PREFILLING, State.STREAMING)
 
 
@@ -78,9 +79,9 @@ class Metrics(Collector):
         # Not among what has a second name.
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
-        for state in State:
-            if state not in _UNFINISHED:
-                self._requests.labels(tenant, DEFAULT_CLASS, state.value)
+        outcomes = [state.value for state in State if state not in _UNFINISHED]
+        for outcome in (*outcomes, _REFUSED):
+            self._requests.labels(tenant, DEFAULT_CLASS, outcome)
 
     def _make_counters(self, registry: CollectorRegistry) -> None:
         self._requests = new_counter(table.REQUESTS, registry)
@@ -146,7 +147,7 @@ class Metrics(Collector):
 
     def refused(self) -> None:
         """A request was not taken: invalid, a taken id, or the router drains."""
-        self._requests.labels(self._tenant, DEFAULT_CLASS, "refused").inc()
+        self._requests.labels(self._tenant, DEFAULT_CLASS, _REFUSED).inc()
 
     def generated(self, tenant: str, tokens: int) -> None:
         self._generated.labels(self._tenants.of(tenant)).inc(tokens)
