@@ -1,0 +1,109 @@
+"""Dashboards and alerts of the chart: fresh, parsed, and asking for metrics that exist.
+
+That these metrics are told by a real cluster is checked in ``tests/system/test_metrics.py``.
+"""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster.metric_table import TABLE as CONTROLLER
+from core.metric_spec import MetricKind, MetricSpec
+from promql_queries import (
+    Query,
+    alert_files,
+    alert_queries,
+    alert_rules,
+    dashboard_files,
+    dashboard_queries,
+    grouped_labels,
+    parsed,
+    selectors,
+)
+from router.metric_table import TABLE as ROUTER
+from worker.metric_table import PROCESS_LABELS
+from worker.metric_table import TABLE as WORKER
+
+SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
+QUERIES = [*dashboard_queries(), *alert_queries()]
+# Of Prometheus' own library; Prometheus adds where it scraped.
+PROCESS = {
+    name: {"worker", "role", "instance"}
+    for name in ("process_cpu_seconds_total", "process_resident_memory_bytes")
+}
+SCRAPED = {"instance"}
+
+
+def labels_of(spec: MetricSpec, more: tuple[str, ...] = ()) -> dict[str, set[str]]:
+    bucket = {"le"} if spec.kind is MetricKind.HISTOGRAM else set()
+    return {name: {*spec.labels, *more, *bucket, *SCRAPED} for name in spec.samples}
+
+
+KNOWN = {
+    **PROCESS,
+    **{k: v for spec in (*ROUTER, *CONTROLLER) for k, v in labels_of(spec).items()},
+    **{k: v for spec in WORKER for k, v in labels_of(spec, PROCESS_LABELS).items()},
+}
+
+
+def test_no_two_processes_have_a_metric_of_the_same_name() -> None:
+    names = [spec.name for spec in (*ROUTER, *WORKER, *CONTROLLER)]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("script", ["metrics", "dashboards"])
+def test_what_is_generated_is_fresh(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--check"])
+    found = runpy.run_path(str(SCRIPTS / script))
+    assert found["main"]() == 0, f"run scripts/{script}"
+
+
+def test_there_is_a_dashboard_for_each_subject() -> None:
+    names = {file.stem for file in dashboard_files()}
+    assert names == {"serving", "pools", "edges", "router", "tenants"}
+    assert alert_files()
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.where)
+def test_a_query_asks_for_metrics_and_labels_that_exist(query: Query) -> None:
+    parsed(query)
+    asked = selectors(query)
+    assert asked
+    there: set[str] = set()
+    for selector in asked:
+        assert selector.metric in KNOWN, query.where
+        assert selector.labels <= KNOWN[selector.metric], (query.where, selector)
+        there |= KNOWN[selector.metric]
+    assert grouped_labels(query) <= there, query.where
+    assert query.shown <= there, query.where
+
+
+def test_a_query_that_asks_for_something_else_is_found() -> None:
+    wrong = Query("x", 'sum by (nobody) (rate(crossdock_nothing_total{a="b"}[5m]))', frozenset())
+    (selector,) = selectors(wrong)
+    assert selector.metric not in KNOWN
+    assert selector.labels == {"a"}
+    assert grouped_labels(wrong) == {"nobody"}
+    with pytest.raises(ValueError, match="x: "):
+        parsed(Query("x", "sum(", frozenset()))
+
+
+def test_alerts_say_how_bad_it_is_and_what_to_do() -> None:
+    rules = dict(alert_rules())
+    assert len({rule["alert"] for rule in rules.values()}) == len(rules)
+    for where, rule in rules.items():
+        assert rule["labels"]["severity"] in ("info", "warning", "critical"), where
+        assert rule["for"], where
+        assert set(rule["annotations"]) == {"summary", "description"}, where
+
+
+def test_every_alert_that_the_operator_needs_is_there() -> None:
+    names = {rule["alert"] for _, rule in alert_rules()}
+    assert names >= {
+        *("CrossdockSLOBurnFast", "CrossdockSLOBurnSlow", "CrossdockNoKVEvents"),
+        *("CrossdockOrphanBlocks", "CrossdockSlowEdge", "CrossdockRatioImbalance"),
+    }
