@@ -193,14 +193,20 @@ class Prefiller:
         match message:
             case Ticket():
                 phases.end(key, Phase.RESERVE, now)
+                if attempt.push.state is PushState.COMMITTING:
+                    self._begin_transfer(key, now)
             case Ack() if attempt.push.state is PushState.COMMITTING:
                 phases.end(key, Phase.TRANSFER, now)
                 phases.begin(key, Phase.COMMIT, now)
             case Committed() if attempt.push.state is PushState.RELEASED:
-                # Without an ack in between D had verified all before the prompt was computed.
-                phases.begin_once(key, Phase.COMMIT, now)
                 phases.end(key, Phase.COMMIT, now)
                 phases.finish(key)
+
+    def _begin_transfer(self, key: AttemptKey, now: float) -> None:
+        """All is computed and has a ticket. Without an ack from now on nothing was left to copy."""
+        self._phases.begin(key, Phase.TRANSFER, now)
+        self._phases.end(key, Phase.TRANSFER, now)
+        self._phases.begin(key, Phase.COMMIT, now)
 
     def _on_decode_lost(self, event: DecodeLost) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
@@ -251,7 +257,7 @@ class Prefiller:
         if chunk.error:
             return self._give_up(attempt, chunk.error)
         if chunk.first_tokens:
-            self._phases.move(chunk.key, Phase.PREFILL, Phase.TRANSFER, now)
+            self._phases.end(chunk.key, Phase.PREFILL, now)
             finishes = [self._finish_reason(attempt.submit.params, t) for t in chunk.first_tokens]
             ended = tuple(finish for finish in finishes if finish is not None)
             if len(ended) == len(finishes):
@@ -259,6 +265,7 @@ class Prefiller:
         commands = attempt.push.on_computed(chunk.computed, now)
         if chunk.first_tokens:
             commands += attempt.push.on_sampled(chunk.first_tokens)
+            self._begin_transfer(chunk.key, now)
         return self._carry_out(attempt, commands)
 
     def _give_up(self, attempt: Attempt, error: str) -> list[PrefillerCommand]:

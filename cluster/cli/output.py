@@ -38,11 +38,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
 
 
 def plain(message: Any) -> dict[str, Any]:
-    """A protobuf message as plain data: all fields, 64-bit numbers as numbers."""
+    """A protobuf message as plain data: all fields, 64-bit numbers as numbers; an optional one that
+    is not set is None."""
     result: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
-        if field.message_type is None:
+        if field.message_type is None and field.has_presence and not message.HasField(field.name):
+            result[field.name] = None
+        elif field.message_type is None:
             result[field.name] = list(value) if field.is_repeated else value
         elif field.is_repeated:
             result[field.name] = [plain(item) for item in value]

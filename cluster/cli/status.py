@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from cluster.cli.admin_call import fetch_status
 from cluster.cli.options import AddressOption, ClusterNameOption, admin_address
 from cluster.cli.output import Output, OutputOption, emit, plain, print_table
+from cluster.cli.watch import watch
 
 
 def status(
@@ -17,14 +19,29 @@ def status(
     validate: Annotated[
         bool, typer.Option("--validate", help="Let every worker check its invariants.")
     ] = False,
+    watching: Annotated[
+        bool, typer.Option("--watch", help="Live, with rates and latencies, until interrupted.")
+    ] = False,
+    interval: Annotated[
+        float, typer.Option(min=0.2, max=3600, help="Seconds between two looks of --watch.")
+    ] = 2.0,
+    refreshes: Annotated[
+        int | None, typer.Option(min=1, help="End --watch after so many looks.")
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Workers, their load and cache, and how many KV bytes moved between them and how.
 
     Of a worker of several ranks the cores of each are shown, "?" for one that does not answer, and
-    edges are between ranks: prefill-0/2 is rank 2 of prefill-0.
+    edges are between ranks: prefill-0/2 is rank 2 of prefill-0. --watch shows rates and latencies
+    of the last half minute instead (docs/METRICS.md); as JSON a line each time.
     """
-    found = plain(fetch_status(admin_address(address, name), validate))
+    at = admin_address(address, name)
+    if watching:
+        with contextlib.suppress(KeyboardInterrupt):
+            watch(at, interval, refreshes, output)
+        return
+    found = plain(fetch_status(at, validate))
     emit(found, output, lambda: _print(found))
     if any(worker["state"] == "unreachable" for worker in found["workers"]):
         raise typer.Exit(1)
@@ -34,7 +51,8 @@ def _print(found: dict[str, Any]) -> None:
     print(f"model {found['model']}  grpc {found['grpc_address']}  http {found['http_address']}")
     ratio = f"{found['prefill_wanted']}P:{found['decode_wanted']}D"
     settled = "" if found["settled"] else "  (changing)"
-    print(f"pools {ratio}{settled}  restarts {found['restarts']}\n")
+    used = [_percent(found[f"{pool}_utilization"]) for pool in ("prefill", "decode")]
+    print(f"pools {ratio}{settled}  used {' : '.join(used)}  restarts {found['restarts']}\n")
     print_table(
         ["worker", "tp×pp", "state", "endpoint", "cores", "kernels", "run", "wait", "free",
          "cached", "leased", "prefilled", "decoded", "preempted"],
@@ -50,6 +68,10 @@ def _print(found: dict[str, Any]) -> None:
             ["from", "to", "transport", "blocks", "KV bytes", "why not faster"],
             [_edge_row(edge, worker["worker"], split) for edge, worker in edges],
         )
+
+
+def _percent(share: float | None) -> str:
+    return "?" if share is None else f"{share:.0%}"
 
 
 def _worker_row(worker: dict[str, Any]) -> list[object]:

@@ -61,6 +61,26 @@ def test_a_handed_off_prompt() -> None:
     }
 
 
+def test_what_comes_before_the_ticket_is_waiting_for_it_and_not_transfer() -> None:
+    desk = Desk()
+    desk.step(planned=2.0, completed=3.0)
+    desk.step(planned=3.0, completed=4.0)
+    desk.hear(Ticket(KEY, 5, 0), 5.0)
+    desk.hear(Ack(KEY, 5, 3, ()), 5.5)
+    desk.hear(Committed(KEY, 5), 5.5)
+    assert desk.seen[Phase.RESERVE] == 4.0
+    assert (desk.seen[Phase.TRANSFER], desk.seen[Phase.COMMIT]) == (0.5, 0.0)
+
+
+def test_blocks_that_the_decode_worker_holds_take_no_transfer() -> None:
+    desk = Desk()
+    desk.hear(Ticket(KEY, 5, 3), 1.5)
+    desk.step(planned=2.0, completed=3.0)
+    desk.step(planned=3.0, completed=4.0)
+    desk.hear(Committed(KEY, 5), 4.5)
+    assert (desk.seen[Phase.TRANSFER], desk.seen[Phase.COMMIT]) == (0.0, 0.5)
+
+
 def test_a_prompt_whose_first_token_ends_it_has_no_handoff() -> None:
     desk = Desk()
     desk.step(planned=2.0, completed=3.0)

@@ -1,0 +1,91 @@
+"""`crossdock status --watch`: the same live, until it is interrupted."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from cluster.cli.admin_call import fetch_status
+from cluster.cli.output import Output, plain
+from core.errors import Unavailable
+
+if TYPE_CHECKING:
+    from cluster.live.scrape import Interval
+
+_TIMEOUT_S = 10.0
+# Rates and percentiles are of so long: a shorter time has too few requests to say much.
+_WINDOW_S = 30.0
+# Until there is something to show.
+_FIRST_WAIT_S = 1.0
+_ANY_HOST = ("0.0.0.0", "[::]")
+
+
+def watch(address: str, interval_s: float, refreshes: int | None, output: Output) -> None:
+    """Shows the cluster at ``address`` every ``interval_s`` seconds, ``refreshes`` times (None:
+    until it is interrupted); as JSON a line each. Raises ``Unavailable``."""
+    frames = islice(_frames(address, interval_s), refreshes)
+    if output is Output.JSON:
+        for frame in frames:
+            print(json.dumps(frame), flush=True)
+        return
+    _show(frames)
+
+
+def _show(frames: Iterator[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from cluster.live.tables import draw
+
+    console = Console()
+    if not console.is_terminal:
+        for frame in frames:
+            console.print(draw(frame))
+        return
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        for frame in frames:
+            live.update(draw(frame), refresh=True)
+
+
+def _frames(address: str, interval_s: float) -> Iterator[dict[str, Any]]:
+    from cluster.live.frame import make_frame
+
+    for status, interval in _intervals(address, interval_s):
+        yield make_frame(status, interval)
+
+
+def _intervals(address: str, interval_s: float) -> Iterator[tuple[dict[str, Any], Interval]]:
+    """The status, and what was scraped then and some time before, at most the window."""
+    from cluster.live.scrape import Interval, Scrape
+
+    scrapes: deque[Scrape] = deque()
+    while True:
+        status = plain(fetch_status(address))
+        text = _fetch(status["http_address"], address)
+        scrapes.append(Scrape.parse(text, time.monotonic()))
+        while len(scrapes) > 2 and scrapes[-1].at - scrapes[1].at >= _WINDOW_S:
+            scrapes.popleft()
+        if len(scrapes) > 1:
+            yield status, Interval(scrapes[0], scrapes[-1])
+        time.sleep(interval_s if len(scrapes) > 1 else min(interval_s, _FIRST_WAIT_S))
+
+
+def _fetch(http_address: str, admin: str) -> str:
+    """All metrics, through the router."""
+    if not http_address:
+        raise Unavailable("the cluster has no router yet; try again", reason="NOT_READY")
+    host, _, port = http_address.rpartition(":")
+    if host in _ANY_HOST:
+        host = admin.rpartition(":")[0]
+    url = f"http://{host}:{port}/metrics/cluster"
+    try:
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+            return str(response.read().decode())
+    except (OSError, urllib.error.URLError) as error:
+        raise Unavailable(f"no metrics from {url}: {error}", reason="NO_ANSWER") from None
