@@ -6,6 +6,8 @@ That these metrics are told by a real cluster is checked in ``tests/system/test_
 from __future__ import annotations
 
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -107,3 +109,12 @@ def test_every_alert_that_the_operator_needs_is_there() -> None:
         *("CrossdockSLOBurnFast", "CrossdockSLOBurnSlow", "CrossdockNoKVEvents"),
         *("CrossdockOrphanBlocks", "CrossdockSlowEdge", "CrossdockRatioImbalance"),
     }
+
+
+def test_alerts_fire_in_trouble_and_are_silent_in_health() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (it comes with Prometheus)")
+    rules = Path(__file__).parent / "alerts_fire.yaml"
+    done = subprocess.run([promtool, "test", "rules", str(rules)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
