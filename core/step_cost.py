@@ -35,31 +35,34 @@ class CostModel:
     layers_of_window: tuple[tuple[int | None, int], ...]
 
     def of(self, plan: StepPlan) -> StepCost:
+        all_layers = sum(layers for _, layers in self.layers_of_window)
+        windowed = [(w, layers) for w, layers in self.layers_of_window if w is not None]
+        full_layers = all_layers - sum(layers for _, layers in windowed)
         rows = draws = pairs = context = 0
         for piece in plan.slices:
-            count = len(piece.tokens)
+            start, count = piece.start, len(piece.tokens)
             rows += count
             draws += bool(piece.samples)
-            for window, layers in self.layers_of_window:
-                pairs += layers * seen_pairs(piece.start, count, window)
-                context += layers * read_context(piece.start, count, window)
-        written = rows * sum(layers for _, layers in self.layers_of_window)
+            # As `seen_pairs` and `read_context` without a window: this runs for every sequence.
+            pairs += full_layers * (count * start + count * (count + 1) // 2)
+            context += full_layers * start
+            for window, layers in windowed:
+                pairs += layers * seen_pairs(start, count, window)
+                context += layers * read_context(start, window)
         products = 2 * (rows * self.layer_weights + draws * self.head_weights)
         weights = self.layer_weights + (self.head_weights if draws else 0)
         return StepCost(
             flops=products + 4 * pairs * self.head_size,
-            bytes=(weights + self.kv_size * (context + written)) * self.itemsize,
+            bytes=(weights + self.kv_size * (context + rows * all_layers)) * self.itemsize,
         )
 
 
-def seen_pairs(start: int, count: int, window: int | None) -> int:
-    """(query, key) pairs of one layer: token i sees min(start + i + 1, window) tokens."""
-    if window is None or start + count <= window:
-        return count * start + count * (count + 1) // 2
-    growing = max(0, window - start)
+def seen_pairs(start: int, count: int, window: int) -> int:
+    """(query, key) pairs of one layer: the token at i sees min(i + 1, window) tokens."""
+    growing = min(count, max(0, window - start))
     return growing * start + growing * (growing + 1) // 2 + (count - growing) * window
 
 
-def read_context(start: int, count: int, window: int | None) -> int:
+def read_context(start: int, window: int) -> int:
     """Tokens before the slice whose K and V it reads in one layer."""
-    return start if window is None else min(start, window - 1)
+    return min(start, window - 1)

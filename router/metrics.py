@@ -10,7 +10,7 @@ from collections import Counter as CountOf
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -66,6 +66,7 @@ class Metrics(Collector):
         self._tenant = tenant
         self._slo = slo or SloTargets()
         self._tenants = BoundedLabel(MAX_TENANTS)
+        self._generated_of: dict[str, Counter] = {}
         self._kv_events: CountOf[str] = CountOf()
         self._state = RouterState()
         self._registry = CollectorRegistry()
@@ -150,7 +151,14 @@ class Metrics(Collector):
         self._requests.labels(self._tenant, DEFAULT_CLASS, _REFUSED).inc()
 
     def generated(self, tenant: str, tokens: int) -> None:
-        self._generated.labels(self._tenants.of(tenant)).inc(tokens)
+        counter = self._generated_of.get(tenant)
+        if counter is None:
+            label = self._tenants.of(tenant)
+            counter = self._generated.labels(label)
+            if label == tenant:
+                # Looking it up by its labels takes longer than counting.
+                self._generated_of[tenant] = counter
+        counter.inc(tokens)
 
     def first_output(
         self, since_arrival_s: float, since_dispatch_s: float, placement: Placement | None

@@ -18,17 +18,22 @@ def piece(start: int, count: int, draws: bool) -> Slice:
     return Slice(start, start, tokens, np.zeros(1, dtype=np.int32), DRAW if draws else ())
 
 
-windows = st.none() | st.integers(1, 40)
-
-
-@given(st.integers(0, 60), st.integers(1, 60), windows)
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(1, 40))
 def test_each_token_sees_what_is_before_it_within_the_window(
-    start: int, count: int, window: int | None
+    start: int, count: int, window: int
 ) -> None:
-    seen = [min(i + 1, window or i + 1) for i in range(start, start + count)]
+    seen = [min(i + 1, window) for i in range(start, start + count)]
     assert seen_pairs(start, count, window) == sum(seen)
-    first_seen = max(0, start + 1 - (window or start + 1))
-    assert read_context(start, count, window) == start - min(first_seen, start)
+    first_seen = max(0, start + 1 - window)
+    assert read_context(start, window) == start - min(first_seen, start)
+
+
+@given(st.integers(0, 60), st.integers(1, 60), st.integers(200, 300))
+def test_a_window_that_is_never_full_changes_nothing(start: int, count: int, window: int) -> None:
+    plan = StepPlan((piece(start, count, draws=True),))
+    whole = CostModel(1000, 100, 8, 4, 2, ((None, 3),))
+    windowed = CostModel(1000, 100, 8, 4, 2, ((None, 1), (window, 2)))
+    assert whole.of(plan) == windowed.of(plan)
 
 
 def test_a_step_of_a_chunk_and_a_decoding_sequence() -> None:
