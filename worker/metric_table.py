@@ -46,6 +46,13 @@ EDGE_SLOW = gauge(
     "1: a faster transport was tried and did not work, or the peer was refused; else 0",
     *_EDGE,
 )
+RANK_UP = gauge("rank_up", "1: this rank of the worker told its numbers; 0: it did not", "rank")
+RANK_STEPS = counter("rank_steps", "Steps that this rank computed", "rank")
+RANK_BUSY = counter(
+    "rank_busy_seconds", "Seconds of these steps, waiting for other ranks within them too", "rank"
+)
+RANK_CPU = counter("rank_cpu_seconds", "Seconds of CPU time of its process", "rank")
+RANK_MEMORY = gauge("rank_resident_memory_bytes", "Memory that its process holds", "rank")
 ROUTERS = gauge("worker_routers", "Routers that are attached")
 
 TABLE = (
@@ -53,4 +60,5 @@ TABLE = (
     *(COMPUTED, RECOMPUTED, PREFIX_HITS, DECODED, PREEMPTIONS),
     *(STEPS, BUSY, STEP_TIME, FLOPS, BYTES, PEAK_FLOPS, PEAK_BANDWIDTH, PHASES),
     *(EDGE_BYTES, EDGE_BLOCKS, EDGE_TIME, EDGE_RESENT, EDGE_SLOW),
+    *(RANK_UP, RANK_STEPS, RANK_BUSY, RANK_CPU, RANK_MEMORY),
 )

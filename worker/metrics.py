@@ -41,7 +41,11 @@ class WorkerMetrics:
         self._phases.labels(phase.value).observe(seconds)
 
     def state(
-        self, brain: Brain[Any, Any], edges: Sequence[pb.EdgeStats], routers: int
+        self,
+        brain: Brain[Any, Any],
+        edges: Sequence[pb.EdgeStats],
+        ranks: Sequence[pb.RankStats],
+        routers: int,
     ) -> list[Metric]:
         """A snapshot; the caller holds the lock that guards ``brain``."""
         return [
@@ -49,6 +53,7 @@ class WorkerMetrics:
             *_blocks(brain),
             *_counters(brain),
             *_edges(edges),
+            *_ranks(ranks, self._settings.shape.num_ranks),
             single(table.ROUTERS, routers),
             *self._engine(),
         ]
@@ -122,3 +127,16 @@ def _edges(edges: Sequence[pb.EdgeStats]) -> Iterator[Metric]:
     yield each(table.EDGE_TIME, [e.seconds for e in edges])
     yield each(table.EDGE_RESENT, [e.resent_blocks for e in edges])
     yield each(table.EDGE_SLOW, [float(bool(e.detail)) for e in edges])
+
+
+def _ranks(ranks: Sequence[pb.RankStats], expected: int) -> Iterator[Metric]:
+    def each(spec: MetricSpec, values: Sequence[float]) -> Metric:
+        labels: list[Sequence[str]] = [(str(rank.rank),) for rank in ranks]
+        return family(spec, list(zip(labels, values, strict=True)))
+
+    told = {rank.rank for rank in ranks}
+    yield family(table.RANK_UP, [((str(i),), float(i in told)) for i in range(expected)])
+    yield each(table.RANK_STEPS, [rank.steps for rank in ranks])
+    yield each(table.RANK_BUSY, [rank.busy_s for rank in ranks])
+    yield each(table.RANK_CPU, [rank.cpu_s for rank in ranks])
+    yield each(table.RANK_MEMORY, [rank.resident_bytes for rank in ranks])

@@ -389,7 +389,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     async def render_metrics(self) -> bytes:
         """What `/metrics` of this worker shows."""
+        ranks = await self._replica.stats()
         with self.engine.lock:
             edges, routers = self.edge_stats(), self.streams.num_routers
-            state = self._metrics.state(self.brain, edges, routers)
+            state = self._metrics.state(self.brain, edges, ranks, routers)
         return self._metrics.render(state)

@@ -97,7 +97,7 @@ class Told:
     def scrape(self, at: float) -> Scrape:
         utilization = {"prefill": 0.95, "decode": 0.25}
         view = ClusterView("tiny", "", "", (), {}, Wanted(1, 1), 0, True, utilization)
-        worker = self.worker.render(self.worker.state(self.decoder, [self.edge], 1))
+        worker = self.worker.render(self.worker.state(self.decoder, [self.edge], [], 1))
         router = self.router.render(RouterState(known=["decode-0"], running=3, streaming=2))
         controller = ControllerMetrics(lambda: view, {}).render()
         return Scrape.parse(merge([router, worker, controller]).decode(), at)

@@ -33,10 +33,7 @@ from worker.metric_table import TABLE as WORKER
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 QUERIES = [*dashboard_queries(), *alert_queries()]
 # Of Prometheus' own library; Prometheus adds where it scraped.
-PROCESS = {
-    name: {"worker", "role", "instance"}
-    for name in ("process_cpu_seconds_total", "process_resident_memory_bytes")
-}
+PROCESS = {"process_cpu_seconds_total": {"worker", "role", "instance"}}
 SCRAPED = {"instance"}
 
 

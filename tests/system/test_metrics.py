@@ -100,6 +100,8 @@ def test_all_processes_tell_their_part(scraped: Scraped) -> None:
         assert value(count, phase=phase, worker="decode-0") == (4 if shared else 0)
     assert value("crossdock_edge_bytes_total", peer="prefill-0", worker="decode-0") > 0
     assert value("crossdock_orphan_blocks") == 0
+    assert value("crossdock_rank_up") == 2
+    assert value("crossdock_rank_resident_memory_bytes", worker="decode-0", rank="0") > 2**20
     assert value("crossdock_pool_hour_price", pool="prefill") == 2.5
     assert value("crossdock_scrape_success") == 3
 

@@ -25,6 +25,7 @@ SETTINGS = WorkerSettings("d0", Role.DECODE, "", num_blocks=10, shape=ParallelSh
 EDGE = pb.EdgeStats(
     peer="p0", transport="tcp", bytes=100, blocks=3, seconds=0.5, detail="shm: no", source_rank=1
 )
+RANK = pb.RankStats(rank=1, steps=3, busy_s=0.5, cpu_s=0.75, resident_bytes=100)
 
 
 def new_metrics() -> WorkerMetrics:
@@ -49,7 +50,7 @@ def plan(start: int, count: int) -> StepPlan:
 
 def told(metrics: WorkerMetrics, decoder: Decoder) -> dict[tuple[str, ...], float]:
     """By name and the labels beside those of the worker."""
-    text = metrics.render(metrics.state(decoder, [EDGE], 2)).decode()
+    text = metrics.render(metrics.state(decoder, [EDGE], [RANK], 2)).decode()
     values = {}
     for metric in text_string_to_metric_families(text):
         for sample in metric.samples:
@@ -100,3 +101,12 @@ def test_blocks_edges_and_phases() -> None:
     assert values["request_phase_seconds_sum", "reserve"] == 0.5
     assert values["request_phase_seconds_count", "commit"] == 0
     assert values["worker_routers",] == 2
+
+
+def test_every_rank_tells_its_part_or_is_missed() -> None:
+    values = told(new_metrics(), new_decoder())
+    assert (values["rank_up", "0"], values["rank_up", "1"]) == (0, 1)
+    assert values["rank_busy_seconds_total", "1"] == 0.5
+    assert values["rank_cpu_seconds_total", "1"] == 0.75
+    assert values["rank_resident_memory_bytes", "1"] == 100
+    assert ("rank_steps_total", "0") not in values

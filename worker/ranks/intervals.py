@@ -15,10 +15,12 @@ Result = TypeVar("Result")
 
 
 class StepIntervals:
-    """Of the last 64 steps, counted from 1. Written by one thread, read by others."""
+    """Of the last 64 steps, counted from 1; ``steps`` and ``busy_s`` (seconds) of all. Written by
+    one thread, read by others."""
 
     def __init__(self) -> None:
-        self._steps = 0
+        self.steps = 0
+        self.busy_s = 0.0
         self._kept: deque[tuple[int, float, float]] = deque(maxlen=_KEPT)
 
     def timed(self, execute: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -27,8 +29,10 @@ class StepIntervals:
         def timed_execute(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
             start = time.monotonic()
             result = execute(*args, **kwargs)
-            self._steps += 1
-            self._kept.append((self._steps, start, time.monotonic()))
+            end = time.monotonic()
+            self.steps += 1
+            self.busy_s += end - start
+            self._kept.append((self.steps, start, end))
             return result
 
         return timed_execute

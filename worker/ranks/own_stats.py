@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import time
+from pathlib import Path
 
 from core.worker_settings import RankSettings
 from crossdock.v1 import worker_pb2 as pb
 from engine.dtypes import torch_dtype
 from kernels.dispatch import description
 from worker.ranks.intervals import StepIntervals
+
+# In pages: all, resident, shared, … (Linux).
+_MEMORY = Path("/proc/self/statm")
 
 
 def own_stats(settings: RankSettings, intervals: StepIntervals) -> pb.RankStats:
@@ -22,4 +27,16 @@ def own_stats(settings: RankSettings, intervals: StepIntervals) -> pb.RankStats:
         threads=settings.threads,
         intervals=intervals.to_wire(),
         kernels=description(worker.device, torch_dtype(worker.dtype)),
+        steps=intervals.steps,
+        busy_s=intervals.busy_s,
+        cpu_s=time.process_time(),
+        resident_bytes=_resident_bytes(),
     )
+
+
+def _resident_bytes() -> int:
+    try:
+        pages = int(_MEMORY.read_text().split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -312,7 +312,7 @@ class WorkerStats(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., max_num_seqs: _Optional[int] = ..., busy_s: _Optional[float] = ..., metrics_address: _Optional[str] = ...) -> None: ...
 
 class RankStats(_message.Message):
-    __slots__ = ("rank", "pid", "host", "cores", "threads", "intervals", "kernels")
+    __slots__ = ("rank", "pid", "host", "cores", "threads", "intervals", "kernels", "steps", "busy_s", "cpu_s", "resident_bytes")
     RANK_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     HOST_FIELD_NUMBER: _ClassVar[int]
@@ -320,6 +320,10 @@ class RankStats(_message.Message):
     THREADS_FIELD_NUMBER: _ClassVar[int]
     INTERVALS_FIELD_NUMBER: _ClassVar[int]
     KERNELS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_S_FIELD_NUMBER: _ClassVar[int]
+    CPU_S_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     rank: int
     pid: int
     host: str
@@ -327,7 +331,11 @@ class RankStats(_message.Message):
     threads: int
     intervals: _containers.RepeatedCompositeFieldContainer[StepInterval]
     kernels: str
-    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., host: _Optional[str] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., intervals: _Optional[_Iterable[_Union[StepInterval, _Mapping]]] = ..., kernels: _Optional[str] = ...) -> None: ...
+    steps: int
+    busy_s: float
+    cpu_s: float
+    resident_bytes: int
+    def __init__(self, rank: _Optional[int] = ..., pid: _Optional[int] = ..., host: _Optional[str] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., intervals: _Optional[_Iterable[_Union[StepInterval, _Mapping]]] = ..., kernels: _Optional[str] = ..., steps: _Optional[int] = ..., busy_s: _Optional[float] = ..., cpu_s: _Optional[float] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
 
 class StepInterval(_message.Message):
     __slots__ = ("step", "start_s", "end_s")
