@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import grpc
 
+from cluster.plan import Slot
 from cluster.pool_messages import (
     DRAIN_LIMIT_S,
     DrainWorker,
@@ -67,6 +68,7 @@ class Operations(Protocol):
     @property
     def wanted(self) -> Wanted: ...
     async def change(self, wish: Wish) -> None: ...
+    async def leave_node(self, address: str, limit_s: float) -> tuple[Slot, ...]: ...
 
 
 class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
@@ -121,11 +123,25 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
     ) -> admin_pb2.WantedWorkers:
         return await self._change(lambda: FlipWorker(request.worker), context)
 
+    async def DrainNode(
+        self, request: admin_pb2.DrainNodeRequest, context: Context
+    ) -> admin_pb2.DrainNodeResponse:
+        try:
+            limit_s = _limit(request)
+            leaving = await self._running().leave_node(request.address, limit_s)
+        except Exception as error:
+            await abort(context, as_crossdock_error(error))
+        return admin_pb2.DrainNodeResponse(workers=sorted(slot.name for slot in leaving))
+
+    def _running(self) -> Operations:
+        operations = self._operations()
+        if operations is None:
+            raise refusal("the cluster is still starting; try again when it is ready")
+        return operations
+
     async def _change(self, wish: Callable[[], Wish], context: Context) -> admin_pb2.WantedWorkers:
         try:
-            operations = self._operations()
-            if operations is None:
-                raise refusal("the cluster is still starting; try again when it is ready")
+            operations = self._running()
             await operations.change(wish())
         except Exception as error:
             await abort(context, as_crossdock_error(error))
@@ -142,11 +158,15 @@ def _scale(request: admin_pb2.ScaleRequest) -> ScaleTo:
 
 
 def _drain(request: admin_pb2.DrainRequest) -> DrainWorker:
+    return DrainWorker(request.worker, replace=not request.no_replace, limit_s=_limit(request))
+
+
+def _limit(request: admin_pb2.DrainRequest | admin_pb2.DrainNodeRequest) -> float:
     limit = request.limit_s if request.HasField("limit_s") else DRAIN_LIMIT_S
     if math.isnan(limit) or not 0 <= limit <= MAX_DRAIN_LIMIT_S:
         fix = f"must be between 0 and {MAX_DRAIN_LIMIT_S:g} seconds"
         raise InvalidField("limit_s", limit, fix)
-    return DrainWorker(request.worker, replace=not request.no_replace, limit_s=limit)
+    return limit
 
 
 async def _worker_status(

@@ -22,6 +22,7 @@ from cluster.pool_messages import (
     DrainWorker,
     EndWorker,
     Event,
+    EvictWorker,
     GiveUp,
     KillWorker,
     Lost,
@@ -65,6 +66,8 @@ class WorkerPlaces(Protocol):
     async def settings(self, slot: Slot, beside: Slot | None = None) -> ReplicaSettings: ...
     def pass_on(self, slot: Slot, heir: Slot) -> None: ...
     def give_back(self, slot: Slot) -> None: ...
+    def on_address(self, address: str) -> tuple[Slot, ...]: ...
+    async def close_node(self, address: str, reason: str, limit_s: float) -> None: ...
 
 
 class Routers(Protocol):
@@ -161,6 +164,17 @@ class Controller:
                 raise _no_replacement(error) from None
             raise
         self._handle(wish)
+
+    async def leave_node(self, address: str, limit_s: float) -> tuple[Slot, ...]:
+        """All workers with a rank on the node at this IP address drain from now on, and nothing is
+        placed there any more. Returns them. Raises ``PreconditionFailed`` while the cluster
+        starts."""
+        # First: their replacements must not be placed there.
+        await self._places.close_node(address, "it is being drained", limit_s)
+        leaving = self._places.on_address(address)
+        for slot in leaving:
+            self._handle(EvictWorker(slot.name, limit_s))
+        return leaving
 
     async def stop(self, drain_s: float) -> None:
         """Let workers finish for ``drain_s`` seconds, then end them. No restarts from here on."""

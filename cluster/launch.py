@@ -1,7 +1,10 @@
 """Brings a whole cluster up in order, keeps it, and takes it down again: `crossdock serve`.
 
-Order: ports → model → Ray → placement → registry and admin → workers → router → ready.
+Order: ports → model → Ray → registry and admin → placement → workers → router → ready.
 Down: router (drains) → workers → registry and admin → Ray.
+
+With routers elsewhere (`crossdock controller`) it is the same without a router of its own: they
+follow the registry, and the numbers of replicas follow the config file.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 import grpc
@@ -23,21 +27,23 @@ from grpc_reflection.v1alpha import reflection
 from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
 from cluster.controller import Controller
-from cluster.demo_model import ensure_demo_model
 from cluster.gpu import require_gpu
-from cluster.memory_plan import plan_blocks, plan_max_model_len
+from cluster.memory_plan import PoolBlocks, plan_blocks, plan_max_model_len
 from cluster.metrics import ControllerMetrics
-from cluster.model_folder import ModelFolder, find_model, read_model_folder
+from cluster.model_folder import ModelFolder
 from cluster.places import Places
 from cluster.plan import POOLS, Slot, check_shapes, check_threads, list_slots
 from cluster.pool_utilization import PoolUtilization
 from cluster.ports import check_ports
 from cluster.progress import Progress
 from cluster.ray_cluster import RayCluster
+from cluster.ray_node import RayNode
 from cluster.registry import Registry
 from cluster.router_process import RouterOptions, RouterProcess
+from cluster.separate_router import locate_model, plan_blocks_elsewhere
 from cluster.stop_signal import StopSignal, first_of
 from cluster.wanted import Wanted
+from cluster.wanted_replicas import WantedReplicas
 from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
@@ -54,6 +60,19 @@ END_LIMIT_S = 25.0
 
 
 @dataclass(frozen=True, slots=True)
+class RoutersElsewhere:
+    """Routers follow the registry at ``registry_port``. ``ray_head``: host:port of the Ray cluster,
+    joined by a node of our own at ``own_address`` ("": Ray finds out); its head and nodes may take
+    ``patience_s`` seconds to come. ``config``: the file that the spec is from."""
+
+    registry_port: int
+    ray_head: str
+    own_address: str = ""
+    patience_s: float = 1800.0
+    config: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ServeOptions:
     """Where to serve, beside what (``spec``). Port 0: any free one. Times in seconds."""
 
@@ -64,6 +83,7 @@ class ServeOptions:
     admin_port: int = 50052
     ray_address: str | None = None
     drain_s: float = 30.0
+    elsewhere: RoutersElsewhere | None = None
 
 
 # Is told the gRPC, HTTP and admin addresses (host:port).
@@ -85,8 +105,7 @@ async def serve(
             return
         if tell_ready is not None:
             tell_ready(cluster.grpc_address, cluster.http_address, cluster.admin_address)
-        where = f"grpc={cluster.grpc_address} http={cluster.http_address}"
-        print(f"ready {where}", file=stdout, flush=True)
+        print(f"ready {cluster.doors}", file=stdout, flush=True)
         await first_of(asyncio.create_task(cluster.watch()), stop.drain)
     finally:
         progress.step("stopping")
@@ -105,7 +124,9 @@ class ServingCluster:
         self._options = options
         self._spec = options.spec
         self._progress = progress
-        self._ray = RayCluster(options.ray_address)
+        elsewhere = options.elsewhere
+        self._ray = RayCluster(elsewhere.ray_head if elsewhere else options.ray_address)
+        self._node = RayNode(elsewhere.ray_head, elsewhere.own_address) if elsewhere else None
         self._utilization = PoolUtilization(self._spec.slo.tpot)
         prices = {
             pool: price * self._spec.pools.of(pool).shape.num_ranks
@@ -118,8 +139,17 @@ class ServingCluster:
         self._controller: Controller | None = None
         self._router: RouterProcess | None = None
         self._servers: list[grpc.aio.Server] = []
+        self._following: asyncio.Task[None] | None = None
         self._model_name = ""
         self.admin_address = ""
+        self.registry_address = ""
+
+    @property
+    def doors(self) -> str:
+        """For the ready line."""
+        if self._options.elsewhere is not None:
+            return f"registry={self.registry_address} admin={self.admin_address}"
+        return f"grpc={self.grpc_address} http={self.http_address}"
 
     @property
     def grpc_address(self) -> str:
@@ -131,59 +161,68 @@ class ServingCluster:
 
     async def start(self) -> None:
         """Returns when prompts can be answered."""
-        options = self._options
-        check_ports(
-            options.host,
-            {
-                "--grpc-port": options.grpc_port,
-                "--http-port": options.http_port,
-                "--admin-port": options.admin_port,
-            },
-        )
+        elsewhere = self._options.elsewhere
+        self._check_ports()
         always = self._spec.router.disaggregation == "always"
         self._first_wanted().check_servable(always, "set pools.prefill.replicas to at least 1")
         await asyncio.to_thread(self._check_machine)
-        model = await asyncio.to_thread(self._find_model)
+        model = await asyncio.to_thread(locate_model, self._spec, self._progress)
         self._model_name = self._spec.served_model_name or model.name
         # Says what does not fit before Ray is started.
         check_shapes(self._spec, model)
-        blocks = plan_blocks(self._spec, model, available_memory())
+        blocks = self._plan_blocks(model)
         max_model_len = plan_max_model_len(self._spec, model, blocks)
         self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
+        if self._node is not None and elsewhere is not None:
+            await self._node.start(elsewhere.patience_s)
         await asyncio.to_thread(self._ray.start)
         self._after_ray()
         slots = list_slots(self._spec)
         places = Places(self._ray, self._spec, model, blocks)
-        await places.place_first(slots)
+        await self._metrics_door.start(self._options.host, self._spec.metrics.controller_port)
+        self._registry.metrics_address = self._metrics_door.address
+        await self._serve_registry()
+        await self._serve_admin()
+        await places.place_first(slots, elsewhere.patience_s if elsewhere else 0.0)
         if warning := places.exposure_warning:
             self._progress.note(warning)
-        await self._metrics_door.start(options.host, self._spec.metrics.controller_port)
-        self._registry.metrics_address = self._metrics_door.address
-        registry_port = await self._serve_registry()
-        await self._serve_admin()
         self._progress.step(f"starting {len(slots)} workers: {self._names(slots)}")
         self._controller = self._new_controller(places, slots)
         await self._controller.start()
-        await self._start_router(model, registry_port, max_model_len)
+        if elsewhere is None:
+            await self._start_router(model, max_model_len)
+        elif elsewhere.config is not None:
+            replicas = WantedReplicas(elsewhere.config, self._spec)
+            following = replicas.follow(self._controller.change, self._progress.note)
+            self._following = asyncio.create_task(following)
 
     async def watch(self) -> None:
-        """Raises ``Unavailable`` if the router ends, without which nothing can be answered."""
+        """Raises ``Unavailable`` if our router ends, without which nothing can be answered, or our
+        node of Ray, without which workers can't be reached."""
+        if self._node is not None:
+            code = await self._node.wait_closed()
+            raise Unavailable(f"the Ray node ended with exit code {code}", reason="RAY_UNAVAILABLE")
         assert self._router is not None
         code = await self._router.wait_closed()
         raise Unavailable(f"the router ended with exit code {code}", reason="ROUTER_FAILED")
 
     async def stop(self) -> None:
         """Drains, then takes everything down. Works at any point of the start."""
+        if self._following is not None:
+            self._following.cancel()
+        # When our router has drained, what is left on the workers has no reader.
+        drain_s = self._options.drain_s if self._router is None else 0.0
         if self._router is not None:
             await self._router.stop()
-        giving_up = threading.Timer(END_LIMIT_S, self._give_up)
+        giving_up = threading.Timer(drain_s + END_LIMIT_S, self._give_up)
         giving_up.daemon = True
         giving_up.start()
         if self._controller is not None:
-            # The router has drained: what is left on the workers has no reader.
-            await self._controller.stop(drain_s=0.0)
+            await self._controller.stop(drain_s)
         await self._stop_servers()
         await self._leave_ray()
+        if self._node is not None:
+            await self._node.stop()
         giving_up.cancel()
 
     def _give_up(self) -> None:
@@ -207,6 +246,8 @@ class ServingCluster:
         if self._controller is not None:
             self._controller.kill()
         await self._stop_servers()
+        if self._node is not None:
+            await self._node.stop()
         if not await asyncio.to_thread(self._ray.shutdown, KILL_PATIENCE_S):
             # Ray can't be interrupted while it starts or joins; what it started ends with us.
             os._exit(1)
@@ -225,10 +266,17 @@ class ServingCluster:
         if self._spec.engine.device == "cuda":
             require_gpu("engine.device")
 
-    def _find_model(self) -> ModelFolder:
-        wanted = self._spec.model
-        folder = find_model(wanted) if wanted else ensure_demo_model(self._progress)
-        return read_model_folder(folder)
+    def _check_ports(self) -> None:
+        options = self._options
+        ports = {"--grpc-port": options.grpc_port, "--http-port": options.http_port}
+        if options.elsewhere is not None:
+            ports = {"--registry-port": options.elsewhere.registry_port}
+        check_ports(options.host, ports | {"--admin-port": options.admin_port})
+
+    def _plan_blocks(self, model: ModelFolder) -> PoolBlocks:
+        if self._options.elsewhere is not None:
+            return plan_blocks_elsewhere(self._spec, model)
+        return plan_blocks(self._spec, model, available_memory())
 
     def _new_controller(self, places: Places, slots: Sequence[Slot]) -> Controller:
         return Controller(
@@ -249,11 +297,13 @@ class ServingCluster:
     async def _render_metrics(self) -> bytes:
         return self._metrics.render()
 
-    async def _serve_registry(self) -> int:
+    async def _serve_registry(self) -> None:
         server = _new_server()
         registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, server)
-        # Only the router asks it, and that lives with us.
-        return await self._listen(server, LOOPBACK, 0)
+        elsewhere = self._options.elsewhere
+        # A router of our own asks on loopback.
+        host, port = (self._options.host, elsewhere.registry_port) if elsewhere else (LOOPBACK, 0)
+        self.registry_address = f"{host}:{await self._listen(server, host, port)}"
 
     async def _serve_admin(self) -> None:
         server = _new_server()
@@ -270,12 +320,12 @@ class ServingCluster:
         self._servers.append(server)
         return bound
 
-    async def _start_router(self, model: ModelFolder, registry_port: int, max_len: int) -> None:
+    async def _start_router(self, model: ModelFolder, max_len: int) -> None:
         self._progress.step("starting the router")
         options = self._options
         self._router = await RouterProcess.start(
             RouterOptions(
-                registry=f"{LOOPBACK}:{registry_port}",
+                registry=self.registry_address,
                 model_folder=str(model.path),
                 served_model_name=self._model_name,
                 host=options.host,

@@ -8,6 +8,7 @@ Does not cover: Ray itself (``cluster.ray_cluster``), how many workers there sha
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
@@ -33,6 +34,8 @@ from engine.memory import available_memory
 # The first workers are waited for longer: a joined cluster may have to start nodes for them.
 FIRST_TIMEOUT_S = 60.0
 LATER_TIMEOUT_S = 10.0
+# Between two looks for the room of the first workers.
+ROOM_PAUSE_S = 5.0
 
 
 class Nodes(Protocol):
@@ -53,6 +56,7 @@ class Nodes(Protocol):
     ) -> None: ...
     def pass_on(self, slot: Slot, heir: Slot) -> None: ...
     def give_back(self, slot: Slot) -> None: ...
+    async def close_node(self, node_id: str, reason: str, limit_s: float) -> None: ...
 
 
 class Places:
@@ -76,9 +80,22 @@ class Places:
         self._on_loopback = True
         self._cores: dict[str, list[int]] = {}
 
-    async def place_first(self, slots: Sequence[Slot]) -> None:
-        """All or none. Raises ``Unavailable`` if there is no room for them, ``InvalidField`` if
-        there are fewer cores on a node than a rank is to have threads."""
+    async def place_first(self, slots: Sequence[Slot], patience_s: float = 0.0) -> None:
+        """All or none. Tries again for ``patience_s`` seconds: nodes may still be on their way.
+
+        Raises ``Unavailable`` if there is no room for them, ``InvalidField`` if there are fewer
+        cores on a node than a rank is to have threads."""
+        now = asyncio.get_running_loop().time
+        deadline = now() + patience_s
+        while True:
+            try:
+                return await self._place_first(slots)
+            except Unavailable:
+                if now() >= deadline:
+                    raise
+            await asyncio.sleep(ROOM_PAUSE_S)
+
+    async def _place_first(self, slots: Sequence[Slot]) -> None:
         needs = {slot: self._need(slot) for slot in slots}
         nodes = await self._nodes.place(needs, FIRST_TIMEOUT_S)
         with self._given_back_on_failure(slots):
@@ -135,6 +152,21 @@ class Places:
         elif slot in self._places:
             self._nodes.pass_on(slot, heir)
             self._places[heir] = self._places.pop(slot)
+
+    def on_address(self, address: str) -> tuple[Slot, ...]:
+        """Workers with a rank on the node at this IP address."""
+        here = self._nodes_at(address)
+        placed = self._places.items()
+        return tuple(slot for slot, ranks in placed if any(rank.node in here for rank in ranks))
+
+    async def close_node(self, address: str, reason: str, limit_s: float) -> None:
+        """Nothing is placed on the node at this IP address any more; it goes within the limit."""
+        for node in self._nodes_at(address):
+            await self._nodes.close_node(node, reason, limit_s)
+
+    def _nodes_at(self, address: str) -> set[str]:
+        known = self._nodes.node_addresses.items()
+        return {node for node, own in known if own == address}
 
     def give_back(self, slot: Slot) -> None:
         if self._places.pop(slot, None) is not None:

@@ -33,9 +33,10 @@ class Member:
 
     ``since`` is when ``state`` began; ``deaths`` counts those in quick succession. ``attached``:
     every router reaches it. ``retiring``: it serves until it can be spared, then drains for at most
-    ``drain_limit_s``. ``successor`` takes its place over when it has ended. ``beside`` is the
-    worker that this one replaces. ``busy`` is the number of requests that it had when it was last
-    asked; ``missed`` how many questions in a row it has not answered, since ``missed_since``.
+    ``drain_limit_s``; one that is ``evicted`` is not asked whether it can be. ``successor`` takes
+    its place over when it has ended. ``beside`` is the worker that this one replaces. ``busy`` is
+    the number of requests that it had when it was last asked; ``missed`` how many questions in a
+    row it has not answered, since ``missed_since``.
     """
 
     slot: Slot
@@ -49,6 +50,7 @@ class Member:
     detail: str = ""
     attached: bool = False
     retiring: bool = False
+    evicted: bool = False
     successor: Slot | None = None
     beside: Slot | None = None
     drain_limit_s: float = DRAIN_LIMIT_S
@@ -136,6 +138,15 @@ class DrainWorker:
 
 
 @dataclass(frozen=True, slots=True)
+class EvictWorker:
+    """A worker's place goes away: let it finish what it has from now on, and start another one as
+    soon as there is room."""
+
+    name: str
+    limit_s: float = DRAIN_LIMIT_S
+
+
+@dataclass(frozen=True, slots=True)
 class FlipWorker:
     """Drain a worker and start one of the other role in its place."""
 
@@ -151,6 +162,7 @@ Event = (
     | NotAnswered
     | ScaleTo
     | DrainWorker
+    | EvictWorker
     | FlipWorker
 )
 

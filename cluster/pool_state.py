@@ -22,6 +22,7 @@ from cluster.pool_messages import (
     DrainWorker,
     EndWorker,
     Event,
+    EvictWorker,
     FlipWorker,
     GiveUp,
     KillWorker,
@@ -110,7 +111,7 @@ class PoolState:
 
     def _decide(self, event: Event, now: float) -> list[Command]:
         match event:
-            case ScaleTo() | DrainWorker() | FlipWorker():
+            case ScaleTo() | DrainWorker() | EvictWorker() | FlipWorker():
                 return self._on_wish(event, now)
             case _:
                 return self._on_worker(event, now)
@@ -261,7 +262,7 @@ class PoolState:
         ready = [m for m in self._pool(pool) if m.state is MemberState.READY]
         for member in sorted((m for m in ready if m.retiring), key=_usefulness):
             others = sum(m.serving for m in self._pool(pool) if m.slot != member.slot)
-            if others < self.wanted.of(pool):
+            if others < self.wanted.of(pool) and not member.evicted:
                 detail = f"drains when {self.wanted.of(pool)} other {pool} workers serve"
                 self._put(replace(member, detail=detail))
                 continue
@@ -271,7 +272,7 @@ class PoolState:
         return commands
 
     def _retire(self, member: Member, now: float) -> list[Command]:
-        if member.state is MemberState.READY:
+        if member.state in (MemberState.READY, MemberState.DRAINING):
             self._put(replace(member, retiring=True))
             return []
         return self._remove(member, now)
@@ -282,7 +283,9 @@ class PoolState:
         if heir is None:
             return [EndWorker(member.slot)]
         self._put(replace(heir, state=MemberState.STARTING, since=now, detail=""))
-        return [EndWorker(member.slot, heir.slot), StartWorker(heir.slot)]
+        # A place that goes away is no place for anybody.
+        passed_to = None if member.evicted else heir.slot
+        return [EndWorker(member.slot, passed_to), StartWorker(heir.slot)]
 
     def _unreplaced(self, pool: str) -> Slot | None:
         """A worker that leaves and whose cores nobody has been promised yet."""

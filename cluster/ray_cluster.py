@@ -8,10 +8,12 @@ environment of Ray (``cluster.ray_environment``).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,10 @@ class RayCluster:
         if slot in self._rooms:
             release([self._rooms.pop(slot)])
 
+    async def close_node(self, node_id: str, reason: str, limit_s: float) -> None:
+        """Ray places nothing there any more, and takes the node for dead after the limit."""
+        await asyncio.to_thread(_drain_node, node_id, reason, limit_s)
+
     async def node_cores(self, node_id: str) -> list[int]:
         """CPU cores that a worker on this node may use. Raises ``Unavailable`` if nobody there
         answers, because the node died for example."""
@@ -198,6 +204,17 @@ class RayCluster:
 def _capacities() -> dict[str, Resources]:
     """All resources of each node, by its id."""
     return {node: about["Resources"] for node, about in living_nodes().items()}
+
+
+def _drain_node(node_id: str, reason: str, limit_s: float) -> None:
+    from ray.core.generated import autoscaler_pb2
+
+    client = _ray()._raylet.GcsClient(address=_ray().get_runtime_context().gcs_address)
+    deadline_ms = int((time.time() + limit_s) * 1000)
+    preempted = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    accepted, refusal = client.drain_node(node_id, preempted, reason, deadline_ms)
+    if not accepted:
+        raise Unavailable(f"Ray does not drain node {node_id}: {refusal}", reason="RAY_UNAVAILABLE")
 
 
 def _require_loopback() -> None:

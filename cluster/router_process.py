@@ -44,8 +44,11 @@ class RouterOptions:
 
     def command(self) -> list[str]:
         # -P: a file in the current directory must not hide our modules.
+        return [sys.executable, "-P", "-m", "router.main", *self.arguments(), "--die-with-parent"]
+
+    def arguments(self) -> list[str]:
+        """For ``router.main.main``."""
         return [
-            *(sys.executable, "-P", "-m", "router.main"),
             *("--registry", self.registry),
             *("--model", self.model_folder),
             *("--served-model-name", self.served_model_name),
@@ -59,7 +62,6 @@ class RouterOptions:
             *("--slo-ttft-s", f"{self.slo_ttft_s:g}"),
             *("--slo-tpot-s", f"{self.slo_tpot_s:g}"),
             *(("--vllm-metric-names",) if self.vllm_names else ()),
-            "--die-with-parent",
         ]
 
 

@@ -17,10 +17,15 @@ def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) 
     Raises ``InvalidField`` if the file can't be read, is not YAML, or says what can't be served,
     or if a file that it names for ``tls`` can't be used.
     """
-    spec = make_spec(_read(path) if path else None, overrides)
+    spec = read_spec(path, overrides)
     if spec.tls is None:
         return spec
     return spec.model_copy(update={"tls": usable_tls(spec.tls)})
+
+
+def read_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
+    """As ``load_spec``, for a process that needs none of the files of ``tls``."""
+    return make_spec(_read(path) if path else None, overrides)
 
 
 def _read(path: Path) -> Mapping[str, object]:

@@ -1,7 +1,8 @@
 """What an operator wants, as a change of the wanted numbers and of one worker. Pure.
 
-Covers: scaling, draining and flipping, and why one of them can't be done now. Does not cover: how
-the workers get there (``cluster.pool_state``), whether there is room (``cluster.places``).
+Covers: scaling, draining, evicting and flipping, and why one of them can't be done now. Does not
+cover: how the workers get there (``cluster.pool_state``), whether there is room
+(``cluster.places``).
 """
 
 from __future__ import annotations
@@ -9,12 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cluster.pool_messages import DrainWorker, FlipWorker, Member, MemberState, ScaleTo
+from cluster.pool_messages import (
+    DrainWorker,
+    EvictWorker,
+    FlipWorker,
+    Member,
+    MemberState,
+    ScaleTo,
+)
 from cluster.wanted import Wanted, refusal
 from core.errors import NotFound
 from core.request import Role
 
-Wish = ScaleTo | DrainWorker | FlipWorker
+Wish = ScaleTo | DrainWorker | EvictWorker | FlipWorker
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +45,8 @@ def plan_change(
             change, fix = _scale(wish, wanted)
         case DrainWorker():
             change, fix = _drain(wish, wanted, _find(wish.name, members))
+        case EvictWorker():
+            change, fix = _evict(wish, wanted, _find(wish.name, members)), ""
         case FlipWorker():
             change, fix = _flip(wanted, _find(wish.name, members))
     change.wanted.check_servable(prefill_required, fix)
@@ -62,6 +72,10 @@ def _drain(wish: DrainWorker, wanted: Wanted, member: Member) -> tuple[Change, s
     if not wish.replace:
         wanted = wanted.plus(member.slot.pool, -1)
     return Change(wanted, replace(member, drain_limit_s=wish.limit_s)), fix
+
+
+def _evict(wish: EvictWorker, wanted: Wanted, member: Member) -> Change:
+    return Change(wanted, replace(member, drain_limit_s=wish.limit_s, evicted=True))
 
 
 def _flip(wanted: Wanted, member: Member) -> tuple[Change, str]:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level = options.log_level.upper()
     logging.basicConfig(level=level, format="%(levelname)s %(name)s %(message)s")
     if options.die_with_parent:
-        _die_with_parent(parent)
+        die_with_parent(parent)
     try:
         uvloop.run(_serve(_settings(options)))
     except CrossdockError as error:
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Ask the kernel for SIGTERM when the parent dies, also if it died before we could ask."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM) != 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from cluster.progress import Progress
@@ -60,6 +60,29 @@ def wait_settled(
             shown = pending
         time.sleep(_POLL_S)
     return status
+
+
+def wait_gone(
+    address: str,
+    workers: Collection[str],
+    timeout_s: float,
+    progress: Progress,
+    now: Callable[[], float] = time.monotonic,
+) -> None:
+    """Until none of these ``workers`` is there any more. Raises ``Unavailable`` if that takes
+    longer than ``timeout_s``."""
+    end = now() + timeout_s
+    while left := _still_there(address, workers):
+        if now() >= end:
+            raise _too_late(timeout_s, f"{', '.join(left)} still there")
+        progress.step(f"waiting for {', '.join(left)}")
+        time.sleep(_POLL_S)
+
+
+def _still_there(address: str, workers: Collection[str]) -> list[str]:
+    if not workers:
+        return []
+    return [w.worker for w in fetch_status(address).workers if w.worker in workers]
 
 
 def describe_pending(status: Any) -> str:

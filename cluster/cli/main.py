@@ -17,6 +17,7 @@ def new_app() -> typer.Typer:
         background,
         bench,
         chat,
+        controller,
         doctor,
         generate,
         model,
@@ -41,8 +42,11 @@ def new_app() -> typer.Typer:
     app.command("generate")(generate.generate)
     app.command("chat")(chat.chat)
     app.command("status")(status.status)
+    app.command("controller")(controller.controller)
+    app.command("router")(controller.router)
     app.command("scale")(operate.scale)
     app.command("drain")(operate.drain)
+    app.command("drain-node")(operate.drain_node)
     app.command("flip")(operate.flip)
     app.command("profile")(profile.profile)
     app.command("doctor")(doctor.doctor)

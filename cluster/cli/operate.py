@@ -1,4 +1,4 @@
-"""`crossdock scale`, `drain` and `flip`: change a cluster while it serves."""
+"""`crossdock scale`, `drain`, `drain-node` and `flip`: change a cluster while it serves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cluster.cli.admin_call import call_admin, wait_settled
+from cluster.cli.admin_call import call_admin, wait_gone, wait_settled
 from cluster.cli.options import AddressOption, ClusterNameOption, admin_address
 from cluster.cli.output import Output, OutputOption, emit
 from cluster.progress import StderrProgress
@@ -20,6 +20,9 @@ WorkerArgument = Annotated[
 ]
 WaitOption = Annotated[
     bool, typer.Option("--wait/--no-wait", help="Return when it is done, or when it is accepted.")
+]
+DrainLimitOption = Annotated[
+    float, typer.Option(min=0.0, max=_MAX_DRAIN_S, help="Seconds to finish what it has.")
 ]
 TimeoutOption = Annotated[float, typer.Option(min=0.0, help="Seconds to wait.")]
 
@@ -56,9 +59,7 @@ def drain(
         bool,
         typer.Option("--replace/--no-replace", help="Start another first, or want one less."),
     ] = True,
-    limit: Annotated[
-        float, typer.Option(min=0.0, max=_MAX_DRAIN_S, help="Seconds to finish what it has.")
-    ] = 600.0,
+    limit: DrainLimitOption = 600.0,
     wait: WaitOption = True,
     timeout: TimeoutOption = 900.0,
     address: AddressOption = None,
@@ -76,6 +77,32 @@ def drain(
 
     request = admin_pb2.DrainRequest(worker=worker, no_replace=not replace, limit_s=limit)
     _change("Drain", request, admin_address(address, name), wait, timeout, output)
+
+
+def drain_node(
+    node: Annotated[str, typer.Argument(metavar="ADDRESS", help="IP address of the node.")],
+    limit: DrainLimitOption = 600.0,
+    wait: WaitOption = True,
+    timeout: TimeoutOption = 900.0,
+    address: AddressOption = None,
+    name: ClusterNameOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Empty a node of Ray that goes away: its workers finish what they have, and end.
+
+    They take nothing new from now on, whether others can take over or not; replacements are started
+    as soon as there is room on other nodes.
+    """
+    from crossdock.v1 import admin_pb2
+
+    door = admin_address(address, name)
+    request = admin_pb2.DrainNodeRequest(address=node, limit_s=limit)
+    workers = list(call_admin(door, "DrainNode", request).workers)
+    if wait:
+        wait_gone(door, workers, timeout, StderrProgress())
+    said = f"{', '.join(workers)} {'have ended' if wait else 'are leaving'}"
+    result = {"node": node, "workers": workers, "ended": wait}
+    emit(result, output, lambda: print(said if workers else f"no worker is on {node}"))
 
 
 def flip(

@@ -84,11 +84,16 @@ class FakeOperations:
         self.error = error
         self.wishes: list[Wish] = []
         self.wanted = Wanted(1, 2)
+        self.left = ("", 0.0)
 
     async def change(self, wish: Wish) -> None:
         self.wishes.append(wish)
         if self.error:
             raise self.error
+
+    async def leave_node(self, address: str, limit_s: float) -> tuple[Slot, ...]:
+        self.left = (address, limit_s)
+        return (P0, D0)
 
 
 @contextlib.asynccontextmanager
@@ -259,3 +264,18 @@ async def test_while_the_cluster_starts_nothing_can_be_changed() -> None:
     async with admin_stub(None) as stub:
         told = await error_of(stub.Flip(admin_pb2.FlipRequest(worker="d")))
     assert told.code is grpc.StatusCode.FAILED_PRECONDITION
+
+
+async def test_who_leaves_with_a_node_is_told_by_name() -> None:
+    operations = FakeOperations()
+    async with admin_stub(operations) as stub:
+        request = admin_pb2.DrainNodeRequest(address="10.0.0.7", limit_s=90.0)
+        assert list((await stub.DrainNode(request)).workers) == ["decode-0", "prefill-0"]
+        assert operations.left == ("10.0.0.7", 90.0)
+        await stub.DrainNode(admin_pb2.DrainNodeRequest(address="10.0.0.7"))
+        assert operations.left == ("10.0.0.7", 600.0)
+        refused = await error_of(stub.DrainNode(admin_pb2.DrainNodeRequest(limit_s=-1.0)))
+        assert "limit_s" in refused.message
+    async with admin_stub(None) as stub:
+        refused = await error_of(stub.DrainNode(admin_pb2.DrainNodeRequest(address="10.0.0.7")))
+        assert "still starting" in refused.message

@@ -63,6 +63,7 @@ class FakePlaces:
         self.heirs: dict[Slot, Slot] = {}
         self.taken: set[Slot] = set()
         self.full = False
+        self.closed: dict[str, float] = {}
 
     def check_room(self, slots: Sequence[Slot], heirs: Mapping[Slot, Slot]) -> None:
         self.heirs = dict(heirs)
@@ -79,6 +80,12 @@ class FakePlaces:
 
     def give_back(self, slot: Slot) -> None:
         self.taken.remove(slot)
+
+    def on_address(self, address: str) -> tuple[Slot, ...]:
+        return tuple(sorted(self.taken)) if address in self.closed else ()
+
+    async def close_node(self, address: str, reason: str, limit_s: float) -> None:
+        self.closed[address] = limit_s
 
 
 class Scene:
@@ -306,3 +313,13 @@ async def test_stop_ends_a_worker_that_drains(scene: Scene) -> None:
     scene.made[2].idle.set()
     await stopping
     assert all(worker.killed for worker in scene.made)
+
+
+async def test_when_a_node_goes_its_workers_drain_and_others_are_started(scene: Scene) -> None:
+    await scene.controller.start()
+    old = list(scene.made)
+    assert await scene.controller.leave_node("10.0.0.7", 90.0) == (D0, P0)
+    assert scene.places.closed == {"10.0.0.7": 90.0}
+    await scene.until_settled()
+    assert [worker.drained for worker in old] == [90.0, 90.0]
+    assert {member.slot.name for member in scene.controller.members} == {"prefill-1", "decode-1"}

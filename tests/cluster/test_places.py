@@ -37,6 +37,7 @@ class FakeNodes:
         self.answers = asyncio.Event()
         self.answers.set()
         self.failure: Exception | None = None
+        self.closed: list[str] = []
 
     async def place(
         self, needs: Mapping[Slot, ReplicaNeed], timeout_s: float, near: str | None = None
@@ -63,6 +64,9 @@ class FakeNodes:
 
     def give_back(self, slot: Slot) -> None:
         del self.placed[slot]
+
+    async def close_node(self, node_id: str, reason: str, limit_s: float) -> None:
+        self.closed.append(node_id)
 
 
 async def new_places(nodes: FakeNodes, settings: dict | None = None, free: int = 2**40) -> Places:
@@ -313,3 +317,40 @@ async def test_a_replica_that_lost_a_node_is_placed_anew_as_a_whole() -> None:
     told = await places.settings(D0)
     assert nodes.placed[D0] == ("a", "a")
     assert told.others[0].host == "10.0.0.1"
+
+
+async def test_all_workers_with_a_rank_on_a_node_are_found_by_its_address() -> None:
+    nodes = FakeNodes()
+    nodes.next_nodes = {D0: ("a", "b")}
+    places = await new_places(nodes, {"pools": {"decode": {"pipeline_parallel_size": 2}}})
+    assert places.on_address("10.0.0.1") == (P0, D0)
+    assert places.on_address("10.0.0.2") == (D0,)
+    assert places.on_address("10.0.0.3") == ()
+    await places.close_node("10.0.0.2", "it goes", 60.0)
+    await places.close_node("10.0.0.3", "it went before", 60.0)
+    assert nodes.closed == ["b"]
+
+
+class LateNodes(FakeNodes):
+    """Have room at the third look."""
+
+    looks = 0
+
+    async def place(
+        self, needs: Mapping[Slot, ReplicaNeed], timeout_s: float, near: str | None = None
+    ) -> dict[Slot, tuple[str, ...]]:
+        self.looks += 1
+        if self.looks < 3:
+            raise Unavailable("no node yet", reason="NOT_ENOUGH_RESOURCES")
+        return await super().place(needs, timeout_s, near)
+
+
+async def test_nodes_that_are_on_their_way_are_waited_for(monkeypatch) -> None:
+    monkeypatch.setattr("cluster.places.ROOM_PAUSE_S", 0.0)
+    spec = make_spec()
+    model = ModelFolder(Path("/models/tiny"), 2, 4, 4, 16, "float32", 100)
+    places = Places(LateNodes(), spec, model, PoolBlocks(8, 8))
+    await places.place_first(list_slots(spec), patience_s=60.0)
+    assert places.on_address("10.0.0.1") == (P0, D0)
+    with pytest.raises(Unavailable, match="no node yet"):
+        await Places(LateNodes(), spec, model, PoolBlocks(8, 8)).place_first(list_slots(spec))

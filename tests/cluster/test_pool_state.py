@@ -15,6 +15,7 @@ from cluster.pool_messages import (
     Drained,
     DrainWorker,
     EndWorker,
+    EvictWorker,
     FlipWorker,
     GiveUp,
     KillWorker,
@@ -467,6 +468,52 @@ def test_a_mixed_worker_is_not_flipped() -> None:
         serving(M0, M1).handle(FlipWorker("mixed-0"), 2.0)
 
 
+# A node goes away
+
+
+def test_a_worker_whose_node_goes_drains_at_once_and_another_one_is_started() -> None:
+    state = ready_pair()
+    commands = state.handle(EvictWorker("decode-0", 90.0), 5.0)
+    assert BeginDrain(D0, 90.0) in commands
+    assert begun(commands) == [D1]
+    assert state.wanted == Wanted(1, 1)
+    assert ended(state.handle(Drained(D0), 6.0)) == [D0]
+    become_serving(state, D1)
+    assert state.settled
+
+
+def test_without_room_elsewhere_its_replacement_is_tried_again() -> None:
+    state = ready_pair()
+    state.handle(EvictWorker("decode-0"), 5.0)
+    assert delays_of(state.handle(Lost(D1, "no room"), 15.0)) == [0.0]
+    state.handle(RestartDue(D1), 15.0)
+    assert delays_of(state.handle(Lost(D1, "no room"), 25.0)) == [0.5]
+
+
+def test_one_that_only_starts_there_ends_at_once() -> None:
+    state = ready_pair()
+    state.handle(Lost(D0, "killed"), 5.0)
+    commands = state.handle(EvictWorker("decode-0"), 6.0)
+    assert ended(commands) == [D0]
+    assert begun(commands) == [D1]
+
+
+def test_one_that_was_to_leave_later_leaves_now() -> None:
+    state = ready_pair()
+    assert not drains(state.handle(DrainWorker("decode-0"), 5.0))
+    assert drains(state.handle(EvictWorker("decode-0"), 6.0)) == [D0]
+    assert not drains(state.handle(EvictWorker("decode-0"), 7.0)), "once is enough"
+
+
+def test_who_was_to_take_its_place_over_gets_another_place() -> None:
+    state = serving(P0, D0, D1)
+    state.handle(FlipWorker("decode-1"), 5.0)
+    state.handle(EvictWorker("decode-1"), 6.0)
+    commands = state.handle(Drained(D1), 7.0)
+    assert EndWorker(D1, heir=None) in commands
+    assert begun(commands) == [P1]
+
+
 # Any order of events
 
 
@@ -486,6 +533,7 @@ class PoolLife(RuleBasedStateMachine):
         self.gone: set[Slot] = set()
         self.published: dict[Slot, tuple[int, bool]] = {}
         self.unattached: set[Slot] = set()
+        self.evicted: set[Slot] = set()
         self.epochs = 0
         for slot in self.FIRST:
             self.become_ready(slot)
@@ -516,7 +564,8 @@ class PoolLife(RuleBasedStateMachine):
                     for s in self.alive
                     if s.pool == slot.pool and s not in self.draining | self.unattached
                 }
-                assert len(others) >= self.state.wanted.of(slot.pool)
+                spared = len(others) >= self.state.wanted.of(slot.pool)
+                assert spared or slot in self.evicted
             case KillWorker(slot):
                 self.forget(slot)
             case EndWorker(slot, heir):
@@ -524,6 +573,7 @@ class PoolLife(RuleBasedStateMachine):
                 self.restarting.discard(slot)
                 self.gone.add(slot)
                 assert heir is None or heir not in self.alive
+                assert heir is None or slot not in self.evicted
             case GiveUp():
                 raise AssertionError("gave up a cluster that had been ready")
 
@@ -610,6 +660,12 @@ class PoolLife(RuleBasedStateMachine):
     @rule(data=st.data())
     def flip(self, data: st.DataObject) -> None:
         self.wish(FlipWorker(self.pick(data, slots(self.state)).name))
+
+    @rule(data=st.data())
+    def a_node_goes(self, data: st.DataObject) -> None:
+        slot = self.pick(data, slots(self.state))
+        self.evicted.add(slot)
+        self.wish(EvictWorker(slot.name))
 
     @invariant()
     def routers_know_who_lives_and_who_drains(self) -> None:

@@ -81,6 +81,20 @@ class FlipRequest(_message.Message):
     worker: str
     def __init__(self, worker: _Optional[str] = ...) -> None: ...
 
+class DrainNodeRequest(_message.Message):
+    __slots__ = ("address", "limit_s")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_S_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    limit_s: float
+    def __init__(self, address: _Optional[str] = ..., limit_s: _Optional[float] = ...) -> None: ...
+
+class DrainNodeResponse(_message.Message):
+    __slots__ = ("workers",)
+    WORKERS_FIELD_NUMBER: _ClassVar[int]
+    workers: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, workers: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class WantedWorkers(_message.Message):
     __slots__ = ("prefill", "decode")
     PREFILL_FIELD_NUMBER: _ClassVar[int]

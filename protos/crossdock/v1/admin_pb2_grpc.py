@@ -54,6 +54,11 @@ class ClusterAdminStub(object):
                 request_serializer=crossdock_dot_v1_dot_admin__pb2.FlipRequest.SerializeToString,
                 response_deserializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
                 _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/crossdock.v1.ClusterAdmin/DrainNode',
+                request_serializer=crossdock_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_admin__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
 
 
 class ClusterAdminServicer(object):
@@ -93,6 +98,15 @@ class ClusterAdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainNode(self, request, context):
+        """The node at an address goes away: nothing is placed there any more, and all workers with a rank
+        on it drain at once. Others are started as soon as there is room for them elsewhere. Repeating
+        it, or naming an address where no node is, has no effect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ClusterAdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -115,6 +129,11 @@ def add_ClusterAdminServicer_to_server(servicer, server):
                     servicer.Flip,
                     request_deserializer=crossdock_dot_v1_dot_admin__pb2.FlipRequest.FromString,
                     response_serializer=crossdock_dot_v1_dot_admin__pb2.WantedWorkers.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=crossdock_dot_v1_dot_admin__pb2.DrainNodeRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_admin__pb2.DrainNodeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -225,6 +244,33 @@ class ClusterAdmin(object):
             '/crossdock.v1.ClusterAdmin/Flip',
             crossdock_dot_v1_dot_admin__pb2.FlipRequest.SerializeToString,
             crossdock_dot_v1_dot_admin__pb2.WantedWorkers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.ClusterAdmin/DrainNode',
+            crossdock_dot_v1_dot_admin__pb2.DrainNodeRequest.SerializeToString,
+            crossdock_dot_v1_dot_admin__pb2.DrainNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
