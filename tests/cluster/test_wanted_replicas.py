@@ -19,6 +19,10 @@ def write(config: Path, decode: int, more: str = "") -> None:
     config.write_text(f"{{pools: {{decode: {{replicas: {decode}}}}}{more}}}")
 
 
+def damage(config: Path) -> None:
+    config.write_text("{pools: {decode:")
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "cluster.yaml"
@@ -83,7 +87,7 @@ async def test_a_file_that_is_being_written_ends_nothing(
 ) -> None:
     monkeypatch.setattr("cluster.wanted_replicas.PAUSE_S", 0.0)
     replicas, noted = WantedReplicas(config, read_spec(config)), asyncio.Queue[str]()
-    config.write_text("{pools: {decode:")
+    damage(config)
     cluster = Cluster(refusals=0)
     following = asyncio.create_task(replicas.follow(cluster.change, noted.put_nowait))
     assert "is not YAML" in await asyncio.wait_for(noted.get(), 10)

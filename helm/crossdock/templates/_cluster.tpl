@@ -1,0 +1,87 @@
+{{/* What follows from the ClusterSpec in `cluster`: the config file, and the shape of the pools. */}}
+
+{{- define "crossdock.device" -}}
+{{ dig "engine" "device" "cpu" .Values.cluster }}
+{{- end }}
+
+{{/* Takes {root, pool}: the settings of one pool as YAML. */}}
+{{- define "crossdock.pool" -}}
+{{ dig "pools" .pool dict .root.Values.cluster | toYaml }}
+{{- end }}
+
+{{- define "crossdock.replicas" -}}
+{{ dig "replicas" 1 (include "crossdock.pool" . | fromYaml) }}
+{{- end }}
+
+{{/* Takes {root, pool}: ranks of a replica. */}}
+{{- define "crossdock.ranks" -}}
+{{- $pool := include "crossdock.pool" . | fromYaml }}
+{{- mul (dig "tensor_parallel_size" 1 $pool) (dig "pipeline_parallel_size" 1 $pool) }}
+{{- end }}
+
+{{/* Takes {root, pool}: ranks in one pod. */}}
+{{- define "crossdock.ranksPerHost" -}}
+{{- $values := index .root.Values .pool }}
+{{- $ranks := int (include "crossdock.ranks" .) }}
+{{- $given := int $values.ranksPerHost }}
+{{- $most := int $values.maxRanksPerHost }}
+{{- if $given }}
+{{- if mod $ranks $given }}
+{{- fail (printf "%s.ranksPerHost = %d: must divide the %d ranks of a replica (cluster.pools.%s: tensor_parallel_size × pipeline_parallel_size)" .pool $given $ranks .pool) }}
+{{- end }}
+{{- $given }}
+{{- else }}
+{{- $hosts := div (add $ranks (sub $most 1)) $most }}
+{{- if mod $ranks $hosts }}
+{{- fail (printf "%s.ranksPerHost: the %d ranks of a replica can't be shared out evenly over pods of at most %d; set it to a divisor" .pool $ranks $most) }}
+{{- end }}
+{{- div $ranks $hosts }}
+{{- end }}
+{{- end }}
+
+{{- define "crossdock.hosts" -}}
+{{ div (int (include "crossdock.ranks" .)) (int (include "crossdock.ranksPerHost" .)) }}
+{{- end }}
+
+{{/* Takes {root, pool}: what a rank takes of Ray. A resource of the pool's own leads it to its pods. */}}
+{{- define "crossdock.rankResources" -}}
+{{- $pool := include "crossdock.pool" . | fromYaml }}
+{{- $own := dict (printf "crossdock_%s" .pool) 1 }}
+{{- $gpu := eq (include "crossdock.device" .root) "cuda" | ternary (dict "GPU" 1) dict }}
+{{- $given := get $pool "resources" }}
+{{- merge $own (default $gpu $given) | toYaml }}
+{{- end }}
+
+{{/* The folder: a name in `cluster.model` is one beside `model.path`. */}}
+{{- define "crossdock.modelPath" -}}
+{{- $given := get .Values.cluster "model" | default "" }}
+{{- if not $given }}
+{{- .Values.model.path }}
+{{- else if hasPrefix "/" $given }}
+{{- $given }}
+{{- else }}
+{{- printf "%s/%s" (dir .Values.model.path) $given }}
+{{- end }}
+{{- end }}
+
+{{/* cluster.yaml: `cluster` with what this chart knows better. */}}
+{{- define "crossdock.config" -}}
+{{- $config := deepCopy .Values.cluster }}
+{{- $_ := set $config "model" (include "crossdock.modelPath" .) }}
+{{- $pools := get $config "pools" | default dict }}
+{{- range $name := list "prefill" "decode" }}
+{{- $resources := include "crossdock.rankResources" (dict "root" $ "pool" $name) | fromYaml }}
+{{- $pool := get $pools $name | default dict }}
+{{- $_ := set $pools $name (set $pool "resources" $resources) }}
+{{- end }}
+{{- set $config "pools" $pools | toYaml }}
+{{- end }}
+
+{{/* The part of the config that takes a restart of controller and routers. */}}
+{{- define "crossdock.configChecksum" -}}
+{{- $config := include "crossdock.config" . | fromYaml }}
+{{- range $name := list "prefill" "decode" }}
+{{- $_ := unset (index $config "pools" $name) "replicas" }}
+{{- end }}
+{{- toYaml $config | sha256sum }}
+{{- end }}

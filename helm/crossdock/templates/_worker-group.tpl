@@ -1,0 +1,94 @@
+{{/* Takes {root, pool}: one worker group of the RayCluster. A replica of the pool is `numOfHosts`
+pods. The pods' own resource of Ray leads the pool's ranks to them. */}}
+{{- define "crossdock.workerGroup" -}}
+{{- $root := .root }}
+{{- $values := index .root.Values .pool }}
+{{- $perHost := int (include "crossdock.ranksPerHost" .) }}
+{{- $replicas := int (include "crossdock.replicas" .) }}
+{{- $labels := dict "app.kubernetes.io/component" .pool | merge (include "crossdock.selectorLabels" $root | fromYaml) }}
+groupName: {{ .pool }}
+replicas: {{ $replicas }}
+minReplicas: {{ $replicas }}
+maxReplicas: {{ $replicas }}
+numOfHosts: {{ include "crossdock.hosts" . }}
+rayStartParams:
+  resources: {{ printf "\"{\\\"crossdock_%s\\\": %d}\"" .pool $perHost | squote }}
+template:
+  metadata:
+    labels:
+      {{- include "crossdock.selectorLabels" $root | nindent 6 }}
+      app.kubernetes.io/component: {{ .pool }}
+      {{- with $values.podLabels }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+    {{- with $values.podAnnotations }}
+    annotations:
+      {{- toYaml . | nindent 6 }}
+    {{- end }}
+  spec:
+    {{- include "crossdock.podSpec" $root | nindent 4 }}
+    {{- include "crossdock.placement" (dict "root" $root "values" $values) | nindent 4 }}
+    {{- include "crossdock.topologySpread" (dict "constraints" $values.topologySpreadConstraints "labels" (toYaml $labels)) | nindent 4 }}
+    {{- with $values.runtimeClassName }}
+    runtimeClassName: {{ . }}
+    {{- end }}
+    # The drain, and what Ray takes to end.
+    terminationGracePeriodSeconds: {{ add $values.drainSeconds 60 }}
+    {{- include "crossdock.modelInitContainers" $root | nindent 4 }}
+    containers:
+      - name: ray-worker
+        {{- include "crossdock.container" $root | nindent 8 }}
+        env:
+          {{- include "crossdock.env" $root | nindent 10 }}
+        resources:
+          {{- include "crossdock.workerResources" . | nindent 10 }}
+        lifecycle:
+          preStop:
+            exec:
+              # Ray's shell would not pass a signal on.
+              command:
+                - bash
+                - -c
+                - >-
+                  crossdock drain-node "$POD_IP"
+                  --address {{ include "crossdock.controllerHost" $root }}:50052
+                  --limit {{ $values.drainSeconds }} --timeout {{ add $values.drainSeconds 30 }};
+                  ray stop --grace-period 10
+        startupProbe:
+          {{- include "crossdock.rayProbe" 60 | nindent 10 }}
+        livenessProbe:
+          {{- include "crossdock.rayProbe" 12 | nindent 10 }}
+        readinessProbe:
+          {{- include "crossdock.rayProbe" 3 | nindent 10 }}
+        volumeMounts:
+          {{- include "crossdock.volumeMounts" $root | nindent 10 }}
+          - name: shm
+            mountPath: /dev/shm
+    volumes:
+      {{- include "crossdock.volumes" $root | nindent 6 }}
+      - name: shm
+        emptyDir:
+          medium: Memory
+          sizeLimit: {{ $values.sharedMemory }}
+{{- end }}
+
+{{/* What Ray's agent on the node says of it. */}}
+{{- define "crossdock.rayProbe" -}}
+httpGet:
+  path: /api/healthz
+  port: 52365
+periodSeconds: 5
+timeoutSeconds: 5
+failureThreshold: {{ . }}
+{{- end }}
+
+{{/* Takes {root, pool}. */}}
+{{- define "crossdock.workerResources" -}}
+{{- $values := index .root.Values .pool }}
+{{- $resources := default .root.Values.resources $values.resources | deepCopy }}
+{{- if eq (include "crossdock.device" .root) "cuda" }}
+{{- $gpus := dict $values.gpuResource (int (include "crossdock.ranksPerHost" .)) }}
+{{- $_ := set $resources "limits" (merge (get $resources "limits" | default dict) $gpus) }}
+{{- end }}
+{{- toYaml $resources }}
+{{- end }}

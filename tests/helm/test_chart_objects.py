@@ -1,0 +1,95 @@
+"""What the chart renders is what Kubernetes and the operators take, and is what it was.
+
+Nothing here runs on a Kubernetes: schemas refuse unknown keys and wrong types, no more. After a
+change that is meant, `CROSSDOCK_WRITE_GOLDEN=1 pytest tests/helm` writes the golden files anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+from charts import CI, Manifest, ci_values, pod_templates, render
+
+HERE = Path(__file__).parent
+CUSTOM = {path.stem: path for path in (HERE / "schemas").glob("*.json")}
+KUBERNETES = "1.34"
+
+names = pytest.mark.parametrize("name", [path.stem.removesuffix("-values") for path in CI])
+
+
+def check_object(manifest: Manifest) -> None:
+    custom = CUSTOM.get(manifest["kind"])
+    if custom is not None:
+        jsonschema.validate(manifest, json.loads(custom.read_text()))
+    else:
+        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+
+
+def as_pod(template: Manifest) -> Manifest:
+    metadata = template.get("metadata", {}) | {"name": "checked"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+
+@names
+def test_every_object_is_what_its_kind_takes(name: str) -> None:
+    manifests = render(ci_values(name))
+    for manifest in manifests:
+        check_object(manifest)
+    for _, template in pod_templates(manifests):
+        check_object(as_pod(template))
+
+
+@names
+def test_every_object_is_what_it_was(name: str) -> None:
+    rendered = yaml.safe_dump_all(render(ci_values(name)), sort_keys=True, width=100)
+    golden = HERE / f"golden/{name}.yaml"
+    if os.environ.get("CROSSDOCK_WRITE_GOLDEN"):
+        golden.write_text(rendered)
+    assert rendered == golden.read_text(), "see the head of this file"
+
+
+def test_the_checks_find_what_is_wrong() -> None:
+    [cluster] = [m for m in render() if m["kind"] == "RayCluster"]
+    cluster["spec"]["workerGroups"] = []
+    with pytest.raises(jsonschema.ValidationError, match="workerGroups"):
+        check_object(cluster)
+    [router] = [m for m in render() if m["metadata"]["name"].endswith("-router")][:1]
+    router["spec"]["replcas"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="replcas"):
+        check_object(router)
+
+
+@names
+def test_objects_have_names_of_their_own_and_say_whose_they_are(name: str) -> None:
+    manifests = render(ci_values(name))
+    seen: set[tuple[str, str]] = set()
+    for manifest in manifests:
+        about: dict[str, Any] = manifest["metadata"]
+        assert (manifest["kind"], about["name"]) not in seen
+        seen.add((manifest["kind"], about["name"]))
+        assert about["labels"]["app.kubernetes.io/managed-by"] == "Helm"
+        assert len(about["name"]) <= 53
+
+
+@names
+def test_selectors_find_the_pods_that_they_mean(name: str) -> None:
+    manifests = render(ci_values(name))
+    labels = [template["metadata"]["labels"] for _, template in pod_templates(manifests)]
+    for manifest in manifests:
+        spec = manifest.get("spec", {})
+        selector = {
+            "Service": lambda spec=spec: spec["selector"],
+            "PodDisruptionBudget": lambda spec=spec: spec["selector"]["matchLabels"],
+            "Deployment": lambda spec=spec: spec["selector"]["matchLabels"],
+            "NetworkPolicy": lambda spec=spec: spec["podSelector"]["matchLabels"],
+        }.get(manifest["kind"])
+        if selector is not None:
+            wanted = selector().items()
+            assert any(wanted <= own.items() for own in labels), manifest["metadata"]["name"]

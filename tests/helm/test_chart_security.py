@@ -1,0 +1,139 @@
+"""Security settings of every pod, and what the network lets through."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from charts import CI, Manifest, ci_values, containers, pod_templates, render
+
+names = pytest.mark.parametrize("name", [path.stem.removesuffix("-values") for path in CI])
+
+COMPONENTS = ("head", "prefill", "decode", "controller", "router")
+
+
+@names
+def test_no_container_may_more_than_it_needs(name: str) -> None:
+    for pod, template in pod_templates(render(ci_values(name))):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] is True, pod
+        assert spec["securityContext"]["runAsUser"] > 0, pod
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, pod
+        assert spec["automountServiceAccountToken"] is False, pod
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), pod
+        for container in containers(template):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, pod
+            assert context["readOnlyRootFilesystem"] is True, pod
+            assert context["capabilities"] == {"drop": ["ALL"]}, pod
+            assert not context.get("privileged"), pod
+
+
+@names
+def test_no_volume_is_of_the_host(name: str) -> None:
+    for pod, template in pod_templates(render(ci_values(name))):
+        for volume in template["spec"].get("volumes", []):
+            assert "hostPath" not in volume, pod
+
+
+@names
+def test_what_is_written_to_goes_to_a_volume(name: str) -> None:
+    for pod, template in pod_templates(render(ci_values(name))):
+        for container in containers(template):
+            mounted = {mount["mountPath"] for mount in container.get("volumeMounts", [])}
+            assert "/tmp" in mounted, pod
+            assert {"name": "HOME", "value": "/tmp"} in container["env"], pod
+
+
+@names
+def test_every_serving_container_is_probed_and_bounded(name: str) -> None:
+    for pod, template in pod_templates(render(ci_values(name))):
+        if template.get("kind") == "Pod":
+            continue  # Runs once, as a test.
+        for container in template["spec"]["containers"]:
+            probes = {"startupProbe", "livenessProbe", "readinessProbe"}
+            assert probes <= container.keys(), pod
+            assert container["resources"]["limits"]["memory"], pod
+
+
+def allowed(policies: list[Manifest], component: str, direction: str) -> list[Manifest]:
+    """Rules of every policy that covers the pods of ``component``."""
+    rules = []
+    for policy in policies:
+        selector = policy["spec"]["podSelector"]
+        own = selector["matchLabels"].get("app.kubernetes.io/component")
+        among = [e["values"] for e in selector.get("matchExpressions", [])]
+        if own not in (None, component) or any(component not in values for values in among):
+            continue
+        rules += policy["spec"].get(direction, [])
+    return rules
+
+
+def admits(rule: Manifest, component: str, port: int) -> bool:
+    ports = rule.get("ports")
+    if ports is not None and port not in [p["port"] for p in ports]:
+        return False
+    return "from" not in rule or any(_is(peer, component) for peer in rule["from"])
+
+
+def _is(peer: dict[str, Any], component: str) -> bool:
+    selector = peer.get("podSelector", {})
+    if peer.get("namespaceSelector") is not None:
+        return False
+    own = selector.get("matchLabels", {}).get("app.kubernetes.io/component")
+    among = [e["values"] for e in selector.get("matchExpressions", [])]
+    return own in (None, component) and all(component in values for values in among)
+
+
+def network(values: dict[str, Any]) -> list[Manifest]:
+    return [m for m in render(values) if m["kind"] == "NetworkPolicy"]
+
+
+@names
+def test_all_pods_are_closed_both_ways_to_begin_with(name: str) -> None:
+    policies = network(ci_values(name))
+    [deny] = [p for p in policies if p["metadata"]["name"].endswith("default-deny")]
+    assert deny["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert not {"ingress", "egress"} & deny["spec"].keys()
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "port", "open_"),
+    [
+        ("controller", "head", 6379, True),
+        ("prefill", "head", 6379, True),
+        ("router", "head", 6379, False),
+        ("router", "controller", 50053, True),
+        ("router", "controller", 50052, False),
+        ("decode", "controller", 50052, True),
+        ("controller", "decode", 33333, True),
+        ("router", "decode", 33333, True),
+        ("prefill", "decode", 33333, True),
+        ("head", "decode", 33333, True),
+        ("stranger", "decode", 33333, False),
+        ("stranger", "controller", 50052, False),
+        ("stranger", "head", 8265, False),
+        ("stranger", "router", 50051, True),
+        ("stranger", "router", 22, False),
+    ],
+)
+def test_who_reaches_whom(source: str, target: str, port: int, open_: bool) -> None:
+    rules = allowed(network({}), target, "ingress")
+    assert any(admits(rule, source, port) for rule in rules) is open_
+
+
+def test_clients_can_be_named() -> None:
+    rules = allowed(network(ci_values("pd-gpu")), "router", "ingress")
+    assert not any(admits(rule, "stranger", 50051) for rule in rules)
+    peers = [peer for rule in rules for peer in rule["from"]]
+    assert {"namespaceSelector": {"matchLabels": {"llm-client": "true"}}} in peers
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_pods_call_names_and_each_other_and_nobody_else(component: str) -> None:
+    rules = allowed(network({}), component, "egress")
+    anywhere = [port for rule in rules if "to" not in rule for port in rule["ports"]]
+    assert {port["port"] for port in anywhere} == {53}
+    for rule in rules:
+        for peer in rule.get("to", []):
+            assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == "crossdock"

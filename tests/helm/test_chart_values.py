@@ -1,0 +1,76 @@
+"""What the chart's schema takes and refuses, and that it is as fresh as what it is made from."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+from charts import CHART, CI, ROOT, render
+
+# Severities of helm lint.
+INFO = 1
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(helm_python.HelmError) as refused:
+        render(values)
+    return str(refused.value)
+
+
+def test_schema_and_readme_are_fresh() -> None:
+    command = [sys.executable, str(ROOT / "scripts/helm-values"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("path", CI, ids=lambda path: path.stem)
+def test_helm_lint_has_nothing_to_say(path: Path) -> None:
+    report = helm_python.lint(CHART, yaml.safe_load(path.read_text()), strict=True)
+    assert not report["errors"]
+    assert not [m for m in report["messages"] if m["severity"] > INFO]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"replicaCount": 2}, "replicaCount"),
+        ({"router": {"replica": 2}}, "replica"),
+        ({"router": {"service": {"port": 1}}}, "port"),
+        ({"cluster": {"modle": "x"}}, "modle"),
+        ({"cluster": {"pools": {"decode": {"replica": 2}}}}, "replica"),
+        ({"model": {"source": "s3"}}, "source"),
+        ({"router": {"replicas": "2"}}, "replicas"),
+        ({"cluster": {"pools": {"decode": {"tensor_parallel_size": 0}}}}, "tensor_parallel_size"),
+        ({"cluster": {"engine": {"device": "tpu"}}}, "device"),
+    ],
+)
+def test_what_nobody_knows_is_refused_by_name(values: dict[str, Any], named: str) -> None:
+    assert named in refusal(values)
+
+
+@pytest.mark.parametrize("memory", ["512MiB", 536870912])
+def test_sizes_are_taken_as_the_config_takes_them(memory: object) -> None:
+    assert render({"cluster": {"kv": {"memory": memory}}})
+
+
+def test_replicas_that_no_pods_can_hold_are_refused_with_the_fix() -> None:
+    pools = {"decode": {"tensor_parallel_size": 6}}
+    values = {"cluster": {"pools": pools}, "decode": {"ranksPerHost": 4}}
+    assert "decode.ranksPerHost = 4: must divide the 6 ranks of a replica" in refusal(values)
+    pools = {"decode": {"tensor_parallel_size": 9}}
+    assert "can't be shared out evenly over pods of at most 8" in refusal(
+        {"cluster": {"pools": pools}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "named"),
+    [("pvc", "claimName"), ("imageVolume", "reference"), ("huggingface", "repository")],
+)
+def test_a_source_of_the_model_needs_its_name(source: str, named: str) -> None:
+    assert f"model.{source}.{named}" in refusal({"model": {"source": source}})
