@@ -68,6 +68,9 @@
 {{- define "crossdock.config" -}}
 {{- $config := deepCopy .Values.cluster }}
 {{- $_ := set $config "model" (include "crossdock.modelPath" .) }}
+{{- if .Values.tls.enabled }}
+{{- $_ := set $config "tls" (dict "ca" "/etc/crossdock-tls/ca.crt" "cert" "/etc/crossdock-tls/tls.crt" "key" "/etc/crossdock-tls/tls.key") }}
+{{- end }}
 {{- $pools := get $config "pools" | default dict }}
 {{- range $name := list "prefill" "decode" }}
 {{- $resources := include "crossdock.rankResources" (dict "root" $ "pool" $name) | fromYaml }}

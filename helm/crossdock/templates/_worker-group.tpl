@@ -62,10 +62,12 @@ template:
           {{- include "crossdock.rayProbe" 3 | nindent 10 }}
         volumeMounts:
           {{- include "crossdock.volumeMounts" $root | nindent 10 }}
+          {{- include "crossdock.tlsMount" $root | nindent 10 }}
           - name: shm
             mountPath: /dev/shm
     volumes:
       {{- include "crossdock.volumes" $root | nindent 6 }}
+      {{- include "crossdock.tlsVolume" $root | nindent 6 }}
       - name: shm
         emptyDir:
           medium: Memory

@@ -1,0 +1,20 @@
+{{/* Labels of the RayCluster that tell KubeRay's batch scheduler, or Kueue, what to do with it. */}}
+{{- define "crossdock.gangLabels" -}}
+{{- $gang := .Values.gangScheduling }}
+{{- if eq $gang.scheduler "volcano" }}
+ray.io/gang-scheduling-enabled: "true"
+{{- with $gang.queue }}
+volcano.sh/queue-name: {{ . }}
+{{- end }}
+{{- else if eq $gang.scheduler "yunikorn" }}
+ray.io/gang-scheduling-enabled: "true"
+yunikorn.apache.org/app-id: {{ include "crossdock.fullname" . }}
+{{- with $gang.queue }}
+yunikorn.apache.org/queue: {{ . }}
+{{- end }}
+{{- else if eq $gang.scheduler "kueue" }}
+kueue.x-k8s.io/queue-name: {{ required "gangScheduling.queue: name the LocalQueue of Kueue" $gang.queue }}
+{{- else if eq $gang.scheduler "kai" }}
+kai.scheduler/queue: {{ required "gangScheduling.queue: name the queue of KAI" $gang.queue }}
+{{- end }}
+{{- end }}
