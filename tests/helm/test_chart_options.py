@@ -1,0 +1,315 @@
+"""What can be switched on: Redis, gangs, TLS, doors to the outside, monitoring, the test hook."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+import yaml
+from charts import CHART, Manifest, ci_values, containers, groups, kinds, one, pod_templates, render
+
+from router.metrics import Metrics
+
+
+def refusal(values: dict[str, Any]) -> str:
+    with pytest.raises(helm_python.HelmError) as refused:
+        render(values)
+    return str(refused.value)
+
+
+def ray_cluster(values: dict[str, Any]) -> Manifest:
+    return one(render(values), "RayCluster", "crossdock")
+
+
+def test_little_is_installed_unless_it_is_asked_for() -> None:
+    assert kinds(render()) == {
+        *("ConfigMap", "Deployment", "NetworkPolicy", "Pod", "PodDisruptionBudget", "RayCluster"),
+        *("Service", "ServiceAccount"),
+    }
+
+
+# Redis
+
+
+def test_the_head_keeps_its_state_in_the_redis_of_the_release() -> None:
+    values = {"redis": {"enabled": True, "auth": {"existingSecret": "known"}}}
+    options = ray_cluster(values)["spec"]["gcsFaultToleranceOptions"]
+    service = one(render(values), "Service", "crossdock-redis")
+    [port] = service["spec"]["ports"]
+    assert options["redisAddress"] == f"{service['metadata']['name']}:{port['port']}"
+    password = {"name": "known", "key": "password"}
+    assert options["redisPassword"]["valueFrom"]["secretKeyRef"] == password
+    [container] = one(render(values), "StatefulSet", "crossdock-redis")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    assert {"name": "REDIS_PASSWORD", "valueFrom": {"secretKeyRef": password}} in container["env"]
+
+
+def test_a_password_is_made_if_none_is_known() -> None:
+    manifests = render({"redis": {"enabled": True}})
+    secret = one(manifests, "Secret", "crossdock-redis")
+    options = one(manifests, "RayCluster", "crossdock")["spec"]["gcsFaultToleranceOptions"]
+    reference = options["redisPassword"]["valueFrom"]["secretKeyRef"]
+    assert reference == {"name": "crossdock-redis", "key": "password"}
+    assert len(secret["data"]["password"]) >= 40
+
+
+def test_another_redis_can_be_used_and_is_let_through() -> None:
+    external = {"address": "redis.db.svc:6380", "username": "ray", "passwordSecret": {"name": "s"}}
+    manifests = render({"redis": {"external": external}})
+    options = one(manifests, "RayCluster", "crossdock")["spec"]["gcsFaultToleranceOptions"]
+    assert options["redisAddress"] == "redis.db.svc:6380"
+    assert options["redisUsername"] == {"value": "ray"}
+    assert "StatefulSet" not in kinds(manifests)
+    egress = one(manifests, "NetworkPolicy", "crossdock-egress")["spec"]["egress"]
+    assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in egress
+    both = {"redis": {"enabled": True, "external": external}}
+    assert "redis.external.address: leave it empty" in refusal(both)
+
+
+# Gangs
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "labels"),
+    [
+        ("none", {}),
+        (
+            "volcano",
+            {"ray.io/gang-scheduling-enabled": "true", "volcano.sh/queue-name": "serving"},
+        ),
+        (
+            "yunikorn",
+            {
+                "ray.io/gang-scheduling-enabled": "true",
+                "yunikorn.apache.org/app-id": "crossdock",
+                "yunikorn.apache.org/queue": "serving",
+            },
+        ),
+        ("kueue", {"kueue.x-k8s.io/queue-name": "serving"}),
+        ("kai", {"kai.scheduler/queue": "serving"}),
+    ],
+)
+def test_each_scheduler_has_its_labels(scheduler: str, labels: dict[str, str]) -> None:
+    values = {"gangScheduling": {"scheduler": scheduler, "queue": "serving"}}
+    found = ray_cluster(values)["metadata"]["labels"]
+    usual = ray_cluster({})["metadata"]["labels"]
+    assert {k: v for k, v in found.items() if k not in usual} == labels
+
+
+@pytest.mark.parametrize("scheduler", ["kueue", "kai"])
+def test_a_scheduler_of_queues_needs_one(scheduler: str) -> None:
+    assert "gangScheduling.queue" in refusal({"gangScheduling": {"scheduler": scheduler}})
+
+
+# TLS
+
+
+def test_the_certificate_is_where_the_config_says() -> None:
+    manifests = render(ci_values("tls"))
+    config = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+    certificate = one(manifests, "Certificate", "crossdock-workers")["spec"]
+    for pod, template in pod_templates(manifests):
+        if not pod.endswith(("prefill", "decode", "controller")):
+            assert "tls" not in [v["name"] for v in template["spec"].get("volumes", [])], pod
+            continue
+        [volume] = [v for v in template["spec"]["volumes"] if v["name"] == "tls"]
+        assert volume["secret"]["secretName"] == certificate["secretName"]
+        [container] = template["spec"]["containers"]
+        [mount] = [m for m in container["volumeMounts"] if m["name"] == "tls"]
+        # Keys of every Secret that cert-manager makes.
+        files = {"ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"}
+        assert config["tls"] == {k: f"{mount['mountPath']}/{v}" for k, v in files.items()}
+
+
+def test_an_authority_is_made_unless_there_is_one() -> None:
+    assert len([m for m in render(ci_values("tls")) if m["kind"] == "Issuer"]) == 2
+    known = {"tls": {"enabled": True, "issuerRef": {"name": "ours", "kind": "ClusterIssuer"}}}
+    manifests = render(known)
+    assert "Issuer" not in kinds(manifests)
+    issuer = one(manifests, "Certificate", "crossdock-workers")["spec"]["issuerRef"]
+    assert issuer == {"name": "ours", "kind": "ClusterIssuer", "group": "cert-manager.io"}
+
+
+def test_files_of_ones_own_and_made_ones_are_not_mixed() -> None:
+    files = {"ca": "/a", "cert": "/b", "key": "/c"}
+    assert "cluster.tls" in refusal({"tls": {"enabled": True}, "cluster": {"tls": files}})
+
+
+# Doors
+
+
+def test_routes_lead_to_the_routers_service() -> None:
+    manifests = render(ci_values("ha"))
+    ports = {p["port"] for p in one(manifests, "Service", "crossdock-router")["spec"]["ports"]}
+    for kind, name in (("HTTPRoute", "crossdock-http"), ("GRPCRoute", "crossdock-grpc")):
+        [rule] = one(manifests, kind, name)["spec"]["rules"]
+        [backend] = rule["backendRefs"]
+        assert backend["name"] == "crossdock-router"
+        assert backend["port"] in ports
+
+
+@pytest.mark.parametrize(
+    ("gateway", "said"),
+    [
+        ({"http": {"enabled": True, "hostnames": ["a"]}}, "gateway.parentRefs"),
+        (
+            {"parentRefs": [{"name": "g"}], "grpc": {"enabled": True}},
+            "gateway.grpc.hostnames: name at least one",
+        ),
+        (
+            {
+                "parentRefs": [{"name": "g"}],
+                "http": {"enabled": True, "hostnames": ["a", "b"]},
+                "grpc": {"enabled": True, "hostnames": ["b"]},
+            },
+            "b is one of gateway.http.hostnames",
+        ),
+    ],
+)
+def test_routes_that_a_gateway_would_refuse_are_refused(gateway: dict[str, Any], said: str) -> None:
+    assert said in refusal({"gateway": gateway})
+
+
+@pytest.mark.parametrize(
+    ("ingress", "said"),
+    [
+        ({"enabled": True}, "ingress.hosts: name at least one"),
+        ({"grpc": {"enabled": True}}, "ingress.grpc.hosts: name at least one"),
+    ],
+)
+def test_an_ingress_without_a_host_is_refused(ingress: dict[str, Any], said: str) -> None:
+    assert said in refusal({"ingress": ingress})
+
+
+def test_an_ingress_for_each_door() -> None:
+    manifests = render(ci_values("tls"))
+    for name, host in (("http", "llm.example.com"), ("grpc", "grpc.llm.example.com")):
+        [rule] = one(manifests, "Ingress", f"crossdock-{name}")["spec"]["rules"]
+        assert rule["host"] == host
+        [path] = rule["http"]["paths"]
+        assert path["backend"]["service"] == {"name": "crossdock-router", "port": {"name": name}}
+    grpc = one(manifests, "Ingress", "crossdock-grpc")["metadata"]["annotations"]
+    assert grpc["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
+
+
+# Routers
+
+
+def test_autoscaled_routers_have_no_number_of_their_own() -> None:
+    manifests = render(ci_values("ha"))
+    assert "replicas" not in one(manifests, "Deployment", "crossdock-router")["spec"]
+    scaled = one(manifests, "HorizontalPodAutoscaler", "crossdock-router")["spec"]
+    assert scaled["scaleTargetRef"]["name"] == "crossdock-router"
+    assert (scaled["minReplicas"], scaled["maxReplicas"]) == (3, 6)
+
+
+def test_a_router_has_the_time_to_leave_the_service_and_drain() -> None:
+    spec = one(render(), "Deployment", "crossdock-router")["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    [drain] = [a.partition("=")[2] for a in container["args"] if a.startswith("--drain-s")]
+    assert sleep + int(drain) < spec["terminationGracePeriodSeconds"]
+
+
+# The model
+
+
+def test_a_token_comes_from_a_secret_and_only_the_download_has_it() -> None:
+    for _, template in pod_templates(render(ci_values("pd-gpu"))):
+        for container in containers(template):
+            tokens = [e for e in container["env"] if e["name"] == "HF_TOKEN"]
+            if container["name"] != "download-model":
+                assert not tokens
+                continue
+            secret = {"name": "hugging-face", "key": "token"}
+            assert tokens == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("pd-gpu", "emptyDir"), ("ha", "persistentVolumeClaim"), ("tls", "image")]
+)
+def test_pods_that_need_the_model_have_it_at_the_same_path(name: str, kind: str) -> None:
+    values = ci_values(name)
+    for pod, template in pod_templates(render(values)):
+        if not pod.endswith(("prefill", "decode", "controller", "router")):
+            continue
+        [volume] = [v for v in template["spec"]["volumes"] if v["name"] == "model"]
+        assert kind in volume, pod
+        [container] = template["spec"]["containers"]
+        [mount] = [m for m in container["volumeMounts"] if m["name"] == "model"]
+        assert (mount["mountPath"], mount["readOnly"]) == (values["model"]["path"], True)
+
+
+# Monitoring
+
+
+def test_monitors_find_what_they_scrape() -> None:
+    manifests = render(ci_values("ha"))
+    monitor = one(manifests, "ServiceMonitor", "crossdock-router")
+    service = one(manifests, "Service", "crossdock-router")
+    wanted = monitor["spec"]["selector"]["matchLabels"].items()
+    assert wanted <= service["metadata"]["labels"].items()
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_alerts_are_about_metrics_that_exist() -> None:
+    exposed = Metrics().render([]).decode()
+    known = set(re.findall(r"^# TYPE (\w+)", exposed, re.MULTILINE))
+    rules = one(render(ci_values("ha")), "PrometheusRule", "crossdock")["spec"]["groups"]
+    asked = {
+        name
+        for group in rules
+        for rule in group["rules"]
+        for name in re.findall(r"crossdock_\w+", rule["expr"])
+    }
+    assert asked
+    assert asked <= known
+
+
+def test_each_dashboard_in_the_folder_becomes_a_config_map(tmp_path: Path) -> None:
+    chart = tmp_path / "crossdock"
+    shutil.copytree(CHART, chart)
+    for old in (chart / "dashboards").glob("*.json"):
+        old.unlink()
+    (chart / "dashboards").mkdir(exist_ok=True)
+    (chart / "dashboards/pools.json").write_text('{"title": "{{ legend }}"}')
+    with helm_python.Chart.load(chart) as loaded:
+        files = loaded.render({"dashboards": {"enabled": True}}, name="crossdock", namespace="llm")
+    [found] = [m for m in yaml.safe_load_all(files["crossdock/templates/monitoring.yaml"]) if m]
+    assert found["metadata"]["name"] == "crossdock-dashboard-pools"
+    assert found["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert found["data"]["pools.json"].strip() == '{"title": "{{ legend }}"}'
+
+
+# The test hook
+
+
+def test_the_test_hook_sends_one_request_over_grpc() -> None:
+    manifests = render(ci_values("pd-gpu"))
+    pod = one(manifests, "Pod", "crossdock-test")
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    [container] = pod["spec"]["containers"]
+    assert container["command"] == ["crossdock", "generate"]
+    assert "--address=crossdock-router.llm.svc:50051" in container["args"]
+    [rule] = one(manifests, "NetworkPolicy", "crossdock-router")["spec"]["ingress"]
+    components = [
+        peer.get("podSelector", {}).get("matchLabels", {}).get("app.kubernetes.io/component")
+        for peer in rule["from"]
+    ]
+    assert "test" in components
+
+
+def test_groups_take_what_is_set_for_all_unless_they_have_their_own() -> None:
+    values = {"nodeSelector": {"pool": "gpu"}, "decode": {"nodeSelector": {"pool": "big"}}}
+    found = groups(render(values))
+    selectors = {
+        pool: group["template"]["spec"]["nodeSelector"]["pool"] for pool, group in found.items()
+    }
+    assert selectors == {"prefill": "gpu", "decode": "big"}
