@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,18 +28,17 @@ def ci_values(name: str) -> dict[str, Any]:
 
 def render(values: dict[str, Any] | None = None, name: str = "crossdock") -> list[Manifest]:
     """Every object that an installation into the namespace llm creates, sorted by kind and name."""
+    return copy.deepcopy(_render(json.dumps(values or {}), name))
+
+
+@functools.cache
+def _render(values: str, name: str) -> list[Manifest]:
     with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(values or {}, name=name, namespace="llm", is_install=True)
+        files = chart.render(json.loads(values), name=name, namespace="llm", is_install=True)
     texts = [text for path, text in files.items() if not path.endswith(".txt")]
-    found = [m for text in texts for m in yaml.safe_load_all(text) if m]
+    # PyYAML's own parser takes longer than Helm.
+    found = [m for text in texts for m in yaml.load_all(text, yaml.CSafeLoader) if m]
     return sorted(found, key=lambda m: (m["kind"], m["metadata"]["name"]))
-
-
-def render_text(values: dict[str, Any], template: str) -> str:
-    """What one file of templates/ becomes."""
-    with helm_python.Chart.load(CHART) as chart:
-        files = chart.render(values, name="crossdock", namespace="llm")
-    return str(files[f"crossdock/templates/{template}"])
 
 
 def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:
