@@ -12,6 +12,7 @@ minReplicas: {{ $replicas }}
 maxReplicas: {{ $replicas }}
 numOfHosts: {{ include "crossdock.hosts" . }}
 rayStartParams:
+  object-store-memory: {{ include "crossdock.objectStore" $root | quote }}
   resources: {{ printf "\"{\\\"crossdock_%s\\\": %d}\"" .pool $perHost | squote }}
 template:
   metadata:
@@ -71,7 +72,12 @@ template:
       - name: shm
         emptyDir:
           medium: Memory
-          sizeLimit: {{ $values.sharedMemory }}
+          sizeLimit: 1Gi
+{{- end }}
+
+{{/* Bytes of Ray's store, which holds arguments of calls and nothing of requests. */}}
+{{- define "crossdock.objectStore" -}}
+200000000
 {{- end }}
 
 {{/* What Ray's agent on the node says of it. */}}
