@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,14 +22,6 @@ import dockerfile
 
 # What the network and pip need here.
 _PASSED_ON = ("PIP_", "SSL_", "HTTP_", "HTTPS_", "NO_PROXY", "REQUESTS_")
-# What is asked in the finished image.
-MODEL = "/models/SmolLM2-135M-Instruct"
-LOOKS = {
-    "doctor": ("crossdock", "doctor", "--model", MODEL, "--output", "json"),
-    "model": ("ls", MODEL),
-    "ray": ("ray", "--version"),
-    "user": ("id", "-u"),
-}
 _DISK_BYTES = 24 * 2**30
 _STARTED = {"user", "cmd", "entrypoint", "expose", "label", "healthcheck"}
 
@@ -104,20 +97,25 @@ class Builder:
         self._layers[stage.name] = [own, *below]
         self._settings[stage.name] = settings
 
-    def run(self, stage: str, command: Sequence[str]) -> str:
-        """What ``command`` prints in the finished stage, as the user that images run as."""
+    def run(self, stage: str, command: Sequence[str], given: str = "") -> str:
+        """What ``command`` prints in the finished stage, as in a pod of the chart: its user,
+        nothing to write to but /tmp and /dev/shm, no other processes, a network of its own.
+        ``given``: its stdin."""
         settings = self._settings[stage]
-        scratch = self._folder / f"{stage}-run"
+        scratch = self._folder / f"{stage}-{len(list(self._folder.iterdir()))}"
         (scratch / "layer").mkdir(parents=True)
         with _mounted(scratch / "layer", self._layers[stage], scratch) as root:
             # This machine's interpreter may be in root's home.
             (root / "root").chmod(0o755)
+            for place in ("tmp", "dev/shm"):
+                _mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(root / place))
+            _mount("-o", "remount,ro,bind", str(root))
+            inside = f"mount -t proc proc {root}/proc && ip link set lo up && exec "
+            inside += shlex.join(["chroot", "--userspec=10001:10001", str(root), *command])
+            alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", inside]
+            environment = settings.environment
             done = subprocess.run(
-                ["chroot", "--userspec=10001:10001", str(root), *command],
-                env=settings.environment,
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
+                alone, env=environment, input=given, stdout=subprocess.PIPE, text=True, check=True
             )
         return done.stdout
 
@@ -147,19 +145,11 @@ class Builder:
         there = root / os.path.join(settings.directory, target).lstrip("/")
         stage = "".join(flag.partition("=")[2] for flag in step.flags)
         for source in sources:
-            if stage:
-                place = next(
-                    layer / source.lstrip("/")
-                    for layer in self._layers[stage]
-                    if (layer / source.lstrip("/")).exists()
-                )
-            else:
-                place = self._context / source
-            if place.is_dir():
-                shutil.copytree(place, there, symlinks=True, dirs_exist_ok=True)
-            else:
-                there.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(place, there)
+            if not stage:
+                _copy(self._context / source, there)
+                continue
+            with _merged(self._layers[stage], self._folder / f"{stage}-read") as merged:
+                _copy(merged / source.lstrip("/"), there)
 
 
 def _base_environment() -> dict[str, str]:
@@ -182,6 +172,26 @@ def _expand(value: str, known: dict[str, str]) -> str:
 def _run(command: Sequence[str], settings: Settings, root: Path) -> None:
     inside = ["env", "--chdir", settings.directory, *command]
     subprocess.run(["chroot", str(root), *inside], env=settings.environment, check=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    else:
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source, target)
+
+
+@contextlib.contextmanager
+def _merged(layers: Sequence[Path], place: Path) -> Iterator[Path]:
+    """These layers to read from."""
+    place.mkdir(exist_ok=True)
+    lower = ":".join([*map(str, layers), "/"])
+    _mount("-t", "overlay", "overlay", "-o", f"lowerdir={lower}", str(place))
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
 
 
 @contextlib.contextmanager
@@ -218,14 +228,15 @@ def _mount(*arguments: str) -> None:
 
 
 def main() -> None:
-    """`python dockerfiles.py CONTEXT FOLDER TARGET`, in a mount namespace of its own."""
+    """`python dockerfiles.py CONTEXT FOLDER TARGET SCRIPT`, in a mount namespace of its own: builds
+    the target, and runs SCRIPT (Python) with stdin in it."""
     context, folder, target = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     builder = Builder(context, _disk(folder))
     for stage in order_for(target, read_stages(context / "Dockerfile")):
         print(f"stage {stage.name}", file=sys.stderr, flush=True)
         builder.build(stage)
-    for name, command in LOOKS.items():
-        print(f"CROSSDOCK {name}\n{builder.run(target, command)}", flush=True)
+    script = Path(sys.argv[4]).read_text(encoding="utf-8")
+    print(builder.run(target, ["python", "-P", "-c", script], sys.stdin.read()), flush=True)
 
 
 if __name__ == "__main__":

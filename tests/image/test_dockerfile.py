@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from charts import Manifest, ci_values, one, render
 from dockerfiles import Stage, order_for, read_stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -88,18 +89,63 @@ def why_not() -> str:
     return "" if done.returncode == 0 else f"no mount namespaces here: {done.stderr.decode()}"
 
 
+def ray_start(parameters: dict[str, str], *more: str) -> str:
+    """As KubeRay makes the line of them."""
+    options = [f"--{name}={value}" for name, value in parameters.items()]
+    return " ".join(["ulimit -n 65536; ray start", *more, *options, "--block"])
+
+
+def pods() -> dict[str, Any]:
+    """What the chart's pods start with the values for one CPU host, all of them on loopback."""
+    manifests = render(ci_values("minimal-cpu"))
+    config = one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"]
+    ray = one(manifests, "RayCluster", "crossdock")["spec"]
+    pools = [group["rayStartParams"] for group in ray["workerGroupSpecs"]]
+    both = {k: v for pool in pools for k, v in json.loads(json.loads(pool["resources"])).items()}
+    node = pools[0] | {"resources": f"'{json.dumps(both)}'", "address": "127.0.0.1:6379"}
+    # The second agent on this host.
+    node |= {"dashboard-agent-listen-port": "52366", "metrics-export-port": "8081"}
+    [client] = one(manifests, "Pod", "crossdock-test")["spec"]["containers"]
+    return {
+        "config": config,
+        "head": ray_start(ray["headGroupSpec"]["rayStartParams"], "--head", LOOPBACK),
+        "node": ray_start(node, LOOPBACK),
+        "controller": on_loopback(command_of(manifests, "crossdock-controller")),
+        "router": on_loopback(command_of(manifests, "crossdock-router")),
+        "test": on_loopback([*client["command"], *client["args"]]),
+    }
+
+
+LOOPBACK = "--node-ip-address=127.0.0.1"
+
+
+def command_of(manifests: list[Manifest], deployment: str) -> list[str]:
+    spec = one(manifests, "Deployment", deployment)["spec"]["template"]["spec"]
+    return [*spec["containers"][0]["command"], *spec["containers"][0]["args"]]
+
+
+def on_loopback(command: list[str]) -> list[str]:
+    joined = "\n".join(command).replace("/etc/crossdock/", "/tmp/crossdock/")
+    joined = joined.replace("$(POD_IP)", "127.0.0.1")
+    return re.sub(r"crossdock-[\w-]+\.llm\.svc", "127.0.0.1", joined).splitlines()
+
+
 @pytest.mark.image
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
-def test_the_cpu_target_can_be_made_and_works_as_its_user(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("dockerfiles.py")
-    command = ["unshare", "--mount", sys.executable, str(script), str(ROOT), str(tmp_path), "cpu"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    said = re.split(r"^CROSSDOCK (\w+)\n", done.stdout, flags=re.MULTILINE)
-    answers = dict(zip(said[1::2], said[2::2], strict=True))
-    checks = {check["name"]: check for check in json.loads(answers["doctor"])}
-    assert not [check for check in checks.values() if check["status"] == "failed"]
-    assert "avx" in checks["kernels"]["detail"] or "compiled" in checks["kernels"]["detail"]
-    assert answers["user"].strip() == "10001"
-    assert "model.safetensors" in answers["model"]
-    assert answers["ray"].startswith("ray, version 2.60.0")
+def test_the_cpu_target_can_be_made_and_what_pods_start_in_it_serves(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    command = ["unshare", "--mount", sys.executable, str(here / "dockerfiles.py"), str(ROOT)]
+    command += [str(tmp_path), "cpu", str(here / "in_a_pod.py")]
+    told = json.dumps(pods())
+    done = subprocess.run(command, input=told, stdout=subprocess.PIPE, text=True, check=True)
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert (seen["user"], seen["writable"]) == (10001, False)
+    assert "model.safetensors" in seen["model"]
+    assert not [check for check in seen["doctor"] if check["status"] == "failed"]
+    [kernels] = [check for check in seen["doctor"] if check["name"] == "kernels"]
+    assert kernels["status"] == "ok", kernels["detail"]
+    # As the probes of the chart ask.
+    assert (seen["head"], seen["node"], seen["ready"]) == (200, 200, 200)
+    assert seen["test"].strip()
+    assert seen["running"] == [True] * 4
