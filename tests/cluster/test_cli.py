@@ -114,6 +114,11 @@ class Admin(admin_pb2_grpc.ClusterAdminServicer):
 
     Drain = Scale
 
+    def DrainNode(self, request, context) -> admin_pb2.DrainNodeResponse:
+        self.wishes.append(request)
+        empty = request.address == "10.0.0.9"
+        return admin_pb2.DrainNodeResponse(workers=[] if empty else ["decode-1", "prefill-0"])
+
     def Flip(self, request, context) -> admin_pb2.WantedWorkers:
         status = to_rpc_status(NotFound("there is no worker 'x'", reason="WORKER_NOT_FOUND"))
         details = (("grpc-status-details-bin", status.SerializeToString()),)
@@ -160,6 +165,31 @@ def test_drain_returns_at_once_if_that_is_wanted(admin, monkeypatch, capsys) -> 
     assert servicer.wishes == [
         admin_pb2.DrainRequest(worker="decode-0", no_replace=True, limit_s=5.0)
     ]
+
+
+def test_a_node_is_empty_when_none_of_its_workers_is_there_any_more(
+    admin, monkeypatch, capsys
+) -> None:
+    servicer, address = admin
+    assert run(monkeypatch, "drain-node", "10.0.0.7", "--limit", "5", "--address", address) == 0
+    assert capsys.readouterr().out == "decode-1, prefill-0 have ended\n"
+    assert servicer.wishes == [admin_pb2.DrainNodeRequest(address="10.0.0.7", limit_s=5.0)]
+    assert servicer.asked == 3
+
+
+def test_a_node_that_does_not_become_empty_in_time_is_told(admin, monkeypatch, capsys) -> None:
+    servicer, address = admin
+    servicer.never = True
+    arguments = ("drain-node", "10.0.0.7", "--timeout", "0", "--address", address)
+    assert run(monkeypatch, *arguments) == 1
+    assert "decode-1 still there" in capsys.readouterr().err
+
+
+def test_a_node_without_workers_is_empty_already(admin, monkeypatch, capsys) -> None:
+    servicer, address = admin
+    assert run(monkeypatch, "drain-node", "10.0.0.9", "--address", address) == 0
+    assert capsys.readouterr().out == "no worker is on 10.0.0.9\n"
+    assert servicer.asked == 0
 
 
 def test_what_takes_too_long_is_told_with_what_is_missing(admin, monkeypatch, capsys) -> None:
