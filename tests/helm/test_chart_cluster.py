@@ -36,13 +36,48 @@ def test_the_config_is_the_spec_in_the_values(path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     given = make_spec(values.get("cluster"))
     read = config(values)
-    ours = {"model", "tls", "pools"}
+    ours = {"model", "tls", "pools", "engine"}
     assert read.model_dump(exclude=ours) == given.model_dump(exclude=ours)
     for pool in ("prefill", "decode"):
         known, wanted = read.pools.of(pool), given.pools.of(pool)
         assert known.model_copy(update={"resources": None}) == wanted.model_copy(
             update={"resources": None}
         )
+
+
+@pytest.mark.parametrize(
+    ("cpu", "decode_ranks", "threads"),
+    [("8", 1, 8), (6, 1, 6), ("7500m", 1, 7), ("8", 2, 4), ("500m", 1, 1), (None, 1, None)],
+)
+def test_ranks_compute_with_the_cpus_that_their_pods_have(
+    cpu: object, decode_ranks: int, threads: int | None
+) -> None:
+    pools = {"decode": {"tensor_parallel_size": decode_ranks}}
+    values: dict[str, Any] = {"cluster": {"pools": pools}}
+    if cpu is not None:
+        values["resources"] = {"requests": {"cpu": cpu}, "limits": {"memory": "8Gi"}}
+    engine = config(values).engine
+    # A container sees its node's cores, not which of them are its own.
+    assert (engine.threads, engine.affinity) == (threads, "none")
+
+
+def test_what_the_spec_says_of_threads_and_cores_holds() -> None:
+    given = {"threads": 3, "affinity": "auto", "dtype": "float32"}
+    engine = config({"cluster": {"engine": given}, "resources": {"limits": {"cpu": 8}}}).engine
+    assert engine.model_dump(include=set(given)) == given
+
+
+def test_the_pool_with_fewer_cpus_sets_the_pace_unless_it_is_empty() -> None:
+    few = {"resources": {"limits": {"cpu": 2}}}
+    many = {"resources": {"limits": {"cpu": "16"}, "requests": {"cpu": "1"}}}
+    assert config({"prefill": few, "decode": many}).engine.threads == 2
+    none = {"pools": {"prefill": {"replicas": 0}}}
+    assert config({"cluster": none, "prefill": few, "decode": many}).engine.threads == 16
+
+
+def test_on_gpus_the_engine_is_as_the_spec_says() -> None:
+    values = {"cluster": {"engine": {"device": "cuda"}}, "resources": {"limits": {"cpu": 8}}}
+    assert config(values).engine == make_spec(values["cluster"]).engine
 
 
 def test_large_numbers_stay_whole() -> None:

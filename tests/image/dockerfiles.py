@@ -22,6 +22,12 @@ import dockerfile
 
 # What the network and pip need here.
 _PASSED_ON = ("PIP_", "SSL_", "HTTP_", "HTTPS_", "NO_PROXY", "REQUESTS_")
+# A pod's address, with a way that leads nowhere.
+ADDRESS = "10.77.1.1"
+_NETWORK = (
+    "ip link set lo up && ip link add pod type veth peer name end && "
+    f"ip address add {ADDRESS}/24 dev pod && ip link set pod up && ip route add default dev pod"
+)
 _DISK_BYTES = 24 * 2**30
 _STARTED = {"user", "cmd", "entrypoint", "expose", "label", "healthcheck"}
 
@@ -110,7 +116,7 @@ class Builder:
             for place in ("tmp", "dev/shm"):
                 _mount("-t", "tmpfs", "-o", "mode=1777", "tmpfs", str(root / place))
             _mount("-o", "remount,ro,bind", str(root))
-            inside = f"mount -t proc proc {root}/proc && ip link set lo up && exec "
+            inside = f"mount -t proc proc {root}/proc && {_NETWORK} && exec "
             inside += shlex.join(["chroot", "--userspec=10001:10001", str(root), *command])
             alone = ["unshare", "--net", "--pid", "--fork", "--kill-child", "sh", "-c", inside]
             environment = settings.environment

@@ -25,20 +25,20 @@ LIMIT_S = 600.0
 def main() -> None:
     told = json.load(sys.stdin)
     os.chdir("/tmp")
-    # Keeps Ray on loopback.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     # As KubeRay passes it on.
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     CONFIG.parent.mkdir()
     CONFIG.write_text(told["config"])
     seen: dict[str, object] = {"user": os.getuid(), "writable": writable("/opt"), "model": model()}
     started = [shell(told["head"])]
-    seen["head"] = answer("http://127.0.0.1:52365/api/healthz")
+    # As a kubelet asks, from outside.
+    pod = told["address"]
+    seen["head"] = answer(f"http://{pod}:52365/api/healthz")
     started += [shell(told["node"])]
-    seen["node"] = answer("http://127.0.0.1:52366/api/healthz")
+    seen["node"] = answer(f"http://{pod}:52366/api/healthz")
     started += [subprocess.Popen(told["controller"], stdout=sys.stderr)]
     started += [subprocess.Popen(told["router"], stdout=sys.stderr)]
-    seen["ready"] = answer("http://127.0.0.1:8000/ready")
+    seen["ready"] = answer(f"http://{pod}:8000/ready")
     seen["doctor"] = json.loads(output(["crossdock", "doctor", "--output", "json"]))
     seen["test"] = output(told["test"])
     seen["running"] = [process.poll() is None for process in started]

@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 from charts import Manifest, ci_values, one, render
-from dockerfiles import Stage, order_for, read_stages
+from dockerfiles import ADDRESS, Stage, order_for, read_stages
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCKERFILE = ROOT / "Dockerfile"
+NODE = f"--node-ip-address={ADDRESS}"
 
 
 def stage(name: str) -> Stage:
@@ -96,27 +97,25 @@ def ray_start(parameters: dict[str, str], *more: str) -> str:
 
 
 def pods() -> dict[str, Any]:
-    """What the chart's pods start with the values for one CPU host, all of them on loopback."""
+    """What the chart's pods start with the values for one CPU host, all of them at one address."""
     manifests = render(ci_values("minimal-cpu"))
     config = one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"]
     ray = one(manifests, "RayCluster", "crossdock")["spec"]
     pools = [group["rayStartParams"] for group in ray["workerGroupSpecs"]]
     both = {k: v for pool in pools for k, v in json.loads(json.loads(pool["resources"])).items()}
-    node = pools[0] | {"resources": f"'{json.dumps(both)}'", "address": "127.0.0.1:6379"}
+    node = pools[0] | {"resources": f"'{json.dumps(both)}'", "address": f"{ADDRESS}:6379"}
     # The second agent on this host.
     node |= {"dashboard-agent-listen-port": "52366", "metrics-export-port": "8081"}
     [client] = one(manifests, "Pod", "crossdock-test")["spec"]["containers"]
     return {
+        "address": ADDRESS,
         "config": config,
-        "head": ray_start(ray["headGroupSpec"]["rayStartParams"], "--head", LOOPBACK),
-        "node": ray_start(node, LOOPBACK),
-        "controller": on_loopback(command_of(manifests, "crossdock-controller")),
-        "router": on_loopback(command_of(manifests, "crossdock-router")),
-        "test": on_loopback([*client["command"], *client["args"]]),
+        "head": ray_start(ray["headGroupSpec"]["rayStartParams"], "--head", NODE),
+        "node": ray_start(node, NODE),
+        "controller": in_one_place(command_of(manifests, "crossdock-controller")),
+        "router": in_one_place(command_of(manifests, "crossdock-router")),
+        "test": in_one_place([*client["command"], *client["args"]]),
     }
-
-
-LOOPBACK = "--node-ip-address=127.0.0.1"
 
 
 def command_of(manifests: list[Manifest], deployment: str) -> list[str]:
@@ -124,10 +123,10 @@ def command_of(manifests: list[Manifest], deployment: str) -> list[str]:
     return [*spec["containers"][0]["command"], *spec["containers"][0]["args"]]
 
 
-def on_loopback(command: list[str]) -> list[str]:
+def in_one_place(command: list[str]) -> list[str]:
     joined = "\n".join(command).replace("/etc/crossdock/", "/tmp/crossdock/")
-    joined = joined.replace("$(POD_IP)", "127.0.0.1")
-    return re.sub(r"crossdock-[\w-]+\.llm\.svc", "127.0.0.1", joined).splitlines()
+    joined = joined.replace("$(POD_IP)", ADDRESS)
+    return re.sub(r"crossdock-[\w-]+\.llm\.svc", ADDRESS, joined).splitlines()
 
 
 @pytest.mark.image
@@ -135,7 +134,9 @@ def on_loopback(command: list[str]) -> list[str]:
 @pytest.mark.skipif(bool(why_not()), reason=why_not())
 def test_the_cpu_target_can_be_made_and_what_pods_start_in_it_serves(tmp_path: Path) -> None:
     here = Path(__file__).parent
-    command = ["unshare", "--mount", sys.executable, str(here / "dockerfiles.py"), str(ROOT)]
+    # Whatever becomes of it, nothing of it runs on.
+    apart = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+    command = [*apart, sys.executable, str(here / "dockerfiles.py"), str(ROOT)]
     command += [str(tmp_path), "cpu", str(here / "in_a_pod.py")]
     told = json.dumps(pods())
     done = subprocess.run(command, input=told, stdout=subprocess.PIPE, text=True, check=True)

@@ -52,6 +52,35 @@
 {{- merge $own (default $gpu $given) | toYaml }}
 {{- end }}
 
+{{/* Takes {root, pool}: thousandths of a CPU that a rank has, 0 if the values don't say. */}}
+{{- define "crossdock.rankCpu" -}}
+{{- $resources := include "crossdock.workerResources" . | fromYaml }}
+{{- $cpu := dig "limits" "cpu" (dig "requests" "cpu" "0" $resources) $resources | toString }}
+{{- $milli := hasSuffix "m" $cpu | ternary (trimSuffix "m" $cpu | float64) (mulf 1000 (float64 (trimSuffix "m" $cpu))) }}
+{{- div (int $milli) (int (include "crossdock.ranksPerHost" .)) }}
+{{- end }}
+
+{{/* Settings of the engine. A container sees all cores of its node and may use a part of them: on CPUs
+ranks compute with as many threads as they have CPUs, and leave it to the system which. */}}
+{{- define "crossdock.engine" -}}
+{{- $engine := deepCopy (.Values.cluster.engine | default dict) }}
+{{- if eq (include "crossdock.device" .) "cpu" }}
+{{- $cpus := list }}
+{{- range $pool := list "prefill" "decode" }}
+{{- $of := dict "root" $ "pool" $pool }}
+{{- if int (include "crossdock.replicas" $of) }}
+{{- $cpus = append $cpus (int (include "crossdock.rankCpu" $of)) }}
+{{- end }}
+{{- end }}
+{{- $least := min (first $cpus) (last $cpus) }}
+{{- if $least }}
+{{- $engine = merge $engine (dict "threads" (max 1 (div $least 1000))) }}
+{{- end }}
+{{- $engine = merge $engine (dict "affinity" "none") }}
+{{- end }}
+{{- toYaml $engine }}
+{{- end }}
+
 {{/* The folder: a name in `cluster.model` is one beside `model.path`. */}}
 {{- define "crossdock.modelPath" -}}
 {{- $given := get .Values.cluster "model" | default "" }}
@@ -68,6 +97,7 @@
 {{- define "crossdock.config" -}}
 {{- $config := deepCopy .Values.cluster }}
 {{- $_ := set $config "model" (include "crossdock.modelPath" .) }}
+{{- $_ := set $config "engine" (include "crossdock.engine" . | fromYaml) }}
 {{- if .Values.tls.enabled }}
 {{- $_ := set $config "tls" (dict "ca" "/etc/crossdock-tls/ca.crt" "cert" "/etc/crossdock-tls/tls.crt" "key" "/etc/crossdock-tls/tls.key") }}
 {{- end }}
