@@ -170,7 +170,7 @@ async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
     async with serve_worker() as endpoint:
         _print(await status(ready(endpoint), Member(P0, MemberState.STARTING, 0.0)))
     shown = capsys.readouterr().out
-    assert "pools 1P:1D  restarts 4" in shown
+    assert "pools 1P:1D  used ? : ?  restarts 4" in shown
     assert "prefill-0  decode-0  tcp        3       1099511.6 MB  shm: out of reach" in shown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ import helm_python
 import pytest
 import yaml
 from charts import CHART, Manifest, ci_values, containers, groups, kinds, one, pod_templates, render
-
-from router.metrics import Metrics
 
 
 def refusal(values: dict[str, Any]) -> str:
@@ -257,20 +254,6 @@ def test_monitors_find_what_they_scrape() -> None:
     [endpoint] = monitor["spec"]["endpoints"]
     assert endpoint["port"] in [port["name"] for port in service["spec"]["ports"]]
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
-
-
-def test_alerts_are_about_metrics_that_exist() -> None:
-    exposed = Metrics().render([]).decode()
-    known = set(re.findall(r"^# TYPE (\w+)", exposed, re.MULTILINE))
-    rules = one(render(ci_values("ha")), "PrometheusRule", "crossdock")["spec"]["groups"]
-    asked = {
-        name
-        for group in rules
-        for rule in group["rules"]
-        for name in re.findall(r"crossdock_\w+", rule["expr"])
-    }
-    assert asked
-    assert asked <= known
 
 
 def test_each_dashboard_in_the_folder_becomes_a_config_map(tmp_path: Path) -> None:
