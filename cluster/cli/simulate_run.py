@@ -65,7 +65,7 @@ def run(options: SimulateOptions) -> Simulated:
         summary=summarize(result, slo),
         courses=pool_courses(result),
     )
-    if options.plot is not None:
+    if options.plot is not None and simulated.summary.completed:
         plot_simulation(result, slo, describe(spec), options.plot)
     return simulated
 

@@ -148,3 +148,22 @@ def test_a_file_that_is_not_there_or_no_text(tmp_path: Path) -> None:
     for name, why in (("missing", "can't be read"), (".", "can't be read"), ("binary", "no text")):
         with pytest.raises(InvalidField, match=f"TRACE = .*{why}"):
             read_trace(tmp_path / name, field="TRACE")
+
+
+def test_hash_ids_are_as_many_as_the_prompt_has_blocks(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"timestamp":0,"input_length":5000,"output_length":5,"hash_ids":[0,1]}\n')
+    with pytest.raises(InvalidField, match="hash_ids has 2, and 5000 tokens are 10 blocks of 512"):
+        read_trace(path)
+
+
+def test_requests_without_an_answer_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "TIMESTAMP,ContextTokens,GeneratedTokens\n"
+        "2023-11-16 18:17:03.9,10,5\n2023-11-16 18:17:04.9,10,0\n"
+    )
+    assert len(read_trace(path)) == 1
+    assert "t.csv: 1 requests without prompt or answer are left out" in caplog.text

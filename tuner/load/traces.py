@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import InvalidField
+
+log = logging.getLogger(__name__)
 
 # Tokens that one of Mooncake's hash ids stands for.
 TRACE_BLOCK_TOKENS = 512
@@ -103,7 +106,7 @@ def _entries(
 ) -> Iterator[TraceEntry]:
     """Of all lines that aren't empty, but those without an answer: their request failed when the
     trace was taken."""
-    latest = -math.inf
+    latest, left_out = -math.inf, 0
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -121,6 +124,10 @@ def _entries(
         latest = entry.stamp_s
         if entry.prompt_tokens and entry.output_tokens:
             yield entry
+        else:
+            left_out += 1
+    if left_out:
+        log.warning("%s: %d requests without prompt or answer are left out", name, left_out)
 
 
 def _checked(entry: TraceEntry) -> TraceEntry:
@@ -130,6 +137,12 @@ def _checked(entry: TraceEntry) -> TraceEntry:
         raise ValueError("a prompt and an answer have 0 tokens or more")
     if min(entry.block_ids, default=0) < 0:
         raise ValueError("hash_ids count from 0")
+    blocks = -(-entry.prompt_tokens // TRACE_BLOCK_TOKENS)
+    if entry.block_ids and len(entry.block_ids) != blocks:
+        raise ValueError(
+            f"hash_ids has {len(entry.block_ids)}, and {entry.prompt_tokens} tokens are {blocks} "
+            f"blocks of {TRACE_BLOCK_TOKENS}"
+        )
     return entry
 
 
