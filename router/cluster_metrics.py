@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Prometheus waits for ten seconds by default.
 _ASK_TIMEOUT_S = 3.0
+_ANY_HOST = ("0.0.0.0", "::", "[::]")
 CONTROLLER = "controller"
 
 
@@ -57,13 +58,19 @@ class ClusterMetricsDoor:
     async def _list_targets(self, request: web.Request) -> web.Response:
         targets = [_target("router", request.host)]
         if self._directory.metrics_address:
-            targets.append(_target(CONTROLLER, self._directory.metrics_address))
+            targets.append(_target(CONTROLLER, self._controller_address(request)))
         targets += [
             _target("worker", pooled.metrics_address)
             for pooled in self._dispatcher.pool.attached_workers()
             if pooled.metrics_address
         ]
         return web.json_response(targets)
+
+    def _controller_address(self, request: web.Request) -> str:
+        """It serves where its router does; one that listens on all addresses is reached there."""
+        host, _, port = self._directory.metrics_address.rpartition(":")
+        asked = request.url.host
+        return f"{asked}:{port}" if host in _ANY_HOST and asked else f"{host}:{port}"
 
 
 async def _or_nothing(process: str, text: Awaitable[bytes]) -> bytes:

@@ -20,6 +20,7 @@ from cluster.plan import (
 )
 from core.config import make_spec
 from core.errors import InvalidField
+from core.peak_rates import DECLARED, PeakRates
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
 from core.step_budget import step_budget
@@ -128,6 +129,16 @@ def test_workers_are_told_where_their_certificates_are() -> None:
     for told, tls in ((TlsFiles(**files), files), (None, None)):
         spec = make_spec({"tls": tls})
         assert {settings_of(spec, slot, (0,)).leader.tls for slot in list_slots(spec)} == {told}
+
+
+def test_workers_are_told_where_to_tell_metrics_and_what_their_device_can_do() -> None:
+    declared = {"peak": {"flops": 1e15, "memory_bandwidth": 2e12}}
+    spec = make_spec({"metrics": {"worker_port": 9400}, "engine": declared})
+    told = settings_of(spec, list_slots(spec)[0], (0,)).leader
+    assert told.metrics_port == 9400
+    assert told.peak == PeakRates(1e15, 2e12, DECLARED)
+    spec = make_spec()
+    assert settings_of(spec, list_slots(spec)[0], (0,)).leader.peak is None
 
 
 def test_every_rank_is_told_its_own_place_and_the_settings_of_its_worker() -> None:

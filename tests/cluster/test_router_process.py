@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from cluster.router_process import RouterOptions, RouterProcess
 from core.errors import Unavailable
-from router.main import _parser
+from router.main import _parser, _settings
+from router.slo import SloTargets
 
 OPTIONS = RouterOptions(
     "127.0.0.1:1", "/models/tiny", "tiny", "127.0.0.1", 0, 0, 640, 16, "always", 5.0
@@ -58,6 +59,15 @@ def test_the_router_understands_every_option_it_is_given() -> None:
     assert (parsed.max_model_len, parsed.block_size, parsed.drain_s) == (640, 16, 5.0)
     assert parsed.disaggregation == "always"
     assert parsed.die_with_parent
+
+
+def test_the_router_is_told_the_slos_and_whose_names_to_use() -> None:
+    options = replace(OPTIONS, slo_ttft_s=0.5, slo_tpot_s=0.025, vllm_names=True)
+    arguments = options.command()
+    settings = _settings(_parser().parse_args(arguments[arguments.index("router.main") + 1 :]))
+    assert settings.slo == SloTargets(0.5, 0.025)
+    assert settings.vllm_names
+    assert "--vllm-metric-names" not in OPTIONS.command()
 
 
 @pytest.mark.processes

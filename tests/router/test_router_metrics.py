@@ -240,3 +240,8 @@ async def test_prometheus_finds_every_process_by_the_router(
         {"targets": ["127.0.0.1:9"], "labels": {"process": "controller"}},
         {"targets": ["127.0.0.1:2"], "labels": {"process": "worker"}},
     ]
+    cluster.registry.metrics_address = "0.0.0.0:9"
+    await cluster.registry.list(*cluster.registry.records)
+    await cluster.until(lambda c: c.router._directory.metrics_address == "0.0.0.0:9")
+    async with http.get(f"{cluster.url}/metrics/targets") as response:
+        assert (await response.json())[1]["targets"] == ["127.0.0.1:9"]

@@ -1,6 +1,6 @@
 """A real cluster under a little traffic: what its processes tell, and that nothing else is asked.
 
-One prefill and one decode worker of a tiny model, with vLLM's names and a price.
+One prefill worker and one decode worker of two ranks, a tiny model, vLLM's names and a price.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("metrics")
     config = folder / "cluster.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
-    with served(tiny_model, 1, 1, "--config", str(config), cwd=folder) as cluster:
+    options = ("--config", str(config), "--decode-tp", "2")
+    with served(tiny_model, 1, 1, *options, cwd=folder) as cluster:
         cluster.answers(PROMPTS, 20)
         cluster.answers(PROMPTS, 20)
         yield cluster
@@ -100,17 +101,24 @@ def test_all_processes_tell_their_part(scraped: Scraped) -> None:
         assert value(count, phase=phase, worker="decode-0") == (4 if shared else 0)
     assert value("crossdock_edge_bytes_total", peer="prefill-0", worker="decode-0") > 0
     assert value("crossdock_orphan_blocks") == 0
-    assert value("crossdock_rank_up") == 2
-    assert value("crossdock_rank_resident_memory_bytes", worker="decode-0", rank="0") > 2**20
+    assert value("crossdock_rank_up") == 3
+    assert value("crossdock_rank_resident_memory_bytes", worker="decode-0", rank="1") > 2**20
+    steps = [value("crossdock_rank_steps_total", worker="decode-0", rank=rank) for rank in "01"]
+    assert steps[0] == steps[1] > 0
+    carried = [
+        value("crossdock_edge_bytes_total", worker="decode-0", destination_rank=rank)
+        for rank in "01"
+    ]
+    assert carried[0] == carried[1] > 0
     assert value("crossdock_pool_hour_price", pool="prefill") == 2.5
     assert value("crossdock_scrape_success") == 3
 
 
 def test_steps_cost_what_the_model_computes(scraped: Scraped) -> None:
     value = scraped.value
-    for worker in ("prefill-0", "decode-0"):
+    for worker, ranks in (("prefill-0", 1), ("decode-0", 2)):
         assert value("crossdock_engine_busy_seconds_total", worker=worker) > 0
-        assert value("crossdock_peak_flops", worker=worker, source="declared") == 1e12
+        assert value("crossdock_peak_flops", worker=worker, source="declared") == ranks * 1e12
     prefill, decode = (
         value("crossdock_model_flops_total", worker=worker) for worker in ("prefill-0", "decode-0")
     )
