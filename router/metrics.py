@@ -10,7 +10,7 @@ from collections import Counter as CountOf
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -20,13 +20,9 @@ from router import metric_table as table
 from router.flow_messages import Finish
 from router.placement import Placement, WorkerView
 from router.slo import DEFAULT_CLASS, TPOT, TTFT, SloTargets, counts, tpot_s
+from router.tenant_metrics import REFUSED, TenantMetrics
 from router.vllm_names import VllmNames
-from wire.exposition import BoundedLabel, family, new_counter, new_gauge, new_histogram, single
-
-# Each tenant is a dozen series.
-MAX_TENANTS = 64
-_REFUSED = "refused"
-_UNFINISHED = (State.QUEUED, State.PREFILLING, State.STREAMING)
+from wire.exposition import family, new_counter, new_gauge, new_histogram, single
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +59,12 @@ class Metrics(Collector):
     def __init__(
         self, tenant: str = "default", slo: SloTargets | None = None, vllm_model: str = ""
     ) -> None:
-        self._tenant = tenant
         self._slo = slo or SloTargets()
-        self._tenants = BoundedLabel(MAX_TENANTS)
-        self._generated_of: dict[str, Counter] = {}
         self._kv_events: CountOf[str] = CountOf()
         self._state = RouterState()
         self._registry = CollectorRegistry()
+        self._tenants = TenantMetrics(self._registry)
+        self._unknown = self._tenants.of(tenant, DEFAULT_CLASS)
         self._make_counters(self._registry)
         self._make_histograms(self._registry)
         self._registry.register(self)
@@ -80,26 +75,18 @@ class Metrics(Collector):
         # Not among what has a second name.
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
-        outcomes = [state.value for state in State if state not in _UNFINISHED]
-        for outcome in (*outcomes, _REFUSED):
-            self._requests.labels(tenant, DEFAULT_CLASS, outcome)
 
     def _make_counters(self, registry: CollectorRegistry) -> None:
-        self._requests = new_counter(table.REQUESTS, registry)
         self._retries = new_counter(table.RETRIES, registry)
         self._failed_attempts = new_counter(table.FAILED_ATTEMPTS, registry)
         self._defects = new_counter(table.DEFECTS, registry)
-        self._prompt = new_counter(table.PROMPT_TOKENS, registry)
-        self._cached = new_counter(table.CACHED_TOKENS, registry)
         self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
-        self._generated = new_counter(table.GENERATED, registry)
         self._answers = new_counter(table.FINISHES, registry)
-        self._slo_requests = new_counter(table.SLO_REQUESTS, registry)
-        self._slo_met = new_counter(table.SLO_MET, registry)
-        self._goodput = new_counter(table.GOODPUT, registry)
         self._decisions = new_counter(table.DECISIONS, registry)
         self._blocks = new_counter(table.ROUTED_BLOCKS, registry)
         self._overlap = new_counter(table.OVERLAP_BLOCKS, registry)
+        self._placed_as = {mode: self._decisions.labels(mode) for mode in ("handoff", "local")}
+        self._held = {role: self._overlap.labels(role) for role in ("prefill", "decode")}
         targets = new_gauge(table.SLO_TARGET, registry)
         targets.labels(TTFT).set(self._slo.ttft_s)
         targets.labels(TPOT).set(self._slo.tpot_s)
@@ -124,11 +111,11 @@ class Metrics(Collector):
         """An attempt with a prompt of so many ``blocks`` goes there; choosing took ``seconds``."""
         forecast, handoff = placement.forecast, placement.prefill is not None
         self._decision_time.observe(seconds)
-        self._decisions.labels("handoff" if handoff else "local").inc()
+        self._placed_as["handoff" if handoff else "local"].inc()
         self._blocks.inc(blocks)
-        self._overlap.labels("decode").inc(forecast.decode_held)
+        self._held["decode"].inc(forecast.decode_held)
         if handoff:
-            self._overlap.labels("prefill").inc(forecast.prefill_held)
+            self._held["prefill"].inc(forecast.prefill_held)
 
     def retried(self) -> None:
         self._retries.inc()
@@ -148,17 +135,10 @@ class Metrics(Collector):
 
     def refused(self) -> None:
         """A request was not taken: invalid, a taken id, or the router drains."""
-        self._requests.labels(self._tenant, DEFAULT_CLASS, _REFUSED).inc()
+        self._unknown.requests[REFUSED].inc()
 
-    def generated(self, tenant: str, tokens: int) -> None:
-        counter = self._generated_of.get(tenant)
-        if counter is None:
-            label = self._tenants.of(tenant)
-            counter = self._generated.labels(label)
-            if label == tenant:
-                # Looking it up by its labels takes longer than counting.
-                self._generated_of[tenant] = counter
-        counter.inc(tokens)
+    def generated(self, tenant: str, tokens: int, slo_class: str = DEFAULT_CLASS) -> None:
+        self._tenants.of(tenant, slo_class).generated.inc(tokens)
 
     def first_output(
         self, since_arrival_s: float, since_dispatch_s: float, placement: Placement | None
@@ -175,30 +155,23 @@ class Metrics(Collector):
         self._itl.observe(since_last_s)
 
     def ended(self, ended: EndedRequest) -> None:
-        tenant = self._tenants.of(ended.tenant)
-        whose = (tenant, ended.slo_class)
-        self._requests.labels(*whose, ended.outcome.value).inc()
-        if ended.outcome is State.FINISHED:
-            self._finished(ended, tenant)
+        whose = self._tenants.of(ended.tenant, ended.slo_class)
+        whose.requests[ended.outcome.value].inc()
+        finished = ended.outcome is State.FINISHED
+        if finished:
+            whose.prompt_tokens.inc(ended.prompt_tokens)
+            whose.cached_tokens.inc(ended.finishes[-1].cached_tokens)
+            self._finished(ended)
         if counts(ended.outcome):
-            self._judge(ended, whose)
+            whose.judge(self._slo.met(ended.finishes) if finished else frozenset())
 
-    def _judge(self, ended: EndedRequest, whose: tuple[str, str]) -> None:
-        met = self._slo.met(ended.finishes) if ended.outcome is State.FINISHED else frozenset()
-        self._slo_requests.labels(*whose).inc()
-        for slo in (TTFT, TPOT):
-            self._slo_met.labels(*whose, slo).inc(slo in met)
-        self._goodput.labels(*whose).inc(len(met) == 2)
-
-    def _finished(self, ended: EndedRequest, tenant: str) -> None:
+    def _finished(self, ended: EndedRequest) -> None:
         last = ended.finishes[-1]
         first_s = min(finish.ttft_s for finish in ended.finishes)
         self._e2e.observe(last.total_s)
         self._queue.observe(last.queue_s)
         self._prefill_time.observe(max(0.0, first_s - last.queue_s))
         self._prompt_length.observe(ended.prompt_tokens)
-        self._prompt.labels(tenant).inc(ended.prompt_tokens)
-        self._cached.labels(tenant).inc(last.cached_tokens)
         self._expected_cached.inc(ended.expected_cached)
         for finish in ended.finishes:
             self._answers.labels(finish.reason.value).inc()
