@@ -36,15 +36,20 @@ class PhaseClock:
         self._observe = observe
         self._times: dict[AttemptKey, dict[Phase, tuple[float, float | None]]] = {}
 
+    @property
+    def listens(self) -> bool:
+        return self._observe is not None
+
     def begin(self, key: AttemptKey, phase: Phase, now: float) -> None:
         """The last time counts."""
-        if self._observe is not None:
+        if self.listens:
             self._times.setdefault(key, {})[phase] = (now, None)
 
     def begin_once(self, key: AttemptKey, phase: Phase, now: float) -> None:
-        """The first time counts."""
-        if phase not in self._times.get(key, ()):
-            self.begin(key, phase, now)
+        """The first time counts. Nothing for an attempt of which no phase has begun."""
+        times = self._times.get(key)
+        if times is not None:
+            times.setdefault(phase, (now, None))
 
     def end(self, key: AttemptKey, phase: Phase, now: float) -> None:
         """The last time counts; nothing if the phase has not begun."""

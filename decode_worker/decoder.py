@@ -7,23 +7,14 @@ Does not cover: the rules themselves (``core.lease``, ``decode_worker.scheduler`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.block_hash import HashArray, TokenArray
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InternalError, InvalidField
 from core.event_log import EventLog
-from core.handoff import (
-    Ack,
-    Commit,
-    FailureCause,
-    LeaseLost,
-    LeaseTimes,
-    NoRoom,
-    Reserve,
-    Ticket,
-)
+from core.handoff import FailureCause, LeaseLost, LeaseTimes, NoRoom, Reserve, Ticket
 from core.lease import LeaseTable
 from core.lease_events import (
     Aborted,
@@ -38,13 +29,14 @@ from core.lease_events import (
     StartSequence,
 )
 from core.outputs import Load, StepCounters, TokenOutput
-from core.phase_clock import ObservePhase, Phase, PhaseClock
+from core.phase_clock import ObservePhase
 from core.prefill_order import DEFAULT_TTFT_S
 from core.references import check_references, count_orphans
 from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import StepPlan, StepResult
 from core.step_clock import StepClock
+from decode_worker.phases import LeasePhases, LocalPhases
 from decode_worker.scheduler import DecodeScheduler
 
 
@@ -110,8 +102,8 @@ class Decoder:
             max_positions=max_positions,
         )
         self._clock = StepClock()
-        self._lease_phases = PhaseClock(observe_phase)
-        self._local_phases = PhaseClock(observe_phase)
+        self._lease_phases = LeasePhases(observe_phase)
+        self._local_phases = LocalPhases(observe_phase)
 
     def concerns_only_leases(self, event: DecoderInput) -> bool:
         """Whether `handle` would do the same whatever the sequences did meanwhile, and change
@@ -147,9 +139,8 @@ class Decoder:
         if plan is not None:
             self._clock.planned(now)
             if self._local_phases:
-                for piece in plan.slices:
-                    key = self.scheduler.key_of(piece.sequence_id)
-                    self._local_phases.move(key, Phase.QUEUE, Phase.PREFILL, now)
+                keys = (self.scheduler.key_of(piece.sequence_id) for piece in plan.slices)
+                self._local_phases.planned(keys, now)
         return plan
 
     def prepare_next(self) -> None:
@@ -161,7 +152,7 @@ class Decoder:
         seconds = self._clock.completed(now).own
         outputs = self.scheduler.complete_step(plan, result, seconds)
         if self._local_phases:
-            self._end_local_phases(outputs, now)
+            self._local_phases.computed(outputs, now)
         return [*outputs, *self._admit(now)]
 
     def steady_steps(self) -> int:
@@ -193,16 +184,8 @@ class Decoder:
             )
         except InvalidField as error:
             return [FailAttempt(event.key, FailureCause.REJECTED, error.message)]
-        self._local_phases.begin(event.key, Phase.QUEUE, now)
+        self._local_phases.submitted(event.key, now)
         return []
-
-    def _end_local_phases(self, outputs: Iterable[TokenOutput | FailAttempt], now: float) -> None:
-        for output in outputs:
-            if isinstance(output, TokenOutput):
-                self._local_phases.end(output.key, Phase.PREFILL, now)
-                self._local_phases.finish(output.key)
-            else:
-                self._local_phases.forget(output.key)
 
     def _admit(self, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
@@ -212,11 +195,10 @@ class Decoder:
 
     def _handle_lease(self, event: LeaseInput, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
-        if isinstance(event, FromPrefill) and isinstance(event.message, Commit):
-            self._lease_phases.begin_once(event.message.key, Phase.COMMIT, now)
+        self._lease_phases.heard(event, now)
         for command in self.leases.handle(event, now):
             self._log(command, now)
-            self._note_lease_phases(command, now)
+            self._lease_phases.decided(command, now)
             match command:
                 case EnqueueReserve(key, tokens, salt, num_answers, hashes):
                     self.scheduler.add_reserve(key, tokens, salt, num_answers, hashes)
@@ -243,23 +225,6 @@ class Decoder:
                 self.events.add(now, "committed", key)
             case FailAttempt(key, cause, detail):
                 self.events.add(now, "attempt failed", key, f"{cause.value}: {detail}")
-
-    def _note_lease_phases(self, command: LeaseCommand, now: float) -> None:
-        phases = self._lease_phases
-        match command:
-            case EnqueueReserve(key=key):
-                phases.begin(key, Phase.RESERVE, now)
-            case SendToPrefill(_, Ticket(key)):
-                phases.end(key, Phase.RESERVE, now)
-            case CopyPieces(key):
-                phases.begin_once(key, Phase.TRANSFER, now)
-            case SendToPrefill(_, Ack(key)):
-                phases.end(key, Phase.TRANSFER, now)
-            case StartSequence(key=key):
-                phases.end(key, Phase.COMMIT, now)
-                phases.finish(key)
-            case SendToPrefill(_, NoRoom(key) | LeaseLost(key)):
-                phases.forget(key)
 
     @property
     def load(self) -> Load:

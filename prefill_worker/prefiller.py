@@ -14,11 +14,9 @@ from core.block_pool import BlockPool
 from core.errors import InvalidField
 from core.event_log import EventLog
 from core.handoff import (
-    Ack,
     Beat,
     Cancel,
     Commit,
-    Committed,
     FailureCause,
     LeaseTimes,
     Reserve,
@@ -26,13 +24,12 @@ from core.handoff import (
     ToPrefill,
 )
 from core.outputs import Load, StepCounters, TokenOutput
-from core.phase_clock import ObservePhase, Phase, PhaseClock
+from core.phase_clock import ObservePhase
 from core.prefill_order import DEFAULT_TTFT_S
 from core.push import (
     AnnounceBlocks,
     Push,
     PushCommand,
-    PushState,
     Release,
     ReportFailure,
     SendCommit,
@@ -55,6 +52,7 @@ from prefill_worker.messages import (
     Submit,
     Tick,
 )
+from prefill_worker.phases import HandoffPhases
 from prefill_worker.scheduler import ChunkDone, PrefillScheduler
 
 
@@ -107,7 +105,7 @@ class Prefiller:
         self._attempts: dict[AttemptKey, Attempt] = {}
         self._next_beat = 0.0
         self._clock = StepClock()
-        self._phases = PhaseClock(observe_phase)
+        self._phases = HandoffPhases(observe_phase)
         self._longest_step_s = 0.0
 
     def handle(self, event: PrefillerInput, now: float) -> list[PrefillerCommand]:
@@ -142,7 +140,7 @@ class Prefiller:
         for piece in plan.slices:
             key = self.scheduler.key_of(piece.sequence_id)
             self.events.add(now, "chunk started", key, f"tokens {piece.start} to {piece.end}")
-            self._phases.move(key, Phase.QUEUE, Phase.PREFILL, now)
+            self._phases.chunk_started(key, now)
         return plan
 
     def complete_step(
@@ -168,7 +166,7 @@ class Prefiller:
             return [ReportFailure(event.key, FailureCause.REJECTED, error.message)]
         push = Push(event.key, len(event.tokens), self.pool.block_size, self._times)
         self._attempts[event.key] = Attempt(event, push)
-        self._phases.begin(event.key, Phase.QUEUE, now)
+        self._phases.submitted(event.key, now)
         return []
 
     def _on_abort(self, key: AttemptKey) -> list[PrefillerCommand]:
@@ -185,28 +183,8 @@ class Prefiller:
         commands = attempt.push.handle(message, now)
         if isinstance(message, Ticket) and attempt.push.has_ticket:
             self.scheduler.ticketed(message.key)
-        self._note_phases(attempt, message, now)
+        self._phases.heard(message, attempt.push.state, now)
         return self._carry_out(attempt, commands)
-
-    def _note_phases(self, attempt: Attempt, message: ToPrefill, now: float) -> None:
-        key, phases = message.key, self._phases
-        match message:
-            case Ticket():
-                phases.end(key, Phase.RESERVE, now)
-                if attempt.push.state is PushState.COMMITTING:
-                    self._begin_transfer(key, now)
-            case Ack() if attempt.push.state is PushState.COMMITTING:
-                phases.end(key, Phase.TRANSFER, now)
-                phases.begin(key, Phase.COMMIT, now)
-            case Committed() if attempt.push.state is PushState.RELEASED:
-                phases.end(key, Phase.COMMIT, now)
-                phases.finish(key)
-
-    def _begin_transfer(self, key: AttemptKey, now: float) -> None:
-        """All is computed and has a ticket. Without an ack from now on nothing was left to copy."""
-        self._phases.begin(key, Phase.TRANSFER, now)
-        self._phases.end(key, Phase.TRANSFER, now)
-        self._phases.begin(key, Phase.COMMIT, now)
 
     def _on_decode_lost(self, event: DecodeLost) -> list[PrefillerCommand]:
         commands: list[PrefillerCommand] = []
@@ -246,7 +224,7 @@ class Prefiller:
         commands: list[PrefillerCommand] = []
         for key in self.scheduler.start_next(now):
             attempt = self._attempts[key]
-            self._phases.begin(key, Phase.RESERVE, now)
+            self._phases.asked(key, now)
             commands += self._carry_out(attempt, attempt.push.ask(now))
         return commands
 
@@ -257,7 +235,7 @@ class Prefiller:
         if chunk.error:
             return self._give_up(attempt, chunk.error)
         if chunk.first_tokens:
-            self._phases.end(chunk.key, Phase.PREFILL, now)
+            self._phases.computed(chunk.key, now)
             finishes = [self._finish_reason(attempt.submit.params, t) for t in chunk.first_tokens]
             ended = tuple(finish for finish in finishes if finish is not None)
             if len(ended) == len(finishes):
@@ -265,7 +243,7 @@ class Prefiller:
         commands = attempt.push.on_computed(chunk.computed, now)
         if chunk.first_tokens:
             commands += attempt.push.on_sampled(chunk.first_tokens)
-            self._begin_transfer(chunk.key, now)
+            self._phases.transfer_begins(chunk.key, now)
         return self._carry_out(attempt, commands)
 
     def _give_up(self, attempt: Attempt, error: str) -> list[PrefillerCommand]:
@@ -296,7 +274,7 @@ class Prefiller:
         cancel = SendToDecode(
             attempt.submit.decode_worker, Cancel(key, "answered by the first token")
         )
-        self._phases.finish(key)
+        self._phases.answered_alone(key)
         return [*outputs, cancel, *self._carry_out(attempt, attempt.push.abandon())]
 
     def _carry_out(

@@ -36,6 +36,7 @@ def test_of_a_failed_attempt_nothing_is_told() -> None:
 
 def test_the_last_end_counts_and_the_first_beginning_if_so_asked() -> None:
     clock, seen = new_clock()
+    clock.begin(A, Phase.RESERVE, 0.0)
     clock.begin_once(A, Phase.TRANSFER, 1.0)
     clock.begin_once(A, Phase.TRANSFER, 2.0)
     clock.end(A, Phase.TRANSFER, 3.0)
@@ -51,7 +52,9 @@ def test_a_phase_without_an_end_is_left_out_and_strangers_begin_nothing() -> Non
     clock, seen = new_clock()
     clock.begin(A, Phase.RESERVE, 1.0)
     clock.move(B, Phase.QUEUE, Phase.PREFILL, 1.0)
+    clock.begin_once(B, Phase.COMMIT, 1.0)
     clock.end(B, Phase.PREFILL, 2.0)
+    assert len(clock) == 1
     clock.finish(A)
     clock.finish(B)
     assert seen == []
