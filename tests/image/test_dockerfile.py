@@ -140,7 +140,8 @@ def test_the_cpu_target_can_be_made_and_what_pods_start_in_it_serves(tmp_path: P
     command += [str(tmp_path), "cpu", str(here / "in_a_pod.py")]
     told = json.dumps(pods())
     done = subprocess.run(command, input=told, stdout=subprocess.PIPE, text=True, check=True)
-    seen = json.loads(done.stdout.splitlines()[-1])
+    # Before it is what the RUN steps said.
+    seen = json.loads(done.stdout.strip().splitlines()[-1])
     assert (seen["user"], seen["writable"]) == (10001, False)
     assert "model.safetensors" in seen["model"]
     assert not [check for check in seen["doctor"] if check["status"] == "failed"]
