@@ -11,11 +11,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from charts import CI, Manifest, ci_values, pod_templates, render
+from charts import CHART, CI, Manifest, ci_values, pod_templates, render
 
 HERE = Path(__file__).parent
 CUSTOM = {path.stem: path for path in (HERE / "schemas").glob("*.json")}
@@ -93,3 +94,13 @@ def test_selectors_find_the_pods_that_they_mean(name: str) -> None:
         if selector is not None:
             wanted = selector().items()
             assert any(wanted <= own.items() for own in labels), manifest["metadata"]["name"]
+
+
+def test_the_packaged_chart_is_the_same(tmp_path: Path) -> None:
+    package = helm_python.package(CHART, destination=tmp_path)
+    values = ci_values("ha")
+    rendered = []
+    for source in (CHART, package):
+        with helm_python.Chart.load(source) as chart:
+            rendered.append(chart.render(values, name="crossdock", namespace="llm"))
+    assert rendered[0] == rendered[1]
