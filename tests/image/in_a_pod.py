@@ -33,12 +33,12 @@ def main() -> None:
     started = [shell(told["head"])]
     # As a kubelet asks, from outside.
     pod = told["address"]
-    seen["head"] = answer(f"http://{pod}:52365/api/healthz")
+    seen["head"] = answer(f"http://{pod}:52365/api/healthz", started)
     started += [shell(told["node"])]
-    seen["node"] = answer(f"http://{pod}:52366/api/healthz")
+    seen["node"] = answer(f"http://{pod}:52366/api/healthz", started)
     started += [subprocess.Popen(told["controller"], stdout=sys.stderr)]
     started += [subprocess.Popen(told["router"], stdout=sys.stderr)]
-    seen["ready"] = answer(f"http://{pod}:8000/ready")
+    seen["ready"] = answer(f"http://{pod}:8000/ready", started)
     seen["doctor"] = json.loads(output(["crossdock", "doctor", "--output", "json"]))
     seen["test"] = output(told["test"])
     seen["running"] = [process.poll() is None for process in started]
@@ -54,14 +54,15 @@ def output(command: list[str]) -> str:
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
-def answer(url: str) -> int:
-    """The status of the first answer that is none of an error."""
+def answer(url: str, started: list[subprocess.Popen[bytes]]) -> int:
+    """The status of the first answer that is none of an error, while all that was started runs."""
     end = time.monotonic() + LIMIT_S
-    while time.monotonic() < end:
+    while time.monotonic() < end and all(process.poll() is None for process in started):
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=10) as response:
             return int(response.status)
         time.sleep(0.5)
-    raise SystemExit(f"no good answer from {url}")
+    codes = [process.poll() for process in started]
+    raise SystemExit(f"no good answer from {url}; exit codes of what was started: {codes}")
 
 
 def writable(folder: str) -> bool:

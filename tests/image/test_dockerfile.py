@@ -98,7 +98,8 @@ def ray_start(parameters: dict[str, str], *more: str) -> str:
 
 def pods() -> dict[str, Any]:
     """What the chart's pods start with the values for one CPU host, all of them at one address."""
-    manifests = render(ci_values("minimal-cpu"))
+    # This machine may have a single core.
+    manifests = render(ci_values("minimal-cpu") | {"resources": {"requests": {"cpu": 1}}})
     config = one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"]
     ray = one(manifests, "RayCluster", "crossdock")["spec"]
     pools = [group["rayStartParams"] for group in ray["workerGroupSpecs"]]

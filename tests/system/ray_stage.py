@@ -36,9 +36,11 @@ class Running:
 
     process: subprocess.Popen[str]
     line: str
+    in_a_pod: bool = False
 
     def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
+        # `unshare` passes no other signal on.
+        self.process.send_signal(signal.SIGKILL if self.in_a_pod else signal.SIGTERM)
         return self.process.wait()
 
 
@@ -65,7 +67,7 @@ class Stage:
             text=True,
             env=self.environment | dict(environment or {}),
         )
-        running = Running(process, "")
+        running = Running(process, "", in_a_pod=command[0] == POD[0])
         self.stack.callback(lambda: process.poll() is None and running.end())
         assert process.stdout is not None
         lines = []
@@ -94,11 +96,12 @@ class Stage:
         options = ["--address", self.head_address, "--num-cpus", "1", "--resources", room]
         return self.ray(place, *options)
 
-    def controller(self, config: Path) -> tuple[Running, str, str]:
+    def controller(self, config: Path, place: Namespace) -> tuple[Running, str, str]:
         """Also the addresses of its registry and its operators' door."""
         command = [*CROSSDOCK, "controller", "--config", str(config), "--registry-port", "0"]
-        command += ["--ray-head", self.head_address, "--node-address", self.here.address]
-        running = self.start(self.here, [*command, "--admin-port", "0"], "ready registry=")
+        command += ["--ray-head", self.head_address, "--node-address", place.address]
+        command += ["--host", place.address]
+        running = self.start(place, [*command, "--admin-port", "0"], "ready registry=")
         found = re.fullmatch(r"ready registry=(\S+) admin=(\S+)\n", running.line)
         assert found is not None
         return running, found[1], found[2]
@@ -107,7 +110,8 @@ class Stage:
         """Also its gRPC address."""
         command = [*CROSSDOCK, "router", "--config", str(config), "--registry", registry]
         command += ["--grpc-port", "0", "--http-port", "0"]
-        running = self.start(self.here, command, "ready grpc=")
+        command += ["--host", self.there.address]
+        running = self.start(self.there, command, "ready grpc=")
         return running, running.line.split("grpc=")[1].split()[0]
 
     def ray(
@@ -144,8 +148,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def ray_stage() -> Iterator[Stage]:
-    """Nothing of it is left at the end."""
+def ray_stage(*, without_head: bool = False) -> Iterator[Stage]:
+    """Nothing of it is left at the end. ``without_head``: nodes end after their head, and Ray
+    leaves agents behind then."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     # As KubeRay passes it on: the token itself, from a secret.
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -156,7 +161,9 @@ def ray_stage() -> Iterator[Stage]:
             yield Stage(here, there, clean | token | quick, stack)
         # The test's time limit bounds the wait.
         while here.has_processes() or there.has_processes():
-            pass
+            if without_head:
+                here.kill_agents()
+                there.kill_agents()
 
 
 def write_config(config: Path, model: Path, decode: int) -> None:
