@@ -23,13 +23,17 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"is not YAML: {where}{error.problem or error.context}") from None
     except RecursionError:
         raise ValueError("is nested too deeply") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (
+        *(yaml.YAMLError, ValueError, TypeError),
+        *(LookupError, AttributeError, OverflowError),
+    ) as error:  # The loader's own constructors let all of these out.
         raise ValueError(f"is not YAML: {' '.join(str(error).split())}") from None
 
 
 class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        _refuse_twice(node)
+        if isinstance(node, yaml.MappingNode):
+            _refuse_twice(node)
         return super().construct_mapping(node, deep)
 
 

@@ -33,6 +33,11 @@ def test_what_is_merged_may_be_overridden() -> None:
         ("a: \x00", "is not YAML: unacceptable character"),
         ("[" * 5000, "is nested too deeply"),
         ("{[a]: 1}", "is not YAML: line 1: found unhashable key"),
+        ("!!map [a, b]", "is not YAML"),
+        ("!!bool foo", "is not YAML"),
+        ("!!int ''", "is not YAML"),
+        ("!!timestamp foo", "is not YAML"),
+        ("a: " + ":".join(["59"] * 200) + ".5", "is not YAML"),
     ],
 )
 def test_what_is_wrong_is_one_line(text: str, words: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,33 @@ def test_a_window_has_all_the_traffic_of_its_time(
     assert filling >= rate * filling_s
     assert len(trace) - filling >= rate * counted_s
     assert np.isclose(trace.rate, rate)
+
+
+def test_a_burst_at_the_beginning_has_the_rate_of_the_whole_trace() -> None:
+    trace = chat_trace(400)
+    burst = np.concatenate([np.zeros(150), trace.arrivals_s[150:]])
+    window = Window(replace(trace, arrivals_s=burst), 5.0, Counted(1.0, 2.0))
+    requests, _ = window.requests()
+    assert len(requests) >= 100
+    assert not requests.rate
+
+
+def test_longer_requests_stay_within_the_longest() -> None:
+    trace = chat_trace(200)
+    longest = (trace.prompt_tokens + trace.output_tokens).max()
+    for conditions in (Conditions(prompts=1.2), Conditions(answers=1.2)):
+        source = conditions.traffic(trace, 0).source
+        lengths = source.prompt_tokens + source.output_tokens
+        assert lengths.max() == longest
+        assert lengths.mean() > (trace.prompt_tokens + trace.output_tokens).mean()
+        assert source.output_tokens.min() >= 1
+
+
+def test_workers_that_share_cores_are_not_divided() -> None:
+    on = budget_of("h100", 100).decode
+    pool = PoolChoice(on, 40, ONE_RANK, LIMITS)
+    assert divisor_of(Candidate(None, (pool,))) > 1
+    assert divisor_of(Candidate(None, (replace(pool, host_cores=16),))) == 1
 
 
 def test_a_short_trace_is_repeated_with_prefixes_of_its_own() -> None:

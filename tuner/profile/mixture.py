@@ -25,6 +25,8 @@ _UNDERSTOOD = {
     "experts_per_token",
 }
 _MARKS = ("expert", "moe")
+# More than any model has; how many there may be is checked with the other sizes.
+_MOST_LAYERS = 10_000
 
 
 def with_mixture(stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,12 +58,12 @@ def _mixed_layers(stated: Mapping[str, Any]) -> int:
     layers = _number(stated, "num_hidden_layers")
     first = _number(stated, "first_k_dense_replace")
     listed = stated.get("mlp_only_layers")
-    dense = set(listed) if isinstance(listed, list) else set()
+    dense = {one for one in listed if isinstance(one, int)} if isinstance(listed, list) else set()
     every = max(1, _number(stated, "decoder_sparse_step"))
     of_rest = max(1, _number(stated, "moe_layer_freq"))
     return sum(
         layer >= first and layer not in dense and (layer + 1) % every == 0 and layer % of_rest == 0
-        for layer in range(layers)
+        for layer in range(min(layers, _MOST_LAYERS))
     )
 
 

@@ -32,12 +32,18 @@ class Conditions:
             generator = np.random.default_rng([seed, self.replicate])
             changed = changed.resampled(generator)
         if (self.prompts, self.answers) != (1.0, 1.0):
-            changed = replace(
-                changed,
-                prompt_tokens=_longer(changed.prompt_tokens, self.prompts),
-                output_tokens=_longer(changed.output_tokens, self.answers),
-            )
+            changed = self._lengthened(changed)
         return Sampled(source_of(changed, seed), Traffic.of(changed))
+
+    def _lengthened(self, trace: RequestTrace) -> RequestTrace:
+        """No request gets longer than the longest: who knows whether that could be served."""
+        longest = int((trace.prompt_tokens + trace.output_tokens).max())
+        prompts = _longer(trace.prompt_tokens, self.prompts)
+        prompts = np.minimum(prompts, longest - trace.output_tokens)
+        answers = _longer(trace.output_tokens, self.answers)
+        return replace(
+            trace, prompt_tokens=prompts, output_tokens=np.minimum(answers, longest - prompts)
+        )
 
 
 @dataclass(frozen=True, slots=True)

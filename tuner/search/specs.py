@@ -55,7 +55,10 @@ def _kv(candidate: Candidate, base: ClusterSpec) -> KVSpec:
 def divisor_of(candidate: Candidate) -> int:
     """Into so many equal parts a large cluster can be divided: parts of at most 32 workers, if the
     numbers of its replicas allow it. One of them at as small a part of the rate is simulated: the
-    router of the whole has only more choice."""
+    router of the whole has only more choice. Workers that share cores are not divided: a part of
+    them would have all the cores."""
+    if any(pool.host_cores for pool in candidate.pools):
+        return 1
     counts = [pool.replicas for pool in candidate.pools]
     common, workers = gcd(*counts), sum(counts)
     divisors = [d for d in range(1, common + 1) if common % d == 0]
@@ -82,18 +85,8 @@ def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
     ]
     if len(models) == 1:
         return models[0]
-    first = models[0]
-    return ClusterModel(
-        workers=tuple(worker for model in models for worker in model.workers),
-        block_size=first.block_size,
-        transfer=None,
-        message_s=first.message_s,
-        request_s=first.request_s,
-        ttft_s=first.ttft_s,
-        disaggregation=first.disaggregation,
-        times=first.times,
-        limits=first.limits,
-    )
+    workers = tuple(worker for model in models for worker in model.workers)
+    return replace(models[0], workers=workers, transfer=None)
 
 
 def _profiles(candidate: Candidate, decode: PoolChoice) -> PoolProfiles:

@@ -52,7 +52,10 @@ class Window:
         count = filling + max(_FEWEST, ceil(self.rate * self.counted.counted_s))
         repeats = -(-count // len(self.source))
         source = self.source if repeats == 1 else self.source.repeated(repeats)
-        return source.first(count).at_rate(self.rate), filling
+        beginning = source.first(count)
+        if not beginning.rate:  # A burst: only the whole trace has a rate.
+            return source.at_rate(self.rate).first(count), filling
+        return beginning.at_rate(self.rate), filling
 
 
 def source_of(trace: RequestTrace, seed: int) -> RequestTrace:

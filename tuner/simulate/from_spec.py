@@ -152,12 +152,13 @@ def _workers_at(
     if not others or shape.pipeline > 1:
         return _model(spec, profiles, place.pool, beside, count)
     alone = replace(profile.engine(shape, threads=threads), kv_tokens=beside.kv_tokens)
+    taken = threads * shape.num_ranks
     share = HostShare(
         place.shared_core,
         beside.step,
         crowded.step,
         profile.interference,
-        min(1.0, threads / max(1, host_cores - threads)),
+        min(1.0, taken / max(1, host_cores - taken)),
     )
     return _model(spec, profiles, place.pool, alone, count, share)
 
