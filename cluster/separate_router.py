@@ -53,4 +53,7 @@ def router_options(
         block_size=spec.kv.block_size,
         disaggregation=spec.router.disaggregation,
         drain_s=doors.drain_s,
+        slo_ttft_s=spec.slo.ttft,
+        slo_tpot_s=spec.slo.tpot,
+        vllm_names=spec.metrics.vllm_names,
     )

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 # Prometheus waits for ten seconds by default.
 _ASK_TIMEOUT_S = 3.0
+_LOOPBACK = "127.0.0.1"
 _ANY_HOST = ("0.0.0.0", "::", "[::]")
 CONTROLLER = "controller"
 
@@ -67,10 +68,15 @@ class ClusterMetricsDoor:
         return web.json_response(targets)
 
     def _controller_address(self, request: web.Request) -> str:
-        """It serves where its router does; one that listens on all addresses is reached there."""
-        host, _, port = self._directory.metrics_address.rpartition(":")
-        asked = request.url.host
-        return f"{asked}:{port}" if host in _ANY_HOST and asked else f"{host}:{port}"
+        """One that listens on all addresses is reached where its registry is; if that is on this
+        host, as this router is."""
+        told = self._directory.metrics_address
+        host, _, port = told.rpartition(":")
+        registry = self._directory.address.rpartition(":")[0]
+        if host not in _ANY_HOST:
+            return told
+        reached = request.url.host if registry in (_LOOPBACK, *_ANY_HOST) else registry
+        return f"{reached}:{port}"
 
 
 async def _or_nothing(process: str, text: Awaitable[bytes]) -> bytes:

@@ -25,7 +25,7 @@ class Directory:
     ``close``."""
 
     def __init__(self, address: str, router_id: str, listener: WorkerListListener) -> None:
-        self._address = address
+        self.address = address
         self._router_id = router_id
         self._listener = listener
         # Where the controller's /metrics is; "" while that is not known.
@@ -40,7 +40,7 @@ class Directory:
 
     async def metrics(self, timeout_s: float) -> bytes:
         """What the controller's ``/metrics`` shows. Raises ``grpc.aio.AioRpcError``."""
-        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
             told = await RegistryStub(channel).GetMetrics(GetMetricsRequest(), timeout=timeout_s)
             return bytes(told.text)
 
@@ -50,13 +50,13 @@ class Directory:
             try:
                 await self._watch(backoff)
             except grpc.aio.AioRpcError as error:
-                log.info("registry %s: %s", self._address, error.details())
+                log.info("registry %s: %s", self.address, error.details())
             except Exception:
-                log.exception("what the registry %s sent could not be used", self._address)
+                log.exception("what the registry %s sent could not be used", self.address)
             await asyncio.sleep(backoff.next_pause())
 
     async def _watch(self, backoff: Backoff) -> None:
-        async with grpc.aio.insecure_channel(self._address, options=_CHANNEL_OPTIONS) as channel:
+        async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
             stub = RegistryStub(channel)
             call = stub.Watch(pb.WatchRequest(router_id=self._router_id))
             while (listed := await read(call)) is not None:

@@ -10,7 +10,7 @@ import typer
 from cluster.cli.admin_call import fetch_status
 from cluster.cli.options import AddressOption, ClusterNameOption, admin_address
 from cluster.cli.output import Output, OutputOption, emit, plain, print_table
-from cluster.cli.watch import watch
+from cluster.cli.watch import Watched, watch
 
 
 def status(
@@ -28,6 +28,10 @@ def status(
     refreshes: Annotated[
         int | None, typer.Option(min=1, help="End --watch after so many looks.")
     ] = None,
+    router: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="HTTP address of the router that --watch asks."),
+    ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Workers, their load and cache, and how many KV bytes moved between them and how.
@@ -39,7 +43,7 @@ def status(
     at = admin_address(address, name)
     if watching:
         with contextlib.suppress(KeyboardInterrupt):
-            watch(at, interval, refreshes, output)
+            watch(Watched(at, router, interval), refreshes, output)
         return
     found = plain(fetch_status(at, validate))
     emit(found, output, lambda: _print(found))

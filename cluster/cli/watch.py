@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,20 @@ _FIRST_WAIT_S = 1.0
 _ANY_HOST = ("0.0.0.0", "[::]")
 
 
-def watch(address: str, interval_s: float, refreshes: int | None, output: Output) -> None:
-    """Shows the cluster at ``address`` every ``interval_s`` seconds, ``refreshes`` times (None:
-    until it is interrupted); as JSON a line each. Raises ``Unavailable``."""
-    frames = islice(_frames(address, interval_s), refreshes)
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """``admin``: host:port of the operators' door; ``router``: HTTP address of a router, host:port,
+    None: that of the cluster's own. ``interval_s``: seconds between two looks."""
+
+    admin: str
+    router: str | None
+    interval_s: float
+
+
+def watch(watched: Watched, refreshes: int | None, output: Output) -> None:
+    """Shows the cluster ``refreshes`` times (None: until it is interrupted); as JSON a line each.
+    Raises ``Unavailable``."""
+    frames = islice(_frames(watched), refreshes)
     if output is Output.JSON:
         for frame in frames:
             print(json.dumps(frame), flush=True)
@@ -53,33 +64,37 @@ def _show(frames: Iterator[dict[str, Any]]) -> None:
             live.update(draw(frame), refresh=True)
 
 
-def _frames(address: str, interval_s: float) -> Iterator[dict[str, Any]]:
+def _frames(watched: Watched) -> Iterator[dict[str, Any]]:
     from cluster.live.frame import make_frame
 
-    for status, interval in _intervals(address, interval_s):
+    for status, interval in _intervals(watched):
         yield make_frame(status, interval)
 
 
-def _intervals(address: str, interval_s: float) -> Iterator[tuple[dict[str, Any], Interval]]:
+def _intervals(watched: Watched) -> Iterator[tuple[dict[str, Any], Interval]]:
     """The status, and what was scraped then and some time before, at most the window."""
     from cluster.live.scrape import Interval, Scrape
 
     scrapes: deque[Scrape] = deque()
     while True:
-        status = plain(fetch_status(address))
-        text = _fetch(status["http_address"], address)
+        status = plain(fetch_status(watched.admin))
+        text = _fetch(watched.router or status["http_address"], watched.admin)
         scrapes.append(Scrape.parse(text, time.monotonic()))
         while len(scrapes) > 2 and scrapes[-1].at - scrapes[1].at >= _WINDOW_S:
             scrapes.popleft()
         if len(scrapes) > 1:
             yield status, Interval(scrapes[0], scrapes[-1])
-        time.sleep(interval_s if len(scrapes) > 1 else min(interval_s, _FIRST_WAIT_S))
+        wait_s = watched.interval_s
+        time.sleep(wait_s if len(scrapes) > 1 else min(wait_s, _FIRST_WAIT_S))
 
 
 def _fetch(http_address: str, admin: str) -> str:
     """All metrics, through the router."""
     if not http_address:
-        raise Unavailable("the cluster has no router yet; try again", reason="NOT_READY")
+        raise Unavailable(
+            "the cluster has no router of its own yet; try again, or name one with --router",
+            reason="NOT_READY",
+        )
     host, _, port = http_address.rpartition(":")
     if host in _ANY_HOST:
         host = admin.rpartition(":")[0]

@@ -10,12 +10,15 @@ import pytest
 from rich.console import Console
 
 from cluster.admin import ClusterView
+from cluster.cli.output import Output
+from cluster.cli.watch import Watched, watch
 from cluster.live.frame import Frame, make_frame
 from cluster.live.scrape import Interval, Scrape
 from cluster.live.tables import draw
 from cluster.metrics import ControllerMetrics
 from cluster.wanted import Wanted
 from core.block_pool import BlockPool
+from core.errors import Unavailable
 from core.handoff import LeaseTimes
 from core.lifecycle import State
 from core.metric_spec import counter, gauge, histogram
@@ -25,6 +28,7 @@ from core.request import FinishReason, Role
 from core.step import Slice, StepPlan
 from core.step_cost import CostModel
 from core.worker_settings import WorkerSettings
+from crossdock.v1 import admin_pb2
 from crossdock.v1 import worker_pb2 as pb
 from decode_worker.decoder import Decoder
 from router.flow_messages import Finish
@@ -196,3 +200,17 @@ def test_an_idle_cluster_is_drawn_too() -> None:
     before = told.scrape(10.0)
     console = Console(file=io.StringIO(), width=160)
     console.print(draw(make_frame(STATUS, Interval(before, told.scrape(20.0)))))
+
+
+def test_without_a_router_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = admin_pb2.ClusterStatus(model="tiny")
+    monkeypatch.setattr("cluster.cli.watch.fetch_status", lambda address: status)
+    with pytest.raises(Unavailable, match="name one with --router"):
+        watch(Watched("127.0.0.1:1", None, 1.0), 1, Output.JSON)
+
+
+def test_a_router_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    status = admin_pb2.ClusterStatus(model="tiny", http_address="127.0.0.1:2")
+    monkeypatch.setattr("cluster.cli.watch.fetch_status", lambda address: status)
+    with pytest.raises(Unavailable, match=r"no metrics from http://127\.0\.0\.1:1/metrics/cluster"):
+        watch(Watched("127.0.0.1:3", "127.0.0.1:1", 1.0), 1, Output.JSON)

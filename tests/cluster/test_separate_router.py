@@ -63,6 +63,15 @@ def test_a_router_is_told_what_the_config_says(
     assert not parsed.die_with_parent
 
 
+def test_a_router_judges_by_the_config_s_slos_and_uses_its_names(config: Path) -> None:
+    settings = {"slo": {"ttft": 0.5, "tpot": 0.02}, "metrics": {"vllm_names": True}}
+    spec = make_spec({"model": str(config.parent / "tiny"), **settings})
+    model = locate_model(spec, Silent())
+    options = router_options(spec, model, "controller:1", Doors("127.0.0.1", 0, 0, 30.0))
+    parsed = _parser().parse_args(options.arguments())
+    assert (parsed.slo_ttft_s, parsed.slo_tpot_s, parsed.vllm_metric_names) == (0.5, 0.02, True)
+
+
 @pytest.mark.parametrize("kv", [{}, {"memory": "64KiB"}, {"num_blocks": 9}])
 def test_a_router_knows_the_limits_that_its_controller_plans(
     kv: dict[str, Any], config: Path

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from fake_worker import FakeWorker
 from prometheus_client.parser import text_string_to_metric_families
 
 from core.lifecycle import State
 from core.outputs import Load
 from core.request import FinishReason, Role
+from router.cluster_metrics import ClusterMetricsDoor
 from router.flow_messages import Finish
 from router.metric_table import TABLE
 from router.metrics import EndedRequest, Metrics, RouterState
@@ -247,3 +251,23 @@ async def test_prometheus_finds_every_process_by_the_router(
     await cluster.until(lambda c: c.router._directory.metrics_address == "0.0.0.0:9")
     async with http.get(f"{cluster.url}/metrics/targets") as response:
         assert (await response.json())[1]["targets"] == ["127.0.0.1:9"]
+
+
+@pytest.mark.parametrize(
+    ("registry", "metrics", "reached"),
+    [
+        ("127.0.0.1:5", "0.0.0.0:9", "router:9"),
+        ("controller:5", "0.0.0.0:9", "controller:9"),
+        ("controller:5", "10.0.0.7:9", "10.0.0.7:9"),
+    ],
+)
+async def test_a_controller_on_all_addresses_is_where_its_registry_is(
+    registry: str, metrics: str, reached: str
+) -> None:
+    directory: Any = SimpleNamespace(address=registry, metrics_address=metrics)
+    nobody: Any = SimpleNamespace(pool=SimpleNamespace(attached_workers=list))
+    door = ClusterMetricsDoor(nobody, Metrics(), directory)
+    handlers: dict[str, Any] = {route.path: route.handler for route in door.routes()}
+    asked = make_mocked_request("GET", "/metrics/targets", headers={"Host": "router:8000"})
+    response = await handlers["/metrics/targets"](asked)
+    assert json.loads(response.body)[1]["targets"] == [reached]

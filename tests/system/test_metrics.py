@@ -170,4 +170,4 @@ def test_status_shows_it_live(
     assert [worker["worker"] for worker in frames[1]["workers"]] == ["prefill-0", "decode-0"]
     assert frames[1]["window_s"] > frames[0]["window_s"] > 0
     assert frames[1]["pools"]["prefill"]["ready"] == 1
-    assert "prefill 1/1" in watch()
+    assert "prefill 1/1" in watch("--router", cluster.http_url.removeprefix("http://"))
