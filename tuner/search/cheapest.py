@@ -29,12 +29,13 @@ def cheapest(
     progress: Callable[[str], None],
 ) -> list[Scored]:
     """By price, then by number: the first few that serve ``rate`` and what could cost as little.
-    ``estimated`` fills in estimates; None where there can't be any."""
+    ``bounded``: with at least one bound above 0. ``estimated`` fills in estimates; None where there
+    can't be any."""
     possible = [Scored(c, bound) for c, bound in bounded if SLACK * bound.rate >= rate]
     possible.sort(key=lambda one: (*_cost(one), -one.bound.rate))
     if not possible:
         # For the nearest: those that could come closest.
-        possible = [Scored(c, bound) for c, bound in bounded]
+        possible = [Scored(c, bound) for c, bound in bounded if bound.rate > 0]
         possible = sorted(possible, key=lambda one: -one.bound.rate)[:_STEP]
     found: list[Scored] = []
     failed: list[Scored] = []

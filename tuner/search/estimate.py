@@ -138,6 +138,8 @@ class Estimates:
         return RateSearch(guess, self._most(replica), _CERTAINTY, _PRECISION)
 
     def _search_above(self, replica: SingleReplica, rate: float) -> RateSearch:
+        if not rate:
+            return self._first_search(replica)
         floor = rate * (1 + _PRECISION)
         most = max(floor, self._most(replica))
         return RateSearch(floor, most, _CERTAINTY, _PRECISION, floor)

@@ -58,11 +58,21 @@ class Trial:
 class Reached:
     """The highest rate found at which a cluster meets the goal: ``trial`` is the simulation at
     it; None if it meets it at no rate that was worth a trial, and ``nearest`` is the trial that
-    came closest."""
+    came closest; None if there was no trial."""
 
     trial: Trial | None
-    nearest: Trial
+    nearest: Trial | None
     simulations: int
+
+    @property
+    def told(self) -> Trial | None:
+        """What there is to say of the cluster: how it meets the goal, or how nearly."""
+        return self.trial or self.nearest
+
+    @property
+    def nearest_share(self) -> float:
+        """Of the requests, within the SLO."""
+        return self.nearest.share if self.nearest is not None else 0.0
 
     @property
     def rate(self) -> float:
@@ -92,7 +102,8 @@ def try_rate(cluster: ClusterModel, window: Window, goal: Goal, *, to_the_end: b
 class RateSearch:
     """Starts at ``guess``, goes no higher than ``most``, and ends when two rates that differ by a
     factor of 1 + ``precision`` have the limit between them. ``certainty``: the first factor above
-    or below the guess that is tried. ``floor``: lower rates are not worth a trial."""
+    or below the guess that is tried. ``floor``: lower rates are not worth a trial. ``guess`` is
+    above 0, unless ``most`` is 0: no rate is worth a trial."""
 
     guess: float
     most: float
@@ -116,6 +127,8 @@ def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSear
     Gallops away from the guess until the limit is between two trials, then bisects. A share that
     does not fall steadily with the rate costs precision, nothing else.
     """
+    if search.most <= 0:
+        return Reached(None, None, 0)
     trials = [attempt(min(max(search.guess, search.floor), search.most))]
     good, bad = _bracket(attempt, goal, search, trials)
     while good is not None and bad is not None and bad > good.rate * (1 + search.precision):

@@ -73,7 +73,9 @@ def play(
         progress(f"{len(worth)} whole clusters that may serve more than {best:.2f} requests/s")
     # Whoever misses the goal at the next rate that counts as higher is given up.
     floor = best * (1 + FINAL.precision / 2)
-    looked = [*first, *_look(worth, measure, [floor] * len(worth), floor)]
+    # Where no first one serves anything, the others begin as those did.
+    starts = [floor or _USUAL * _guess(one) for one in worth]
+    looked = [*first, *_look(worth, measure, starts, floor)]
     ranked = sorted(looked, key=lambda one: (one.rate, one.estimate or 0.0), reverse=True)
     return [*ranked, *(one for one in others if one not in worth)]
 

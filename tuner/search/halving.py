@@ -179,4 +179,4 @@ def _guess(scored: Scored) -> float:
 
 def _by_rate(scored: Scored) -> tuple[float, float]:
     """Those that reach nothing are compared by how near they came."""
-    return scored.rate, scored.reached.nearest.share if scored.reached is not None else 0.0
+    return scored.rate, scored.reached.nearest_share if scored.reached is not None else 0.0

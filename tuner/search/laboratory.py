@@ -135,10 +135,11 @@ class Bench:
             return replace(trial, rate=rate, divided_by=subject.divisor)
 
         reached = highest_rate(attempt, goal, search)
-        if reached.trial is None and not search.floor and reached.nearest.is_cut_short:
-            # It is told how near it came.
-            return replace(reached, nearest=attempt(reached.nearest.rate, to_the_end=True))
-        return reached
+        nearest = reached.nearest
+        if reached.trial or search.floor or nearest is None or not nearest.is_cut_short:
+            return reached
+        # It is told how near it came.
+        return replace(reached, nearest=attempt(nearest.rate, to_the_end=True))
 
 
 _bench: Bench | None = None

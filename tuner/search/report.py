@@ -122,8 +122,8 @@ def _nobody(result: TuneResult) -> list[str]:
         f"{goal.slo.tpot_s * 1000:g} ms for {goal.percentile:g} % of the requests"
         + (f" at {result.question.rate:g} requests/s" if result.question.rate is not None else "")
     ]
-    if nearest.reached is not None:
-        trial = nearest.reached.nearest
+    trial = nearest.reached.nearest if nearest.reached is not None else None
+    if trial is not None:
         ttft, tpot = trial.summary.ttft_s, trial.summary.tpot_s
         words.append(
             f"nearest: {nearest.candidate} with {trial.share:.0%} at {trial.rate:.3g} requests/s "
@@ -141,7 +141,7 @@ def _shift(shift: Shift, winner: Scored) -> str:
 
 def table(result: TuneResult, top: int) -> tuple[Row, list[Row]]:
     """The best ``top`` that were simulated, and the rivals."""
-    simulated = [scored for scored in result.scored if scored.reached is not None]
+    simulated = [one for one in result.scored if one.reached is not None and one.reached.told]
     chosen = simulated[:top]
     for comparison in (result.verdict.colocated, result.verdict.one_to_one):
         if comparison is not None and comparison.rival not in chosen:
@@ -157,7 +157,8 @@ def table(result: TuneResult, top: int) -> tuple[Row, list[Row]]:
 def _row(scored: Scored) -> Row:
     candidate, reached = scored.candidate, scored.reached
     assert reached is not None
-    trial = reached.trial or reached.nearest
+    trial = reached.told
+    assert trial is not None
     ttft, tpot = trial.summary.ttft_s, trial.summary.tpot_s
     met = "" if reached.trial is not None else " (missed)"
     return (

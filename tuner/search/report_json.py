@@ -70,9 +70,9 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "rungs": scored.rungs,
         "rate": None,
     }
-    if reached is None:
+    trial = reached.told if reached is not None else None
+    if reached is None or trial is None:
         return data
-    trial = reached.trial or reached.nearest
     return data | {
         "rate": reached.rate,
         "rate_per_gpu": scored.rate_per_accelerator,

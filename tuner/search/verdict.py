@@ -132,4 +132,4 @@ def _best(
 
 
 def _share(scored: Scored) -> float:
-    return scored.reached.nearest.share if scored.reached is not None else 0.0
+    return scored.reached.nearest_share if scored.reached is not None else 0.0
