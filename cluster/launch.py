@@ -125,7 +125,10 @@ class ServingCluster:
         self._spec = options.spec
         self._progress = progress
         elsewhere = options.elsewhere
-        self._ray = RayCluster(elsewhere.ray_head if elsewhere else options.ray_address)
+        self._ray = RayCluster(
+            elsewhere.ray_head if elsewhere else options.ray_address,
+            own_address=elsewhere.own_address if elsewhere else "",
+        )
         self._node = RayNode(elsewhere.ray_head, elsewhere.own_address) if elsewhere else None
         self._utilization = PoolUtilization(self._spec.slo.tpot)
         prices = {

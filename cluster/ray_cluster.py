@@ -44,14 +44,17 @@ def actor_classes() -> ActorClasses:
 
 class RayCluster:
     """``address`` None: our own local Ray. ``actor_classes`` gives the Ray actors of ranks; it is
-    called once Ray runs, because Ray must not be imported before."""
+    called once Ray runs, because Ray must not be imported before. ``own_address``: IP address of
+    the node to take part by, on this host; "": Ray's choice, which may be the head's."""
 
     def __init__(
         self,
         address: str | None = None,
         actor_classes: Callable[[], ActorClasses] = actor_classes,
+        own_address: str = "",
     ) -> None:
         self._address = address
+        self._own_address = own_address
         self._actor_classes = actor_classes
         self._rooms: dict[Slot, Room] = {}
         self._folder: Path | None = None
@@ -191,7 +194,8 @@ class RayCluster:
     def _init_options(self, folder: Path) -> dict[str, Any]:
         quiet = {"log_to_driver": False, "configure_logging": False}
         if not self.is_local:
-            return {"address": self._address, **quiet}
+            by = {"_node_ip_address": self._own_address} if self._own_address else {}
+            return {"address": self._address, **by, **quiet}
         return {
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
