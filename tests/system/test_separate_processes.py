@@ -72,10 +72,10 @@ def test_serving_goes_on_while_the_head_is_away_and_scaling_when_it_is_back(
         "RAY_external_storage_namespace": "x",
     }
     head = stage.head(*POD, **state)
-    stage.node(stage.there, prefill=1, decode=2)
+    node = stage.node(stage.there, prefill=1, decode=2)
     # A driver takes part by any node at its address: not by the head's.
-    _, registry, admin = stage.controller(config, stage.there)
-    _, grpc_address = stage.router(config, registry)
+    controller, registry, admin = stage.controller(config, stage.there)
+    router, grpc_address = stage.router(config, registry)
     stage.ask("scale", "--decode", "1", "--address", admin)
     generate = ["generate", "Once", "--max-tokens", "4", "--address", grpc_address]
     assert len(stage.ask(*generate)["token_ids"]) == 4
@@ -95,3 +95,5 @@ def test_serving_goes_on_while_the_head_is_away_and_scaling_when_it_is_back(
     }
     assert status["restarts"] == 0
     assert len(stage.ask(*generate)["token_ids"]) == 4
+    assert (router.end(), controller.end()) == (0, 0)
+    node.end()
