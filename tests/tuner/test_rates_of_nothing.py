@@ -133,5 +133,7 @@ def test_other_limits_are_tried_on_a_replica_that_serves_nothing(than: float) ->
         searches.extend(job.search for job in jobs)
         return [Reached(None, None, 0) for _ in jobs]
 
-    assert Estimates(measure, Traffic.of(TRACE), GOAL.slo).better([replica], [than]) == [0.0]
+    assert Estimates(measure, Traffic.of(TRACE), Traffic.of(TRACE), GOAL.slo).better(
+        [replica], [than]
+    ) == [0.0]
     assert searches[0].guess > than

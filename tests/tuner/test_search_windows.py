@@ -131,8 +131,8 @@ def test_longer_answers_are_served_at_a_lower_rate() -> None:
     on = budget_of("h100", 1).decode
     mixed = SingleReplica(Role.MIXED, PoolChoice(on, 1, ONE_RANK, LIMITS))
     trace = chat_trace()
-    plain = Conditions().traffic(trace, 0)
-    longer = Conditions(answers=1.2).traffic(trace, 0)
+    plain = Conditions().traffic(trace, 0, 1.0)
+    longer = Conditions(answers=1.2).traffic(trace, 0, 1.0)
     assert longer.means.prompt_tokens == plain.means.prompt_tokens
     assert mixed.bound(longer.means, SLO) < mixed.bound(plain.means, SLO)
     assert mixed.bound(Traffic.of(trace), SLO) == mixed.bound(plain.means, SLO)

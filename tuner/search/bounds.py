@@ -10,7 +10,7 @@ Pure. Does not cover: latencies under load (``tuner.simulate``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from math import ceil
 
@@ -64,6 +64,14 @@ class Traffic:
             hit_rate=float(known_tokens(trace).sum()) / float(trace.prompt_tokens.sum()),
             least=LeastWork.of(trace, share),
         )
+
+    @classmethod
+    def of_all(cls, trace: RequestTrace, share: float) -> Traffic:
+        """Of what is served: all requests, those that miss the goal, too. ``share`` of them are to
+        keep the TPOT."""
+        whole, of_share = cls.of(trace), LeastWork.of(trace, share)
+        least = replace(whole.least, context_to_meet=of_share.context_to_meet)
+        return replace(whole, least=least)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,7 @@ def _largest_batch(pool: PoolChoice, traffic: Traffic, slo: Slo) -> int:
     least, step = traffic.least, pool.engine.step
     if least.steps == 0:
         return pool.limits.max_num_seqs
-    if _step_seconds(step, 1, pool, least.context_to_meet) > slo.tpot_s:
+    if least.context_to_meet and _step_seconds(step, 1, pool, least.context_to_meet) > slo.tpot_s:
         return 0
     context = least.context / traffic.mean_steps
     low, high = 1, pool.limits.max_num_seqs

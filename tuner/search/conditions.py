@@ -25,15 +25,15 @@ class Conditions:
     prompts: float = 1.0
     answers: float = 1.0
 
-    def traffic(self, trace: RequestTrace, seed: int) -> Sampled:
-        """``trace`` under these conditions."""
+    def traffic(self, trace: RequestTrace, seed: int, share: float) -> Sampled:
+        """``trace`` under these conditions; ``share``: of the goal."""
         changed = trace
         if self.replicate:
             generator = np.random.default_rng([seed, self.replicate])
             changed = changed.resampled(generator)
         if (self.prompts, self.answers) != (1.0, 1.0):
             changed = self._lengthened(changed)
-        return Sampled(source_of(changed, seed), Traffic.of(changed))
+        return Sampled(source_of(changed, seed), Traffic.of_all(changed, share))
 
     def _lengthened(self, trace: RequestTrace) -> RequestTrace:
         """No request gets longer than the longest: who knows whether that could be served."""
@@ -48,7 +48,8 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """``source``: of windows, see ``window``; ``means``: of the whole trace."""
+    """``source``: of windows, see ``window``; ``means``: of the whole trace, as ``Traffic.of_all``
+    gives them."""
 
     source: RequestTrace
     means: Traffic

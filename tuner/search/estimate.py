@@ -45,14 +45,17 @@ KNOWN = 5
 
 
 class Estimates:
-    """Rates of replicas, each looked at once. ``traffic``: of all requests."""
+    """Rates of replicas, each looked at once. ``traffic``: ``Traffic.of_all`` requests; ``least``:
+    of those that are to meet the goal."""
 
-    def __init__(self, measure: Measure, traffic: Traffic, slo: Slo) -> None:
+    def __init__(self, measure: Measure, traffic: Traffic, least: Traffic, slo: Slo) -> None:
         self._measure = measure
         self._traffic = traffic
+        self._least = least
         self._slo = slo
         self._known: dict[SingleReplica, float] = {}
         self._bounds: dict[SingleReplica, float] = {}
+        self._limits: dict[SingleReplica, float] = {}
 
     def known(self, replica: SingleReplica) -> float | None:
         """Requests per second; None for a replica that was not looked at."""
@@ -124,9 +127,14 @@ class Estimates:
         return min(self._most(replica), _RARELY_MORE * self._bound(replica))
 
     def _most(self, replica: SingleReplica) -> float:
-        """A batch of decodes is as large as memory and TPOT allow, no luck makes it larger."""
-        bound = self._bound(replica)
-        return bound if replica.role is Role.DECODE else _NEVER_MORE * bound
+        """A batch of decodes is as large as memory and TPOT allow, no luck makes it larger; but
+        those that may miss the TPOT can be the ones that take most of it."""
+        most = _NEVER_MORE * self._bound(replica)
+        if replica.role is not Role.DECODE:
+            return most
+        if replica not in self._limits:
+            self._limits[replica] = replica.bound(self._least, self._slo)
+        return min(most, self._limits[replica])
 
     def _bound(self, replica: SingleReplica) -> float:
         if replica not in self._bounds:

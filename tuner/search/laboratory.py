@@ -74,7 +74,7 @@ class Bench:
 
     def __init__(self, given: Traced) -> None:
         self._given = given
-        self._plain = AS_GIVEN.traffic(given.trace, given.seed)
+        self._plain = self._changed(AS_GIVEN)
         self._latest = AS_GIVEN, self._plain
 
     def reach(self, wanted: ClusterJob) -> Reached:
@@ -122,8 +122,12 @@ class Bench:
         if conditions == AS_GIVEN:
             return self._plain
         if self._latest[0] != conditions:
-            self._latest = conditions, conditions.traffic(self._given.trace, self._given.seed)
+            self._latest = conditions, self._changed(conditions)
         return self._latest[1]
+
+    def _changed(self, conditions: Conditions) -> Sampled:
+        given = self._given
+        return conditions.traffic(given.trace, given.seed, given.goal.share)
 
     def _search(self, subject: _Subject, search: RateSearch) -> Reached:
         goal = self._given.goal

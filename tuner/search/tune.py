@@ -129,10 +129,17 @@ class _Search:
         self._traffic = traffic
         self._laboratory = laboratory
         self._progress = progress
-        slo = question.goal.slo
+        goal = question.goal
         share_host = any(kind.profile.device == "cpu" for kind in question.budget.kinds)
         self._estimates = (
-            None if share_host else Estimates(laboratory.replicas, Traffic.of(question.trace), slo)
+            None
+            if share_host
+            else Estimates(
+                laboratory.replicas,
+                Traffic.of_all(question.trace, goal.share),
+                traffic,
+                goal.slo,
+            )
         )
         self._rates_under = (
             SimulatedRates(laboratory)
