@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_worlds import GOAL, LIMITS, MadeUpWorld, bounded, budget_of, chat_trace, summary_at
 
+from core.config import ClusterSpec
+from tuner.search.bounds import Traffic
 from tuner.search.charts import Point, pareto_front
 from tuner.search.conditions import Conditions
-from tuner.search.evaluate import RateSearch, Trial, highest_rate
-from tuner.search.halving import RUNGS, Scored, halve
+from tuner.search.evaluate import RateSearch, Reached, Trial, highest_rate
+from tuner.search.finals import FINAL
+from tuner.search.goodput import by_halving
+from tuner.search.halving import RUNGS, Job, Scored, halve
+from tuner.search.laboratory import Laboratory, Traced
 from tuner.search.space import all_candidates
 from tuner.search.uncertainty import perturbed, perturbed_profile
 from tuner.search.verdict import judge
@@ -84,13 +90,48 @@ def test_the_verdict_compares_with_rivals_on_the_same_replicates() -> None:
         ]
 
     verdict = judge(scored, rates_under, replicates=5)
-    rivals = [c for c in (verdict.colocated, verdict.one_to_one) if c is not None]
+    assert verdict.winner is not None
+    told = {"colocated": verdict.colocated, "1:1": verdict.one_to_one}
+    is_winner = {
+        "colocated": verdict.winner.candidate.is_colocated,
+        "1:1": verdict.winner.candidate.is_one_to_one,
+    }
+    # The winner is no rival of itself.
+    assert {kind: rival is None for kind, rival in told.items()} == is_winner
+    rivals = [rival for rival in told.values() if rival is not None]
+    assert rivals
     assert sorted(set(numbers)) == [0, 1, 2, 3, 4, 5]
     for comparison in rivals:
         assert comparison.likely is not None
         # Common errors cancel out.
         assert comparison.likely.low == pytest.approx(comparison.ratio)
         assert comparison.likely.high == pytest.approx(comparison.ratio)
+
+
+class OtherLimitsServeFourPercentMore(Laboratory):
+    """Of any cluster with other limits than the usual, and no more than that."""
+
+    def measure(self, jobs: Sequence[Job]) -> list[Reached]:
+        found = []
+        for job in jobs:
+            usual = all(pool.limits == LIMITS for pool in job.candidate.pools)
+            most = 1.0 if usual else 1 + FINAL.precision
+
+            def attempt(rate: float, most: float = most) -> Trial:
+                share = 0.95 if rate <= most else 0.1
+                return Trial(rate, share, summary_at(rate, share))
+
+            search = RateSearch(job.guess, min(job.most, 1.0) if usual else job.most, 1.1, 0.001)
+            found.append(highest_rate(attempt, GOAL, replace(search, floor=job.floor)))
+        return found
+
+
+def test_limits_that_serve_just_enough_more_to_be_kept_are_kept() -> None:
+    pairs = bounded(all_candidates(budget_of("h100", 1), 4000, LIMITS), TRACE)
+    with OtherLimitsServeFourPercentMore(Traced(TRACE, ClusterSpec(), GOAL, 0), 1) as laboratory:
+        best = by_halving(pairs, laboratory, Traffic.of(TRACE), GOAL.slo, lambda text: None)[0]
+    assert best.rate == 1 + FINAL.precision
+    assert best.candidate.decode[0].limits != LIMITS
 
 
 def test_perturbed_hardware_is_the_same_for_everyone_and_differs_between_replicates() -> None:

@@ -80,7 +80,7 @@ def by_halving(
         for one, reached in zip(tried, laboratory.measure(jobs), strict=True)
     ]
     better = max(looked, key=lambda one: one.rate, default=best)
-    return [better, *scored[1:]] if better.rate > floor else scored
+    return [better, *scored[1:]] if better.rate >= floor else scored
 
 
 class EstimatedRates:
