@@ -49,7 +49,8 @@ _HOPELESS = 0.8
 @dataclass(frozen=True, slots=True)
 class Job:
     """One candidate to look at in ``rung``: from ``guess`` up to ``most`` requests per second.
-    ``certainty``, ``floor``: see ``evaluate.RateSearch``."""
+    ``certainty``, ``floor``: see ``evaluate.RateSearch``. ``is_told``: how near it comes to the
+    goal is told even if it is given up at ``floor``, so that trial is simulated to the end."""
 
     candidate: Candidate
     rung: Rung
@@ -57,6 +58,7 @@ class Job:
     most: float
     certainty: float = 1.3
     floor: float = 0.0
+    is_told: bool = False
 
 
 @dataclass(frozen=True, slots=True)

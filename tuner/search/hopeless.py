@@ -34,7 +34,8 @@ def nearest_miss(
     nearest, *rest = [Scored(candidate, bound) for candidate, bound in ranked]
     stay_s = slo.ttft_s + traffic.output_tokens * _token_seconds(nearest.candidate, traffic)
     rate = 1 / stay_s
-    [reached] = measure([Job(nearest.candidate, FINAL, rate, rate, floor=rate)])
+    job = Job(nearest.candidate, FINAL, rate, rate, floor=rate, is_told=True)
+    [reached] = measure([job])
     nearest = replace(nearest, reached=reached, rungs=1)
     return [nearest, *rest], Verdict(None, nearest, None, None)
 

@@ -92,7 +92,7 @@ class Bench:
             divisor,
         )
         search = RateSearch(job.guess, job.most, job.certainty, job.rung.precision, job.floor)
-        return self._search(subject, search)
+        return self._search(subject, search, job.is_told or not job.floor)
 
     def reach_alone(self, wanted: ReplicaJob) -> Reached:
         """What one replica reaches."""
@@ -106,7 +106,7 @@ class Bench:
             replica.requests(sampled.source),
             replica.counted(sampled.means, slo, wanted.services),
         )
-        return self._search(subject, search)
+        return self._search(subject, search, is_told=False)
 
     def scale(self, replica: SingleReplica, conditions: Conditions) -> float:
         """The bound of ``replica`` under ``conditions`` over that as given."""
@@ -129,7 +129,7 @@ class Bench:
         given = self._given
         return conditions.traffic(given.trace, given.seed, given.goal.share)
 
-    def _search(self, subject: _Subject, search: RateSearch) -> Reached:
+    def _search(self, subject: _Subject, search: RateSearch, is_told: bool) -> Reached:
         goal = self._given.goal
 
         def attempt(rate: float, to_the_end: bool = False) -> Trial:
@@ -140,9 +140,8 @@ class Bench:
 
         reached = highest_rate(attempt, goal, search)
         nearest = reached.nearest
-        if reached.trial or search.floor or nearest is None or not nearest.is_cut_short:
+        if reached.trial or not is_told or nearest is None or not nearest.is_cut_short:
             return reached
-        # It is told how near it came.
         return replace(reached, nearest=attempt(nearest.rate, to_the_end=True))
 
 

@@ -80,6 +80,7 @@ def _scored_json(scored: Scored) -> dict[str, Any]:
         "counted_requests": trial.summary.requests,
         "simulated_part": 1 / trial.divided_by,
         "share_within_slo": trial.share,
+        "is_cut_short": trial.is_cut_short,
         "tokens_per_s_per_gpu": tokens_per_accelerator(scored, trial),
         "tokens_per_s_per_user": tokens_per_user(trial),
         "limited_by": limited_by(trial, scored.bound).value,
