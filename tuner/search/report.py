@@ -12,7 +12,7 @@ from tuner.search.limiting import busy_words, limited_by
 from tuner.search.sensitivity import Shift
 from tuner.search.space import Candidate, Limits
 from tuner.search.tune import TuneResult
-from tuner.search.uncertainty import Interval
+from tuner.search.uncertainty import MOST_TOLD, Interval
 from tuner.search.verdict import Comparison
 from tuner.simulate.requests import RequestTrace
 
@@ -106,7 +106,8 @@ def _simulated(trial: Trial, trace: RequestTrace) -> str:
 
 def _against(name: str, comparison: Comparison) -> str:
     likely = _likely(comparison.likely)
-    return f"{comparison.ratio:.2f} × {name} ({comparison.rival.candidate}){likely}"
+    more = "at least " if comparison.ratio >= MOST_TOLD else ""
+    return f"{more}{comparison.ratio:.2f} × {name} ({comparison.rival.candidate}){likely}"
 
 
 def _likely(interval: Interval | None) -> str:

@@ -12,7 +12,7 @@ Pure. How often the truth lies in the interval is what `tune --validate` reports
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import exp
+from math import exp, inf
 from zlib import crc32
 
 import numpy as np
@@ -34,6 +34,21 @@ MODELLED_SIGMA = 0.2
 MODELLED_SIGMA_OF_SHAPE = 0.07
 # A step's work is spread over so many of the profiled points.
 _POINTS_OF_A_STEP = 4
+
+
+# A larger ratio means no more than "far better".
+MOST_TOLD = 10.0
+
+
+def ratio_of(one: float, other: float) -> float | None:
+    """Of rates; endless over one that serves nothing, None of two that do: they say nothing."""
+    if other == 0:
+        return inf if one else None
+    return one / other
+
+
+def told(ratio: float) -> float:
+    return min(MOST_TOLD, ratio)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,24 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from tuner.search.conditions import Conditions
 from tuner.search.halving import RIVALS, Scored
 from tuner.search.space import Candidate
-from tuner.search.uncertainty import Interval
+from tuner.search.uncertainty import Interval, ratio_of, told
 
 REPLICATES = 16
-# A larger ratio means no more than "far better".
-_MOST_TOLD = 10.0
 # A ratio closer to 1 than this is a tie: simulations of the same cluster differ by as much.
 TIE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The winner's goodput over a rival's, per accelerator. ``likely``: None without replicates."""
+    """The winner's goodput over a rival's, per accelerator; at most ``MOST_TOLD``. ``likely``: None
+    without replicates in which one of them serves anything."""
 
     rival: Scored
     ratio: float
@@ -89,20 +89,17 @@ def _replicated_ratios(
     count: int,
 ) -> dict[Candidate, list[float]]:
     """By rival: each replicate's ratio over that of the traffic and hardware as they are, looked at
-    as coarsely."""
+    as coarsely; where that shows one of them serving nothing, over that of the close look."""
     if not rivals:
         return {}
     rows = rates_under([Conditions(number) for number in range(count + 1)], [best, *rivals])
     found: dict[Candidate, list[float]] = {}
     for place, rival in enumerate(rivals, 1):
-        plain, *others = [_ratio(row[0], row[place]) for row in rows]
-        found[rival.candidate] = [ratio / plain for ratio in others] if plain else []
+        plain, *others = [ratio_of(row[0], row[place]) for row in rows]
+        if not plain or plain == inf:
+            plain = best.rate / rival.rate
+        found[rival.candidate] = [ratio / plain for ratio in others if ratio is not None]
     return found
-
-
-def _ratio(best: float, rival: float) -> float:
-    """Of rates. A rival that meets the SLO at no rate is beaten by as much as is told at most."""
-    return min(_MOST_TOLD, best / rival) if rival else _MOST_TOLD
 
 
 def _compare(
@@ -118,8 +115,8 @@ def _compare(
     changes = np.array(ratios[rival.candidate])
     # Both rates of a ratio were found with the same error.
     errors = np.exp(generator.normal(0.0, error * np.sqrt(2), len(changes)))
-    drawn = (ratio * changes * errors).tolist()
-    return Comparison(rival, ratio, Interval.of(drawn) if drawn else None)
+    drawn = [told(one) for one in (ratio * changes * errors).tolist()]
+    return Comparison(rival, told(ratio), Interval.of(drawn) if drawn else None)
 
 
 def _best(

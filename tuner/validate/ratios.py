@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tuner.search.uncertainty import Interval
+from tuner.search.uncertainty import Interval, ratio_of, told
 from tuner.validate.compare import APART, Case, Coverage
 
-# A larger ratio means no more than "far better".
-_MOST = 10.0
 _ROUNDING = 1e-9
 
 
@@ -57,26 +55,25 @@ def ratios(cases: Sequence[Case]) -> list[Ratio]:
 
 
 def _ratio_of(better: Case, other: Case) -> Ratio:
-    drawn = [
-        _over(a.goodput, b.goodput)
-        for a, b in zip(better.replicates, other.replicates, strict=True)
-    ]
+    predicted = _alike_if_nothing(better.predicted.goodput, other.predicted.goodput)
+    pairs = zip(better.replicates, other.replicates, strict=True)
+    drawn = [ratio_of(one.goodput, another.goodput) for one, another in pairs]
+    known = [told(ratio) for ratio in drawn if ratio is not None]
     return Ratio(
         better.configuration,
         other.configuration,
         better.traffic,
         better.rate,
-        _over(better.predicted.goodput, other.predicted.goodput),
-        _over(better.measured.goodput, other.measured.goodput),
-        Interval.of(drawn),
+        predicted,
+        _alike_if_nothing(better.measured.goodput, other.measured.goodput),
+        Interval.of(known or [predicted]),
     )
 
 
-def _over(one: float, other: float) -> float:
-    """Two that serve nothing are alike."""
-    if other == 0:
-        return _MOST if one else 1.0
-    return min(_MOST, one / other)
+def _alike_if_nothing(one: float, other: float) -> float:
+    """A prediction that both serve nothing was one, too: that they are alike."""
+    ratio = ratio_of(one, other)
+    return 1.0 if ratio is None else told(ratio)
 
 
 def ratio_coverage(found: Sequence[Ratio]) -> Coverage:
