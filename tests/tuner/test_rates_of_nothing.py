@@ -102,15 +102,15 @@ def tight(trace: RequestTrace, factor: float) -> tuple[Candidate, Goal]:
     return candidate, Goal(Slo(1.0, factor * alone / FEMTOSECONDS), 100.0)
 
 
-def test_a_replica_that_longer_prompts_are_too_much_for_reaches_nothing() -> None:
+def test_a_replica_that_is_too_slow_on_other_hardware_reaches_nothing() -> None:
     candidate, goal = tight(TRACE, 1.001)
     (replica,) = replicas_of(candidate)
     bench = Bench(Traced(TRACE, ClusterSpec(), goal, 0))
-    longer = Conditions(prompts=1.2)
     assert bench.scale(replica, AS_GIVEN) == 1.0
-    assert bench.scale(replica, longer) == 0.0
+    others = [Conditions(replicate=number) for number in range(1, 17)]
+    slower = next(one for one in others if bench.scale(replica, one) == 0.0)
     search = RateSearch(1.0, 2.0, 1.1, 0.1)
-    reached = bench.reach_alone(ReplicaJob(replica, search, 1.0, longer))
+    reached = bench.reach_alone(ReplicaJob(replica, search, 1.0, slower))
     assert (reached.rate, reached.simulations) == (0.0, 0)
 
 
