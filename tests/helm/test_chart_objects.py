@@ -47,6 +47,26 @@ def test_every_object_is_what_its_kind_takes(name: str) -> None:
         check_object(as_pod(template))
 
 
+WHOLE_DEFINITION = os.environ.get("KUBERAY_CRD")
+
+
+@pytest.mark.skipif(
+    not WHOLE_DEFINITION,
+    reason="KUBERAY_CRD does not name KubeRay's ray.io_rayclusters.yaml",
+)
+@names
+def test_kuberay_takes_the_cluster(name: str) -> None:
+    definition = yaml.safe_load(Path(str(WHOLE_DEFINITION)).read_text())
+    [version] = [v for v in definition["spec"]["versions"] if v["name"] == "v1"]
+    [cluster] = [m for m in render(ci_values(name)) if m["kind"] == "RayCluster"]
+    jsonschema.Draft7Validator(version["schema"]["openAPIV3Schema"]).validate(cluster)
+    known = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+    assert cluster["spec"].keys() <= known.keys()
+    group = known["workerGroupSpecs"]["items"]["properties"]
+    for workers in cluster["spec"]["workerGroupSpecs"]:
+        assert workers.keys() <= group.keys()
+
+
 @names
 def test_every_object_is_what_it_was(name: str) -> None:
     rendered = yaml.safe_dump_all(render(ci_values(name)), sort_keys=True, width=100)
