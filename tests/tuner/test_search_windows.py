@@ -44,7 +44,7 @@ def test_longer_requests_stay_within_the_longest() -> None:
     trace = chat_trace(200)
     longest = (trace.prompt_tokens + trace.output_tokens).max()
     for conditions in (Conditions(prompts=1.2), Conditions(answers=1.2)):
-        source = conditions.traffic(trace, 0).source
+        source = conditions.traffic(trace, 0, 0.9).source
         lengths = source.prompt_tokens + source.output_tokens
         assert lengths.max() == longest
         assert lengths.mean() > (trace.prompt_tokens + trace.output_tokens).mean()
