@@ -111,14 +111,9 @@ class StepModel:
             per_decode_context=round(self.per_decode_context * factor),
         )
 
-    def run_time(self, first: StepWork, steps: int) -> int:
-        """Of ``steps`` steps in a row, each with the sequences of ``first``, which decode: the
-        context grows by their number from step to step."""
-        growth = self.per_decode_context * first.decodes
-        return steps * self.time(first) + growth * (steps * (steps - 1) // 2)
-
     def steps_within(self, first: StepWork, time: int) -> int:
-        """The largest number of such steps whose `run_time` is at most ``time``."""
+        """The largest number of steps in a row, each with the sequences of ``first``, that take at
+        most ``time``. They decode: the context grows by their number from step to step."""
         start, growth = self.time(first), self.per_decode_context * first.decodes
         if time < start:
             return 0

@@ -50,8 +50,13 @@ def scored_of(name: str, rate: float | None, share: float = 0.95) -> Scored:
 
 
 WINNER = scored_of("2P:2D, tp 1/tp 1", 12.0)
+PREFILL, (DECODE,) = WINNER.candidate.prefill, WINNER.candidate.decode
+assert PREFILL is not None
 WINNER = replace(
-    WINNER, candidate=WINNER.candidate.with_limits(Limits(64, 8192), Limits(512, 1024))
+    WINNER,
+    candidate=Candidate(
+        replace(PREFILL, limits=Limits(64, 8192)), (replace(DECODE, limits=Limits(512, 1024)),)
+    ),
 )
 RIVAL = scored_of("colocated 4, tp 1", 8.0)
 UNSEEN = scored_of("1P:3D, tp 1/tp 1", None)

@@ -141,13 +141,6 @@ class Candidate:
             return f"colocated {numbers}, {shapes}"
         return f"{self.prefill.replicas}P:{self.decode[0].replicas}D, {shapes}"
 
-    def with_limits(self, prefill: Limits | None, decode: Limits) -> Candidate:
-        """The same cluster with other limits; ``prefill`` None leaves its own."""
-        chosen = self.prefill
-        if chosen is not None and prefill is not None:
-            chosen = replace(chosen, limits=prefill)
-        return Candidate(chosen, tuple(replace(pool, limits=decode) for pool in self.decode))
-
     def with_threads(self, threads: int, host_cores: int | None) -> Candidate:
         """The same cluster with ``threads`` for each rank, see ``PoolChoice``."""
         prefill = self.prefill
