@@ -35,7 +35,7 @@ class RayNode:
 
     async def start(self, patience_s: float) -> None:
         """Returns when the node is part of the cluster, whose head may take ``patience_s`` seconds
-        to come. Raises ``Unavailable``."""
+        to come. Raises ``Unavailable``; no process is left then."""
         await self._wait_for_head(patience_s)
         self._process = await asyncio.create_subprocess_exec(
             *self.command(),
@@ -45,13 +45,10 @@ class RayNode:
             start_new_session=True,
         )
         try:
-            async with asyncio.timeout(_START_TIMEOUT_S):
-                await self._read_until_started()
-        except TimeoutError:
-            raise ray_unavailable(
-                f"the node did not become part of the Ray cluster at {self._head} within "
-                f"{_START_TIMEOUT_S:g} s"
-            ) from None
+            await self._wait_started()
+        except BaseException:
+            await self.stop()
+            raise
         self._reader = asyncio.create_task(self._discard_output())
 
     async def wait_closed(self) -> int:
@@ -93,6 +90,16 @@ class RayNode:
                 if now() >= deadline:
                     raise
             await asyncio.sleep(_PAUSE_S)
+
+    async def _wait_started(self) -> None:
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await self._read_until_started()
+        except TimeoutError:
+            raise ray_unavailable(
+                f"the node did not become part of the Ray cluster at {self._head} within "
+                f"{_START_TIMEOUT_S:g} s"
+            ) from None
 
     async def _read_until_started(self) -> None:
         assert self._process is not None

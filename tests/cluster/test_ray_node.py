@@ -52,6 +52,7 @@ async def test_why_it_can_not_join_is_told(head: str) -> None:
     failing = node(head, "raise SystemExit('version mismatch: 2.60.0 and 2.59.0')")
     with pytest.raises(Unavailable, match=r"no Ray node could join.*version mismatch"):
         await failing.start(patience_s=0.0)
+    assert await failing.wait_closed() == 1
 
 
 async def test_its_end_is_noticed(head: str) -> None:
@@ -69,10 +70,12 @@ async def test_a_head_that_does_not_come_is_told_and_one_that_comes_late_is_wait
         address = f"127.0.0.1:{listener.getsockname()[1]}"
     with pytest.raises(Unavailable, match="no Ray cluster answers"):
         await node(address, STARTED).start(patience_s=0.0)
-    late = asyncio.create_task(node(address, STARTED).start(patience_s=60.0))
+    patient = node(address, STARTED)
+    late = asyncio.create_task(patient.start(patience_s=60.0))
     await asyncio.sleep(0)
     with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
         await late
+    await patient.stop()
 
 
 def test_it_offers_nothing_and_ends_with_its_parent() -> None:
