@@ -65,9 +65,14 @@ def check_options(options: ValidateOptions, budget: Budget) -> None:
         raise InvalidField("--validate", True, fix)
     require_this_machine(budget.decode.profile, budget.decode.profile.model)
     if options.records is not None:
-        if not options.records.is_dir():
-            raise InvalidField("--records", str(options.records), "is no folder; make it first")
-        check_writable(options.records / "run.jsonl", "--records")
+        check_records(options.records)
+
+
+def check_records(folder: Path) -> None:
+    """Before anything is measured. Raises ``InvalidField`` if no run could be kept there."""
+    if not folder.is_dir():
+        raise InvalidField("--records", str(folder), "is no folder; make it first")
+    check_writable(folder / "run.jsonl", "--records")
 
 
 def require_this_machine(profile: LatencyProfile, named: str) -> None:
