@@ -1,8 +1,8 @@
 """A rank of a replica that does not lead it, from settings to computing. No Ray in here.
 
 Covers: binding the process to its cores before torch starts threads, joining the leading rank,
-loading this rank's part of the model, the end. Does not cover: who starts it, the leading rank
-(`cluster.worker_host`), what a rank does for its leader (`worker.ranks.follower`).
+loading this rank's part of the model, its metrics, the end. Does not cover: who starts it, the
+leading rank (`cluster.worker_host`), what a rank does for its leader (`worker.ranks.follower`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 from cluster.process_binding import bind_process, exempt_from_collection
 from core.errors import Unavailable
 from core.worker_settings import LeaderAddress, RankSettings
+from wire.metrics_door import MetricsDoor
 from worker.daemon_call import call_in_daemon
 from worker.ranks.connect import connect_to_leader
+from worker.ranks.metrics import RankMetrics
 
 if TYPE_CHECKING:
     from cluster.worker_parts import LoadedRank
@@ -29,6 +31,7 @@ class RankHost:
     def __init__(self, settings: RankSettings) -> None:
         self._settings = settings
         self._follower: Follower | None = None
+        self._metrics_door = MetricsDoor(RankMetrics(settings).render)
         self._rank: LoadedRank | None = None
 
     async def start(self, leader: LeaderAddress) -> int:
@@ -48,6 +51,7 @@ class RankHost:
             await follower.join()
             self._rank = await self._load(follower)
             self._serve(follower, self._rank)
+            await self._tell_metrics()
             exempt_from_collection()
         except Exception as error:
             follower.crash(error)
@@ -61,11 +65,18 @@ class RankHost:
 
     async def stop(self) -> None:
         """Ends this rank and frees its memory, unless its engine hangs in it."""
+        await self._metrics_door.stop()
         if self._follower is None or not await self._follower.stop():
             return
         if self._rank is not None:
             self._rank.close()
             self._rank = None
+
+    async def _tell_metrics(self) -> None:
+        """On a port that monitors know; nobody else is told of it."""
+        first_port = self._settings.worker.metrics_port
+        if first_port:
+            await self._metrics_door.start(self._settings.host, first_port)
 
     async def _load(self, follower: Follower) -> LoadedRank:
         """Fails at once if the leader is lost, also while torch waits for it."""

@@ -223,8 +223,8 @@ class MetricsSpec(_Section):
     vllm_names: bool = False
     """The router tells its metrics under vLLM's names as well."""
     worker_port: int = Field(default=0, ge=0, le=65535, strict=True)
-    """The first port that workers of a node try for theirs; 0: any free one, told by the router's
-    `/metrics/targets`."""
+    """The first port that the ranks of a node try for theirs. 0: those that lead a worker take any
+    free one, told by the router's `/metrics/targets`, others none."""
     controller_port: int = Field(default=0, ge=0, le=65535, strict=True)
     """That of the controller; 0: any free one."""
 

@@ -21,7 +21,8 @@ class WorkerSettings:
     to (empty: not bound); ``kernels`` is ``engine.kernels``; ``transport`` is ``kv.transport``;
     ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
     clear); times are in seconds, ``ttft_s`` is ``slo.ttft``; ``peak``: of one rank, if the config
-    declares it; ``metrics_port``: the first that is tried, 0 any free one.
+    declares it; ``metrics_port``: the first that is tried by every rank, 0 any free one
+    for rank 0 alone.
     """
 
     worker: str

@@ -256,6 +256,59 @@ def test_monitors_find_what_they_scrape() -> None:
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
+def metrics_ports(template: Manifest) -> dict[str, int]:
+    """Of a pod's first container, by name."""
+    declared = template["spec"]["containers"][0].get("ports", [])
+    ports = {port["name"]: port["containerPort"] for port in declared}
+    return {name: port for name, port in ports.items() if name.startswith("crossdock-")}
+
+
+def endpoints(manifests: list[Manifest], monitor: str) -> set[str]:
+    """Names of the ports that a PodMonitor asks."""
+    spec = one(manifests, "PodMonitor", monitor)["spec"]
+    return {endpoint["port"] for endpoint in spec["podMetricsEndpoints"]}
+
+
+def test_workers_and_controller_tell_their_metrics_where_the_monitor_asks() -> None:
+    manifests = render(ci_values("ha"))
+    told = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+    selector = one(manifests, "PodMonitor", "crossdock-workers")["spec"]["selector"]
+    [among] = [e["values"] for e in selector["matchExpressions"]]
+    for pod, template in pod_templates(manifests):
+        component = template["metadata"]["labels"].get("app.kubernetes.io/component")
+        ports = metrics_ports(template)
+        assert bool(ports) is (component in among), pod
+        if ports:
+            assert selector["matchLabels"].items() <= template["metadata"]["labels"].items()
+            assert set(ports) <= endpoints(manifests, "crossdock-workers")
+            process = "controller" if component == "controller" else "worker"
+            assert min(ports.values()) == told["metrics"][f"{process}_port"]
+
+
+def test_a_pod_has_a_port_for_the_metrics_of_each_of_its_ranks() -> None:
+    pools = {
+        "prefill": {"tensor_parallel_size": 2},
+        "decode": {"tensor_parallel_size": 4, "pipeline_parallel_size": 2},
+    }
+    metrics = {"worker_port": 9600, "vllm_names": True}
+    values = {"cluster": {"pools": pools, "metrics": metrics}, "decode": {"ranksPerHost": 4}}
+    manifests = render(values | {"podMonitor": {"enabled": True}})
+    found = {pool: metrics_ports(group["template"]) for pool, group in groups(manifests).items()}
+    assert found["prefill"] == {"crossdock-0": 9600, "crossdock-1": 9601}
+    assert found["decode"] == {f"crossdock-{rank}": 9600 + rank for rank in range(4)}
+    assert endpoints(manifests, "crossdock-workers") == set(found["decode"])
+    told = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+    assert told["metrics"] == metrics | {"controller_port": 9470}
+
+
+def test_ray_s_own_metrics_can_be_left_out() -> None:
+    monitored = {"enabled": True, "ray": False}
+    manifests = render({"podMonitor": monitored})
+    names = {m["metadata"]["name"] for m in manifests}
+    assert "crossdock-workers" in names
+    assert not names & {"crossdock-ray", "crossdock-ray-monitoring"}
+
+
 def test_each_dashboard_in_the_folder_becomes_a_config_map(tmp_path: Path) -> None:
     chart = tmp_path / "crossdock"
     shutil.copytree(CHART, chart)

@@ -71,7 +71,9 @@ def allowed(policies: list[Manifest], component: str, direction: str) -> list[Ma
 
 def admits(rule: Manifest, component: str, port: int) -> bool:
     ports = rule.get("ports")
-    if ports is not None and port not in [p["port"] for p in ports]:
+    if ports is not None and not any(
+        p["port"] <= port <= p.get("endPort", p["port"]) for p in ports
+    ):
         return False
     return "from" not in rule or any(_is(peer, component) for peer in rule["from"])
 
@@ -137,3 +139,46 @@ def test_pods_call_names_and_each_other_and_nobody_else(component: str) -> None:
     for rule in rules:
         for peer in rule.get("to", []):
             assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/instance"] == "crossdock"
+
+
+def scraped_from(values: dict[str, Any], target: str, port: int) -> list[dict[str, Any]]:
+    """Peers in other namespaces that reach the port."""
+    rules = allowed(network(values), target, "ingress")
+    named = [rule for rule in rules if "from" in rule and any(port in r for r in _ranges(rule))]
+    return [peer for rule in named for peer in rule["from"] if "namespaceSelector" in peer]
+
+
+def _ranges(rule: Manifest) -> list[range]:
+    return [range(p["port"], p.get("endPort", p["port"]) + 1) for p in rule.get("ports", [])]
+
+
+MONITORED = {"podMonitor": {"enabled": True}}
+MONITORING = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+@pytest.mark.parametrize(
+    ("target", "port"),
+    [("prefill", 9470), ("decode", 9470), ("controller", 9470), ("head", 8080), ("decode", 8080)],
+)
+def test_metrics_are_open_to_the_monitoring_namespace_alone(target: str, port: int) -> None:
+    assert scraped_from(MONITORED, target, port) == [MONITORING]
+    assert not scraped_from({}, target, port)
+
+
+@pytest.mark.parametrize("target", ["prefill", "decode", "controller", "head"])
+def test_monitors_reach_metrics_and_nothing_else(target: str) -> None:
+    for port in (22, 6379, 8265, 9469, 9471, 50052, 50053):
+        assert not scraped_from(MONITORED, target, port)
+
+
+def test_every_rank_of_a_pod_can_be_scraped_and_no_port_beyond() -> None:
+    pools = {"decode": {"tensor_parallel_size": 4}}
+    values = MONITORED | {"cluster": {"pools": pools, "metrics": {"worker_port": 9600}}}
+    assert all(scraped_from(values, "decode", port) for port in range(9600, 9604))
+    assert not scraped_from(values, "decode", 9604)
+
+
+def test_another_namespace_may_scrape_instead() -> None:
+    peer = {"namespaceSelector": {"matchLabels": {"team": "sre"}}}
+    values = MONITORED | {"networkPolicy": {"monitoring": [peer]}}
+    assert scraped_from(values, "controller", 9470) == [peer]

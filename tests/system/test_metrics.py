@@ -6,12 +6,14 @@ One prefill worker and one decode worker of two ranks, a tiny model, vLLM's name
 from __future__ import annotations
 
 import json
+import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,7 +27,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 # Their last blocks are partly filled: never cached, so always transferred.
 PROMPTS = [list(range(5, 80)), list(range(3, 40))]
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "metrics": {"vllm_names": True},
     "engine": {"peak": {"flops": 1e12, "memory_bandwidth": 1e10}},
     "pools": {"prefill": {"gpu_hour_price": 2.5}},
@@ -35,10 +37,21 @@ SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), 
 
 
 @pytest.fixture(scope="module")
-def cluster(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedCluster]:
+def worker_port() -> int:
+    """One from which on some are free."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    tiny_model: Path, worker_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServedCluster]:
     folder = tmp_path_factory.mktemp("metrics")
     config = folder / "cluster.yaml"
-    config.write_text(yaml.safe_dump(CONFIG))
+    metrics = CONFIG["metrics"] | {"worker_port": worker_port}
+    config.write_text(yaml.safe_dump(CONFIG | {"metrics": metrics}))
     options = ("--config", str(config), "--decode-tp", "2")
     with served(tiny_model, 1, 1, *options, cwd=folder) as cluster:
         cluster.answers(PROMPTS, 20)
@@ -150,6 +163,19 @@ def test_each_process_tells_it_where_the_router_says(cluster: ServedCluster) -> 
     stats = [worker.stats for worker in cluster.status().workers]
     assert {s.metrics_address for s in stats} <= told.keys()
     assert cluster.status().metrics_address in told
+
+
+def test_a_rank_that_does_not_lead_tells_its_process_on_a_port_that_monitors_know(
+    cluster: ServedCluster, worker_port: int
+) -> None:
+    [decode] = cluster.stats("decode")
+    [pid] = [rank.pid for rank in decode.ranks if rank.rank == 1]
+    connections = psutil.Process(pid).net_connections("tcp")
+    listening = {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN}
+    port = min(listening & set(range(worker_port, worker_port + 64)))
+    told = Scraped(fetch(f"http://127.0.0.1:{port}/metrics"))
+    labels = {"worker": "decode-0", "role": "decode", "rank": "1"}
+    assert told.value("process_resident_memory_bytes", **labels) > 2**20
 
 
 def test_status_shows_it_live(

@@ -93,6 +93,19 @@ ranks compute with as many threads as they have CPUs, and leave it to the system
 {{- end }}
 {{- end }}
 
+{{/* Takes {root, process}: the first port for metrics of worker or controller; as many follow as a pod
+has ranks. */}}
+{{- define "crossdock.metricsPort" -}}
+{{- int (dig "metrics" (printf "%s_port" .process) 0 .root.Values.cluster | default 9470) }}
+{{- end }}
+
+{{/* Most ranks that any pod has. */}}
+{{- define "crossdock.mostRanksPerHost" -}}
+{{- $prefill := int (include "crossdock.ranksPerHost" (dict "root" . "pool" "prefill")) }}
+{{- $decode := int (include "crossdock.ranksPerHost" (dict "root" . "pool" "decode")) }}
+{{- max $prefill $decode }}
+{{- end }}
+
 {{/* cluster.yaml: `cluster` with what this chart knows better. */}}
 {{- define "crossdock.config" -}}
 {{- $config := deepCopy .Values.cluster }}
@@ -101,6 +114,12 @@ ranks compute with as many threads as they have CPUs, and leave it to the system
 {{- if .Values.tls.enabled }}
 {{- $_ := set $config "tls" (dict "ca" "/etc/crossdock-tls/ca.crt" "cert" "/etc/crossdock-tls/tls.crt" "key" "/etc/crossdock-tls/tls.key") }}
 {{- end }}
+{{- $metrics := get $config "metrics" | default dict }}
+{{- range $process := list "worker" "controller" }}
+{{- $port := int (include "crossdock.metricsPort" (dict "root" $ "process" $process)) }}
+{{- $_ := set $metrics (printf "%s_port" $process) $port }}
+{{- end }}
+{{- $_ := set $config "metrics" $metrics }}
 {{- $pools := get $config "pools" | default dict }}
 {{- range $name := list "prefill" "decode" }}
 {{- $resources := include "crossdock.rankResources" (dict "root" $ "pool" $name) | fromYaml }}

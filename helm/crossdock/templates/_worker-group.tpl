@@ -4,6 +4,7 @@ pods. The pods' own resource of Ray leads the pool's ranks to them. */}}
 {{- $root := .root }}
 {{- $values := index .root.Values .pool }}
 {{- $perHost := int (include "crossdock.ranksPerHost" .) }}
+{{- $metricsPort := int (include "crossdock.metricsPort" (dict "root" $root "process" "worker")) }}
 {{- $replicas := int (include "crossdock.replicas" .) }}
 {{- $labels := dict "app.kubernetes.io/component" .pool | merge (include "crossdock.selectorLabels" $root | fromYaml) }}
 groupName: {{ .pool }}
@@ -39,6 +40,11 @@ template:
     containers:
       - name: ray-worker
         {{- include "crossdock.container" $root | nindent 8 }}
+        # Each rank tells its metrics on the first of these that is free.
+        ports:
+          {{- range $rank := until $perHost }}
+          - {name: crossdock-{{ $rank }}, containerPort: {{ add $metricsPort $rank }}}
+          {{- end }}
         env:
           {{- include "crossdock.env" $root | nindent 10 }}
         resources:
