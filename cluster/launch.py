@@ -62,19 +62,19 @@ END_LIMIT_S = 25.0
 @dataclass(frozen=True, slots=True)
 class RoutersElsewhere:
     """Routers follow the registry at ``registry_port``. ``ray_head``: host:port of the Ray cluster,
-    joined by a node of our own at ``own_address`` ("": Ray finds out); its head and nodes may take
-    ``patience_s`` seconds to come. ``config``: the file that the spec is from."""
+    joined by a node of our own at ``own_address`` ("": Ray finds out). ``config``: the file
+    that the spec is from."""
 
     registry_port: int
     ray_head: str
     own_address: str = ""
-    patience_s: float = 1800.0
     config: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Where to serve, beside what (``spec``). Port 0: any free one. Times in seconds."""
+    """Where to serve, beside what (``spec``). Port 0: any free one. Times in seconds;
+    ``patience_s``: what head and nodes of a Ray cluster that is joined may take to come."""
 
     spec: ClusterSpec
     host: str = "127.0.0.1"
@@ -82,6 +82,7 @@ class ServeOptions:
     http_port: int = 8000
     admin_port: int = 50052
     ray_address: str | None = None
+    patience_s: float = 0.0
     drain_s: float = 30.0
     elsewhere: RoutersElsewhere | None = None
 
@@ -176,8 +177,8 @@ class ServingCluster:
         blocks = self._plan_blocks(model)
         max_model_len = plan_max_model_len(self._spec, model, blocks)
         self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
-        if self._node is not None and elsewhere is not None:
-            await self._node.start(elsewhere.patience_s)
+        if self._node is not None:
+            await self._node.start(self._options.patience_s)
         await asyncio.to_thread(self._ray.start)
         self._after_ray()
         slots = list_slots(self._spec)
@@ -186,7 +187,7 @@ class ServingCluster:
         self._registry.metrics_address = self._metrics_door.address
         await self._serve_registry()
         await self._serve_admin()
-        await places.place_first(slots, elsewhere.patience_s if elsewhere else 0.0)
+        await places.place_first(slots, self._options.patience_s, self._progress.note)
         if warning := places.exposure_warning:
             self._progress.note(warning)
         self._progress.step(f"starting {len(slots)} workers: {self._names(slots)}")

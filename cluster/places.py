@@ -80,19 +80,29 @@ class Places:
         self._on_loopback = True
         self._cores: dict[str, list[int]] = {}
 
-    async def place_first(self, slots: Sequence[Slot], patience_s: float = 0.0) -> None:
+    async def place_first(
+        self,
+        slots: Sequence[Slot],
+        patience_s: float = 0.0,
+        note: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """All or none. Tries again for ``patience_s`` seconds: nodes may still be on their way.
+        ``note`` is told what is missing, whenever that is something else than before.
 
         Raises ``Unavailable`` if there is no room for them, ``InvalidField`` if there are fewer
         cores on a node than a rank is to have threads."""
         now = asyncio.get_running_loop().time
         deadline = now() + patience_s
+        missing = ""
         while True:
             try:
                 return await self._place_first(slots)
-            except Unavailable:
+            except Unavailable as error:
                 if now() >= deadline:
                     raise
+                if error.message != missing:
+                    note(f"waits for room: {error.message}")
+                missing = error.message
             await asyncio.sleep(ROOM_PAUSE_S)
 
     async def _place_first(self, slots: Sequence[Slot]) -> None:

@@ -63,7 +63,8 @@ def controller(
         host=host,
         admin_port=admin_port,
         drain_s=drain_s,
-        elsewhere=RoutersElsewhere(registry_port, ray_head, node_address, patience, config),
+        patience_s=patience,
+        elsewhere=RoutersElsewhere(registry_port, ray_head, node_address, config),
     )
     run_serve(options, StderrProgress())
 

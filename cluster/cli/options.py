@@ -56,6 +56,15 @@ DrainOption = Annotated[
     typer.Option(callback=_check_drain, help="Seconds that running requests get at the end."),
 ]
 
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        max=MAX_DRAIN_S,
+        help="Seconds to wait for room on the Ray cluster, whose nodes may be on their way.",
+    ),
+]
+
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_GRPC_PORT = 50051
 DEFAULT_HTTP_PORT = 8000

@@ -22,6 +22,7 @@ from cluster.cli.options import (
     HostOption,
     MaxModelLenOption,
     ModelOption,
+    PatienceOption,
     PortOption,
     PrefillOption,
     PrefillPPOption,
@@ -48,6 +49,7 @@ def serve(
     http_port: PortOption = DEFAULT_HTTP_PORT,
     admin_port: PortOption = DEFAULT_ADMIN_PORT,
     ray_address: RayAddressOption = None,
+    patience: PatienceOption = 0.0,
     drain_s: DrainOption = DEFAULT_DRAIN_S,
     name: Annotated[
         str | None, typer.Option(help="Let other commands find it, as `up` does.")
@@ -61,7 +63,11 @@ def serve(
     from cluster.progress import StderrProgress
     from cluster.running import claim_name
     from cluster.spec_file import load_spec
+    from core.errors import InvalidField
 
+    if patience and ray_address is None:
+        fix = "give --ray-address, or leave it out: a Ray of our own has no other nodes"
+        raise InvalidField("--patience", f"{patience:g}", fix)
     overrides: dict[str, object] = {
         "model": model,
         "served_model_name": served_model_name,
@@ -81,6 +87,7 @@ def serve(
         http_port=http_port,
         admin_port=admin_port,
         ray_address=ray_address,
+        patience_s=patience,
         drain_s=drain_s,
     )
     if name is None:

@@ -288,6 +288,7 @@ def test_a_refused_chat_fails_with_the_servers_words(door, monkeypatch, capsys) 
         ("serve", "--bogus"),
         ("serve", "--dtype", "int3"),
         ("serve", "--decode", "0"),
+        ("serve", "--patience", "5"),
         ("serve", "--config", "/nowhere.yaml"),
         ("generate",),
         ("chat", "x", "--url", "nonsense"),

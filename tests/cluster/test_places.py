@@ -350,7 +350,9 @@ async def test_nodes_that_are_on_their_way_are_waited_for(monkeypatch) -> None:
     spec = make_spec()
     model = ModelFolder(Path("/models/tiny"), 2, 4, 4, 16, "float32", 100)
     places = Places(LateNodes(), spec, model, PoolBlocks(8, 8))
-    await places.place_first(list_slots(spec), patience_s=60.0)
+    said: list[str] = []
+    await places.place_first(list_slots(spec), 60.0, said.append)
+    assert said == ["waits for room: no node yet"]
     assert places.on_address("10.0.0.1") == (P0, D0)
     with pytest.raises(Unavailable, match="no node yet"):
         await Places(LateNodes(), spec, model, PoolBlocks(8, 8)).place_first(list_slots(spec))

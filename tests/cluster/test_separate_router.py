@@ -99,7 +99,7 @@ def test_a_controller_is_told_where_its_ray_is(
     assert elsewhere is not None
     assert (elsewhere.ray_head, elsewhere.own_address) == ("head:6379", "10.0.0.3")
     assert (elsewhere.registry_port, options_told.admin_port) == (50053, 50052)
-    assert (elsewhere.patience_s, elsewhere.config) == (60.0, config)
+    assert (options_told.patience_s, elsewhere.config) == (60.0, config)
     assert options_told.host == "127.0.0.1"
 
 

@@ -67,6 +67,10 @@ def test_a_command_that_is_shown_can_be_typed(document: str, line: str) -> None:
         assert (ROOT / program).is_file()
     else:
         assert program in OTHERS
+    if words[:2] == ["ray", "exec"]:
+        ours, *rest = shlex.split(words[3])
+        assert ours == "crossdock"
+        parse(rest)
 
 
 @pytest.mark.parametrize("block", [block for _, block in blocks("yaml")])
