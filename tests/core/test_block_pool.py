@@ -315,7 +315,7 @@ def test_a_hot_block_does_not_grow_the_eviction_queue() -> None:
     for _ in range(1_000):
         pool.acquire(blocks)
         pool.release(blocks)
-    assert len(pool._leaves) < 50
+    assert len(pool._cache._leaves) < 50
 
 
 @pytest.mark.parametrize(
@@ -379,10 +379,10 @@ def test_generations_of_the_wrong_size_are_refused() -> None:
     [
         (lambda pool: pool._refs.__setitem__(7, 1), "num_leased"),
         (lambda pool: pool._free.__setitem__(0, pool._free[1]), "free list is unique"),
-        (lambda pool: pool._block_of.popitem(), "hash map and arrays agree"),
-        (lambda pool: pool._children.__setitem__(7, 1), "children counts"),
+        (lambda pool: pool._cache._block_of.popitem(), "hash map and arrays agree"),
+        (lambda pool: pool._cache._children.__setitem__(7, 1), "children counts"),
         (lambda pool: pool._in_quarantine.__setitem__(7, True), "num_quarantined"),
-        (lambda pool: pool._leaves._heap.clear(), "every evictable leaf"),
+        (lambda pool: pool._cache._leaves._heap.clear(), "every evictable leaf"),
     ],
 )
 def test_validate_names_the_broken_invariant(damage, invariant_name: str) -> None:

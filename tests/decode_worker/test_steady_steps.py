@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,18 +107,22 @@ class Worker:
             steps -= max(count, 1)
 
 
-POOL_ARRAYS = ["_refs", "_in_cache", "_in_quarantine", "_hash", "_tokens", "_parent", "_children"]
-POOL_ARRAYS += ["_last_used", "_generations"]
+POOL_ARRAYS = ["_refs", "_in_quarantine", "_generations"]
+CACHE_ARRAYS = ["_in_cache", "_hash", "_tokens", "_parent", "_children", "_last_used"]
 
 
 def pool_state(pool: BlockPool) -> dict[str, object]:
-    arrays = {name: getattr(pool, name).tolist() for name in POOL_ARRAYS}
-    return arrays | {
+    cache = pool._cache
+    arrays = [getattr(pool, name).tolist() for name in POOL_ARRAYS]
+    cached = [getattr(cache, name).tolist() for name in CACHE_ARRAYS]
+    return {
+        "arrays": dict(zip(POOL_ARRAYS, arrays, strict=True)),
+        "cached": dict(zip(CACHE_ARRAYS, cached, strict=True)),
         "free": pool._free[: pool.num_free].tolist(),
         "counts": (pool.num_cached, pool.num_leased, pool.num_quarantined, pool._clock),
-        "cache": list(pool._block_of.items()),
-        "events": (list(pool._stored), list(pool._removed)),
-        "leaves": sorted(e for e in pool._leaves.entries() if pool._is_evictable_leaf(*e)),
+        "cache": list(cache._block_of.items()),
+        "events": [hashes.tolist() for hashes in deepcopy(cache.changes).drain()],
+        "leaves": eviction_order(pool),
     }
 
 
@@ -242,7 +248,8 @@ def test_who_was_refused_is_tried_again_only_when_it_can_help(
 
 
 def eviction_order(pool: BlockPool) -> list[int]:
-    leaves = [entry for entry in pool._leaves.entries() if pool._is_evictable_leaf(*entry)]
+    cache = pool._cache
+    leaves = [entry for entry in cache._leaves.entries() if cache._is_evictable_leaf(*entry)]
     return [block_id for _, block_id in sorted(leaves)]
 
 
