@@ -10,7 +10,6 @@ Does not cover: the step loop otherwise (``tuner.simulate.replica``).
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -220,13 +219,15 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         """``steps`` tokens for each sequence. For some, the one before came before the run."""
         growth = run.growth
         token_at, start = self._token_at, run.start
-        earlier: Counter[int] = Counter()
+        earlier: dict[int, int] = {}
+        others = 0
         for sequence in self.decoder.scheduler.running:
             index = sequence.params.seed
             if token_at[index] != start:
-                earlier[start + run.first_time - token_at[index]] += 1
+                gap = start + run.first_time - token_at[index]
+                earlier[gap] = earlier.get(gap, 0) + 1
+                others += 1
             token_at[index] = end
-        others = earlier.total()
         self._gaps.step(earlier)
         if others and steps > 1:
             self._gaps.run(run.first_time + growth, growth, steps - 1, others)

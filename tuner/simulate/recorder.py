@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -33,7 +32,7 @@ class GapRecorder:
         self._steps = array("i")
         self._weights = array("i")
 
-    def step(self, gaps: Counter[int]) -> None:
+    def step(self, gaps: Mapping[int, int]) -> None:
         """One token of each of some answers: how many of them came after which gap."""
         for gap, weight in gaps.items():
             self.run(gap, 0, 1, weight)

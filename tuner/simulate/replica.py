@@ -11,7 +11,7 @@ add (``tuner.simulate.prefill_replica``, ``tuner.simulate.decode_replica``), how
 from __future__ import annotations
 
 import abc
-from collections import Counter, deque
+from collections import deque
 from typing import Any, Generic, TypeVar
 
 from core.block_hash import HashArray
@@ -191,11 +191,12 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
 
     def _note_tokens(self, outputs: list[TokenOutput], now: int) -> None:
         token_at = self._token_at
-        gaps: Counter[int] = Counter()
+        gaps: dict[int, int] = {}
         for output in outputs:
             index = request_index(output.key)
             if not output.first:
-                gaps[now - token_at[index]] += 1
+                gap = now - token_at[index]
+                gaps[gap] = gaps.get(gap, 0) + 1
             token_at[index] = now
         self._gaps.step(gaps)
 

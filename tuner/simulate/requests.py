@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from core.block_hash import HashArray, TokenArray, block_hashes
+from core.block_hash import HashArray, TokenArray
 from core.errors import InvalidField
 
 Lengths = npt.NDArray[np.int32]
@@ -20,8 +20,9 @@ Lengths = npt.NDArray[np.int32]
 MAX_DURATION_S = 366 * 86_400.0
 # First token id of the part of a prompt that no other request shares.
 _PRIVATE = 1 << 30
-# Seed of the hashes of shared parts.
-_SHARED = 1
+_NO_PARTS: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
+# Keeps the hashes of shared parts from those of the others.
+_SHARED = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,27 +60,30 @@ class RequestTrace:
 
     def prompt(self, index: int) -> TokenArray:
         """Token ids, int32: numbers that are equal exactly where prompts are shared."""
-        length = int(self.prompt_tokens[index])
-        if not len(self.shared):
-            return np.full(length, _PRIVATE + index, dtype=np.int32)
-        tokens = np.repeat(self.shared[index], self.part_tokens)[:length]
-        missing = length - len(tokens)
-        if missing:
-            tokens = np.concatenate([tokens, np.full(missing, _PRIVATE + index, dtype=np.int32)])
-        return tokens.astype(np.int32, copy=False)
+        tokens = np.empty(int(self.prompt_tokens[index]), dtype=np.int32)
+        parts, size = self._parts(index), self.part_tokens
+        shared = min(len(tokens), len(parts) * size)
+        whole = shared // size
+        tokens[: whole * size].reshape(whole, size)[:] = parts[:whole, np.newaxis]
+        tokens[whole * size : shared] = parts[whole : whole + 1]
+        tokens[shared:] = _PRIVATE + index
+        return tokens
 
     def hashes(self, index: int, block_size: int) -> HashArray:
         """Of all full blocks of the prompt: equal exactly where the tokens from the start to the
         block's end are, as those of `core.block_hash` are. uint64."""
         number = np.arange(int(self.prompt_tokens[index]) // block_size, dtype=np.uint64)
-        own = _mixed(number + np.uint64(index << 32))
-        if not len(self.shared) or not len(self.shared[index]):
-            return own
-        chain = block_hashes(self.shared[index], 1, _SHARED)
-        shared = min(len(own), len(chain) * self.part_tokens // block_size)
-        last_part = ((np.arange(shared) + 1) * block_size - 1) // self.part_tokens
-        own[:shared] = _mixed(chain[last_part] + number[:shared])
-        return own
+        values = number + np.uint64(index << 32)
+        parts = self._parts(index)
+        shared = min(len(values), len(parts) * self.part_tokens // block_size)
+        if shared:
+            last_part = ((np.arange(shared) + 1) * block_size - 1) // self.part_tokens
+            values[:shared] = _chained(parts)[last_part] + number[:shared]
+        return _mixed(values)
+
+    def _parts(self, index: int) -> npt.NDArray[np.int32]:
+        """Ids of the parts that it may share, int32."""
+        return self.shared[index] if len(self.shared) else _NO_PARTS
 
     def faster(self, factor: float) -> RequestTrace:
         """The same requests in 1 / ``factor`` of the time."""
@@ -141,6 +145,13 @@ class RequestTrace:
             self.shared[chosen],
             self.part_tokens,
         )
+
+
+def _chained(parts: npt.NDArray[np.int32]) -> HashArray:
+    """For each part a value that is equal exactly where the part and all before it are: the sum of
+    theirs, in each of which the place has its share."""
+    place = np.arange(len(parts), dtype=np.uint64) << np.uint64(32)
+    return np.cumsum(_mixed(place + parts.astype(np.uint64) + _SHARED), dtype=np.uint64)
 
 
 def _mixed(values: HashArray) -> HashArray:
