@@ -24,6 +24,8 @@ E2E_EDGES = (
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0),
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
+# Of parts of a request, which are short here: those too that vLLM has for whole requests.
+PART_EDGES = tuple(sorted({*TTFT_EDGES, *E2E_EDGES}))
 # Of tokens: 1, 2 and 5 times powers of ten, as vLLM has them.
 TOKEN_EDGES = tuple(float(m * 10**e) for e in range(6) for m in (1, 2, 5))
 # Of decisions, which take microseconds to milliseconds.

@@ -136,6 +136,7 @@ class Dispatcher:
             excluded=list(self.pool.excluded().values()),
             known=self.pool.names(),
             index_blocks=len(self.routing.prefixes),
+            block_size=self.block_size,
             running=len(self._running),
             streaming=sum(bool(r.last_output_at) for r in self._running.values()),
         )

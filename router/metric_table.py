@@ -6,6 +6,7 @@ from core.metric_spec import (
     DECISION_EDGES,
     E2E_EDGES,
     ITL_EDGES,
+    PART_EDGES,
     RATIO_EDGES,
     TOKEN_EDGES,
     TTFT_EDGES,
@@ -35,15 +36,24 @@ TPOT = histogram(
     ITL_EDGES,
 )
 E2E = histogram("e2e_request_latency_seconds", "Arrival to end of the last answer", E2E_EDGES)
-QUEUE = histogram("request_queue_time_seconds", "Arrival to first dispatch", TTFT_EDGES)
+QUEUE = histogram("request_queue_time_seconds", "Arrival to first dispatch", PART_EDGES)
 PREFILL_TIME = histogram(
-    "request_prefill_time_seconds", "First dispatch to first token, the handoff too", TTFT_EDGES
+    "request_prefill_time_seconds", "First dispatch to first token, the handoff too", PART_EDGES
 )
 DECODE_TIME = histogram(
     "request_decode_time_seconds", "Of an answer: first token to its end", E2E_EDGES
 )
+INFERENCE_TIME = histogram(
+    "request_inference_time_seconds", "First dispatch to end of the last answer", E2E_EDGES
+)
 PROMPT_LENGTH = histogram("request_prompt_tokens", "Tokens of a prompt", TOKEN_EDGES)
 ANSWER_LENGTH = histogram("request_generation_tokens", "Tokens of an answer", TOKEN_EDGES)
+LONGEST_ANSWER = histogram(
+    "request_max_generation_tokens", "Tokens of the longest of a request's answers", TOKEN_EDGES
+)
+COMPUTED_LENGTH = histogram(
+    "request_computed_prompt_tokens", "Tokens of a prompt that were in no cache", TOKEN_EDGES
+)
 FINISHES = counter("answers", "Finished answers", "finish_reason")
 
 SLO_TARGET = gauge("slo_target_seconds", "What a request is to meet", "slo")
@@ -88,14 +98,20 @@ SCRAPED = gauge(
     "scrape_success", "Only on /metrics/cluster. 1: this process told its metrics", "process"
 )
 KV_USAGE = gauge("kv_cache_usage_ratio", "Blocks in use, of all on workers that decode")
+KV_CONFIG = gauge(
+    "kv_cache_config_info",
+    "1: tokens of a block, and blocks of all workers that decode",
+    "block_size",
+    "num_blocks",
+)
 
 TABLE = (
     *(REQUESTS, RUNNING, WAITING, STREAMING, RETRIES, FAILED_ATTEMPTS, DEFECTS),
     *(PROMPT_TOKENS, CACHED_TOKENS, GENERATED),
-    *(TTFT, ITL, TPOT, E2E, QUEUE, PREFILL_TIME, DECODE_TIME),
-    *(PROMPT_LENGTH, ANSWER_LENGTH, FINISHES),
+    *(TTFT, ITL, TPOT, E2E, QUEUE, PREFILL_TIME, DECODE_TIME, INFERENCE_TIME),
+    *(PROMPT_LENGTH, COMPUTED_LENGTH, ANSWER_LENGTH, LONGEST_ANSWER, FINISHES),
     *(SLO_TARGET, SLO_REQUESTS, SLO_MET, GOODPUT),
     *(WORKERS, EXCLUDED, DECISIONS, DECISION_TIME, ROUTED_BLOCKS, OVERLAP_BLOCKS),
-    *(PREDICTED_CACHED, PREDICTED_TTFT, TTFT_RATIO, KV_EVENTS, INDEX_BLOCKS, KV_USAGE),
+    *(PREDICTED_CACHED, PREDICTED_TTFT, TTFT_RATIO, KV_EVENTS, INDEX_BLOCKS, KV_USAGE, KV_CONFIG),
     SCRAPED,
 )

@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from core.lifecycle import State
-from core.request import Role
+from core.request import FinishReason, Role
 from router import metric_table as table
 from router.flow_messages import Finish
 from router.placement import Placement, WorkerView
@@ -28,7 +28,8 @@ from wire.exposition import family, new_counter, new_gauge, new_histogram, singl
 @dataclass(frozen=True, slots=True)
 class RouterState:
     """What is counted at the moment of a scrape. ``excluded``: why, by worker; ``known``: names of
-    all workers; ``streaming``: requests with a token."""
+    all workers; ``streaming``: requests with a token; ``block_size`` in
+    tokens."""
 
     views: Sequence[WorkerView] = ()
     excluded: Sequence[str] = ()
@@ -36,6 +37,7 @@ class RouterState:
     index_blocks: int = 0
     running: int = 0
     streaming: int = 0
+    block_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Metrics(Collector):
         self._defects = new_counter(table.DEFECTS, registry)
         self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
         self._answers = new_counter(table.FINISHES, registry)
+        for reason in FinishReason:
+            self._answers.labels(reason.value)
         self._decisions = new_counter(table.DECISIONS, registry)
         self._blocks = new_counter(table.ROUTED_BLOCKS, registry)
         self._overlap = new_counter(table.OVERLAP_BLOCKS, registry)
@@ -99,8 +103,11 @@ class Metrics(Collector):
         self._queue = new_histogram(table.QUEUE, registry)
         self._prefill_time = new_histogram(table.PREFILL_TIME, registry)
         self._decode_time = new_histogram(table.DECODE_TIME, registry)
+        self._inference_time = new_histogram(table.INFERENCE_TIME, registry)
         self._prompt_length = new_histogram(table.PROMPT_LENGTH, registry)
         self._answer_length = new_histogram(table.ANSWER_LENGTH, registry)
+        self._longest_answer = new_histogram(table.LONGEST_ANSWER, registry)
+        self._computed_length = new_histogram(table.COMPUTED_LENGTH, registry)
         self._decision_time = new_histogram(table.DECISION_TIME, registry)
         self._predicted_ttft = new_histogram(table.PREDICTED_TTFT, registry)
         self._ttft_ratio = new_histogram(table.TTFT_RATIO, registry)
@@ -171,7 +178,10 @@ class Metrics(Collector):
         self._e2e.observe(last.total_s)
         self._queue.observe(last.queue_s)
         self._prefill_time.observe(max(0.0, first_s - last.queue_s))
+        self._inference_time.observe(max(0.0, last.total_s - last.queue_s))
         self._prompt_length.observe(ended.prompt_tokens)
+        self._computed_length.observe(ended.prompt_tokens - last.cached_tokens)
+        self._longest_answer.observe(max(f.completion_tokens for f in ended.finishes))
         self._expected_cached.inc(ended.expected_cached)
         for finish in ended.finishes:
             self._answers.labels(finish.reason.value).inc()
@@ -204,6 +214,7 @@ class Metrics(Collector):
         blocks = sum(view.num_blocks for view in decoders)
         used = blocks - sum(view.load.free_blocks for view in decoders)
         yield single(table.KV_USAGE, used / blocks if blocks else 0.0)
+        yield family(table.KV_CONFIG, [((str(state.block_size), str(blocks)), 1.0)])
 
 
 def _category(reason: str) -> str:

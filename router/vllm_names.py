@@ -25,11 +25,11 @@ _BUCKET = "le"
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """``name`` without the suffixes of samples; ``label``: our name and vLLM's of one to keep."""
+    """``name`` without suffixes of samples; ``labels``: our names and vLLM's of those to keep."""
 
     spec: MetricSpec
     name: str
-    label: tuple[str, str] | None = None
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 ALIASES = (
@@ -37,13 +37,21 @@ ALIASES = (
     Alias(table.WAITING, "num_requests_waiting"),
     Alias(table.KV_USAGE, "kv_cache_usage_perc"),
     Alias(table.KV_USAGE, "gpu_cache_usage_perc"),
+    Alias(
+        table.KV_CONFIG,
+        "cache_config_info",
+        (("block_size", "block_size"), ("num_blocks", "num_gpu_blocks")),
+    ),
     Alias(table.PROMPT_TOKENS, "prefix_cache_queries"),
     Alias(table.CACHED_TOKENS, "prefix_cache_hits"),
     Alias(table.PROMPT_TOKENS, "prompt_tokens"),
+    Alias(table.CACHED_TOKENS, "prompt_tokens_cached"),
     Alias(table.GENERATED, "generation_tokens"),
-    Alias(table.FINISHES, "request_success", ("finish_reason", "finished_reason")),
+    Alias(table.FINISHES, "request_success", (("finish_reason", "finished_reason"),)),
     Alias(table.PROMPT_LENGTH, "request_prompt_tokens"),
     Alias(table.ANSWER_LENGTH, "request_generation_tokens"),
+    Alias(table.LONGEST_ANSWER, "request_max_num_generation_tokens"),
+    Alias(table.COMPUTED_LENGTH, "request_prefill_kv_computed_tokens"),
     Alias(table.TTFT, "time_to_first_token_seconds"),
     Alias(table.ITL, "inter_token_latency_seconds"),
     Alias(table.ITL, "time_per_output_token_seconds"),
@@ -52,6 +60,7 @@ ALIASES = (
     Alias(table.QUEUE, "request_queue_time_seconds"),
     Alias(table.PREFILL_TIME, "request_prefill_time_seconds"),
     Alias(table.DECODE_TIME, "request_decode_time_seconds"),
+    Alias(table.INFERENCE_TIME, "request_inference_time_seconds"),
 )
 
 
@@ -72,7 +81,7 @@ class VllmNames(Collector):
     def _renamed(self, metric: Metric, alias: Alias) -> Metric:
         """Samples that differ only in labels that vLLM does not have are added up."""
         name = f"vllm:{alias.name}"
-        kept = {_BUCKET: _BUCKET} | (dict([alias.label]) if alias.label else {})
+        kept = {_BUCKET: _BUCKET} | dict(alias.labels)
         totals: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
         for sample in metric.samples:
             labels = tuple((kept[k], v) for k, v in sample.labels.items() if k in kept)

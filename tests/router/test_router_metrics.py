@@ -181,6 +181,53 @@ def test_vllm_names_tell_the_same_numbers() -> None:
     assert all(any(f.startswith(f"vllm:{alias.name}") for f in families) for alias in ALIASES)
 
 
+# As vLLM 0.32 has them (vllm/v1/metrics/loggers.py): kind, and first and last edge.
+SHORT, LONG, TOKENS = ("0.001", "2560.0"), ("0.3", "7680.0"), ("1.0", "50000.0")
+VLLM: dict[str, tuple[str, tuple[str, ...]]] = {
+    "num_requests_running": ("gauge", ()),
+    "num_requests_waiting": ("gauge", ()),
+    "kv_cache_usage_perc": ("gauge", ()),
+    "cache_config_info": ("gauge", ()),
+    "prefix_cache_queries": ("counter", ()),
+    "prefix_cache_hits": ("counter", ()),
+    "prompt_tokens": ("counter", ()),
+    "prompt_tokens_cached": ("counter", ()),
+    "generation_tokens": ("counter", ()),
+    "request_success": ("counter", ()),
+    "request_prompt_tokens": ("histogram", TOKENS),
+    "request_generation_tokens": ("histogram", TOKENS),
+    "request_max_num_generation_tokens": ("histogram", TOKENS),
+    "request_prefill_kv_computed_tokens": ("histogram", TOKENS),
+    "time_to_first_token_seconds": ("histogram", SHORT),
+    "inter_token_latency_seconds": ("histogram", ("0.01", "80.0")),
+    "request_time_per_output_token_seconds": ("histogram", ("0.01", "80.0")),
+    "e2e_request_latency_seconds": ("histogram", LONG),
+    "request_queue_time_seconds": ("histogram", LONG),
+    "request_inference_time_seconds": ("histogram", LONG),
+    "request_prefill_time_seconds": ("histogram", LONG),
+    "request_decode_time_seconds": ("histogram", LONG),
+}
+# Told for dashboards that were made for it before.
+OLDER_VLLM = {"gpu_cache_usage_perc", "time_per_output_token_seconds"}
+
+
+def test_vllm_names_kinds_and_edges_are_those_of_vllm() -> None:
+    assert {alias.name for alias in ALIASES} == VLLM.keys() | OLDER_VLLM
+    metrics = Metrics(vllm_model="tiny")
+    metrics.ended(ended(finish()))
+    text = metrics.render(RouterState(block_size=16)).decode()
+    found = {f.name: f for f in text_string_to_metric_families(text) if f.name.startswith("vllm:")}
+    for name, (kind, edges) in VLLM.items():
+        told = found[f"vllm:{name}"]
+        assert told.type == kind, name
+        assert set(edges) <= {s.labels.get("le") for s in told.samples}, name
+        assert all({"model_name", "engine"} <= s.labels.keys() for s in told.samples), name
+    reasons = {s.labels["finished_reason"] for s in found["vllm:request_success"].samples}
+    assert reasons == {"stop", "length"}
+    [info] = found["vllm:cache_config_info"].samples
+    assert (info.labels["block_size"], info.labels["num_gpu_blocks"]) == ("16", "0")
+
+
 def test_without_the_setting_there_are_no_such_names() -> None:
     assert not [name for name in rendered(Metrics()) if name.startswith("vllm:")]
 
