@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli.bench_engine import engine
+from cluster.cli.options import http_url
 from cluster.cli.output import Output, OutputOption, emit, print_table
 from core.errors import InvalidField
 
@@ -23,8 +24,12 @@ app.command("engine")(engine)
 def bench(
     context: typer.Context,
     target: Annotated[
-        str, typer.Option(help="http(s)://HOST:PORT of an OpenAI server, or grpc://HOST:PORT.")
-    ] = "http://127.0.0.1:8000",
+        str | None,
+        typer.Option(
+            help="http(s)://HOST:PORT of an OpenAI server, or grpc://HOST:PORT; else the cluster "
+            "that `up` started, or the default port of `serve`."
+        ),
+    ] = None,
     preset: Annotated[str | None, typer.Option(help="mixed (default), short or long.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests per second, by default 1.")] = None,
     arrivals: Annotated[str | None, typer.Option(help="poisson (default) or constant.")] = None,
@@ -104,7 +109,7 @@ def bench(
     )
     options = BenchOptions(
         load=load,
-        target=target,
+        target=target or http_url(),
         slo_ttft=slo_ttft,
         slo_tpot=slo_tpot,
         model=model,

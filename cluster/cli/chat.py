@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from cluster.cli.options import DEFAULT_HOST, DEFAULT_HTTP_PORT, ClusterNameOption
-from cluster.running import find_address
+from cluster.cli.options import ClusterNameOption, http_url
 from core.errors import InvalidField, Unavailable
 
 Messages = list[dict[str, str]]
@@ -34,8 +33,7 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
 ) -> None:
     """Stream the answer to MESSAGE, or chat line by line until Ctrl-D."""
-    if url is None:
-        url = f"http://{find_address('http', name, f'{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}')}"
+    url = http_url(name) if url is None else url
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     if seed is not None:
         sampling["seed"] = seed

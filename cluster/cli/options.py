@@ -86,3 +86,10 @@ def admin_address(given: str | None, name: str | None) -> str:
     from cluster.running import find_address
 
     return given or find_address("admin", name, f"{DEFAULT_HOST}:{DEFAULT_ADMIN_PORT}")
+
+
+def http_url(name: str | None = None) -> str:
+    """Of the cluster that `up` started, or of `serve` at its default port."""
+    from cluster.running import find_address
+
+    return f"http://{find_address('http', name, f'{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}')}"
