@@ -1,41 +1,51 @@
-"""What the documents show can be typed: commands parse, files exist, YAML is accepted, links lead
-somewhere. README's commands are run as well (test_readme)."""
+"""What the documents show can be typed: every fenced block is of a language that something checks,
+commands parse, files exist, YAML is accepted, links lead somewhere.
+
+README, QUICKSTART and OPERATIONS are carried out as well (test_readme), TUNING up to what takes
+minutes (test_tuning). What they say within the text: test_doc_facts.
+"""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
+import runpy
 import shlex
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 import typer.main
 import yaml
+from charts import CHART, render
+from shown import DOCUMENTS, ROOT, Block, blocks
 from typer.exceptions import TyperException
 
 from cluster.cli.main import new_app
 from core.config import make_spec
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", ROOT / "ARCHITECTURE.md", *(ROOT / "docs").glob("*.md")])
 # Programs that are not ours: named here so that a slip in a name is noticed.
-OTHERS = {"vllm", "pip", "curl", "kubectl", "helm", "ray", "docker", "cp", "export"}
+OTHERS = {"vllm", "pip", "curl", "kubectl", "ray", "docker", "cp", "export"}
+# What makes sure that a block of a language is true.
+CHECKED_BY = {
+    "sh": "test_a_command_that_is_shown_can_be_typed",
+    "yaml": "test_yaml_that_is_shown_is_accepted",
+    "python": "test_python_that_is_shown_is_run",
+    "console": "test_what_is_generated_is_fresh",
+    "mermaid": "test_what_is_generated_is_fresh",
+    "text": "nothing: a picture",
+}
+PICTURES = {"README.md", "ARCHITECTURE.md"}
 
 
-def blocks(language: str) -> Iterator[tuple[Path, str]]:
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL):
-            yield document, block
-
-
-def shell_lines() -> list[tuple[str, str]]:
+def shell_lines() -> list[Any]:
     return [
-        (document.name, line.split(" #")[0].strip())
-        for document, block in blocks("sh")
-        for line in block.replace("\\\n", " ").splitlines()
-        if line.strip() and not line.lstrip().startswith("#")
+        pytest.param(line, id=f"{block.where} {line[:40]}")
+        for block in blocks("sh")
+        for line in block.commands
     ]
 
 
@@ -48,13 +58,28 @@ def without_effect(command: Any) -> Any:
     return command
 
 
+@functools.cache
+def app() -> Any:
+    return without_effect(typer.main.get_command(new_app()))
+
+
 def parse(words: list[str]) -> None:
-    command = without_effect(typer.main.get_command(new_app()))
+    command = app()
     command.main(list(words), "crossdock", standalone_mode=False)
 
 
-@pytest.mark.parametrize(("document", "line"), shell_lines())
-def test_a_command_that_is_shown_can_be_typed(document: str, line: str) -> None:
+def test_every_block_says_what_it_is_and_is_checked() -> None:
+    found = blocks()
+    assert {block.language for block in found} == CHECKED_BY.keys()
+    for name in CHECKED_BY.values():
+        assert name in globals() or name.startswith("nothing")
+    assert {block.document.name for block in blocks("text")} <= PICTURES
+    assert {block.document.name for block in blocks("console")} == {"COMMANDS.md"}
+    assert {block.document.name for block in blocks("mermaid")} == {"ARCHITECTURE.md"}
+
+
+@pytest.mark.parametrize("line", shell_lines())
+def test_a_command_that_is_shown_can_be_typed(line: str) -> None:
     words = [word for word in shlex.split(line) if word != "…"]
     while re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words = words[1:]
@@ -62,9 +87,11 @@ def test_a_command_that_is_shown_can_be_typed(document: str, line: str) -> None:
     if program.rpartition("/")[2] == "crossdock":
         parse(words[1:])
     elif program in ("python", ".venv/bin/python"):
-        assert words[1] == "-m" or (ROOT / words[1]).is_file()
+        check_script(words[1:])
+    elif program == "helm":
+        check_helm(words[1:])
     elif "/" in program:
-        assert (ROOT / program).is_file()
+        check_script(words)
     else:
         assert program in OTHERS
     if words[:2] == ["ray", "exec"]:
@@ -73,20 +100,98 @@ def test_a_command_that_is_shown_can_be_typed(document: str, line: str) -> None:
         parse(rest)
 
 
-@pytest.mark.parametrize("block", [block for _, block in blocks("yaml")])
-def test_a_cluster_that_is_shown_is_accepted(block: str) -> None:
-    settings = yaml.safe_load(block)
-    if "pools" in settings:
+def check_script(words: list[str]) -> None:
+    """Of this repository, with options that its text knows."""
+    script = ROOT / words[0]
+    assert script.is_file(), script
+    text = script.read_text(encoding="utf-8")
+    for word in words[1:]:
+        if word.startswith("--") and script.name not in ("demo", "test"):
+            assert knows_option(text, word.partition("=")[0]), word
+        elif word.startswith(("tests/", "examples/", "scripts/")):
+            assert (ROOT / word).exists(), word
+
+
+def knows_option(text: str, option: str) -> bool:
+    """By argparse, or as a parameter of a function that typer runs."""
+    parameter = rf"^    {option[2:].replace('-', '_')}: "
+    return f'"{option}"' in text or re.search(parameter, text, re.MULTILINE) is not None
+
+
+def check_helm(words: list[str]) -> None:
+    """Installed or upgraded from a checkout: the values are such that the chart renders."""
+    assert words[0] in ("install", "upgrade", "test")
+    if words[0] == "test":
+        return
+    assert ROOT / words[2] == CHART
+    given: dict[str, Any] = {}
+    for option, value in itertools.pairwise(words):
+        if option == "--values":
+            given |= yaml.safe_load((ROOT / value).read_text())
+        elif option == "--set":
+            put(given, *value.split("=", 1))
+    assert render(given)
+
+
+def put(values: dict[str, Any], name: str, text: str) -> None:
+    *parents, last = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+    values[last] = yaml.safe_load(text)
+
+
+def test_a_value_that_the_chart_does_not_know_would_be_noticed() -> None:
+    with pytest.raises(helm_python.HelmError):
+        check_helm(shlex.split("install x helm/crossdock --set routr.replicas=2"))
+
+
+@pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.where)
+def test_yaml_that_is_shown_is_accepted(block: Block) -> None:
+    settings = yaml.safe_load(block.text)
+    if "scrape_configs" in settings:
+        check_prometheus(settings)
+    elif "hardware" in settings or "rate" in settings:
+        assert block.document.name == "TUNING.md"  # test_tuning reads those.
+    else:
         make_spec(settings)
+
+
+def check_prometheus(settings: dict[str, Any]) -> None:
+    """Its own program is not at hand: the keys that are shown, what they name, and the files."""
+    assert settings.keys() <= {"scrape_configs", "rule_files"}
+    for job in settings["scrape_configs"]:
+        assert job.keys() == {"job_name", "http_sd_configs"}
+        for discovery in job["http_sd_configs"]:
+            assert discovery.keys() == {"url"}
+            assert discovery["url"].endswith(":8000/metrics/targets")
+    for file in settings["rule_files"]:
+        assert (ROOT / file).is_file()
+
+
+@pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.where)
+def test_python_that_is_shown_is_run(block: Block) -> None:
+    """By test_readme; here, that it is Python."""
+    compile(block.text, block.where, "exec")
+    source = (Path(__file__).parent / "test_readme.py").read_text()
+    assert f'"{block.document.relative_to(ROOT)}"' in source
+
+
+@pytest.mark.parametrize("script", ["reference", "diagrams"])
+def test_what_is_generated_is_fresh(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [script, "--check"])
+    found = runpy.run_path(str(ROOT / "scripts" / script))
+    assert not found["main"](), f"run scripts/{script}"
 
 
 def test_a_slip_would_be_noticed() -> None:
     for line in ("serv --prefill 1", "serve --prefil 1", "scale --prefill many", "bench engin"):
         with pytest.raises(TyperException):
             parse(line.split())
+    with pytest.raises(AssertionError):
+        check_script(["tests/benchmarks/bench_sampling.py", "--no-such-option"])
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):

@@ -1,15 +1,23 @@
-"""The commands that README.md shows are run as they stand, against a cluster of a tiny model."""
+"""What README.md, docs/QUICKSTART.md and docs/OPERATIONS.md show is carried out as it stands.
+
+By one reader after another, against a cluster of a tiny model that the documents' own `up` starts,
+that the commands find by themselves, and that the documents' own `down` ends.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served_cluster import ServedCluster, served
+from served_cluster import assert_none_runs, new_mark
+from shown import ROOT, blocks, commands
 from tiny_model import make_tiny_model
 
 from cluster.cli.main import main
@@ -20,15 +28,13 @@ from core.shards import ONE_RANK
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-SHOWN = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-LINES = [
-    line.split(" #")[0].strip()
-    for block in SHOWN
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.startswith("#")
-]
-
+README = ROOT / "README.md"
+LINES = commands(README)
+READ_IN_ORDER = ["README.md", "docs/QUICKSTART.md", "docs/OPERATIONS.md"]
+PROGRAMS = ["docs/QUICKSTART.md", "protos/README.md"]
+MODEL = "SmolLM2-135M-Instruct"
+PORTS = ("--grpc-port", "0", "--http-port", "0", "--admin-port", "0")
+UP = ("crossdock", "up", "--prefill", "1", "--decode", "1")
 
 # Commands that take minutes: what they do is replaced, how they are called is not.
 MINUTES = {
@@ -38,25 +44,84 @@ MINUTES = {
 }
 
 
-def run(command: str, cluster: ServedCluster, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """As a person would, but with this interpreter and the ports of the test's cluster."""
-    replaced = command.replace("http://127.0.0.1:8000", cluster.http_url)
-    words = shlex.split(replaced)
-    if words[0] == ".venv/bin/crossdock":
-        words[0:1] = [sys.executable, "-P", "-m", "cluster.cli.main"]
-        words += address_option(words[4], cluster)
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=cwd)
+class Reader:
+    """Somebody with a shell: this interpreter, folders of their own, whatever ports are free."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.mark = new_mark()
+        self.http = ""
+        self.grpc = ""
+        (folder / "run").mkdir(mode=0o700)
+        self._environment = os.environ | self.mark
+        self._environment |= {"XDG_RUNTIME_DIR": str(folder / "run")}
+        self._environment |= {"XDG_CACHE_HOME": str(folder / "cache")}
+
+    def start(self) -> None:
+        make_tiny_model(self.folder / "cache" / "crossdock" / "models" / MODEL)
+        out = self.run([*UP, *PORTS, "--model", MODEL])
+        ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", out)
+        assert ready is not None, out
+        self.grpc, self.http = ready[1], ready[2]
+
+    def follow(self, line: str) -> str:
+        """What it prints. Fails if it fails, or prints nothing."""
+        out = self.run(shlex.split(self._here(line)))
+        assert out.strip(), f"{line} printed nothing"
+        assert '"error"' not in out, f"{line}: {out}"
+        return out
+
+    def python(self, text: str) -> str:
+        return self.run([sys.executable, "-c", self._here(text)])
+
+    def run(self, words: list[str]) -> str:
+        if words[0].rpartition("/")[2] == "crossdock":
+            words = [sys.executable, "-P", "-m", "cluster.cli.main", *words[1:]]
+        environment, cwd = self._environment, self.folder
+        done = subprocess.run(
+            words, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment
+        )
+        assert done.returncode == 0, f"{shlex.join(words)}: {done.stderr}"
+        return done.stdout
+
+    def _here(self, text: str) -> str:
+        return text.replace("127.0.0.1:8000", self.http).replace("127.0.0.1:50051", self.grpc)
 
 
-def address_option(command: str, cluster: ServedCluster) -> list[str]:
-    return {
-        "bench": ["--target", cluster.http_url],
-        "chat": ["--url", cluster.http_url],
-        "generate": ["--address", cluster.grpc_address],
-        "status": ["--address", cluster.admin_address],
-        "scale": ["--address", cluster.admin_address],
-        "drain": ["--address", cluster.admin_address],
-    }.get(command, [])
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    reader = Reader(tmp_path)
+    yield reader
+    if (tmp_path / "run" / "crossdock" / "default.json").exists():
+        reader.run(["crossdock", "down"])
+    assert_none_runs(reader.mark)
+
+
+def test_what_the_documents_show_works(reader: Reader) -> None:
+    reader.start()
+    for line in followed():
+        reader.follow(line)
+    for program in PROGRAMS:
+        for block in blocks("python", ROOT / program):
+            assert reader.python(block.text).strip()
+    reader.follow("crossdock status --validate")
+    assert "default" in json.loads(reader.follow("crossdock down --output json"))["name"]
+
+
+def followed() -> list[str]:
+    """All that can be done in seconds on one machine, up to the end of the cluster."""
+    shown = [line for document in READ_IN_ORDER for line in commands(ROOT / document)]
+    ours = [line for line in shown if re.match(r"(\.venv/bin/)?crossdock |curl ", line)]
+    left_out = {"serve", "up", "down", *MINUTES}
+    return [line for line in ours if not set(line.split()) & left_out]
+
+
+def test_the_documents_start_and_end_a_cluster() -> None:
+    assert len(followed()) >= 20
+    for document in READ_IN_ORDER[1:]:
+        shown = [tuple(line.split()) for line in commands(ROOT / document)]
+        assert UP in shown
+        assert ("crossdock", "down") in shown
 
 
 def test_the_two_commands_exist_and_are_executable() -> None:
@@ -101,17 +166,3 @@ def test_what_takes_minutes_is_called_as_it_can_be(name: str, monkeypatch) -> No
         main()
     for example in re.findall(r"examples/\S+", line):
         assert (ROOT / example).is_file()
-
-
-def test_what_the_readme_shows_works(tmp_path: Path) -> None:
-    usable = [line for line in LINES if line.startswith((".venv/bin/crossdock", "curl"))]
-    shown = [line for line in usable if not set(line.split()) & {"serve", *MINUTES}]
-    assert len(shown) >= 5
-    model = make_tiny_model(tmp_path / "SmolLM2-135M-Instruct")
-    with served(model, 1, 1) as cluster:
-        for line in shown:
-            # From here `bench` finds the tokenizer by the model's name.
-            done = run(line, cluster, tmp_path)
-            assert done.returncode == 0, f"{line}: {done.stderr}"
-            assert done.stdout.strip(), f"{line} printed nothing"
-            assert '"error"' not in done.stdout, f"{line}: {done.stdout}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
 import pytest
+from shown import ROOT, blocks, commands
 from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
@@ -24,14 +24,9 @@ from core.latency_profile import (
 from core.shards import ONE_RANK
 from tuner.profile.profile_file import read_profile, write_profile
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "TUNING.md").read_text()
-LINES = [
-    line.split(" #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.replace("\\\n", " ").splitlines()
-    if line.strip() and not line.startswith("#")
-]
-SHOWN_FILES = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
+DOCUMENT = ROOT / "docs" / "TUNING.md"
+LINES = commands(DOCUMENT)
+SHOWN_FILES = [block.text for block in blocks("yaml", DOCUMENT)]
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
     f"2023-11-16 18:17:{second:02}.5,{200 + 7 * second},{20 + second}\n" for second in range(40)
 )
