@@ -5,6 +5,8 @@ That these metrics are told by a real cluster is checked in ``tests/system/test_
 
 from __future__ import annotations
 
+import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -33,8 +35,8 @@ from worker.metric_table import TABLE as WORKER
 SCRIPTS = Path(__file__).resolve().parent.parent.parent / "scripts"
 QUERIES = [*dashboard_queries(), *alert_queries()]
 # Of Prometheus' own library; Prometheus adds where it scraped.
-PROCESS = {"process_cpu_seconds_total": {"worker", "role", "instance"}}
-SCRAPED = {"instance"}
+PROCESS = {"process_cpu_seconds_total": {"worker", "role", "instance", "namespace"}}
+SCRAPED = {"instance", "namespace"}
 
 
 def labels_of(spec: MetricSpec, more: tuple[str, ...] = ()) -> dict[str, set[str]]:
@@ -115,3 +117,17 @@ def test_alerts_fire_in_trouble_and_are_silent_in_health() -> None:
     rules = Path(__file__).parent / "alerts_fire.yaml"
     done = subprocess.run([promtool, "test", "rules", str(rules)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_panels_that_are_explained_are_there() -> None:
+    """docs/OPERATIONS.md: question | dashboard: panels; dashboard: … | what to make of it."""
+    text = (SCRIPTS.parent / "docs" / "OPERATIONS.md").read_text(encoding="utf-8")
+    titles = {
+        file.stem: [panel["title"] for panel in json.loads(file.read_text())["panels"]]
+        for file in dashboard_files()
+    }
+    explained = re.findall(r"^\|[^|]+\| (\w+): ([^|]+?) \|", text, re.MULTILINE)
+    assert {dashboard for dashboard, _ in explained} == titles.keys()
+    for dashboard, panels in explained:
+        for panel in panels.split(", "):
+            assert any(title.startswith(panel) for title in titles[dashboard]), panel
