@@ -13,6 +13,9 @@ MAX_STREAMS_PER_CONNECTION = 4_096
 # Calls of all connections that have come and that no handler has taken yet. gRPC's own limit of
 # 1,000 cancels calls at random in a burst, and a cancelled call says nothing about a retry.
 MAX_PENDING_CALLS = 4 * MAX_STREAMS_PER_CONNECTION
+# How long a call may wait for a handler to take it, in seconds. gRPC's own limit of 30 s cancels
+# what a burst on a busy machine has queued; here only a caller's own deadline ends a call.
+MAX_PENDING_S = 24 * 3600
 # Headers of a call. One number for both of gRPC's limits: between them it refuses at random.
 MAX_METADATA_BYTES = 16 * 1024
 
@@ -27,6 +30,7 @@ SERVER_OPTIONS = (
     ("grpc.max_concurrent_streams", MAX_STREAMS_PER_CONNECTION),
     ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
     ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+    ("grpc.server_max_unrequested_time_in_server", MAX_PENDING_S),
     # A client whose host vanished is noticed, and its requests end, within 80 s.
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),

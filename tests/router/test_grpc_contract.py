@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -22,6 +23,7 @@ from core.errors import CrossdockError, InvalidField
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
 from router.grpc_errors import to_rpc_status
+from router.grpc_limits import MAX_PENDING_S, SERVER_OPTIONS
 from router.http_bodies import MAX_BODY_BYTES
 
 SCRIPT = ((10, "hello"), (11, " world"))
@@ -135,6 +137,26 @@ async def test_a_burst_of_two_thousand_calls_on_one_connection_is_served(
     generate = InferenceStub(channel(cluster)).Generate
     calls = [generate(pb.GenerateRequest(text="hello")) for _ in range(2_000)]
     assert Counter(await asyncio.gather(*map(text_of, calls))) == {"hello world": 2_000}
+
+
+@pytest.mark.parametrize(("seconds", "cancelled"), [(1, True), (MAX_PENDING_S, False)])
+async def test_a_call_waits_for_its_handler_as_long_as_is_set(
+    start_cluster: Any,
+    channel: Channel,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: int,
+    cancelled: bool,
+) -> None:
+    options = dict(SERVER_OPTIONS) | {"grpc.server_max_unrequested_time_in_server": seconds}
+    monkeypatch.setattr("router.server.SERVER_OPTIONS", tuple(options.items()))
+    cluster = await start_cluster(decode(script=SCRIPT))
+    health = health_pb2_grpc.HealthStub(channel(cluster))
+    calls = [health.Check(health_pb2.HealthCheckRequest()) for _ in range(20)]
+    await asyncio.sleep(0)
+    # The router's loop stands still: all but the first wait for it.
+    time.sleep(1.5)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert any(isinstance(a, asyncio.CancelledError | Exception) for a in answers) == cancelled
 
 
 @pytest.mark.parametrize(
