@@ -23,6 +23,8 @@ from typing import Any
 import yaml
 from namespaces import Namespace, two_hosts
 
+from waiting import wait_until
+
 RAY = (sys.executable, "-P", "-c", "from ray.scripts.scripts import main; main()", "start")
 CROSSDOCK = (sys.executable, "-P", "-m", "cluster.cli.main")
 RAY_PORT = "6399"
@@ -159,11 +161,14 @@ def ray_stage(*, without_head: bool = False) -> Iterator[Stage]:
     with two_hosts() as (here, there):
         with contextlib.ExitStack() as stack:
             yield Stage(here, there, clean | token | quick, stack)
-        # The test's time limit bounds the wait.
-        while here.has_processes() or there.has_processes():
-            if without_head:
-                here.kill_agents()
-                there.kill_agents()
+        wait_until(lambda: _have_ended((here, there), agents_too=without_head))
+
+
+def _have_ended(places: tuple[Namespace, Namespace], *, agents_too: bool) -> bool:
+    if agents_too:
+        for place in places:
+            place.kill_agents()
+    return not any(place.has_processes() for place in places)
 
 
 def write_config(config: Path, model: Path, decode: int) -> None:

@@ -22,6 +22,7 @@ import grpc
 import psutil
 
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
+from waiting import wait_until
 
 START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 90
@@ -68,6 +69,16 @@ class ServedCluster:
         except urllib.error.HTTPError:
             return False
 
+    def wait_replaced(self, restarts: int) -> None:
+        """Until the controller has replaced so many workers that died, and prompts are taken."""
+        wait_until(lambda: self._has_replaced(restarts))
+        # The controller knows a new worker a moment before the router has attached to it.
+        wait_until(self.is_ready)
+
+    def _has_replaced(self, restarts: int) -> bool:
+        status = self.status()
+        return status.restarts >= restarts and all(w.state == "ready" for w in status.workers)
+
     def status(self, *, validate: bool = False) -> admin_pb2.ClusterStatus:
         return self.admin.GetStatus(admin_pb2.GetStatusRequest(validate=validate), timeout=30)
 
@@ -79,9 +90,11 @@ class ServedCluster:
 
     def wait_settled(self) -> admin_pb2.ClusterStatus:
         """Until as many workers serve as are wanted. The test's timeout bounds it."""
-        while not (status := self.status()).settled:
-            pass
-        return status
+        return wait_until(self._settled_status)
+
+    def _settled_status(self) -> admin_pb2.ClusterStatus | None:
+        status = self.status()
+        return status if status.settled else None
 
     def scale(self, prefill: int | None = None, decode: int | None = None) -> None:
         """Returns when it is done."""
@@ -106,8 +119,7 @@ class ServedCluster:
         First waits for what is on its way: a client has its last token before a worker has heard
         that nobody needs its blocks. The test's timeout bounds the wait.
         """
-        while not all(_is_idle(worker.stats) for worker in self.status().workers):
-            pass
+        wait_until(lambda: all(_is_idle(worker.stats) for worker in self.status().workers))
         workers = self.status(validate=True).workers
         for worker in workers:
             assert worker.state == "ready", f"{worker.worker}: {worker.detail}"

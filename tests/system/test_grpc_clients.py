@@ -27,6 +27,7 @@ from served_cluster import ServedCluster, served
 
 from crossdock.client import Client, DeadlineExceeded, RetryPolicy, ServerError
 from crossdock.v1 import worker_pb2, worker_pb2_grpc
+from waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -117,10 +118,8 @@ class Worker:
             return stub.GetStats(worker_pb2.GetStatsRequest(validate=True), timeout=60)
 
     def until(self, condition: Callable[[worker_pb2.WorkerStats], bool]) -> worker_pb2.WorkerStats:
-        """Asks again and again; each answer takes its time, the test's timeout bounds it."""
-        while not condition(stats := self.stats()):
-            pass
-        return stats
+        """Asks again and again; the test's timeout bounds it."""
+        return wait_until(lambda: stats if condition(stats := self.stats()) else None)
 
     def until_it_holds_nothing(self) -> worker_pb2.WorkerStats:
         return self.until(holds_nothing)

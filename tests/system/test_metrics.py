@@ -22,6 +22,7 @@ from served_cluster import ServedCluster, served
 from cluster.cli.main import main
 from promql_queries import alert_queries, dashboard_queries, selectors
 from router.vllm_names import ALIASES
+from waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
@@ -84,8 +85,8 @@ class Scraped:
 @pytest.fixture(scope="module")
 def scraped(cluster: ServedCluster) -> Scraped:
     """When the controller knows how full the pools are; the test's timeout bounds it."""
-    while not (status := cluster.status()).HasField("prefill_utilization"):
-        pass
+    wait_until(lambda: cluster.status().HasField("prefill_utilization"))
+    status = cluster.status()
     assert 0 <= status.decode_utilization <= 1
     return Scraped(fetch(f"{cluster.http_url}/metrics/cluster"))
 

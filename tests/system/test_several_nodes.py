@@ -23,6 +23,7 @@ from namespaces import Namespace, two_hosts, why_not
 
 from oracle import Oracle, assert_same_tokens
 from text.tokenizer import Tokenizer
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.processes,
@@ -112,8 +113,7 @@ def serving(tiny_model: Path, tmp_path: Path) -> Iterator[Serving]:
             with running(here, serve, environment, "ready grpc=") as said:
                 yield Serving(here, environment, said)
         # The test's time limit bounds the wait.
-        while here.has_processes() or there.has_processes():
-            pass
+        wait_until(lambda: not (here.has_processes() or there.has_processes()))
 
 
 def test_workers_on_two_nodes_hand_blocks_over_by_tcp(serving: Serving, tiny_model: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_dead_rank_takes_its_replica_with_it_and_all_come_back(tiny_model: Pat
         for restarts, role in enumerate(["prefill", "decode"], start=1):
             before = rank_pids(cluster, role)
             os.kill(before[-1], signal.SIGKILL)
-            wait_until_replaced(cluster, restarts)
+            cluster.wait_replaced(restarts)
             assert not set(before) & set(rank_pids(cluster, role))
             assert cluster.answer(prompt, 20) == expected
         cluster.assert_nothing_is_held()
@@ -68,13 +68,3 @@ def rank_pids(cluster: ServedCluster, role: str) -> list[int]:
     pids = [rank.pid for rank in stats.ranks]
     assert len(set(pids)) == 2
     return pids
-
-
-def wait_until_replaced(cluster: ServedCluster, restarts: int) -> None:
-    """The test's timeout bounds it."""
-    while True:
-        status = cluster.status()
-        if status.restarts >= restarts and all(w.state == "ready" for w in status.workers):
-            break
-    while not cluster.is_ready():
-        pass

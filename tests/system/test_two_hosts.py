@@ -20,6 +20,7 @@ from oracle_prompts import ANSWER_TOKENS, Prompts
 
 from core.kv_layout import KVLayout
 from oracle import Oracle, assert_same_tokens
+from waiting import wait_until
 
 pytestmark = [
     pytest.mark.processes,
@@ -112,7 +113,7 @@ def test_nothing_is_held_afterwards(cluster: PipedProcess, prompts: Prompts) -> 
     cluster.ask({"prompt": prompts.at_once[1], "max_tokens": 2})
     for worker in ("prefill-0", "decode-0"):
         # A client has its last token before a worker has heard that nobody needs its blocks.
-        while (found := cluster.ask({"worker": worker}))["leased_blocks"]:
-            pass
+        wait_until(lambda name=worker: not cluster.ask({"worker": name})["leased_blocks"])
+        found = cluster.ask({"worker": worker})
         assert found["quarantined_blocks"] == 0
         assert found["free_blocks"] + found["cached_blocks"] == found["total_blocks"]

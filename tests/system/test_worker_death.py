@@ -13,23 +13,13 @@ from oracle_prompts import Prompts
 from served_cluster import ServedCluster, served
 
 from crossdock.v1 import inference_pb2
+from waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
 def kill(cluster: ServedCluster, role: str, index: int = 0) -> None:
     os.kill(cluster.stats(role)[index].pid, signal.SIGKILL)
-
-
-def wait_until_all_are_ready(cluster: ServedCluster, restarts: int) -> None:
-    """Until the controller has replaced what died; asks it, each answer takes its time."""
-    while True:
-        status = cluster.status()
-        if status.restarts >= restarts and all(w.state == "ready" for w in status.workers):
-            break
-    # The controller knows a new worker a moment before the router has attached to it.
-    while not cluster.is_ready():
-        pass
 
 
 def count_tokens(call: Iterator[inference_pb2.GenerateResponse], received: list[int]) -> None:
@@ -39,9 +29,7 @@ def count_tokens(call: Iterator[inference_pb2.GenerateResponse], received: list[
 
 
 def wait_for_event(cluster: ServedCluster, role: str, name: str) -> None:
-    while True:
-        if any(e.name == name for stats in cluster.stats(role) for e in stats.events):
-            return
+    wait_until(lambda: any(e.name == name for w in cluster.stats(role) for e in w.events))
 
 
 def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(smollm2: Path, prompts: Prompts) -> None:
@@ -54,7 +42,7 @@ def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(smollm2: Path, prompt
         kill(cluster, "prefill")
         tokens = [t for response in call for t in response.chunk.token_ids]
         assert len(tokens) == 8
-        wait_until_all_are_ready(cluster, restarts=1)
+        cluster.wait_replaced(1)
         assert cluster.answer(other, 8) == tokens
         assert cluster.answer(prompt, 8) == expected
 
@@ -75,7 +63,7 @@ def test_a_decode_worker_killed_before_the_first_token(
         os.kill(holder.pid, signal.SIGKILL)
         tokens = [t for response in call for t in response.chunk.token_ids]
         assert len(tokens) == 8
-        wait_until_all_are_ready(cluster, restarts=1)
+        cluster.wait_replaced(1)
         assert cluster.answer(prompt, 8) == tokens
 
 
@@ -90,7 +78,7 @@ def test_a_decode_worker_killed_after_the_first_token(smollm2: Path, prompts: Pr
         assert isinstance(error, grpc.Call)
         assert error.code() is grpc.StatusCode.ABORTED
         assert f"after {sum(received)} tokens" in str(error.details())
-        wait_until_all_are_ready(cluster, restarts=1)
+        cluster.wait_replaced(1)
         assert len(cluster.answer(prompts.at_once[0], 8)) == 8
 
 
