@@ -39,6 +39,7 @@ from cluster.progress import Progress
 from cluster.ray_cluster import RayCluster
 from cluster.ray_node import RayNode
 from cluster.registry import Registry
+from cluster.router_costs import router_costs
 from cluster.router_process import RouterOptions, RouterProcess
 from cluster.separate_router import locate_model, plan_blocks_elsewhere
 from cluster.stop_signal import StopSignal, first_of
@@ -50,6 +51,7 @@ from core.errors import Unavailable
 from core.shards import ONE_RANK
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc, worker_pb2
 from engine.memory import available_memory
+from router.cost_model import ROUGH_COSTS, ClusterCosts
 from wire.metrics_door import MetricsDoor
 
 KILL_PATIENCE_S = 5.0
@@ -174,6 +176,7 @@ class ServingCluster:
         self._model_name = self._spec.served_model_name or model.name
         # Says what does not fit before Ray is started.
         check_shapes(self._spec, model)
+        costs = router_costs(self._spec, model) if elsewhere is None else ROUGH_COSTS
         blocks = self._plan_blocks(model)
         max_model_len = plan_max_model_len(self._spec, model, blocks)
         self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
@@ -194,7 +197,7 @@ class ServingCluster:
         self._controller = self._new_controller(places, slots)
         await self._controller.start()
         if elsewhere is None:
-            await self._start_router(model, max_model_len)
+            await self._start_router(model, max_model_len, costs)
         elif elsewhere.config is not None:
             replicas = WantedReplicas(elsewhere.config, self._spec)
             following = replicas.follow(self._controller.change, self._progress.note)
@@ -324,7 +327,7 @@ class ServingCluster:
         self._servers.append(server)
         return bound
 
-    async def _start_router(self, model: ModelFolder, max_len: int) -> None:
+    async def _start_router(self, model: ModelFolder, max_len: int, costs: ClusterCosts) -> None:
         self._progress.step("starting the router")
         options = self._options
         self._router = await RouterProcess.start(
@@ -342,6 +345,8 @@ class ServingCluster:
                 slo_ttft_s=self._spec.slo.ttft,
                 slo_tpot_s=self._spec.slo.tpot,
                 vllm_names=self._spec.metrics.vllm_names,
+                policy=self._spec.router.policy,
+                costs=costs,
             )
         )
         await self._router.wait_ready()

@@ -15,6 +15,8 @@ import aiohttp
 from core.config import DEFAULT_TPOT_S
 from core.errors import Unavailable
 from core.prefill_order import DEFAULT_TTFT_S
+from router.cost_model import ROUGH_COSTS, ClusterCosts, costs_to_text
+from router.policies.policy import PolicyName
 
 READY_TIMEOUT_S = 60.0
 # Beyond its drain time the router gets this long to close its connections.
@@ -40,6 +42,8 @@ class RouterOptions:
     drain_s: float
     slo_ttft_s: float = DEFAULT_TTFT_S
     slo_tpot_s: float = DEFAULT_TPOT_S
+    policy: str = PolicyName.KV_AWARE.value
+    costs: ClusterCosts = ROUGH_COSTS
     vllm_names: bool = False
 
     def command(self) -> list[str]:
@@ -58,6 +62,8 @@ class RouterOptions:
             *("--max-model-len", str(self.max_model_len)),
             *("--block-size", str(self.block_size)),
             *("--disaggregation", self.disaggregation),
+            *("--policy", self.policy),
+            *("--costs", costs_to_text(self.costs)),
             *("--drain-s", f"{self.drain_s:g}"),
             *("--slo-ttft-s", f"{self.slo_ttft_s:g}"),
             *("--slo-tpot-s", f"{self.slo_tpot_s:g}"),

@@ -12,6 +12,7 @@ from cluster.demo_model import ensure_demo_model
 from cluster.memory_plan import PoolBlocks, plan_blocks, plan_max_model_len
 from cluster.model_folder import ModelFolder, find_model, read_model_folder
 from cluster.progress import Progress
+from cluster.router_costs import router_costs
 from cluster.router_process import RouterOptions
 from core.config import ClusterSpec
 
@@ -56,4 +57,6 @@ def router_options(
         slo_ttft_s=spec.slo.ttft,
         slo_tpot_s=spec.slo.tpot,
         vllm_names=spec.metrics.vllm_names,
+        policy=spec.router.policy,
+        costs=router_costs(spec, model),
     )

@@ -202,6 +202,14 @@ class KVSpec(_Section):
 class RouterSpec(_Section):
     """How requests are sent to workers."""
 
+    policy: Literal["kv_aware", "least_loaded", "round_robin", "random", "prefix_affinity"] = (
+        "kv_aware"
+    )
+    """Who gets a request: "kv_aware" weighs cached blocks against load in predicted milliseconds;
+    the others are there to compare with."""
+    profile: str | None = Field(default=None, min_length=1)
+    """A file of `crossdock profile` to predict by. Without it: rough times, computed from the size
+    of the model and the device."""
     disaggregation: Literal["auto", "always"] = "auto"
     """Without a living prefill worker decode workers prefill by themselves ("auto"), or requests
     are refused ("always")."""

@@ -14,9 +14,9 @@ from functools import partial
 from core.block_hash import HashArray, TokenArray
 from core.errors import CrossdockError
 from core.request import RequestKey, SamplingParams
+from router.candidates import PromptShape
 from router.flow_messages import Emit, Fail, Finish
 from router.placement import Placement
-from router.policy import PromptShape
 
 AnswerEvent = Emit | Finish | Fail
 Deliver = Callable[[AnswerEvent], None]

@@ -39,8 +39,9 @@ from router.flow_messages import (
     WorkerLost,
 )
 from router.metrics import EndedRequest, Metrics, RouterState
-from router.placement import Disaggregation, WorkerId
+from router.placement import WorkerId
 from router.request_ids import RequestIds
+from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
 from router.worker_answers import failure_from_wire, output_from_wire
 from router.worker_pool import LinkFactory, WorkerPool
@@ -81,14 +82,14 @@ class Dispatcher:
         *,
         block_size: int,
         open_link: LinkFactory,
-        disaggregation: Disaggregation,
+        rules: RoutingRules,
         metrics: Metrics,
         random: Random,
         limits: RetryLimits,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
-        self.routing = RoutingState(disaggregation, random)
+        self.routing = RoutingState(rules, random)
         self.pool = WorkerPool(block_size, open_link, self, self.routing)
         self.idle = asyncio.Event()
         self.idle.set()

@@ -3,7 +3,7 @@
 Pure: ``handle(event, now)`` gives commands, the dispatcher carries them out. Decides about new
 attempts by tokens delivered and never by phase: before the first token a failed attempt is
 followed by another one, after it the request is aborted.
-Does not cover: the choice of workers (``router.policy``), reading and writing streams.
+Does not cover: the choice of workers (``router.choosing``), reading and writing streams.
 """
 
 from __future__ import annotations

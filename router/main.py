@@ -20,7 +20,10 @@ from pathlib import Path
 import uvloop
 
 from core.errors import CrossdockError
+from router.cost_model import ROUGH_COSTS, costs_from_text
 from router.placement import Disaggregation
+from router.policies.policy import PolicyName
+from router.routing_rules import RoutingRules
 from router.server import RouterServer, RouterSettings
 from router.slo import SloTargets
 
@@ -64,9 +67,13 @@ def _settings(options: argparse.Namespace) -> RouterSettings:
         http_port=options.http_port,
         max_model_len=options.max_model_len,
         block_size=options.block_size,
-        disaggregation=Disaggregation(options.disaggregation),
+        rules=RoutingRules(
+            Disaggregation(options.disaggregation),
+            PolicyName(options.policy),
+            SloTargets(options.slo_ttft_s, options.slo_tpot_s),
+            costs_from_text(options.costs) if options.costs else ROUGH_COSTS,
+        ),
         drain_s=options.drain_s,
-        slo=SloTargets(options.slo_ttft_s, options.slo_tpot_s),
         vllm_names=options.vllm_metric_names,
     )
 
@@ -84,6 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--block-size", type=int, default=16, help="tokens in a KV block (default: %(default)s)")
     modes = [mode.value for mode in Disaggregation]
     add("--disaggregation", choices=modes, default="auto", help="default: %(default)s")
+    policies = [name.value for name in PolicyName]
+    add("--policy", choices=policies, default="kv_aware", help="default: %(default)s")
+    add(
+        "--costs",
+        default="",
+        metavar="JSON",
+        help="what to predict by, as `crossdock router` writes it (default: rough times)",
+    )
     add("--drain-s", type=float, default=30.0, help="seconds that requests have to end on SIGTERM")
     slo = SloTargets()
     add("--slo-ttft-s", type=float, default=slo.ttft_s, help="default: %(default)s")

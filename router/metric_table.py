@@ -92,6 +92,16 @@ TTFT_RATIO = histogram(
     "The same, as it was, by what was predicted: 1 is a perfect cost model",
     RATIO_EDGES,
 )
+PREDICTED_TPOT = histogram(
+    "router_predicted_tpot_seconds",
+    "Of an answer: seconds per token after the first as the cost model saw it when it chose",
+    ITL_EDGES,
+)
+TPOT_RATIO = histogram(
+    "router_tpot_actual_over_predicted",
+    "The same, as it was, by what was predicted: 1 is a perfect cost model",
+    RATIO_EDGES,
+)
 KV_EVENTS = counter("router_kv_events", "Messages about cached blocks, by worker", "worker")
 INDEX_BLOCKS = gauge("router_index_blocks", "Different blocks in the prefix index")
 SCRAPED = gauge(
@@ -112,6 +122,7 @@ TABLE = (
     *(PROMPT_LENGTH, COMPUTED_LENGTH, ANSWER_LENGTH, LONGEST_ANSWER, FINISHES),
     *(SLO_TARGET, SLO_REQUESTS, SLO_MET, GOODPUT),
     *(WORKERS, EXCLUDED, DECISIONS, DECISION_TIME, ROUTED_BLOCKS, OVERLAP_BLOCKS),
-    *(PREDICTED_CACHED, PREDICTED_TTFT, TTFT_RATIO, KV_EVENTS, INDEX_BLOCKS, KV_USAGE, KV_CONFIG),
+    *(PREDICTED_CACHED, PREDICTED_TTFT, TTFT_RATIO, PREDICTED_TPOT, TPOT_RATIO),
+    *(KV_EVENTS, INDEX_BLOCKS, KV_USAGE, KV_CONFIG),
     SCRAPED,
 )

@@ -111,6 +111,8 @@ class Metrics(Collector):
         self._decision_time = new_histogram(table.DECISION_TIME, registry)
         self._predicted_ttft = new_histogram(table.PREDICTED_TTFT, registry)
         self._ttft_ratio = new_histogram(table.TTFT_RATIO, registry)
+        self._predicted_tpot = new_histogram(table.PREDICTED_TPOT, registry)
+        self._tpot_ratio = new_histogram(table.TPOT_RATIO, registry)
 
     # Routing
 
@@ -190,6 +192,12 @@ class Metrics(Collector):
             tpot = tpot_s(finish)
             if tpot is not None:
                 self._tpot.observe(tpot)
+                self._compare_tpot(tpot, finish.placement.forecast.tpot_s)
+
+    def _compare_tpot(self, tpot: float, predicted: float) -> None:
+        if predicted > 0:
+            self._predicted_tpot.observe(predicted)
+            self._tpot_ratio.observe(tpot / predicted)
 
     # Scrapes
 

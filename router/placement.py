@@ -34,11 +34,13 @@ class WorkerView:
 class Forecast:
     """What routing expected of a placement when it chose it.
 
-    ``ttft_s``: seconds to the first token, 0 if it has no idea; ``prefill_held``,
-    ``decode_held``: leading blocks of the prompt that its workers have cached.
+    ``ttft_s``: seconds from dispatch to the first token, ``tpot_s``: to each further one; 0 if it
+    has no idea. ``prefill_held``, ``decode_held``: leading blocks of the prompt that its workers
+    have cached.
     """
 
     ttft_s: float = 0.0
+    tpot_s: float = 0.0
     prefill_held: int = 0
     decode_held: int = 0
 

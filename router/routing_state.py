@@ -1,9 +1,9 @@
 """What one router knows of its workers' loads and caches, and where an attempt goes by that.
 
 Pure: the clock is passed in. Used by the dispatcher and, in virtual time, by the simulator.
-Covers: loads as reported and as sent since, the index of cached blocks, the choice of a placement.
+Covers: loads as reported and as sent since, the index of cached blocks, asking the policy.
 Does not cover: which workers may get new requests at all and why not (``router.worker_pool``), the
-costs (``router.policy``), what becomes of an attempt (``router.flow``).
+choice (``router.choosing``, ``router.policies``), what becomes of an attempt (``router.flow``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,18 @@ import numpy as np
 from core.block_hash import HashArray
 from core.outputs import Load
 from core.request import AttemptKey, Role
-from router.placement import Disaggregation, Placement, WorkerId, WorkerView
-from router.policy import Candidates, Counts, Mask, PromptShape, choose
+from router.candidates import Candidates, Counts, Mask, PromptShape
+from router.choosing import choose
+from router.cost_model import CostModel
+from router.placement import Placement, WorkerId, WorkerView
+from router.policies.make import make_policy
+from router.predictions import Predictions
 from router.prefix_index import PrefixIndex
+from router.queued_context import QueuedContext
+from router.routing_rules import RoutingRules
 from router.worker_load import LoadTable
+
+_NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,17 +74,27 @@ class _Columns:
             mask(lambda role: role.takes_handoffs),
             mask(lambda role: role.prefills_for_others),
             np.array([0 if x is None else x[1].num_blocks for x in by_number], dtype=np.int64),
-            np.array([0 if x is None else x[1].max_num_seqs for x in by_number], dtype=np.int64),
+            np.array([_places(x) for x in by_number], dtype=np.int64),
         )
+
+
+def _places(listed: tuple[WorkerId, _Known] | None) -> int:
+    """Answers at a time. Who streams none is never short of places for them."""
+    if listed is None or not listed[1].role.decodes:
+        return _NO_LIMIT
+    return listed[1].max_num_seqs
 
 
 class RoutingState:
     """Loads and caches of attached workers. Times in seconds."""
 
-    def __init__(self, disaggregation: Disaggregation, random: Random) -> None:
+    def __init__(self, rules: RoutingRules, random: Random) -> None:
         self.prefixes = PrefixIndex()
         self.loads = LoadTable()
-        self._disaggregation = disaggregation
+        self._disaggregation = rules.disaggregation
+        self._policy = make_policy(rules.policy, rules.slo)
+        self._costs = CostModel(rules.costs)
+        self._queued_context = QueuedContext()
         self._random = random
         self._attached: dict[WorkerId, _Known] = {}
         self._usable: dict[WorkerId, _Known] = {}
@@ -143,7 +161,7 @@ class RoutingState:
     def place(
         self, prompt: RoutedPrompt, avoid: frozenset[WorkerId], held: Counts | None = None
     ) -> Placement:
-        """The cheapest placement on usable workers; raises Unavailable.
+        """What the policy takes of the usable workers; raises Unavailable.
 
         ``held``: what `overlaps` says now, from who has asked already.
         """
@@ -156,12 +174,19 @@ class RoutingState:
             columns.receive & takes,
             columns.prefill,
             columns.num_blocks,
+            columns.max_num_seqs,
             self.overlaps(prompt) if held is None else held,
             loads.sequences,
+            loads.context_blocks,
             loads.free_blocks,
             loads.pending_prefill_tokens,
         )
-        return choose(prompt.shape, candidates, avoid, self._disaggregation, self._random)
+        predictions = Predictions(
+            self._costs, prompt.shape, candidates, prompt.answers, self._queued_context.mean
+        )
+        return choose(
+            prompt.shape, predictions, avoid, self._disaggregation, self._policy, self._random
+        )
 
     # What was sent
 
@@ -172,7 +197,7 @@ class RoutingState:
         known = self._attached.get(worker)
         if known is not None:
             held = self.prefixes.overlap(prompt.hashes, worker)
-            tokens = 0 if handoff else prompt.shape.uncached_tokens(held)
+            tokens = 0 if handoff else self._queue(prompt, held)
             blocks = prompt.shape.num_blocks - held
             self.loads.sent_open(known.number, key, tokens, blocks, prompt.answers)
 
@@ -183,8 +208,13 @@ class RoutingState:
         known = self._attached.get(worker)
         if known is not None:
             held = self.prefixes.overlap(prompt.hashes, worker)
-            tokens = prompt.shape.uncached_tokens(held)
-            self.loads.sent_prefill(known.number, key, tokens, now)
+            self.loads.sent_prefill(known.number, key, self._queue(prompt, held), now)
+
+    def _queue(self, prompt: RoutedPrompt, held: int) -> int:
+        """Tokens that its worker has to compute."""
+        tokens = prompt.shape.uncached_tokens(held)
+        self._queued_context.add(tokens, prompt.shape.num_tokens)
+        return tokens
 
     def settled(self, key: AttemptKey, workers: Iterable[WorkerId]) -> None:
         """The attempt gave its first output or ended: from now on reports tell the truth."""

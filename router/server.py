@@ -30,11 +30,11 @@ from router.http_errors import answer_errors
 from router.metrics import Metrics
 from router.model_info import ModelInfo
 from router.openai_door import OpenAIDoor
-from router.placement import Disaggregation, WorkerId
+from router.placement import WorkerId
 from router.prompt_reader import PromptReader
 from router.request_intake import TENANT, RequestIntake
+from router.routing_rules import RoutingRules
 from router.service import InferenceService
-from router.slo import SloTargets
 from router.status_door import StatusDoor
 from router.tokenize_door import TokenizeDoor
 from router.worker_link import LinkListener, WorkerLink
@@ -49,8 +49,8 @@ _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
-    ``limits``: of each request. ``slo``: what counts as good. ``vllm_names``: vLLM's names of
-    the metrics are told as well."""
+    ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``vllm_names``:
+    vLLM's names of the metrics are told as well."""
 
     registry: str
     model: Path
@@ -60,10 +60,9 @@ class RouterSettings:
     http_port: int = 0
     max_model_len: int | None = None
     block_size: int = 16
-    disaggregation: Disaggregation = Disaggregation.AUTO
+    rules: RoutingRules = field(default_factory=RoutingRules)
     drain_s: float = 30.0
     limits: RetryLimits = field(default_factory=RetryLimits)
-    slo: SloTargets = field(default_factory=SloTargets)
     vllm_names: bool = False
     router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
 
@@ -75,14 +74,14 @@ class RouterServer:
         self._settings = settings
         model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
         vllm_model = model.name if settings.vllm_names else ""
-        self._metrics = Metrics(TENANT, settings.slo, vllm_model)
+        self._metrics = Metrics(TENANT, settings.rules.slo, vllm_model)
         self._tokenizer = Tokenizer.load(settings.model)
         template = ChatTemplate.load(settings.model)
         self._prompts = PromptReader(model, self._tokenizer, template)
         self.dispatcher = Dispatcher(
             block_size=settings.block_size,
             open_link=self._open_link,
-            disaggregation=settings.disaggregation,
+            rules=settings.rules,
             metrics=self._metrics,
             random=Random(),
             limits=settings.limits,

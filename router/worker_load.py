@@ -31,12 +31,21 @@ class _Sent:
     included_from: float
 
 
+def context_grain(num_blocks: int) -> int:
+    """How exactly the context of running answers is looked at, in blocks: it changes with every few
+    steps, and a sixteenth of the pool more or less changes no choice."""
+    return max(1, num_blocks // 16)
+
+
 class _Ledger:
     """One worker: its last report, and what was sent since, with the sums."""
 
-    __slots__ = ("blocks", "reported", "sent", "sequences", "settling", "tokens")
+    __slots__ = (
+        *("blocks", "grain", "num_blocks", "reported", "sent", "sequences", "settling", "tokens"),
+    )
 
     def __init__(self, num_blocks: int) -> None:
+        self.num_blocks, self.grain = num_blocks, context_grain(num_blocks)
         self.reported = Load(0, 0, num_blocks, 0)
         self.sent: dict[AttemptKey, _Sent] = {}
         # Prompts that some later report includes, oldest first.
@@ -79,14 +88,16 @@ class _Ledger:
 class LoadTable:
     """The loads of workers, by number, as this router believes them to be. Times in seconds.
 
-    ``sequences`` (running and waiting), ``free_blocks`` and ``pending_prefill_tokens``: int64, an
-    entry for each number below ``len``.
+    ``sequences`` (running and waiting), ``free_blocks``, ``pending_prefill_tokens``, and
+    ``context_blocks``, those in use as `context_grain` rounds them down: int64, an entry for each
+    number below ``len``.
     """
 
     def __init__(self) -> None:
         self._ledgers: list[_Ledger | None] = []
         self.sequences: Counts = np.zeros(0, dtype=np.int64)
         self.free_blocks: Counts = np.zeros(0, dtype=np.int64)
+        self.context_blocks: Counts = np.zeros(0, dtype=np.int64)
         self.pending_prefill_tokens: Counts = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -140,6 +151,8 @@ class LoadTable:
     def _note(self, number: int) -> None:
         ledger = self._ledgers[number]
         running, waiting, free, pending = _NO_LOAD if ledger is None else ledger.current()
+        used = 0 if ledger is None else ledger.num_blocks - free
+        self.context_blocks[number] = used if ledger is None else used - used % ledger.grain
         self.sequences[number] = running + waiting
         self.free_blocks[number] = free
         self.pending_prefill_tokens[number] = pending
@@ -150,4 +163,5 @@ class LoadTable:
             self._ledgers += [None] * missing
             self.sequences = np.pad(self.sequences, (0, missing))
             self.free_blocks = np.pad(self.free_blocks, (0, missing))
+            self.context_blocks = np.pad(self.context_blocks, (0, missing))
             self.pending_prefill_tokens = np.pad(self.pending_prefill_tokens, (0, missing))

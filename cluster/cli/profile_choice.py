@@ -34,9 +34,11 @@ class ChosenProfile:
 
 
 def choose_profile(path: Path | None, spec: ClusterSpec) -> ChosenProfile:
-    """The one in the file at ``path``; else the newest measured here for the model; else a modelled
-    one. Raises ``InvalidField`` for a bad file, ``Incompatible`` for one of another model than the
-    config would serve."""
+    """The one in the file at ``path``; else that of ``router.profile``; else the newest measured
+    here for the model; else a modelled one. Raises ``InvalidField`` for a bad file,
+    ``Incompatible`` for one of another model than the config would serve."""
+    if path is None and spec.router.profile is not None:
+        path = Path(spec.router.profile)
     if path is not None:
         profile = read_profile(path)
         require_served_model(profile, spec)

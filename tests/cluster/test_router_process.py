@@ -11,12 +11,17 @@ import pytest
 
 from cluster.router_process import RouterOptions, RouterProcess
 from core.errors import Unavailable
+from router.cost_model import ROUGH_COSTS
 from router.main import _parser, _settings
+from router.placement import Disaggregation
+from router.policies.policy import PolicyName
+from router.routing_rules import RoutingRules
 from router.slo import SloTargets
 
 OPTIONS = RouterOptions(
     "127.0.0.1:1", "/models/tiny", "tiny", "127.0.0.1", 0, 0, 640, 16, "always", 5.0
 )
+COSTS = replace(ROUGH_COSTS, message_s=0.002)
 
 # Says where it listens, is ready at the third question, ends at SIGTERM unless it is stubborn.
 STAND_IN = textwrap.dedent("""
@@ -65,9 +70,16 @@ def test_the_router_is_told_the_slos_and_whose_names_to_use() -> None:
     options = replace(OPTIONS, slo_ttft_s=0.5, slo_tpot_s=0.025, vllm_names=True)
     arguments = options.command()
     settings = _settings(_parser().parse_args(arguments[arguments.index("router.main") + 1 :]))
-    assert settings.slo == SloTargets(0.5, 0.025)
+    assert settings.rules.slo == SloTargets(0.5, 0.025)
     assert settings.vllm_names
     assert "--vllm-metric-names" not in OPTIONS.command()
+
+
+def test_the_router_is_told_its_policy_and_what_to_predict_by() -> None:
+    options = replace(OPTIONS, policy="round_robin", costs=COSTS)
+    arguments = options.command()
+    rules = _settings(_parser().parse_args(arguments[arguments.index("router.main") + 1 :])).rules
+    assert rules == RoutingRules(Disaggregation.ALWAYS, PolicyName.ROUND_ROBIN, costs=COSTS)
 
 
 @pytest.mark.processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,7 @@ from router.vllm_names import ALIASES
 
 P, D = WorkerId("p0", 1), WorkerId("d0", 1)
 TARGETS = SloTargets(ttft_s=1.0, tpot_s=0.05)
+FORESEEN = Placement(D, P, Forecast(ttft_s=0.4, tpot_s=0.02, prefill_held=2, decode_held=1))
 
 
 def finish(ttft_s: float = 0.5, total_s: float = 0.9, tokens: int = 11, index: int = 0) -> Finish:
@@ -110,11 +112,10 @@ def test_tenants_beyond_the_bound_are_counted_together() -> None:
 
 def test_what_was_predicted_is_held_against_what_came() -> None:
     metrics = Metrics()
-    placement = Placement(D, P, Forecast(ttft_s=0.4, prefill_held=2, decode_held=1))
-    metrics.placed(placement, blocks=5, seconds=0.0001)
-    metrics.first_output(0.7, 0.6, placement)
+    metrics.placed(FORESEEN, blocks=5, seconds=0.0001)
+    metrics.first_output(0.7, 0.6, FORESEEN)
     metrics.ended(ended(finish(), expected_cached=32))
-    metrics.placed(Placement(D, None, Forecast(0.1, 0, 3)), blocks=4, seconds=0.0001)
+    metrics.placed(Placement(D, None, Forecast(0.1, decode_held=3)), blocks=4, seconds=0.0001)
     values = rendered(metrics)
     assert values["crossdock_router_ttft_actual_over_predicted_sum"] == pytest.approx(1.5)
     assert values["crossdock_router_predicted_ttft_seconds_sum"] == pytest.approx(0.4)
@@ -125,6 +126,17 @@ def test_what_was_predicted_is_held_against_what_came() -> None:
     assert values["crossdock_router_prompt_blocks_total"] == 9
     assert values['crossdock_router_overlap_blocks_total{role="prefill"}'] == 2
     assert values['crossdock_router_overlap_blocks_total{role="decode"}'] == 4
+
+
+def test_what_an_answer_took_is_held_against_its_prediction() -> None:
+    metrics = Metrics()
+    predicted = replace(finish(ttft_s=0.5, total_s=1.0, tokens=11), placement=FORESEEN)
+    metrics.ended(ended(predicted))
+    metrics.ended(ended(finish()))
+    values = rendered(metrics)
+    assert values["crossdock_router_predicted_tpot_seconds_sum"] == pytest.approx(0.02)
+    assert values["crossdock_router_tpot_actual_over_predicted_sum"] == pytest.approx(2.5)
+    assert values["crossdock_router_tpot_actual_over_predicted_count"] == 1
 
 
 def test_a_placement_without_a_forecast_is_no_error_of_the_cost_model() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hypothesis import strategies as st
 
 from core.latency_profile import EngineProfile, RowCurve, StepModel, TransferModel
 from core.request import Role
 from core.shards import ParallelShape
+from router.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import TokenGaps
@@ -113,8 +116,10 @@ def clusters(draw: st.DrawFn) -> ClusterModel:
         groups = [group(Role.PREFILL, 1), group(Role.DECODE, 1)]
     else:
         groups = [group(Role.MIXED, 1)]
-    return cluster(
+    model = cluster(
         *groups,
         message_s=draw(st.sampled_from([0.0, 1e-4, 0.003])),
         request_s=draw(st.sampled_from([0.0, 1e-3])),
     )
+    policies = st.just(PolicyName.KV_AWARE) | st.sampled_from(PolicyName)
+    return replace(model, policy=draw(policies))

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.config import DEFAULT_TPOT_S
 from core.handoff import LeaseTimes
 from core.latency_profile import EngineProfile, Interference, StepModel, TransferModel
 from core.request import Role
+from router.cost_model import ClusterCosts, EngineCosts
 from router.flow import RetryLimits
 from router.placement import Disaggregation
+from router.policies.policy import PolicyName
+from router.routing_rules import RoutingRules
+from router.slo import SloTargets
+
+_NO_TRANSFER = TransferModel(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +51,19 @@ class WorkerModel:
     max_num_batched_tokens: int
     share: HostShare | None = None
 
+    @property
+    def costs(self) -> EngineCosts:
+        """As the router sees it: while others compute beside it."""
+        step = self.engine.step if self.share is None else self.share.beside
+        return EngineCosts(step, self.max_num_batched_tokens, self.engine.shape.pipeline)
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterModel:
     """``transfer``: of an edge between a prefill and a decode worker; None where there are no
     prefill workers. ``message_s``, ``request_s``: see ``core.latency_profile.LatencyProfile``.
-    ``ttft_s``: what the workers' order of prompts aims at. ``max_model_len``: tokens of a prompt
+    ``ttft_s``: what the workers' order of prompts aims at, and with ``tpot_s`` the policy of the
+    router, which predicts by the times that are simulated. ``max_model_len``: tokens of a prompt
     and its answer; None: what a pool holds."""
 
     workers: tuple[WorkerModel, ...]
@@ -58,7 +72,9 @@ class ClusterModel:
     message_s: float
     request_s: float
     ttft_s: float
+    tpot_s: float = DEFAULT_TPOT_S
     disaggregation: Disaggregation = Disaggregation.AUTO
+    policy: PolicyName = PolicyName.KV_AWARE
     times: LeaseTimes = field(default_factory=LeaseTimes)
     limits: RetryLimits = field(default_factory=RetryLimits)
     max_model_len: int | None = None
@@ -66,3 +82,13 @@ class ClusterModel:
     @property
     def is_disaggregated(self) -> bool:
         return any(worker.role is Role.PREFILL for worker in self.workers)
+
+    @property
+    def rules(self) -> RoutingRules:
+        """Of the router. Where replicas of a pool differ, it takes them all for the first one."""
+        decode = next(worker.costs for worker in self.workers if worker.role.decodes)
+        prefill = (w.costs for w in self.workers if w.role is Role.PREFILL)
+        transfer = self.transfer or _NO_TRANSFER
+        costs = ClusterCosts(next(prefill, decode), decode, transfer, self.message_s)
+        slo = SloTargets(self.ttft_s, self.tpot_s)
+        return RoutingRules(self.disaggregation, self.policy, slo, costs)

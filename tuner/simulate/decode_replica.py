@@ -23,6 +23,7 @@ from core.lease_events import Aborted, CopyPieces, FailAttempt, SendToPrefill, T
 from core.request import AttemptKey
 from core.sequence import Sequence
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput
+from router.worker_load import context_grain
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.identity import drawn_token
@@ -241,7 +242,11 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         known_after = run.start if run.after_step else run.start + run.first_time
         if self._agenda.now < known_after + self._network.delay:
             return False
-        return needed > free_blocks - run.blocks or self._may_evict(run, held)
+        if needed > free_blocks - run.blocks or self._may_evict(run, held):
+            return True
+        pool = self.decoder.pool.num_blocks
+        grain = context_grain(pool)
+        return (pool - free_blocks) % grain + run.blocks >= grain
 
     def _may_evict(self, run: Run, held: HashArray) -> bool:
         """A prefix whose last block somebody holds stays, as long as there are others to evict."""

@@ -23,6 +23,7 @@ from core.request import Role
 from core.shards import ParallelShape
 from core.step_budget import step_budget
 from router.placement import Disaggregation
+from router.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel, HostShare, WorkerModel
 from tuner.simulate.core_shares import WorkerPlace, place_workers
 
@@ -79,7 +80,9 @@ def model_cluster(
         message_s=profiles.decode.message_s,
         request_s=profiles.decode.request_s,
         ttft_s=spec.slo.ttft,
+        tpot_s=spec.slo.tpot,
         disaggregation=Disaggregation(spec.router.disaggregation),
+        policy=PolicyName(spec.router.policy),
         times=LeaseTimes(lease=spec.kv.lease, beat=spec.kv.beat),
         max_model_len=min(spec.max_model_len or sys.maxsize, profiles.decode.max_positions),
     )

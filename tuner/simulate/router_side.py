@@ -21,6 +21,7 @@ from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
 from decode_worker.decoder import PrefillHere
 from prefill_worker.messages import Submit
+from router.candidates import Counts, PromptShape
 from router.flow import Flow
 from router.flow_messages import (
     AttemptFailed,
@@ -39,7 +40,6 @@ from router.flow_messages import (
     Unroutable,
 )
 from router.placement import WorkerId
-from router.policy import Counts, PromptShape
 from router.routing_state import RoutedPrompt, RoutingState
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel
@@ -90,7 +90,7 @@ class SimulatedRouter:
         self._recorder = recorder
         self._message = femtoseconds(cluster.message_s)
         self._request = femtoseconds(cluster.request_s)
-        self._routing = RoutingState(cluster.disaggregation, Random(seed))
+        self._routing = RoutingState(cluster.rules, Random(seed))
         for replica in workers:
             num_blocks = replica.brain.pool.num_blocks
             self._routing.attached(replica.worker, replica.role, num_blocks, replica.max_num_seqs)
@@ -183,11 +183,11 @@ class SimulatedRouter:
         """All that a placement of ``prompt`` may depend on. Returns what each worker holds."""
         self._read_inbox()
         routing, needed = self._routing, prompt.shape.num_blocks
-        held, free = routing.overlaps(prompt), routing.loads.free_blocks
+        held, loads = routing.overlaps(prompt), routing.loads
         late = False
-        for number in self._board.that_may_matter(held, free, needed):
+        for number in self._board.that_may_matter(held, loads, needed):
             replica, known = self._workers[number], prompt.hashes[: held[number]]
-            if replica.steps_may_matter(int(free[number]), needed, known):
+            if replica.steps_may_matter(int(loads.free_blocks[number]), needed, known):
                 replica.catch_up()
                 late = True
         if not late:

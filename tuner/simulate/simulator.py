@@ -83,7 +83,7 @@ class Simulation:
         )
         self._host = SharedHost(self._agenda)
         models = [model for model in cluster.workers for _ in range(model.count)]
-        self._board = RunBoard(len(models))
+        self._board = RunBoard([model.num_blocks for model in models])
         self.workers = tuple(self._new_worker(i, m, cluster) for i, m in enumerate(models))
         self._network.router = SimulatedRouter(
             trace, cluster, self.workers, self._board, self._agenda, self._requests, seed

@@ -1,0 +1,137 @@
+"""How long workers take, as their latency profile says: the numbers that routing computes with.
+
+All times are milliseconds as floats; every method takes numbers or columns of them. Does not cover:
+where a profile comes from (``cluster.router_costs``), what is added up to what
+(``router.predictions``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from core.errors import InvalidField
+from core.latency_profile import RowCurve, StepModel, TransferModel
+
+# One number, or a column with one for each worker.
+Amounts = Any
+
+_FEMTOSECONDS_OF_MS = 10**12
+# Larger batches are taken to be of this size.
+_LARGEST_BATCH = 4096
+_BEYOND_ALL_PROMPTS = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class EngineCosts:
+    """One replica of a pool. ``step``: through all ``stages`` of its pipeline;
+    ``max_num_batched_tokens``: of one step, so also of a chunk."""
+
+    step: StepModel
+    max_num_batched_tokens: int
+    stages: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterCosts:
+    """What a router is told of both pools when it starts. ``message_s``: seconds that a control
+    message takes from one process to another and through it."""
+
+    prefill: EngineCosts
+    decode: EngineCosts
+    transfer: TransferModel
+    message_s: float
+
+
+def _ms(value: float) -> int:
+    return round(value * _FEMTOSECONDS_OF_MS)
+
+
+_SMALL_MODEL = EngineCosts(
+    StepModel(
+        RowCurve(((1, _ms(18.0)), (64, _ms(24.0)), (1024, _ms(264.0)))),
+        per_sampled=_ms(0.5),
+        per_prefill_pair=_ms(20e-6),
+        per_decode_context=_ms(2e-3),
+    ),
+    max_num_batched_tokens=256,
+)
+# A model of 135 million parameters on a CPU core: for who starts a router by itself and says
+# nothing. Wrong as these times may be, they weigh what is cached against what waits.
+ROUGH_COSTS = ClusterCosts(
+    _SMALL_MODEL, _SMALL_MODEL, TransferModel(_ms(0.5), _ms(0.003)), message_s=0.5e-3
+)
+
+_adapter = TypeAdapter(ClusterCosts)
+
+
+def costs_to_text(costs: ClusterCosts) -> str:
+    """JSON in one line."""
+    return _adapter.dump_json(costs).decode()
+
+
+def costs_from_text(text: str) -> ClusterCosts:
+    """Raises ``InvalidField`` for what `costs_to_text` did not write."""
+    try:
+        return _adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        fix = f"is no cost model ({where}: {first['msg']}); leave it to `crossdock router`"
+        raise InvalidField("costs", text[:80], fix) from None
+
+
+class EngineTimes:
+    """The curves of one engine, made ready for columns of workers.
+
+    A prompt is computed in chunks of a step's size, the last one shorter: between whole numbers of
+    chunks its time is taken to rise evenly. Stages of a pipeline compute chunks at the same time.
+    """
+
+    def __init__(self, costs: EngineCosts) -> None:
+        step, budget = costs.step, costs.max_num_batched_tokens
+        known = [rows for rows, _ in step.rows.points if 1 < rows < budget]
+        rows = sorted({1, *known, budget})
+        times = [step.rows.at(number) for number in rows]
+        whole = times[-1]
+        self._rows = np.array([*rows, _BEYOND_ALL_PROMPTS], dtype=np.float64)
+        chunk = whole / costs.stages
+        far = whole + chunk * (_BEYOND_ALL_PROMPTS - budget) / budget
+        self._row_ms = np.array([*times, far]) / _FEMTOSECONDS_OF_MS
+        self._pair_ms = step.per_prefill_pair / costs.stages / _FEMTOSECONDS_OF_MS
+        self._token_ms = chunk / budget / _FEMTOSECONDS_OF_MS
+        batches = range(min(budget, _LARGEST_BATCH) + 1)
+        sampled = [step.rows.at(size) + step.per_sampled * size for size in batches]
+        self._batch_ms = np.array(sampled) / _FEMTOSECONDS_OF_MS
+        self.context_ms = step.per_decode_context / _FEMTOSECONDS_OF_MS
+        self.budget = budget
+        # What a step takes however little it computes.
+        self.least_ms = float(self._row_ms[0])
+
+    def prompt_ms(self, uncached: Amounts, prompt_tokens: int) -> Amounts:
+        """To compute the last ``uncached`` tokens of a prompt, alone."""
+        pairs = uncached * (prompt_tokens + 0.5 - 0.5 * uncached)
+        return np.interp(uncached, self._rows, self._row_ms) + self._pair_ms * pairs
+
+    def waiting_ms(self, tokens: Amounts, context: float) -> Amounts:
+        """To compute ``tokens`` of prompts in full chunks, each after ``context`` others."""
+        return tokens * (self._token_ms + self._pair_ms * context)
+
+    def step_ms(self, sequences: Amounts, context_tokens: Amounts) -> Amounts:
+        """A step of so many decoding sequences with so much context together."""
+        batch = np.take(self._batch_ms, sequences, mode="clip")
+        return batch + self.context_ms * context_tokens
+
+
+class CostModel:
+    """Both pools, and what is between them."""
+
+    def __init__(self, costs: ClusterCosts = ROUGH_COSTS) -> None:
+        self.prefill = EngineTimes(costs.prefill)
+        self.decode = EngineTimes(costs.decode)
+        self.message_ms = costs.message_s * 1000
+        self.batch_ms = costs.transfer.per_batch / _FEMTOSECONDS_OF_MS
+        self.token_ms = costs.transfer.per_token / _FEMTOSECONDS_OF_MS

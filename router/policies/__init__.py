@@ -1,0 +1,1 @@
+"""How to choose workers, one way per file."""

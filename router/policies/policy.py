@@ -1,0 +1,60 @@
+"""What all policies have in common: what they choose from, and what they choose.
+
+A policy is pure: it sees columns and predicted times, and gives numbers of workers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from router.candidates import Mask
+from router.predictions import Predictions
+
+
+class PolicyName(Enum):
+    """As ``router.policy`` of a config."""
+
+    KV_AWARE = "kv_aware"
+    LEAST_LOADED = "least_loaded"
+    ROUND_ROBIN = "round_robin"
+    RANDOM = "random"
+    PREFIX_AFFINITY = "prefix_affinity"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Eligible:
+    """Who may get an attempt as what, never nobody: by a handoff the workers that may compute the
+    prompt and those that may take it over, or one worker alone (``local``); the other one is None.
+    """
+
+    handoff: tuple[Mask, Mask] | None
+    local: Mask | None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Workers by number. Without ``prefill`` the decode worker computes the prompt, too."""
+
+    decode: int
+    prefill: int | None = None
+
+
+class Policy(Protocol):
+    """Keeps nothing but its own counts. ``random`` decides between equals."""
+
+    def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice: ...
+
+
+def lowest(among: Mask, scores: npt.NDArray[Any], random: Random) -> int:
+    """The number of the one with the lowest score; equal ones are as likely."""
+    numbers = np.flatnonzero(among)
+    own = scores[numbers]
+    least = np.flatnonzero(own == own.min())
+    chosen = least[0] if len(least) == 1 else least[random.randrange(len(least))]
+    return int(numbers[chosen])

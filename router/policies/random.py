@@ -1,0 +1,27 @@
+"""Any worker, each as likely as the others."""
+
+from __future__ import annotations
+
+from random import Random
+
+import numpy as np
+
+from router.candidates import Mask
+from router.policies.policy import Choice, Eligible
+from router.predictions import Predictions
+
+
+class AnyWorker:
+    """Roles are drawn apart."""
+
+    def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice:
+        if eligible.handoff is not None:
+            prefillers, receivers = eligible.handoff
+            return Choice(_any(receivers, random), _any(prefillers, random))
+        assert eligible.local is not None
+        return Choice(_any(eligible.local, random))
+
+
+def _any(among: Mask, random: Random) -> int:
+    numbers = np.flatnonzero(among)
+    return int(numbers[random.randrange(len(numbers))])

@@ -1,0 +1,80 @@
+"""Workers with round times, as columns for the policies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.latency_profile import FEMTOSECONDS, RowCurve, StepModel, TransferModel
+from core.request import Role
+from router.candidates import Candidates, PromptShape
+from router.cost_model import ClusterCosts, CostModel, EngineCosts
+from router.placement import WorkerId
+from router.predictions import Predictions
+
+MS = FEMTOSECONDS // 1000
+BLOCK = 16
+
+# 10 ms for a step and 0.1 ms for each row, 1 ms for a draw, 1 µs for a token of context; nothing
+# for pairs.
+STEP = StepModel(RowCurve(((0, 10 * MS), (1000, 110 * MS))), MS, 0, MS // 1000)
+ENGINE = EngineCosts(STEP, max_num_batched_tokens=200)
+# 1 ms for a batch and 0.01 ms for each token.
+COSTS = ClusterCosts(ENGINE, ENGINE, TransferModel(MS, MS // 100), message_s=0.001)
+
+
+@dataclass(frozen=True)
+class Worker:
+    """``busy``: answers that run there; ``pending``: prompt tokens that wait; ``used``: blocks."""
+
+    name: str
+    role: Role
+    busy: int = 0
+    pending: int = 0
+    used: int = 0
+    blocks: int = 1000
+    held: int = 0
+    places: int = 32
+
+    @property
+    def worker(self) -> WorkerId:
+        return WorkerId(self.name, 1)
+
+
+def prefill(name: str, pending: int = 0, *, held: int = 0, blocks: int = 1000) -> Worker:
+    return Worker(name, Role.PREFILL, pending=pending, held=held, blocks=blocks, places=2**31)
+
+
+def decode(name: str, busy: int = 0, *, used: int = 0, held: int = 0, pending: int = 0) -> Worker:
+    return Worker(name, Role.DECODE, busy, pending, used, held=held)
+
+
+def mixed(name: str, busy: int = 0, *, used: int = 0, held: int = 0, pending: int = 0) -> Worker:
+    return Worker(name, Role.MIXED, busy, pending, used, held=held)
+
+
+def columns(*workers: Worker) -> Candidates:
+    def counts(name: str) -> np.ndarray:
+        return np.array([getattr(worker, name) for worker in workers], dtype=np.int64)
+
+    return Candidates(
+        workers=[worker.worker for worker in workers],
+        decode=np.array([worker.role.decodes for worker in workers]),
+        receive=np.array([worker.role.takes_handoffs for worker in workers]),
+        prefill=np.array([worker.role.prefills_for_others for worker in workers]),
+        num_blocks=counts("blocks"),
+        max_num_seqs=counts("places"),
+        held=counts("held"),
+        sequences=counts("busy"),
+        context_blocks=counts("used"),
+        free_blocks=counts("blocks") - counts("used"),
+        pending_prefill_tokens=counts("pending"),
+    )
+
+
+def predict(
+    *workers: Worker, tokens: int = 100, costs: ClusterCosts = COSTS, context: float = 0.0
+) -> Predictions:
+    prompt = PromptShape(tokens, BLOCK)
+    return Predictions(CostModel(costs), prompt, columns(*workers), queued_context=context)
