@@ -47,6 +47,7 @@ from cluster.wanted import Wanted
 from cluster.wanted_replicas import WantedReplicas
 from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
+from core.door_limits import door_limits
 from core.errors import Unavailable
 from core.shards import ONE_RANK
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc, worker_pb2
@@ -347,6 +348,9 @@ class ServingCluster:
                 vllm_names=self._spec.metrics.vllm_names,
                 policy=self._spec.router.policy,
                 costs=costs,
+                tenants=self._spec.tenants,
+                needs_key=self._spec.needs_key,
+                door=door_limits(self._spec),
             )
         )
         await self._router.wait_ready()

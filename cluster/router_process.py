@@ -7,14 +7,16 @@ import contextlib
 import re
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import aiohttp
 
 from core.config import DEFAULT_TPOT_S
 from core.errors import Unavailable
 from core.prefill_order import DEFAULT_TTFT_S
+from core.tenant_config import TenantSpec
+from core.tenants import DoorLimits
 from router.cost_model import ROUGH_COSTS, ClusterCosts, costs_to_text
 from router.policies.policy import PolicyName
 
@@ -45,6 +47,9 @@ class RouterOptions:
     policy: str = PolicyName.KV_AWARE.value
     costs: ClusterCosts = ROUGH_COSTS
     vllm_names: bool = False
+    tenants: Mapping[str, TenantSpec] = field(default_factory=dict)
+    needs_key: bool = False
+    door: DoorLimits = field(default_factory=DoorLimits)
 
     def command(self) -> list[str]:
         # -P: a file in the current directory must not hide our modules.
@@ -68,6 +73,21 @@ class RouterOptions:
             *("--slo-ttft-s", f"{self.slo_ttft_s:g}"),
             *("--slo-tpot-s", f"{self.slo_tpot_s:g}"),
             *(("--vllm-metric-names",) if self.vllm_names else ()),
+            *self._access_arguments(),
+        ]
+
+    def _access_arguments(self) -> list[str]:
+        tenants = [
+            ("--tenant", name, spec.model_dump_json(exclude_none=True))
+            for name, spec in self.tenants.items()
+        ]
+        backlogs = {"--prefill-backlog": self.door.prefill_backlog}
+        backlogs["--decode-backlog"] = self.door.decode_backlog
+        return [
+            *(word for tenant in tenants for word in tenant),
+            *(("--need-api-key",) if self.needs_key else ()),
+            *("--max-waiting", str(self.door.max_waiting)),
+            *(f"{name}={tokens}" for name, tokens in backlogs.items() if tokens is not None),
         ]
 
 

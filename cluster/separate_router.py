@@ -15,6 +15,7 @@ from cluster.progress import Progress
 from cluster.router_costs import router_costs
 from cluster.router_process import RouterOptions
 from core.config import ClusterSpec
+from core.door_limits import door_limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +60,7 @@ def router_options(
         vllm_names=spec.metrics.vllm_names,
         policy=spec.router.policy,
         costs=router_costs(spec, model),
+        tenants=spec.tenants,
+        needs_key=spec.needs_key,
+        door=door_limits(spec),
     )

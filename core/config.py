@@ -9,12 +9,11 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -23,10 +22,20 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from core.config_section import Section
 from core.errors import InvalidField
 from core.prefill_order import DEFAULT_TTFT_S
 from core.request import REQUEST_ID_KEPT_S
 from core.shards import MAX_RANKS, ParallelShape
+from core.tenant_config import (
+    MAX_TENANTS,
+    AdmissionSpec,
+    AuthSpec,
+    TenantName,
+    TenantSpec,
+    check_keys,
+)
+from core.tenants import DEFAULT_TENANT
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -34,6 +43,9 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 MAX_REPLICAS = 1024
 # Of each rank, if the config gives no size and as far as memory is free.
 DEFAULT_KV_BYTES = 512 * 2**20
+
+# In paths of settings that are under a name of the user's.
+ANY_NAME = "NAME"
 
 # Of each further token, as long as nobody says otherwise (``slo.tpot``).
 DEFAULT_TPOT_S = 0.05
@@ -59,13 +71,7 @@ ParallelSize = Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)]
 Amount = Annotated[float, Field(gt=0)]
 
 
-class _Section(BaseModel):
-    """What stands under a field describes it, here and in the generated reference and schema."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class PeakSpec(_Section):
+class PeakSpec(Section):
     """What one rank's device does at best, by its data sheet. MFU and MBU are told against it."""
 
     flops: Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -74,7 +80,7 @@ class PeakSpec(_Section):
     """Bytes/s of its memory."""
 
 
-class EngineSpec(_Section):
+class EngineSpec(Section):
     """What computes."""
 
     device: Literal["cpu", "cuda"] = "cpu"
@@ -93,7 +99,7 @@ class EngineSpec(_Section):
     it starts."""
 
 
-class PoolSpec(_Section):
+class PoolSpec(Section):
     """A pool of equal replicas of ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks."""
 
     replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS, strict=True)
@@ -135,7 +141,7 @@ class PoolSpec(_Section):
         return self.replicas * self.shape.num_ranks * self.gpu_hour_price
 
 
-class PoolsSpec(_Section):
+class PoolsSpec(Section):
     """The two pools. Without prefill replicas the decode workers prefill too."""
 
     prefill: PoolSpec = PoolSpec()
@@ -153,7 +159,7 @@ class PoolsSpec(_Section):
         return self
 
 
-class KVSpec(_Section):
+class KVSpec(Section):
     """Memory for the keys and values of prompts and answers, and how they travel."""
 
     block_size: int = Field(default=16, ge=1, le=1024, strict=True)
@@ -199,7 +205,7 @@ class KVSpec(_Section):
         return self
 
 
-class RouterSpec(_Section):
+class RouterSpec(Section):
     """How requests are sent to workers."""
 
     policy: Literal["kv_aware", "least_loaded", "round_robin", "random", "prefix_affinity"] = (
@@ -215,7 +221,7 @@ class RouterSpec(_Section):
     are refused ("always")."""
 
 
-class SloSpec(_Section):
+class SloSpec(Section):
     """What users are promised. Goodput is what meets both."""
 
     ttft: float = Field(default=DEFAULT_TTFT_S, gt=0, allow_inf_nan=False)
@@ -225,7 +231,7 @@ class SloSpec(_Section):
     """Seconds for each further token of an answer, on average."""
 
 
-class MetricsSpec(_Section):
+class MetricsSpec(Section):
     """What the processes tell of themselves; the router's are on its HTTP port."""
 
     vllm_names: bool = False
@@ -237,7 +243,7 @@ class MetricsSpec(_Section):
     """That of the controller; 0: any free one."""
 
 
-class TlsSpec(_Section):
+class TlsSpec(Section):
     """PEM files, at the same paths on every node. With them, KV blocks that go over TCP do so by
     mutual TLS."""
 
@@ -249,7 +255,7 @@ class TlsSpec(_Section):
     """Its key."""
 
 
-class ClusterSpec(_Section):
+class ClusterSpec(Section):
     """A cluster: one model, two pools."""
 
     model: str | None = None
@@ -264,6 +270,10 @@ class ClusterSpec(_Section):
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
     slo: SloSpec = SloSpec()
+    tenants: dict[TenantName, TenantSpec] = Field(default_factory=dict, max_length=MAX_TENANTS)
+    """Who asks, by name. Without it all requests are those of one tenant, `default`."""
+    auth: AuthSpec = AuthSpec()
+    admission: AdmissionSpec = AdmissionSpec()
     metrics: MetricsSpec = MetricsSpec()
     tls: TlsSpec | None = None
     """Without it nothing is encrypted."""
@@ -281,6 +291,20 @@ class ClusterSpec(_Section):
             f"with engine.device = {engine.device} KV blocks can go over {valid}",
         )
 
+    @field_validator("tenants")
+    @classmethod
+    def _each_key_is_of_one(cls, tenants: dict[str, TenantSpec]) -> dict[str, TenantSpec]:
+        check_keys(tenants)
+        return tenants
+
+    @field_validator("auth")
+    @classmethod
+    def _somebody_has_a_key(cls, auth: AuthSpec, info: ValidationInfo) -> AuthSpec:
+        tenants = info.data.get("tenants")
+        if tenants is not None and auth.required and not _have_keys(tenants):
+            raise ValueError("required, but no tenant has a key: nobody could come in")
+        return auth
+
     @field_validator("tls")
     @classmethod
     def _covers_all_that_leaves_a_host(
@@ -295,6 +319,22 @@ class ClusterSpec(_Section):
                 "kv.transport to cuda_ipc, which leaves no host"
             )
         return tls
+
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests without an API key are refused."""
+        required = self.auth.required
+        return _have_keys(self.tenants) if required is None else required
+
+    @property
+    def tenants_compete(self) -> bool:
+        """Whether requests may be of more than one tenant."""
+        names = set(self.tenants) | (set() if self.needs_key else {DEFAULT_TENANT})
+        return len(names) > 1
+
+
+def _have_keys(tenants: Mapping[str, TenantSpec]) -> bool:
+    return any(tenant.api_key_sha256 for tenant in tenants.values())
 
 
 def make_spec(
@@ -315,13 +355,14 @@ def make_spec(
 
 
 def field_paths(model: type[BaseModel] = ClusterSpec, prefix: str = "") -> list[str]:
-    """Every valid dotted path, sections included."""
+    """Every valid dotted path, sections included; `ANY_NAME` where users choose names."""
     paths: list[str] = []
     for name, info in model.model_fields.items():
         paths.append(prefix + name)
         for kind in (info.annotation, *get_args(info.annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                paths += field_paths(kind, f"{prefix}{name}.")
+                named = f".{ANY_NAME}" if get_origin(info.annotation) is dict else ""
+                paths += field_paths(kind, f"{prefix}{name}{named}.")
     return paths
 
 
@@ -345,14 +386,16 @@ def _in_plain_words(error: ErrorDetails) -> InvalidField:
         section = ".".join(str(part) for part in error["loc"][:-1])
         return InvalidField(path, None, f"is missing: {section} needs it beside the others")
     message = error["msg"].removeprefix("Value error, ")
-    value = "…" if isinstance(error["input"], dict) else error["input"]
+    # What stands where a key's hash should be may be the key.
+    hidden = isinstance(error["input"], dict) or "api_key_sha256" in error["loc"]
+    value = "…" if hidden else error["input"]
     return InvalidField(path or "config", value, message[0].lower() + message[1:])
 
 
 def _nearest(path: str) -> str:
     """Point to the valid setting with the closest name, in its section if possible."""
     section, _, name = path.rpartition(".")
-    known = field_paths()
+    known = [other.replace(ANY_NAME, _name_in(path)) for other in field_paths()]
     siblings = [other for other in known if other.rpartition(".")[0] == section]
     for candidates in (siblings, known):
         by_name = {other.rpartition(".")[2]: other for other in reversed(candidates)}
@@ -360,3 +403,9 @@ def _nearest(path: str) -> str:
         if close:
             return f"unknown setting; did you mean `{by_name[close[0]]}`?"
     return f"unknown setting; valid here: {', '.join(siblings)}"
+
+
+def _name_in(path: str) -> str:
+    """The user's own name in it, if there is one."""
+    parts = path.split(".")
+    return parts[1] if parts[0] == "tenants" and len(parts) > 2 else ANY_NAME

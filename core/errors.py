@@ -28,6 +28,7 @@ class Status(Enum):
     ABORTED = (10, 503, "aborted_error")
     INTERNAL = (13, 500, "server_error")
     UNAVAILABLE = (14, 503, "service_unavailable_error")
+    UNAUTHENTICATED = (16, 401, "authentication_error")
 
     @property
     def grpc_number(self) -> int:
@@ -98,6 +99,12 @@ class AlreadyExists(CrossdockError):
     """A request with this id runs, or ended less than a minute ago."""
 
     status = Status.ALREADY_EXISTS
+
+
+class Unauthenticated(CrossdockError):
+    """Nobody whom we know asks: there is no API key, or it is wrong."""
+
+    status = Status.UNAUTHENTICATED
 
 
 class Overloaded(CrossdockError):

@@ -26,7 +26,8 @@ Deliver = Callable[[AnswerEvent], None]
 class Prompt:
     """A validated request. ``tokens`` int32 [n]; ``hashes`` uint64 of its full blocks.
 
-    ``arrived`` and ``deadline`` in seconds on the router's monotonic clock.
+    ``arrived`` and ``deadline`` in seconds on the router's monotonic clock. ``priority``: class, 0
+    is served first.
     """
 
     key: RequestKey
@@ -36,6 +37,7 @@ class Prompt:
     salt: int
     sampling: SamplingParams
     deadline: float | None
+    priority: int = 0
 
     def shape(self, block_size: int) -> PromptShape:
         return PromptShape(len(self.tokens), block_size)

@@ -1,6 +1,7 @@
 """Carries out what the flows of all requests decide: the shell around ``router.flow``.
 
-Covers: routing an attempt, messages to and from workers, timers, and the stream of each answer.
+Covers: waiting at the door, routing an attempt, messages to and from workers, timers, and the
+stream of each answer.
 Does not cover: validation (``router.request_intake``), the doors. Runs on one event loop.
 """
 
@@ -17,7 +18,11 @@ from core.errors import CrossdockError, NotFound
 from core.request import AttemptKey, RequestKey
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
+from router.access_rules import AccessRules
+from router.admission import Admission
+from router.admission_messages import Arrived, Ended, Started
 from router.answer_stream import Deliver, Prompt
+from router.door import Door
 from router.flow import Flow, RetryLimits
 from router.flow_messages import (
     ClientGone,
@@ -43,8 +48,10 @@ from router.placement import WorkerId
 from router.request_ids import RequestIds
 from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
+from router.slo import slo_class
 from router.worker_answers import failure_from_wire, output_from_wire
 from router.worker_pool import LinkFactory, WorkerPool
+from router.worker_room import WorkerRoom
 from wire.attempts import (
     hashes_from_wire,
     key_from_wire,
@@ -65,6 +72,7 @@ class _Running:
     deliver: Deliver
     dispatched_at: float = 0.0
     expected_cached: int = 0
+    refused: bool = False
     finishes: list[Finish] = field(default_factory=list)
     last_output_at: dict[int, float] = field(default_factory=dict)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
@@ -86,11 +94,16 @@ class Dispatcher:
         metrics: Metrics,
         random: Random,
         limits: RetryLimits,
+        access: AccessRules,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
         self.routing = RoutingState(rules, random)
         self.pool = WorkerPool(block_size, open_link, self, self.routing)
+        self._room = WorkerRoom(self.routing, access.door)
+        self._admission = Admission(access.tenant, self._room, access.door.max_waiting, block_size)
+        self._door = Door(self._admission, self._let_in, self._turn_away)
+        self._ttft_s = rules.slo.ttft_s
         self.idle = asyncio.Event()
         self.idle.set()
         self._metrics = metrics
@@ -115,8 +128,28 @@ class Dispatcher:
         self.idle.clear()
         if prompt.deadline is not None:
             self._after(running, prompt.deadline - now, DeadlinePassed())
-        self._handle(running, RouteDue())
+        self._door.tell(self._arrived(prompt), now)
         return lambda: self._handle(running, ClientGone())
+
+    def _arrived(self, prompt: Prompt) -> Arrived:
+        due = prompt.arrived + self._ttft_s
+        return Arrived(
+            prompt.key,
+            prompt.priority,
+            due if prompt.deadline is None else min(due, prompt.deadline),
+            len(prompt.tokens),
+            prompt.sampling.n,
+            prompt.sampling.max_tokens,
+        )
+
+    def _let_in(self, key: RequestKey) -> None:
+        self._handle(self._running[key], RouteDue())
+
+    def _turn_away(self, key: RequestKey, error: CrossdockError) -> None:
+        running = self._running[key]
+        running.refused = True
+        self._metrics.turned_away(key.tenant, slo_class(running.prompt.priority), error.reason)
+        self._handle(running, Unroutable(error))
 
     def abort(self, key: RequestKey) -> None:
         """End a running request; raises NotFound."""
@@ -140,6 +173,7 @@ class Dispatcher:
             block_size=self.block_size,
             running=len(self._running),
             streaming=sum(bool(r.last_output_at) for r in self._running.values()),
+            at_door=self._admission.queued_of_tenants(),
         )
 
     def cancel_all(self) -> None:
@@ -150,16 +184,19 @@ class Dispatcher:
     def on_listed(self, records: Sequence[WorkerRecord]) -> None:
         self.pool.update(records)
         self.ready_changed(self.pool.ready)
+        self._door.room_changed(self._clock())
 
     def on_attached(self, worker: WorkerId, welcome: pb.Welcome) -> None:
         self.pool.attached(worker, welcome)
         self.ready_changed(self.pool.ready)
+        self._door.room_changed(self._clock())
 
     def on_lost(self, worker: WorkerId) -> None:
         self.pool.lost(worker)
         self.ready_changed(self.pool.ready)
         for running in list(self._running.values()):
             self._handle(running, WorkerLost(worker))
+        self._door.room_changed(self._clock())
 
     def on_message(self, worker: WorkerId, message: pb.WorkerMessage) -> None:
         match message.WhichOneof("message"):
@@ -185,6 +222,7 @@ class Dispatcher:
             self.routing.load_reported(worker, load_from_wire(step.load), self._clock())
         for output in step.outputs:
             self._tell(output.key, output_from_wire(worker, output))
+        self._door.room_changed(self._clock())
 
     def _tell(self, key: pb.AttemptKey, event: FlowEvent) -> None:
         running = self._running.get(RequestKey(key.tenant, key.request_id))
@@ -226,8 +264,11 @@ class Dispatcher:
             self._after(running, command.delay_s, RouteDue())
             return
         began = self._clock()
+        avoid = command.avoid
+        if not running.flow.lifecycle.attempt:
+            avoid |= self._room.laden()
         try:
-            placement = self.routing.place(running.routed, command.avoid)
+            placement = self.routing.place(running.routed, avoid)
         except CrossdockError as error:
             self._handle(running, Unroutable(error, hopeful=self.pool.expecting))
             return
@@ -282,6 +323,7 @@ class Dispatcher:
                 now - running.flow.arrived, now - running.dispatched_at, running.flow.placement
             )
             self._settle_all(running)
+            self._door.tell(Started(running.prompt.key), now)
         running.last_output_at[command.index] = now
         running.deliver(command)
 
@@ -298,6 +340,18 @@ class Dispatcher:
         self._settle_all(running)
         del self._running[running.prompt.key]
         self._ids.release(running.prompt.key, self._clock())
+        if not running.refused:
+            self._count(running)
+        self._door.tell(self._ended(running), self._clock())
+        if not self._running:
+            self.idle.set()
+
+    def _ended(self, running: _Running) -> Ended:
+        cached = max((finish.cached_tokens for finish in running.finishes), default=0)
+        generated = running.flow.lifecycle.tokens_delivered
+        return Ended(running.prompt.key, len(running.prompt.tokens) - cached, generated)
+
+    def _count(self, running: _Running) -> None:
         self._metrics.ended(
             EndedRequest(
                 running.prompt.key.tenant,
@@ -305,10 +359,9 @@ class Dispatcher:
                 len(running.prompt.tokens),
                 running.expected_cached,
                 running.finishes,
+                slo_class(running.prompt.priority),
             )
         )
-        if not self._running:
-            self.idle.set()
 
     def _settle_all(self, running: _Running) -> None:
         placement = running.flow.placement

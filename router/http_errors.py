@@ -39,6 +39,8 @@ def error_response(
     if error.retry_after is not None:
         sent["Retry-After"] = str(math.ceil(error.retry_after))
     status = error.status.http_status if status is None else status
+    if status == web.HTTPUnauthorized.status_code:
+        sent["WWW-Authenticate"] = "Bearer"
     return web.json_response(error_body(error), status=status, headers=sent)
 
 

@@ -20,6 +20,9 @@ from pathlib import Path
 import uvloop
 
 from core.errors import CrossdockError
+from core.tenant_config import TenantSpec
+from core.tenants import DoorLimits
+from router.access_rules import AccessRules
 from router.cost_model import ROUGH_COSTS, costs_from_text
 from router.placement import Disaggregation
 from router.policies.policy import PolicyName
@@ -75,7 +78,14 @@ def _settings(options: argparse.Namespace) -> RouterSettings:
         ),
         drain_s=options.drain_s,
         vllm_names=options.vllm_metric_names,
+        access=_access_rules(options),
     )
+
+
+def _access_rules(options: argparse.Namespace) -> AccessRules:
+    door = DoorLimits(options.max_waiting, options.prefill_backlog, options.decode_backlog)
+    specs = {name: TenantSpec.model_validate_json(spec) for name, spec in options.tenant}
+    return AccessRules.of(specs, options.need_api_key, door)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -103,6 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     slo = SloTargets()
     add("--slo-ttft-s", type=float, default=slo.ttft_s, help="default: %(default)s")
     add("--slo-tpot-s", type=float, default=slo.tpot_s, help="default: %(default)s")
+    tenant = "who asks: the name, and what the config says of it as JSON; once for each"
+    add("--tenant", nargs=2, action="append", default=[], metavar=("NAME", "JSON"), help=tenant)
+    add("--need-api-key", action="store_true", help="refuse requests without an API key")
+    door = DoorLimits()
+    waiting = "requests without a token, before more are refused (default: %(default)s)"
+    add("--max-waiting", type=int, default=door.max_waiting, help=waiting)
+    backlog = "on a worker, before more wait here (default: no limit)"
+    add("--prefill-backlog", type=int, help=f"prompt tokens still to compute {backlog}")
+    add("--decode-backlog", type=int, help=f"sequences beyond its max_num_seqs {backlog}")
     add("--vllm-metric-names", action="store_true", help="tell metrics under vLLM's names as well")
     add(
         "--die-with-parent",

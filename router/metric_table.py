@@ -21,6 +21,13 @@ REQUESTS = counter(
 RUNNING = gauge("requests_running", "Requests under way, from arrival to end")
 WAITING = gauge("requests_waiting", "Of those, the ones without a token yet")
 STREAMING = gauge("requests_streaming", "Of those, the ones with a token")
+AT_DOOR = gauge("requests_at_door", "Of the waiting ones, those on no worker yet", "tenant")
+TURNED_AWAY = counter(
+    "requests_turned_away",
+    "Valid requests that were refused at the door, by why",
+    "tenant",
+    "reason",
+)
 RETRIES = counter("request_retries", "Attempts after the first one")
 FAILED_ATTEMPTS = counter("attempt_failures", "Attempts that ended without an answer", "cause")
 DEFECTS = counter("worker_defects", "Outputs of workers that made no sense")
@@ -116,7 +123,17 @@ KV_CONFIG = gauge(
 )
 
 TABLE = (
-    *(REQUESTS, RUNNING, WAITING, STREAMING, RETRIES, FAILED_ATTEMPTS, DEFECTS),
+    *(
+        REQUESTS,
+        RUNNING,
+        WAITING,
+        STREAMING,
+        AT_DOOR,
+        TURNED_AWAY,
+        RETRIES,
+        FAILED_ATTEMPTS,
+        DEFECTS,
+    ),
     *(PROMPT_TOKENS, CACHED_TOKENS, GENERATED),
     *(TTFT, ITL, TPOT, E2E, QUEUE, PREFILL_TIME, DECODE_TIME, INFERENCE_TIME),
     *(PROMPT_LENGTH, COMPUTED_LENGTH, ANSWER_LENGTH, LONGEST_ANSWER, FINISHES),

@@ -7,8 +7,8 @@ Does not cover: names and meanings (``router.metric_table``), vLLM's names
 from __future__ import annotations
 
 from collections import Counter as CountOf
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import Metric
@@ -28,8 +28,8 @@ from wire.exposition import family, new_counter, new_gauge, new_histogram, singl
 @dataclass(frozen=True, slots=True)
 class RouterState:
     """What is counted at the moment of a scrape. ``excluded``: why, by worker; ``known``: names of
-    all workers; ``streaming``: requests with a token; ``block_size`` in
-    tokens."""
+    all workers; ``streaming``: requests with a token; ``block_size`` in tokens; ``at_door``:
+    requests by tenant."""
 
     views: Sequence[WorkerView] = ()
     excluded: Sequence[str] = ()
@@ -38,6 +38,7 @@ class RouterState:
     running: int = 0
     streaming: int = 0
     block_size: int = 0
+    at_door: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class Metrics(Collector):
         self._failed_attempts = new_counter(table.FAILED_ATTEMPTS, registry)
         self._defects = new_counter(table.DEFECTS, registry)
         self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
+        self._turned_away = new_counter(table.TURNED_AWAY, registry)
         self._answers = new_counter(table.FINISHES, registry)
         for reason in FinishReason:
             self._answers.labels(reason.value)
@@ -143,8 +145,13 @@ class Metrics(Collector):
     # Requests
 
     def refused(self) -> None:
-        """A request was not taken: invalid, a taken id, or the router drains."""
+        """A request was not taken: nobody's, invalid, a taken id, or the router drains."""
         self._unknown.requests[REFUSED].inc()
+
+    def turned_away(self, tenant: str, slo_class: str, reason: str) -> None:
+        """A valid request is refused at the door, at once or after it has waited."""
+        self._tenants.of(tenant, slo_class).requests[REFUSED].inc()
+        self._turned_away.labels(self._tenants.label(tenant), reason.lower()).inc()
 
     def generated(self, tenant: str, tokens: int, slo_class: str = DEFAULT_CLASS) -> None:
         self._tenants.of(tenant, slo_class).generated.inc(tokens)
@@ -212,6 +219,10 @@ class Metrics(Collector):
         yield single(table.RUNNING, state.running)
         yield single(table.WAITING, state.running - state.streaming)
         yield single(table.STREAMING, state.streaming)
+        at_door: CountOf[str] = CountOf()
+        for tenant, count in state.at_door.items():
+            at_door[self._tenants.label(tenant)] += count
+        yield family(table.AT_DOOR, [((name,), count) for name, count in at_door.items()])
         by_role = CountOf(view.role for view in state.views)
         yield family(table.WORKERS, [((role.value,), by_role[role]) for role in Role])
         reasons = CountOf(_category(reason) for reason in state.excluded)

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from router.answer_stream import AnswerStream
 from router.grpc_errors import as_crossdock_error
+from router.http_access import tenant_of
 from router.http_bodies import read_body
 from router.http_errors import error_body
 from router.openai_answers import (
@@ -49,16 +50,16 @@ class OpenAIDoor:
         body.check()
         sampling = body.sampling()
         calls = [
-            Call(prompt, sampling, prompt_field=field) for field, prompt in body.prompts().items()
+            Call(prompt, sampling, prompt_field=field, tenant=tenant_of(request))
+            for field, prompt in body.prompts().items()
         ]
         return await self._generate(request, body, calls, CompletionShape())
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = parse(ChatBody, await read_body(request))
         body.check()
-        return await self._generate(
-            request, body, [Call(body.chat(), body.sampling())], ChatShape()
-        )
+        call = Call(body.chat(), body.sampling(), tenant=tenant_of(request))
+        return await self._generate(request, body, [call], ChatShape())
 
     async def _generate(
         self,

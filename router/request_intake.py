@@ -1,6 +1,6 @@
 """What both doors share: a call comes in, a validated request goes to the dispatcher.
 
-Covers: validation, hashing, refusing while the router drains.
+Covers: who calls, validation, hashing, refusing while the router drains.
 Does not cover: tokens of a prompt (``router.prompt_reader``), how a door reads and writes.
 """
 
@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from core.block_hash import block_hashes, make_salt
 from core.errors import CrossdockError, Unavailable
 from core.request import MAX_SEED, RequestKey
+from core.tenants import DEFAULT_TENANT
+from router.access_rules import AccessRules
 from router.answer_stream import AnswerStream, Prompt
+from router.authentication import Authentication
 from router.dispatcher import Dispatcher
 from router.metrics import Metrics
 from router.model_info import ModelInfo
@@ -25,12 +28,10 @@ from router.validation import (
     AskedSampling,
     check_answers,
     check_request_id,
-    check_supported,
+    resolve_priority,
     resolve_sampling,
     room_for_answer,
 )
-
-TENANT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class Call:
     """One call of a client. ``prompt`` is text, token ids or a chat; "" makes a request id.
 
     ``prompt_field``: what the client calls the prompt, for refusals.
-    ``deadline_s``: seconds from now, None for no deadline.
+    ``deadline_s``: seconds from now, None for no deadline. ``tenant``: as ``RequestIntake.tenant``
+    said.
     """
 
     prompt: PromptInput
@@ -46,6 +48,7 @@ class Call:
     request_id: str = ""
     deadline_s: float | None = None
     prompt_field: str = "prompt"
+    tenant: str = DEFAULT_TENANT
 
 
 class RequestIntake:
@@ -57,6 +60,7 @@ class RequestIntake:
         prompts: PromptReader,
         dispatcher: Dispatcher,
         metrics: Metrics,
+        access: AccessRules,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -65,7 +69,18 @@ class RequestIntake:
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._clock = clock
-        self._salt = make_salt(secrets.token_bytes(32), model.name, TENANT)
+        self._access = access
+        self._authentication = Authentication(access.api_keys, access.needs_key)
+        self._secret = secrets.token_bytes(32)
+        self._salts: dict[str, int] = {}
+
+    def tenant(self, authorization: str | None) -> str:
+        """Whose call this is, by its Authorization header; raises Unauthenticated."""
+        try:
+            return self._authentication.tenant(authorization)
+        except CrossdockError:
+            self._metrics.refused()
+            raise
 
     async def submit(self, calls: Sequence[Call]) -> AnswerStream:
         """Start one request for each call, all or none; raises CrossdockError if one is refused."""
@@ -83,9 +98,9 @@ class RequestIntake:
             raise
         return answers
 
-    def abort(self, request_id: str) -> None:
-        """End a running request; raises NotFound."""
-        self._dispatcher.abort(RequestKey(TENANT, request_id))
+    def abort(self, tenant: str, request_id: str) -> None:
+        """End a running request of this tenant; raises NotFound."""
+        self._dispatcher.abort(RequestKey(tenant, request_id))
 
     async def _prompt(self, call: Call, arrived: float) -> Prompt:
         if self.draining:
@@ -95,7 +110,7 @@ class RequestIntake:
                 retry_after=1.0,
             )
         check_request_id(call.request_id)
-        check_supported(call.sampling)
+        priority = resolve_priority(call.sampling, self._access.tenant(call.tenant))
         tokens = await self._prompts.tokens(call.prompt, field=call.prompt_field)
         block_size = self._dispatcher.block_size
         pool = self._dispatcher.pool
@@ -111,12 +126,21 @@ class RequestIntake:
             call.sampling, room, secrets.randbelow(MAX_SEED), self.model.vocab_size
         )
         check_answers(sampling.n, pool.most_sequences())
+        salt = self._salt(call.tenant)
         return Prompt(
-            key=RequestKey(TENANT, call.request_id or uuid.uuid4().hex),
+            key=RequestKey(call.tenant, call.request_id or uuid.uuid4().hex),
             arrived=arrived,
             tokens=tokens,
-            hashes=block_hashes(tokens, block_size, self._salt),
-            salt=self._salt,
+            hashes=block_hashes(tokens, block_size, salt),
+            salt=salt,
             sampling=sampling,
             deadline=None if call.deadline_s is None else arrived + call.deadline_s,
+            priority=priority,
         )
+
+    def _salt(self, tenant: str) -> int:
+        """Of its block hashes: nobody finds in a cache what another tenant's prompts left there."""
+        salt = self._salts.get(tenant)
+        if salt is None:
+            salt = self._salts[tenant] = make_salt(self._secret, self.model.name, tenant)
+        return salt

@@ -154,6 +154,11 @@ class RoutingState:
         known = self._usable.values()
         return max((max(1, k.max_num_seqs) for k in known if k.role.decodes), default=None)
 
+    @property
+    def columns(self) -> _Columns:
+        """The usable workers, by number."""
+        return self._columns
+
     def overlaps(self, prompt: RoutedPrompt) -> Counts:
         """Leading blocks of the prompt that each worker holds, by number."""
         return self.prefixes.overlaps(prompt.hashes, len(self.loads))

@@ -17,14 +17,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from core.errors import Unavailable
+from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+from router.access_rules import AccessRules
 from router.cluster_metrics import ClusterMetricsDoor
 from router.directory import Directory
 from router.dispatcher import Dispatcher
 from router.flow import RetryLimits
 from router.grpc_decoding import RefuseUnreadable
 from router.grpc_limits import SERVER_OPTIONS
+from router.http_access import access_middleware
 from router.http_bodies import MAX_BODY_BYTES
 from router.http_errors import answer_errors
 from router.metrics import Metrics
@@ -32,7 +35,7 @@ from router.model_info import ModelInfo
 from router.openai_door import OpenAIDoor
 from router.placement import WorkerId
 from router.prompt_reader import PromptReader
-from router.request_intake import TENANT, RequestIntake
+from router.request_intake import RequestIntake
 from router.routing_rules import RoutingRules
 from router.service import InferenceService
 from router.status_door import StatusDoor
@@ -49,8 +52,8 @@ _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 @dataclass(frozen=True, slots=True)
 class RouterSettings:
     """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
-    ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``vllm_names``:
-    vLLM's names of the metrics are told as well."""
+    ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``access``: who
+    may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well."""
 
     registry: str
     model: Path
@@ -64,6 +67,7 @@ class RouterSettings:
     drain_s: float = 30.0
     limits: RetryLimits = field(default_factory=RetryLimits)
     vllm_names: bool = False
+    access: AccessRules = field(default_factory=AccessRules)
     router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
 
 
@@ -74,7 +78,7 @@ class RouterServer:
         self._settings = settings
         model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
         vllm_model = model.name if settings.vllm_names else ""
-        self._metrics = Metrics(TENANT, settings.rules.slo, vllm_model)
+        self._metrics = Metrics(DEFAULT_TENANT, settings.rules.slo, vllm_model)
         self._tokenizer = Tokenizer.load(settings.model)
         template = ChatTemplate.load(settings.model)
         self._prompts = PromptReader(model, self._tokenizer, template)
@@ -85,12 +89,14 @@ class RouterServer:
             metrics=self._metrics,
             random=Random(),
             limits=settings.limits,
+            access=settings.access,
         )
         self._intake = RequestIntake(
             model,
             self._prompts,
             self.dispatcher,
             self._metrics,
+            settings.access,
         )
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._health_updates: set[asyncio.Task[None]] = set()
@@ -175,7 +181,8 @@ class RouterServer:
             StatusDoor(self._intake, self.dispatcher, self._metrics, version),
             ClusterMetricsDoor(self.dispatcher, self._metrics, self._directory),
         )
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[answer_errors])
+        middlewares = [answer_errors, access_middleware(self._intake.tenant)]
+        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
         for door in doors:
             app.add_routes(door.routes())
         return app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc.aio
 
@@ -44,7 +45,8 @@ class InferenceService(InferenceServicer):
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         try:
-            call = call_from_wire(request, context.time_remaining())
+            tenant = self._intake.tenant(_authorization(context))
+            call = call_from_wire(request, context.time_remaining(), tenant)
             answer = await self._intake.submit([call])
             try:
                 async for item in answer:
@@ -60,7 +62,8 @@ class InferenceService(InferenceServicer):
         context: grpc.aio.ServicerContext[pb.AbortRequest, pb.AbortResponse],
     ) -> pb.AbortResponse:
         try:
-            self._intake.abort(request.request_id)
+            tenant = self._intake.tenant(_authorization(context))
+            self._intake.abort(tenant, request.request_id)
         except CrossdockError as error:
             await abort(context, error)
         return pb.AbortResponse()
@@ -70,6 +73,10 @@ class InferenceService(InferenceServicer):
         request: pb.GetModelInfoRequest,
         context: grpc.aio.ServicerContext[pb.GetModelInfoRequest, pb.GetModelInfoResponse],
     ) -> pb.GetModelInfoResponse:
+        try:
+            self._intake.tenant(_authorization(context))
+        except CrossdockError as error:
+            await abort(context, error)
         model = self._intake.model
         return pb.GetModelInfoResponse(
             model=model.name,
@@ -80,7 +87,14 @@ class InferenceService(InferenceServicer):
         )
 
 
-def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None) -> Call:
+def _authorization(context: grpc.aio.ServicerContext[Any, Any]) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == "authorization" and isinstance(value, str):
+            return value
+    return None
+
+
+def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None, tenant: str) -> Call:
     """Raises InvalidField if no input is set."""
     kind = request.WhichOneof("input")
     if kind is None:
@@ -95,7 +109,7 @@ def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None) -> Cal
         priority=request.priority if request.HasField("priority") else None,
     )
     prompt = request.text if kind == "text" else request.token_ids.ids
-    return Call(prompt, asked, request.request_id, deadline_s, prompt_field=kind)
+    return Call(prompt, asked, request.request_id, deadline_s, prompt_field=kind, tenant=tenant)
 
 
 def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateResponse:

@@ -13,9 +13,14 @@ from core.lifecycle import State
 from core.prefill_order import DEFAULT_TTFT_S
 from router.flow_messages import Finish
 
-# Of all requests, as long as there are no others.
+# Of all requests that ask for no later one.
 DEFAULT_CLASS = "default"
 TTFT, TPOT = "ttft", "tpot"
+
+
+def slo_class(priority: int) -> str:
+    """Requests of one priority are counted together."""
+    return f"priority-{priority}" if priority else DEFAULT_CLASS
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,10 @@ class TenantMetrics:
         self._slo_met = new_counter(table.SLO_MET, registry)
         self._goodput = new_counter(table.GOODPUT, registry)
 
+    def label(self, tenant: str) -> str:
+        """Its name, or that of all beyond the bound."""
+        return self._tenants.of(tenant)
+
     def of(self, tenant: str, slo_class: str) -> TenantCounters:
         known = self._known.get((tenant, slo_class))
         if known is not None:

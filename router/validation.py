@@ -15,6 +15,7 @@ import numpy as np
 from core.block_hash import TokenArray
 from core.errors import InvalidField
 from core.request import SamplingParams
+from core.tenants import LOWEST_PRIORITY, Tenant
 from router.model_info import ModelInfo
 
 T = TypeVar("T")
@@ -54,10 +55,13 @@ class AskedSampling:
     priority: int | None = None
 
 
-def check_supported(asked: AskedSampling) -> None:
-    """Raises InvalidField with reason UNSUPPORTED_FIELD: nothing is ignored in silence."""
-    if asked.priority not in (None, 0):
-        raise unsupported("priority", asked.priority)
+def resolve_priority(asked: AskedSampling, tenant: Tenant) -> int:
+    """The class of a request; raises InvalidField for one before its tenant's."""
+    priority = tenant.priority if asked.priority is None else asked.priority
+    if not tenant.priority <= priority <= LOWEST_PRIORITY:
+        fix = f"must be {tenant.priority} (served first) to {LOWEST_PRIORITY} for this tenant"
+        raise InvalidField("priority", priority, fix)
+    return priority
 
 
 def unsupported(field: str, value: object) -> InvalidField:

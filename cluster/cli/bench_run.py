@@ -106,11 +106,7 @@ def _check_target(options: BenchOptions) -> None:
         check_url("--target", options.target)
         choose("--endpoint", options.protocol, Endpoint)
         return
-    only_http = {
-        "--endpoint": options.endpoint,
-        "--model": options.model,
-        "--api-key": options.api_key,
-    }
+    only_http = {"--endpoint": options.endpoint, "--model": options.model}
     refuse_given(only_http, "belongs to http targets; leave it out")
 
 
@@ -118,7 +114,8 @@ def _open_target(options: BenchOptions) -> Target:
     if options.is_grpc:
         from tuner.load.grpc_target import GrpcTarget, grpc_address
 
-        return GrpcTarget(grpc_address("--target", options.target), options.ignore_eos)
+        address = grpc_address("--target", options.target)
+        return GrpcTarget(address, options.ignore_eos, options.api_key)
     endpoint = Endpoint(options.protocol)
     return OpenAITarget(
         OpenAIOptions(options.target, endpoint, options.model, options.ignore_eos, options.api_key)

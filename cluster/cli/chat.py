@@ -7,17 +7,29 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import typer
 
-from cluster.cli.options import ClusterNameOption, http_url
+from cluster.cli.options import ApiKeyOption, ClusterNameOption, http_url
 from core.errors import InvalidField, Unavailable
 
 Messages = list[dict[str, str]]
 
 _TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    url: str
+    api_key: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        key = {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+        return {"Content-Type": "application/json", **key}
 
 
 def chat(
@@ -31,27 +43,31 @@ def chat(
     max_tokens: Annotated[int, typer.Option(min=1)] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
     seed: Annotated[int | None, typer.Option(min=0)] = None,
+    api_key: ApiKeyOption = None,
 ) -> None:
     """Stream the answer to MESSAGE, or chat line by line until Ctrl-D."""
     url = http_url(name) if url is None else url
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     if seed is not None:
         sampling["seed"] = seed
-    model = served_model(url)
+    server = Server(url, api_key)
+    model = served_model(server)
     messages: Messages = [{"role": "system", "content": system}] if system else []
     if message is not None:
-        _turn(url, model, messages, message, sampling)
+        _turn(server, model, messages, message, sampling)
         return
     while (line := _read_line()) is not None:
         if line.strip():
-            _turn(url, model, messages, line, sampling)
+            _turn(server, model, messages, line, sampling)
 
 
-def _turn(url: str, model: str, messages: Messages, text: str, sampling: dict[str, Any]) -> None:
+def _turn(
+    server: Server, model: str, messages: Messages, text: str, sampling: dict[str, Any]
+) -> None:
     """One question and its answer, both added to ``messages``."""
     messages.append({"role": "user", "content": text})
     parts: list[str] = []
-    for piece in stream_chat(url, model, messages, sampling):
+    for piece in stream_chat(server, model, messages, sampling):
         print(piece, end="", flush=True)
         parts.append(piece)
     print()
@@ -66,25 +82,25 @@ def _read_line() -> str | None:
 
 
 def stream_chat(
-    url: str, model: str, messages: Messages, sampling: dict[str, Any]
+    server: Server, model: str, messages: Messages, sampling: dict[str, Any]
 ) -> Iterator[str]:
     """Pieces of the answer as they come."""
     body = {"model": model, "messages": messages, "stream": True, **sampling}
-    for event in post_events(url, "/v1/chat/completions", body):
+    for event in post_events(server, "/v1/chat/completions", body):
         for choice in event.get("choices", []):
             if piece := choice.get("delta", {}).get("content"):
                 yield piece
 
 
-def served_model(url: str) -> str:
-    """The name of the model that is served at ``url``."""
-    with _answer(url, "GET", "/v1/models", None) as response:
+def served_model(server: Server) -> str:
+    """The name of the model that it serves."""
+    with _answer(server, "GET", "/v1/models", None) as response:
         return str(json.loads(response.read())["data"][0]["id"])
 
 
-def post_events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def post_events(server: Server, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """JSON events of a streamed (SSE) answer. Raises ``Unavailable`` if the server refuses."""
-    with _answer(url, "POST", path, body) as response:
+    with _answer(server, "POST", path, body) as response:
         for raw in response:
             line = raw.decode("utf-8").strip()
             if not line.startswith("data:"):
@@ -100,23 +116,23 @@ def post_events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str,
 
 @contextmanager
 def _answer(
-    url: str, method: str, path: str, body: dict[str, Any] | None
+    server: Server, method: str, path: str, body: dict[str, Any] | None
 ) -> Iterator[http.client.HTTPResponse]:
     """An answer with status 200; anything else is raised as ``Unavailable``."""
-    address = urlsplit(url)
+    address = urlsplit(server.url)
     if not address.hostname:
-        raise InvalidField("--url", url, "must look like http://127.0.0.1:8000")
+        raise InvalidField("--url", server.url, "must look like http://127.0.0.1:8000")
     port = address.port or 80
     connection = http.client.HTTPConnection(address.hostname, port, timeout=_TIMEOUT_S)
     try:
         content = None if body is None else json.dumps(body)
-        connection.request(method, path, content, {"Content-Type": "application/json"})
+        connection.request(method, path, content, server.headers)
         response = connection.getresponse()
         if response.status != 200:
             raise _refused(_error_text(response))
         yield response
     except (OSError, http.client.HTTPException) as error:
-        message = f"no answer from {url} ({error}): is `crossdock serve` running?"
+        message = f"no answer from {server.url} ({error}): is `crossdock serve` running?"
         raise Unavailable(message, reason="NO_ANSWER") from None
     finally:
         connection.close()

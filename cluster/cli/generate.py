@@ -10,6 +10,7 @@ from cluster.cli.options import (
     DEFAULT_GRPC_PORT,
     DEFAULT_HOST,
     AddressOption,
+    ApiKeyOption,
     ClusterNameOption,
 )
 from cluster.cli.output import Output, OutputOption, plain
@@ -29,6 +30,7 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="May be given more than once.")] = None,
     timeout: Annotated[float, typer.Option(min=0.0, help="Seconds.")] = _TIMEOUT_S,
+    api_key: ApiKeyOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Stream the continuation of PROMPT, or print it with its timings as one JSON document."""
@@ -44,7 +46,9 @@ def generate(
     }
     given = {name: value for name, value in sampling.items() if value is not None}
     target = address or find_address("grpc", name, f"{DEFAULT_HOST}:{DEFAULT_GRPC_PORT}")
-    text, token_ids, complete = _stream(target, prompt, given, timeout, output is Output.TABLE)
+    text, token_ids, complete = _stream(
+        target, prompt, given, timeout, api_key, output is Output.TABLE
+    )
     if output is Output.JSON:
         import json
 
@@ -52,7 +56,12 @@ def generate(
 
 
 def _stream(
-    address: str, prompt: str, sampling: dict[str, Any], timeout: float, live: bool
+    address: str,
+    prompt: str,
+    sampling: dict[str, Any],
+    timeout: float,
+    api_key: str | None,
+    live: bool,
 ) -> tuple[str, list[int], dict[str, Any]]:
     """(text, token ids, the fields of ``Complete``); prints the text as it comes if ``live``."""
     from crossdock.client import Client, ServerError
@@ -60,7 +69,7 @@ def _stream(
     pieces: list[str] = []
     token_ids: list[int] = []
     complete: dict[str, Any] = {}
-    with Client(address) as client:
+    with Client(address, api_key=api_key) as client:
         try:
             for response in client.generate(prompt, timeout=timeout, **sampling):
                 if response.HasField("complete"):

@@ -14,6 +14,7 @@ from cluster.shadowing import find_shadowed
 
 def new_app() -> typer.Typer:
     from cluster.cli import (
+        api_key,
         background,
         bench,
         chat,
@@ -49,6 +50,7 @@ def new_app() -> typer.Typer:
     app.command("drain-node")(operate.drain_node)
     app.command("flip")(operate.flip)
     app.command("profile")(profile.profile)
+    app.command("api-key")(api_key.api_key)
     app.command("doctor")(doctor.doctor)
     app.command("simulate")(simulate.simulate)
     app.command("tune")(tune.tune)

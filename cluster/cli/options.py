@@ -41,6 +41,9 @@ PortOption = Annotated[int, typer.Option(help="0: any free one.")]
 RayAddressOption = Annotated[
     str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
 ]
+ApiKeyOption = Annotated[
+    str | None, typer.Option(envvar="CROSSDOCK_API_KEY", help="Where the cluster asks for one.")
+]
 # A limit that never comes is none: also keeps "inf" and "nan" out.
 MAX_DRAIN_S = 86_400.0
 

@@ -162,6 +162,8 @@ def _tenants(interval: Interval) -> list[Frame]:
         {
             "tenant": tenant,
             "requests_per_s": interval.rate(router.REQUESTS, tenant=tenant),
+            "at_door": interval.now(router.AT_DOOR, tenant=tenant),
+            "turned_away_per_s": interval.rate(router.TURNED_AWAY, tenant=tenant),
             "attainment": _share(
                 interval.increase(router.GOODPUT, tenant=tenant),
                 interval.increase(router.SLO_REQUESTS, tenant=tenant),

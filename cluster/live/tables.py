@@ -132,13 +132,23 @@ def _tenants(tenants: Iterable[Frame]) -> RenderableType:
         [
             told["tenant"],
             _number(told["requests_per_s"]),
+            _count(told["at_door"]),
+            _number(told["turned_away_per_s"]),
             _percent(told["attainment"]),
             _number(told["prompt_tokens_per_s"]),
             _number(told["generated_tokens_per_s"]),
         ]
         for told in tenants
     ]
-    columns = ["", "requests/s", "in SLO", "prompt tok/s", "generated tok/s"]
+    columns = [
+        "",
+        "requests/s",
+        "at door",
+        "refused/s",
+        "in SLO",
+        "prompt tok/s",
+        "generated tok/s",
+    ]
     return _table("tenants", columns, rows)
 
 

@@ -183,7 +183,7 @@ def test_it_is_drawn_for_people(frame: Frame) -> None:
     assert "changing" in lines[0]
     cells = [line.split() for line in lines]
     assert ["prefill-0/0", "decode-0/0", "tcp", "(slow)", "2.0", "10.0", "0"] in cells
-    assert ["b", "0.1", "0%", "2.0", "0.0"] in cells
+    assert ["b", "0.1", "0", "0.0", "0%", "2.0", "0.0"] in cells
     assert [cell for line in cells if line[:1] == ["TTFT"] for cell in line][:7] == [
         "TTFT",
         "375",

@@ -154,7 +154,7 @@ async def test_a_call_waits_for_its_handler_as_long_as_is_set(
     calls = [health.Check(health_pb2.HealthCheckRequest()) for _ in range(20)]
     await asyncio.sleep(0)
     # The router's loop stands still: all but the first wait for it.
-    time.sleep(1.5)
+    time.sleep(1.5)  # noqa: ASYNC251
     answers = await asyncio.gather(*calls, return_exceptions=True)
     assert any(isinstance(a, asyncio.CancelledError | Exception) for a in answers) == cancelled
 

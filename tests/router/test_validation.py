@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from core.errors import InvalidField
+from core.tenants import Tenant
 from router.model_info import ModelInfo
 from router.validation import (
     AskedSampling,
     check_answers,
     check_request_id,
-    check_supported,
     checked_tokens,
+    resolve_priority,
     resolve_sampling,
     room_for_answer,
 )
@@ -99,11 +100,13 @@ def test_all_sampling_fields_pass_through() -> None:
     assert {name: getattr(params, name) for name in asked} == asked
 
 
-def test_a_priority_is_refused_by_name() -> None:
-    check_supported(AskedSampling(priority=0))
-    with pytest.raises(InvalidField) as caught:
-        check_supported(AskedSampling(priority=3))
-    assert (caught.value.field, caught.value.reason) == ("priority", "UNSUPPORTED_FIELD")
+def test_a_request_may_ask_for_a_later_class_than_its_tenants() -> None:
+    tenant = Tenant("batch", priority=2)
+    assert resolve_priority(AskedSampling(), tenant) == 2
+    assert resolve_priority(AskedSampling(priority=9), tenant) == 9
+    for priority in (1, 10, -1):
+        with pytest.raises(InvalidField, match="served first"):
+            resolve_priority(AskedSampling(priority=priority), tenant)
 
 
 def test_more_answers_than_a_worker_runs_are_refused_with_the_limit() -> None:

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 
 from core.errors import InvalidField, Unavailable
-from crossdock.client.connection import CHANNEL_OPTIONS
+from crossdock.client.connection import CHANNEL_OPTIONS, authorization
 from crossdock.client.errors import decode
 from crossdock.client.requests import generate_request
 from crossdock.v1 import inference_pb2 as pb
@@ -25,9 +25,10 @@ CONNECTIONS = 8
 class GrpcTarget:
     """Made inside a running event loop; must be closed. ``address``: host:port."""
 
-    def __init__(self, address: str, ignore_eos: bool = True) -> None:
+    def __init__(self, address: str, ignore_eos: bool = True, api_key: str | None = None) -> None:
         self._address = address
         self._ignore_eos = ignore_eos
+        self._metadata = authorization(api_key)
         self._channels = [
             grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(CONNECTIONS)
         ]
@@ -35,7 +36,9 @@ class GrpcTarget:
 
     async def describe(self) -> ServedModel:
         try:
-            info = await next(self._stubs).GetModelInfo(pb.GetModelInfoRequest())
+            info = await next(self._stubs).GetModelInfo(
+                pb.GetModelInfoRequest(), metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise self._failure(error) from None
         return ServedModel(
@@ -56,7 +59,7 @@ class GrpcTarget:
         return generate_request(None, prompt.tolist(), "", None, sampling)
 
     async def send(self, prepared: pb.GenerateRequest, answer: AnswerLog) -> None:
-        call = next(self._stubs).Generate(prepared)
+        call = next(self._stubs).Generate(prepared, metadata=self._metadata)
         try:
             async for response in call:
                 _note(response, answer)

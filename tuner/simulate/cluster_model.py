@@ -11,6 +11,7 @@ from core.config import DEFAULT_TPOT_S
 from core.handoff import LeaseTimes
 from core.latency_profile import EngineProfile, Interference, StepModel, TransferModel
 from core.request import Role
+from router.access_rules import AccessRules
 from router.cost_model import ClusterCosts, EngineCosts
 from router.flow import RetryLimits
 from router.placement import Disaggregation
@@ -64,7 +65,7 @@ class ClusterModel:
     prefill workers. ``message_s``, ``request_s``: see ``core.latency_profile.LatencyProfile``.
     ``ttft_s``: what the workers' order of prompts aims at, and with ``tpot_s`` the policy of the
     router, which predicts by the times that are simulated. ``max_model_len``: tokens of a prompt
-    and its answer; None: what a pool holds."""
+    and its answer; None: what a pool holds. ``access``: who may ask for how much."""
 
     workers: tuple[WorkerModel, ...]
     block_size: int
@@ -78,6 +79,7 @@ class ClusterModel:
     times: LeaseTimes = field(default_factory=LeaseTimes)
     limits: RetryLimits = field(default_factory=RetryLimits)
     max_model_len: int | None = None
+    access: AccessRules = field(default_factory=AccessRules)
 
     @property
     def is_disaggregated(self) -> bool:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from core.config import DEFAULT_KV_BYTES, ClusterSpec, KVSpec
+from core.door_limits import door_limits
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
 from core.latency_profile import (
@@ -22,6 +23,7 @@ from core.latency_profile import (
 from core.request import Role
 from core.shards import ParallelShape
 from core.step_budget import step_budget
+from router.access_rules import AccessRules
 from router.placement import Disaggregation
 from router.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel, HostShare, WorkerModel
@@ -85,6 +87,7 @@ def model_cluster(
         policy=PolicyName(spec.router.policy),
         times=LeaseTimes(lease=spec.kv.lease, beat=spec.kv.beat),
         max_model_len=min(spec.max_model_len or sys.maxsize, profiles.decode.max_positions),
+        access=AccessRules.of(spec.tenants, spec.needs_key, door_limits(spec)),
     )
 
 

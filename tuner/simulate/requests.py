@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from core.block_hash import HashArray, TokenArray
 from core.errors import InvalidField
+from core.tenants import DEFAULT_TENANT
 
 Lengths = npt.NDArray[np.int32]
 
@@ -32,7 +33,7 @@ class RequestTrace:
 
     ``shared``: for each request the ids of the leading parts of its prompt, ``part_tokens`` tokens
     each; two prompts share as many leading tokens as they have equal ids in front. Empty: none
-    shares anything.
+    shares anything. ``tenants``: whose each request is. Empty: all are the default tenant's.
     """
 
     name: str
@@ -41,6 +42,7 @@ class RequestTrace:
     output_tokens: Lengths
     shared: Sequence[npt.NDArray[np.int32]] = ()
     part_tokens: int = 512
+    tenants: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not len(self):
@@ -57,6 +59,9 @@ class RequestTrace:
     def duration_s(self) -> float:
         """From 0 to the last arrival."""
         return float(self.arrivals_s[-1])
+
+    def tenant(self, index: int) -> str:
+        return self.tenants[index] if self.tenants else DEFAULT_TENANT
 
     def prompt(self, index: int) -> TokenArray:
         """Token ids, int32: numbers that are equal exactly where prompts are shared."""
@@ -133,6 +138,7 @@ class RequestTrace:
             self,
             prompt_tokens=self.prompt_tokens[order],
             output_tokens=self.output_tokens[order],
+            tenants=[self.tenants[i] for i in order] if self.tenants else (),
         )
 
     def _part(self, chosen: slice) -> RequestTrace:
@@ -144,6 +150,7 @@ class RequestTrace:
             self.output_tokens[chosen],
             self.shared[chosen],
             self.part_tokens,
+            self.tenants[chosen],
         )
 
 
@@ -179,4 +186,5 @@ def _joined(name: str, traces: Sequence[RequestTrace], pause_s: float) -> Reques
         np.concatenate([trace.output_tokens for trace in traces]),
         shared,
         traces[0].part_tokens,
+        [name for trace in traces for name in trace.tenants],
     )

@@ -1,7 +1,8 @@
 """The router in virtual time: the production flow of each request, placed by what workers told.
 
-Covers: arrivals, attempts, retries after a pause, what is known of the workers at the moment of a
-decision. Does not cover: doors, text, deadlines of clients (``router.dispatcher`` has them).
+Covers: arrivals, the queue at the door, attempts, retries after a pause, what is known of the
+workers at the moment of a decision. Does not cover: text, deadlines of clients
+(``router.dispatcher`` has them).
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from core.latency_profile import FEMTOSECONDS, femtoseconds
 from core.lease_events import FailAttempt, Opened
 from core.outputs import Load, TokenOutput
 from core.push import ReportFailure
-from core.request import AttemptKey, SamplingParams
+from core.request import AttemptKey, RequestKey, SamplingParams
 from decode_worker.decoder import PrefillHere
 from prefill_worker.messages import Submit
+from router.admission import Admission
+from router.admission_messages import Arrived, DoorEvent, Ended, RoomChanged, Started
 from router.candidates import Counts, PromptShape
+from router.door import Door
 from router.flow import Flow
 from router.flow_messages import (
     AttemptFailed,
@@ -41,10 +45,11 @@ from router.flow_messages import (
 )
 from router.placement import WorkerId
 from router.routing_state import RoutedPrompt, RoutingState
+from router.worker_room import WorkerRoom
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.decode_replica import DecodeReplica
-from tuner.simulate.identity import request_index, request_key, sampling_of
+from tuner.simulate.identity import index_of, request_index, request_key, sampling_of
 from tuner.simulate.prefill_replica import PrefillReplica
 from tuner.simulate.recorder import RequestRecorder
 from tuner.simulate.requests import RequestTrace
@@ -97,6 +102,14 @@ class SimulatedRouter:
             # The first to be attached, in their order: both sides count them alike.
             assert self._routing.number(replica.worker) == replica.number
         self._routing.use(self._by_id)
+        access = cluster.access
+        self._room = WorkerRoom(self._routing, access.door)
+        self._door = Door(
+            Admission(access.tenant, self._room, access.door.max_waiting, cluster.block_size),
+            self._let_in,
+            self._turn_away,
+        )
+        self._ttft_s = cluster.ttft_s
         blocks = max((w.brain.pool.num_blocks for w in workers if w.role.decodes), default=0)
         self._longest = min(blocks * cluster.block_size, cluster.max_model_len or sys.maxsize)
         self._running: dict[int, _Running] = {}
@@ -127,11 +140,28 @@ class SimulatedRouter:
         hashes = self._trace.hashes(index, self._block_size)
         routed = RoutedPrompt(PromptShape(prompt, self._block_size), hashes)
         arrived = float(self._trace.arrivals_s[index])
-        flow = Flow(request_key(index), arrived, limits=self._limits)
+        key = request_key(index, self._trace.tenant(index))
+        flow = Flow(key, arrived, limits=self._limits)
         params = sampling_of(index, output)
         running = _Running(index, tokens, params, routed, flow)
         self._running[index] = running
-        self._handle(running, RouteDue())
+        self._tell_door(Arrived(key, 0, arrived + self._ttft_s, prompt, 1, output))
+
+    # The door
+
+    def _tell_door(self, event: DoorEvent) -> None:
+        if self._room.is_limited:
+            self._read_inbox()
+        self._door.tell(event, self._agenda.now_s)
+
+    def _let_in(self, key: RequestKey) -> None:
+        self._handle(self._running[index_of(key)], RouteDue())
+
+    def _turn_away(self, key: RequestKey, error: CrossdockError) -> None:
+        self._handle(self._running[index_of(key)], Unroutable(error))
+
+    def _on_state(self, _: None) -> None:
+        self._tell_door(RoomChanged())
 
     # What workers say
 
@@ -141,6 +171,9 @@ class SimulatedRouter:
         self._num_states += 1
         state = (arrives, self._num_states, self._workers[worker].worker, load, stored, removed)
         heappush(self._inbox, state)
+        # What is found out late changes no worker's room: tokens to compute, and sequences.
+        if self._room.is_limited and load is not None and arrives >= self._agenda.now:
+            self._agenda.at(arrives, self._on_state, None)
 
     def on_output(self, worker: int, output: TokenOutput) -> None:
         """The first or the last token of an answer; those in between come with the last."""
@@ -228,8 +261,11 @@ class SimulatedRouter:
             self._agenda.at(time, self._on_route_due, running)
             return
         held = self._learn(running.routed)
+        avoid = command.avoid
+        if not running.flow.lifecycle.attempt:
+            avoid |= self._room.laden()
         try:
-            placement = self._routing.place(running.routed, command.avoid, held)
+            placement = self._routing.place(running.routed, avoid, held)
         except CrossdockError as error:
             self._handle(running, Unroutable(error))
         else:
@@ -271,6 +307,7 @@ class SimulatedRouter:
             running.has_token = True
             self._settle(running)
             self._recorder.first_token(running.index, self._at_client_s)
+            self._tell_door(Started(running.flow.key))
 
     def _finish(self, running: _Running, command: Finish) -> None:
         prefill, decode = command.placement.prefill, command.placement.decode
@@ -281,16 +318,19 @@ class SimulatedRouter:
             -1 if prefill is None else self._by_id[prefill].number,
             self._by_id[decode].number,
         )
-        self._end(running)
+        self._end(running, command.cached_tokens)
 
     @property
     def _at_client_s(self) -> float:
         """When what the router sends now is there."""
         return (self._agenda.now + self._request) / FEMTOSECONDS
 
-    def _end(self, running: _Running) -> None:
+    def _end(self, running: _Running, cached_tokens: int = 0) -> None:
         self._settle(running)
         del self._running[running.index]
+        computed = len(running.tokens) - cached_tokens
+        generated = running.flow.lifecycle.tokens_delivered
+        self._tell_door(Ended(running.flow.key, computed, generated))
 
     def _settle(self, running: _Running) -> None:
         placement = running.flow.placement

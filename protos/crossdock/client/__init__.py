@@ -14,6 +14,7 @@ from crossdock.client.errors import (
     NotFound,
     Overloaded,
     ServerError,
+    Unauthenticated,
     Unavailable,
 )
 from crossdock.client.retries import RetryPolicy
@@ -33,5 +34,6 @@ __all__ = [
     "Overloaded",
     "RetryPolicy",
     "ServerError",
+    "Unauthenticated",
     "Unavailable",
 ]

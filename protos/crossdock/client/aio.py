@@ -17,7 +17,7 @@ import grpc.aio
 
 from crossdock.client import health
 from crossdock.client.answers import Answer, AnswerBuilder
-from crossdock.client.connection import CHANNEL_OPTIONS
+from crossdock.client.connection import CHANNEL_OPTIONS, authorization
 from crossdock.client.errors import Cancelled, Unavailable, decode
 from crossdock.client.requests import generate_request, retry_id
 from crossdock.client.retries import RetryPolicy, Tries
@@ -29,15 +29,19 @@ _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 class AsyncClient:
     """Talks to a router at ``address`` (host:port). All methods raise ``ServerError``.
+    ``api_key``: as the cluster's operator gave it; None where none is needed.
 
     Tasks of one event loop may share it. ``close`` it, or use it as a context manager. ``timeout``
     is in seconds everywhere, for everything that a call does: its tries, the pauses between them,
     the last token.
     """
 
-    def __init__(self, address: str, *, retries: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, address: str, *, api_key: str | None = None, retries: RetryPolicy | None = None
+    ) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = InferenceStub(self._channel)
+        self._metadata = authorization(api_key)
         self._policy = retries or RetryPolicy()
         self._random = Random()
         self._renamed: dict[str, str] = {}
@@ -84,7 +88,7 @@ class AsyncClient:
         """End a running request by its id; ``NotFound`` if there is none."""
         request = pb.AbortRequest(request_id=self._renamed.get(request_id, request_id))
         try:
-            await self._stub.Abort(request, timeout=timeout)
+            await self._stub.Abort(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise decode(error) from error
 
@@ -94,7 +98,9 @@ class AsyncClient:
         while True:
             left = tries.remaining(time.monotonic())
             try:
-                info: pb.GetModelInfoResponse = await self._stub.GetModelInfo(request, timeout=left)
+                info: pb.GetModelInfoResponse = await self._stub.GetModelInfo(
+                    request, timeout=left, metadata=self._metadata
+                )
             except grpc.RpcError as error:
                 await self._pause_or_raise(tries, error)
             else:
@@ -139,7 +145,8 @@ class AsyncClient:
         tries = self._tries(self._policy, timeout)
         try:
             while True:
-                call = self._stub.Generate(request, timeout=tries.remaining(time.monotonic()))
+                left = tries.remaining(time.monotonic())
+                call = self._stub.Generate(request, timeout=left, metadata=self._metadata)
                 try:
                     # Not by ``async for``: gRPC's iterator of a call that is cancelled keeps its
                     # connection open until the garbage collector comes by.

@@ -6,6 +6,8 @@ from __future__ import annotations
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 
+Metadata = tuple[tuple[str, str], ...]
+
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -29,3 +31,12 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+
+def authorization(api_key: str | None) -> Metadata:
+    """What a call says of who calls. Raises ``ValueError`` for a key that no header can hold."""
+    if api_key is None:
+        return ()
+    if not api_key.isascii() or not api_key.isprintable():
+        raise ValueError("api_key must be printable ASCII characters, without line ends")
+    return (("authorization", f"Bearer {api_key}"),)

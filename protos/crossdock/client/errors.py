@@ -61,6 +61,10 @@ class AlreadyExists(ServerError):
     """A request with this ``request_id`` runs, or ended less than a minute ago."""
 
 
+class Unauthenticated(ServerError):
+    """The server wants an API key, or does not know this one."""
+
+
 class Overloaded(ServerError):
     """Refused for load (``retry_after`` says when to come back), or a message was too large."""
 
@@ -80,6 +84,7 @@ _KINDS: dict[grpc.StatusCode, type[ServerError]] = {
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.ALREADY_EXISTS: AlreadyExists,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.ABORTED: Aborted,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
 }

@@ -14,7 +14,7 @@ import grpc
 
 from crossdock.client import health
 from crossdock.client.answers import Answer, AnswerBuilder
-from crossdock.client.connection import CHANNEL_OPTIONS
+from crossdock.client.connection import CHANNEL_OPTIONS, authorization
 from crossdock.client.errors import Unavailable, decode
 from crossdock.client.requests import generate_request, retry_id
 from crossdock.client.retries import RetryPolicy, Tries
@@ -24,14 +24,18 @@ from crossdock.v1.inference_pb2_grpc import InferenceStub
 
 class Client:
     """Talks to a router at ``address`` (host:port). All methods raise ``ServerError``.
+    ``api_key``: as the cluster's operator gave it; None where none is needed.
 
     Threads may share it. ``close`` it, or use it as a context manager. ``timeout`` is in seconds
     everywhere, for everything that a call does: its tries, the pauses between them, the last token.
     """
 
-    def __init__(self, address: str, *, retries: RetryPolicy | None = None) -> None:
+    def __init__(
+        self, address: str, *, api_key: str | None = None, retries: RetryPolicy | None = None
+    ) -> None:
         self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stub = InferenceStub(self._channel)
+        self._metadata = authorization(api_key)
         self._policy = retries or RetryPolicy()
         self._random = Random()
         self._renamed: dict[str, str] = {}
@@ -77,7 +81,7 @@ class Client:
         """End a running request by its id; ``NotFound`` if there is none."""
         request = pb.AbortRequest(request_id=self._renamed.get(request_id, request_id))
         try:
-            self._stub.Abort(request, timeout=timeout)
+            self._stub.Abort(request, timeout=timeout, metadata=self._metadata)
         except grpc.RpcError as error:
             raise decode(error) from error
 
@@ -87,7 +91,9 @@ class Client:
         while True:
             left = tries.remaining(time.monotonic())
             try:
-                info: pb.GetModelInfoResponse = self._stub.GetModelInfo(request, timeout=left)
+                info: pb.GetModelInfoResponse = self._stub.GetModelInfo(
+                    request, timeout=left, metadata=self._metadata
+                )
             except grpc.RpcError as error:
                 self._pause_or_raise(tries, error)
             else:
@@ -132,7 +138,8 @@ class Client:
         tries = self._tries(self._policy, timeout)
         try:
             while True:
-                call = self._stub.Generate(request, timeout=tries.remaining(time.monotonic()))
+                left = tries.remaining(time.monotonic())
+                call = self._stub.Generate(request, timeout=left, metadata=self._metadata)
                 try:
                     for response in call:
                         tries.received()

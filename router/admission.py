@@ -1,0 +1,193 @@
+"""The door of a router: who is let in, who waits for its turn, who is refused.
+
+Pure: ``handle(event, now)`` gives commands; the dispatcher carries them out, and so does the
+simulator. A request waits while its tenant's limits or the workers' room don't allow it; of more
+than ``max_waiting`` without a token the one that would be served last is refused. All tenants see
+the same rules; with one tenant and no limits everything is let in at once.
+Does not cover: whose turn it is (``router.fair_queue``), what a tenant may have
+(``router.tenant_account``), which workers take more (``router.worker_room``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from core.errors import Overloaded
+from core.request import RequestKey
+from core.tenants import Tenant
+from router.admission_messages import (
+    Admit,
+    Arrived,
+    DoorCommand,
+    DoorEvent,
+    Ended,
+    Refuse,
+    RoomChanged,
+    Started,
+)
+from router.departures import Departures
+from router.fair_queue import FairQueue, Waiting
+from router.tenant_account import TenantAccount
+
+# A token of an answer costs as much as two of a prompt: the ratio of the OSDI paper, and of most
+# price lists not far away.
+PROMPT_COST, ANSWER_COST = 1.0, 2.0
+
+
+class Room(Protocol):
+    """Of the workers; see ``router.worker_room``."""
+
+    def has_room(self) -> bool: ...
+
+    @property
+    def decode_blocks(self) -> int: ...
+
+
+@dataclass(slots=True)
+class _Held:
+    """A request from its arrival to its end. ``tokens``: of prompt and expected answers."""
+
+    arrived: Arrived
+    account: TenantAccount
+    tokens: int
+    blocks: int
+    cost: float
+    is_in: bool = False
+    has_token: bool = False
+
+
+class Admission:
+    """``tenant``: by name. ``block_size``: tokens of a KV block."""
+
+    def __init__(
+        self, tenant: Callable[[str], Tenant], room: Room, max_waiting: int, block_size: int
+    ) -> None:
+        self._tenant = tenant
+        self._room = room
+        self._max_waiting = max_waiting
+        self._block_size = block_size
+        self._queue = FairQueue()
+        self._departures = Departures()
+        self._accounts: dict[str, TenantAccount] = {}
+        self._held: dict[RequestKey, _Held] = {}
+        self._in = 0
+        self._without_token = 0
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait at the door."""
+        return len(self._queue)
+
+    def queued_of_tenants(self) -> dict[str, int]:
+        return self._queue.waiting()
+
+    def handle(self, event: DoorEvent, now: float) -> list[DoorCommand]:
+        """At most one is let in at a time: what it takes has to be known before the next."""
+        match event:
+            case Arrived():
+                refused = self._arrived(event, now)
+                return [*refused, *self._next()]
+            case Started():
+                self._started(event.key, now)
+            case Ended():
+                self._ended(event, now)
+            case RoomChanged():
+                pass
+        return self._next()
+
+    def _arrived(self, event: Arrived, now: float) -> list[DoorCommand]:
+        account = self._account(event.key.tenant)
+        expected = account.expected_tokens(event.answers, event.max_tokens)
+        tokens = event.prompt_tokens + expected
+        refusal = account.refusal(event.answers, tokens, now)
+        if refusal is not None:
+            return [Refuse(event.key, refusal)]
+        account.arrived(tokens, now)
+        blocks = account.blocks_of(event.prompt_tokens, event.answers, expected)
+        cost = PROMPT_COST * event.prompt_tokens + ANSWER_COST * expected
+        self._held[event.key] = _Held(event, account, tokens, blocks, cost)
+        weight = account.tenant.weight
+        self._queue.add(Waiting(event.key, event.priority, event.due, cost, weight))
+        if not self._without_token:
+            self._departures.began(now)
+        self._without_token += 1
+        if self._without_token > self._max_waiting:
+            return [self._give_up_last(now)]
+        return []
+
+    def _give_up_last(self, now: float) -> Refuse:
+        wait = self._departures.wait_s(self._without_token)
+        key = self._queue.last().key
+        held = self._held[key]
+        held.account.correct(held.tokens, now)
+        self._forget(held)
+        return Refuse(key, _too_many(self._max_waiting, wait))
+
+    def _next(self) -> list[DoorCommand]:
+        # While nothing is in, nothing will end and make room: whatever workers seem to have before
+        # them is not known to this router, and old.
+        if not self._queue or (self._in and not self._room.has_room()):
+            return []
+        waiting = self._queue.next(self._may_go)
+        if waiting is None:
+            return []
+        held = self._held[waiting.key]
+        held.is_in = True
+        self._in += 1
+        held.account.began(held.arrived.answers, held.blocks)
+        self._queue.leave(waiting)
+        return [Admit(waiting.key)]
+
+    def _may_go(self, waiting: Waiting) -> bool:
+        held = self._held[waiting.key]
+        return held.account.has_room(held.arrived.answers, held.blocks, self._room.decode_blocks)
+
+    def _started(self, key: RequestKey, now: float) -> None:
+        held = self._held.get(key)
+        if held is not None and not held.has_token:
+            held.has_token = True
+            self._without_token -= 1
+            self._departures.left(now)
+
+    def _ended(self, event: Ended, now: float) -> None:
+        held = self._held.get(event.key)
+        if held is None:
+            return
+        if held.is_in:
+            self._settle(held, event)
+        used = event.computed_tokens + event.generated_tokens if held.is_in else 0
+        held.account.correct(held.tokens - used, now)
+        self._forget(held)
+
+    def _settle(self, held: _Held, event: Ended) -> None:
+        """It was let in at an expected cost."""
+        cost = PROMPT_COST * event.computed_tokens + ANSWER_COST * event.generated_tokens
+        tenant = held.account.tenant
+        self._queue.settle(tenant.name, held.cost / tenant.weight, cost / tenant.weight)
+        held.account.ended(held.arrived.answers, held.blocks, event.generated_tokens)
+        self._in -= 1
+
+    def _forget(self, held: _Held) -> None:
+        key = held.arrived.key
+        del self._held[key]
+        if not held.is_in:
+            self._queue.remove(key, held.arrived.priority)
+        if not held.has_token:
+            self._without_token -= 1
+
+    def _account(self, name: str) -> TenantAccount:
+        account = self._accounts.get(name)
+        if account is None:
+            account = self._accounts[name] = TenantAccount(self._tenant(name), self._block_size)
+        return account
+
+
+def _too_many(limit: int, wait_s: float) -> Overloaded:
+    return Overloaded(
+        f"{limit} requests wait already; try again in {wait_s:.1f} s",
+        reason="QUEUE_FULL",
+        metadata={"limit": str(limit)},
+        retry_after=wait_s,
+    )

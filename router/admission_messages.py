@@ -1,0 +1,64 @@
+"""What the door is told and what it answers: events in, commands out. Plain values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.errors import CrossdockError
+from core.request import RequestKey
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A valid request. ``due``: when its first token is wanted (seconds, the caller's clock);
+    ``priority``: class, 0 is served first; ``answers``: n; ``max_tokens``: of each answer."""
+
+    key: RequestKey
+    priority: int
+    due: float
+    prompt_tokens: int
+    answers: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class RoomChanged:
+    """Workers may take more than before: one told of its load, one came, a prompt was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A request that was let in has its first token."""
+
+    key: RequestKey
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A request has ended, wherever it was. ``computed_tokens``: of its prompt, those that were in
+    no cache; ``generated_tokens``: of all answers."""
+
+    key: RequestKey
+    computed_tokens: int
+    generated_tokens: int
+
+
+DoorEvent = Arrived | RoomChanged | Started | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """Send this request to workers now, then say RoomChanged."""
+
+    key: RequestKey
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """End it with this error. It may have waited for a while."""
+
+    key: RequestKey
+    error: CrossdockError
+
+
+DoorCommand = Admit | Refuse

@@ -1,0 +1,150 @@
+"""Whose turn it is: by priority class, then by the tenants' weighted shares, then by due time.
+
+Shares by virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
+2024): each tenant pays for what its requests cost, divided by its weight, and the one that has paid
+least is next. It pays what is expected when a request has its turn, and the difference when that
+has ended. Who comes back after a pause starts level with those who wait, by what has ended: a pause
+earns nothing, and nobody's guesses cost another anything.
+When something has to go it is the newest of whoever has most waiting (McKenney, "Stochastic
+fairness queueing", INFOCOM 1990), of the last class.
+
+Pure. Does not cover: what a request costs, limits (``router.tenant_account``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from core.request import RequestKey
+
+
+class Waiting(NamedTuple):
+    """``due``: when its first token is wanted, seconds. ``cost``: in tokens, weighted."""
+
+    key: RequestKey
+    priority: int
+    due: float
+    cost: float
+    weight: float
+
+
+@dataclass(slots=True)
+class _Line:
+    """One tenant's requests of one class; ``here`` in the order of arrival."""
+
+    tenant: str
+    here: dict[RequestKey, Waiting] = field(default_factory=dict)
+    by_due: list[tuple[float, int, RequestKey]] = field(default_factory=list)
+    cost: float = 0.0
+
+    def add(self, waiting: Waiting, number: int) -> None:
+        self.here[waiting.key] = waiting
+        self.cost += waiting.cost / waiting.weight
+        heappush(self.by_due, (waiting.due, number, waiting.key))
+
+    def remove(self, key: RequestKey) -> Waiting | None:
+        waiting = self.here.pop(key, None)
+        if waiting is not None:
+            self.cost -= waiting.cost / waiting.weight
+        return waiting
+
+    @property
+    def first(self) -> Waiting:
+        """Of a line that is not empty."""
+        while self.by_due[0][2] not in self.here:
+            heappop(self.by_due)
+        return self.here[self.by_due[0][2]]
+
+    @property
+    def newest(self) -> Waiting:
+        return self.here[next(reversed(self.here))]
+
+
+class FairQueue:
+    """Requests of all tenants that wait."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, dict[str, _Line]] = {}
+        self._paid: dict[str, float] = {}
+        # Of that, what is only expected as yet.
+        self._expected: dict[str, float] = {}
+        # Where the latest one that left stood: where the next one starts after a quiet time.
+        self._level = 0.0
+        self._number = 0
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def waiting(self) -> dict[str, int]:
+        """How many requests of each tenant."""
+        counts: dict[str, int] = {}
+        for line in self._all_lines():
+            counts[line.tenant] = counts.get(line.tenant, 0) + len(line.here)
+        return counts
+
+    def add(self, waiting: Waiting) -> None:
+        tenant = waiting.key.tenant
+        others = {line.tenant for line in self._all_lines()}
+        if tenant not in others:
+            level = min((self._settled(other) for other in others), default=self._level)
+            self._paid[tenant] = max(self._paid.get(tenant, 0.0), level)
+        lines = self._lines.setdefault(waiting.priority, {})
+        line = lines.get(tenant)
+        if line is None:
+            line = lines[tenant] = _Line(tenant)
+        self._number += 1
+        self._count += 1
+        line.add(waiting, self._number)
+
+    def next(self, may_go: Callable[[Waiting], bool]) -> Waiting | None:
+        """Who is next among the tenants' first ones that ``may_go``."""
+        for priority in sorted(self._lines):
+            by_turn = sorted(
+                self._lines[priority].values(), key=lambda line: self._paid[line.tenant]
+            )
+            for line in by_turn:
+                if may_go(line.first):
+                    return line.first
+        return None
+
+    def leave(self, waiting: Waiting) -> None:
+        """It has its turn now, and pays what it is expected to cost."""
+        tenant, cost = waiting.key.tenant, waiting.cost / waiting.weight
+        self._level = self._settled(tenant)
+        self._paid[tenant] += cost
+        self._expected[tenant] = self._expected.get(tenant, 0.0) + cost
+        self.remove(waiting.key, waiting.priority)
+
+    def settle(self, tenant: str, expected: float, actual: float) -> None:
+        """One that had left has ended. Both weighted."""
+        self._paid[tenant] += actual - expected
+        self._expected[tenant] -= expected
+
+    def _settled(self, tenant: str) -> float:
+        return self._paid[tenant] - self._expected.get(tenant, 0.0)
+
+    def remove(self, key: RequestKey, priority: int) -> Waiting | None:
+        """It waits no longer, and pays nothing; None if it did not."""
+        lines = self._lines.get(priority, {})
+        line = lines.get(key.tenant)
+        waiting = None if line is None else line.remove(key)
+        if line is None or waiting is None:
+            return None
+        self._count -= 1
+        if not line.here:
+            del lines[key.tenant]
+            if not lines:
+                del self._lines[priority]
+        return waiting
+
+    def last(self) -> Waiting:
+        """The one to give up first. Of a queue that is not empty."""
+        lines = self._lines[max(self._lines)].values()
+        return max(lines, key=lambda line: line.cost).newest
+
+    def _all_lines(self) -> Iterator[_Line]:
+        return (line for lines in self._lines.values() for line in lines.values())

@@ -1,0 +1,98 @@
+"""What one tenant has under way, and whether its limits allow more. Pure.
+
+Does not cover: its turn among others (``router.fair_queue``).
+"""
+
+from __future__ import annotations
+
+from core.errors import CrossdockError, InvalidField, Overloaded
+from core.tenants import Tenant
+from router.token_bucket import TokenBucket
+
+_MINUTE_S = 60.0
+# Of an answer, as long as none of the tenant's has ended.
+_FIRST_EXPECTED = 128.0
+# Each answer counts so much of the one after it.
+_FADING = 0.9
+
+
+class TenantAccount:
+    """``block_size``: tokens of a KV block. Times in seconds."""
+
+    def __init__(self, tenant: Tenant, block_size: int) -> None:
+        limits = tenant.limits
+        self.tenant = tenant
+        self.sequences = 0
+        self.blocks = 0
+        self._block_size = block_size
+        self._expected = _FIRST_EXPECTED
+        rate, tokens = limits.requests_per_second, limits.tokens_per_minute
+        self._requests = None if rate is None else TokenBucket(rate, max(1.0, rate))
+        self._tokens = None if tokens is None else TokenBucket(tokens / _MINUTE_S, tokens)
+
+    def expected_tokens(self, answers: int, max_tokens: int) -> int:
+        """Of all answers of a request: as many as the tenant's latest ones had."""
+        return answers * min(max_tokens, round(self._expected))
+
+    def blocks_of(self, prompt_tokens: int, answers: int, expected_tokens: int) -> int:
+        """The prompt's are shared by its answers."""
+        own = -(-expected_tokens // (answers * self._block_size))
+        return -(-prompt_tokens // self._block_size) + answers * own
+
+    def refusal(self, answers: int, tokens: int, now: float) -> CrossdockError | None:
+        """Why a request may not come now."""
+        most = self.tenant.limits.concurrent_sequences
+        if most is not None and answers > most:
+            return InvalidField("n", answers, f"at most {most} sequences at a time for this tenant")
+        for name, bucket, cost in self._buckets(tokens):
+            wait = bucket.wait_s(cost, now)
+            if wait > 0:
+                return _over_limit(self.tenant, name, wait)
+        return None
+
+    def arrived(self, tokens: int, now: float) -> None:
+        for _, bucket, cost in self._buckets(tokens):
+            bucket.take(cost, now)
+
+    def has_room(self, answers: int, blocks: int, all_blocks: int) -> bool:
+        """Whether one more may run. ``all_blocks``: of the decode workers. The only one always
+        may: else it could never run."""
+        limits = self.tenant.limits
+        if not self.sequences:
+            return True
+        most, share = limits.concurrent_sequences, limits.cache_share
+        if most is not None and self.sequences + answers > most:
+            return False
+        return share is None or self.blocks + blocks <= share * all_blocks
+
+    def began(self, answers: int, blocks: int) -> None:
+        self.sequences += answers
+        self.blocks += blocks
+
+    def ended(self, answers: int, blocks: int, generated: int) -> None:
+        """One that had begun."""
+        self.began(-answers, -blocks)
+        if generated:
+            self._expected = _FADING * self._expected + (1 - _FADING) * generated / answers
+
+    def correct(self, tokens: int, now: float) -> None:
+        """So many less than were taken on arrival."""
+        if self._tokens is not None:
+            self._tokens.take(-tokens, now)
+
+    def _buckets(self, tokens: int) -> list[tuple[str, TokenBucket, float]]:
+        both = (
+            ("requests_per_second", self._requests, 1),
+            ("tokens_per_minute", self._tokens, tokens),
+        )
+        return [(name, bucket, cost) for name, bucket, cost in both if bucket is not None]
+
+
+def _over_limit(tenant: Tenant, name: str, wait_s: float) -> Overloaded:
+    limit = getattr(tenant.limits, name)
+    return Overloaded(
+        f"tenant {tenant.name} has used up its {name} of {limit:g}; try again in {wait_s:.1f} s",
+        reason=name.upper(),
+        metadata={"tenant": tenant.name, "limit": f"{limit:g}"},
+        retry_after=wait_s,
+    )

@@ -1,0 +1,159 @@
+"""Whose turn it is among those who wait."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.request import RequestKey
+from router.fair_queue import FairQueue, Waiting
+
+
+def waiting(
+    tenant: str,
+    name: str,
+    *,
+    cost: float = 1.0,
+    weight: float = 1.0,
+    priority: int = 0,
+    due: float = 0.0,
+) -> Waiting:
+    return Waiting(RequestKey(tenant, name), priority, due, cost, weight)
+
+
+def leave_all(queue: FairQueue) -> list[str]:
+    """Names in the order in which they get their turn."""
+    names = []
+    while (first := queue.next(lambda one: True)) is not None:
+        queue.leave(first)
+        names.append(first.key.request_id)
+    assert len(queue) == 0
+    return names
+
+
+def test_the_first_due_goes_first_within_a_tenant() -> None:
+    queue = FairQueue()
+    for name, due in (("late", 3.0), ("early", 1.0), ("also early", 1.0)):
+        queue.add(waiting("a", name, due=due))
+    assert leave_all(queue) == ["early", "also early", "late"]
+
+
+def test_tenants_take_turns_whoever_came_first() -> None:
+    queue = FairQueue()
+    for number in range(4):
+        queue.add(waiting("flood", f"f{number}"))
+    queue.add(waiting("quiet", "q0"))
+    queue.add(waiting("quiet", "q1"))
+    order = leave_all(queue)
+    assert {*order[:2]} == {"f0", "q0"}
+    assert order.index("q1") <= 3
+
+
+def test_a_longer_request_costs_more_turns() -> None:
+    queue = FairQueue()
+    for number in range(6):
+        queue.add(waiting("short", f"s{number}", cost=1.0))
+        queue.add(waiting("long", f"l{number}", cost=3.0))
+    order = leave_all(queue)[:8]
+    assert sum(name.startswith("s") for name in order) == 6
+
+
+def test_twice_the_weight_is_twice_the_share() -> None:
+    queue = FairQueue()
+    for number in range(30):
+        queue.add(waiting("heavy", f"h{number}", weight=2.0))
+        queue.add(waiting("light", f"l{number}", weight=1.0))
+    first = leave_all(queue)[:30]
+    assert sum(name.startswith("h") for name in first) == 20
+
+
+def test_a_better_class_goes_before_any_share() -> None:
+    queue = FairQueue()
+    queue.add(waiting("a", "later", priority=2))
+    queue.add(waiting("a", "first", priority=0))
+    queue.add(waiting("b", "second", priority=1))
+    assert leave_all(queue) == ["first", "second", "later"]
+
+
+def test_a_pause_earns_nothing() -> None:
+    queue = FairQueue()
+    for number in range(10):
+        queue.add(waiting("busy", f"b{number}"))
+        queue.leave(waiting("busy", f"b{number}"))
+        queue.settle("busy", 1.0, 1.0)
+    for number in range(4):
+        queue.add(waiting("busy", f"c{number}"))
+        queue.add(waiting("back", f"d{number}"))
+    assert sum(name.startswith("d") for name in leave_all(queue)[:4]) == 2
+
+
+def test_what_was_expected_in_vain_costs_nobody_anything() -> None:
+    """The busy one's requests seemed long, and the newcomer came before they had ended."""
+    queue = FairQueue()
+    for number in range(6):
+        queue.add(waiting("busy", f"b{number}", cost=100.0))
+    for _ in range(2):
+        first = queue.next(lambda one: True)
+        assert first is not None
+        queue.leave(first)
+    queue.add(waiting("back", "d", cost=100.0))
+    for _ in range(2):
+        queue.settle("busy", 100.0, 1.0)
+    assert leave_all(queue)[0] == "d"
+
+
+def test_who_may_not_go_is_passed() -> None:
+    queue = FairQueue()
+    queue.add(waiting("full", "f"))
+    queue.add(waiting("other", "o"))
+    first = queue.next(lambda one: one.key.tenant != "full")
+    assert first is not None
+    assert first.key.request_id == "o"
+    assert queue.next(lambda one: False) is None
+
+
+def test_the_newest_of_the_one_with_most_is_given_up_first() -> None:
+    queue = FairQueue()
+    for number in range(3):
+        queue.add(waiting("flood", f"f{number}"))
+    queue.add(waiting("quiet", "q"))
+    assert queue.last().key.request_id == "f2"
+    queue.add(waiting("quiet", "spare", priority=5))
+    assert queue.last().key.request_id == "spare"
+
+
+operations = st.lists(
+    st.tuples(
+        st.sampled_from("abc"),
+        st.integers(0, 2),
+        st.floats(0.1, 9),
+        st.floats(0, 3),
+        st.integers(0, 4),
+    ),
+    max_size=80,
+)
+
+
+@given(operations)
+def test_each_leaves_once_whatever_happens(steps: list[tuple[str, int, float, float, int]]) -> None:
+    """Against a plain dictionary: nobody is lost, nobody comes twice, classes are kept."""
+    queue = FairQueue()
+    here: dict[str, Waiting] = {}
+    for number, (tenant, priority, cost, due, what) in enumerate(steps):
+        if what < 3:
+            one = waiting(tenant, str(number), cost=cost, priority=priority, due=due)
+            queue.add(one)
+            here[str(number)] = one
+        elif what == 3 and here:
+            first = queue.next(lambda one: True)
+            assert first is not None
+            assert first.priority == min(one.priority for one in here.values())
+            queue.leave(first)
+            del here[first.key.request_id]
+        elif here:
+            gone = queue.last()
+            assert gone.priority == max(one.priority for one in here.values())
+            assert queue.remove(gone.key, gone.priority) == here.pop(gone.key.request_id)
+            assert queue.remove(gone.key, gone.priority) is None
+        assert len(queue) == len(here) == sum(queue.waiting().values())
+    assert sorted(leave_all(queue)) == sorted(here)
