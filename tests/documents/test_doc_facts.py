@@ -119,6 +119,9 @@ def sections(model: Any, part: str) -> Iterator[Any]:
     if typing.get_origin(model) in (types.UnionType, typing.Union):
         for member in typing.get_args(model):
             yield from sections(member, part)
+    elif typing.get_origin(model) is dict:
+        # A name of the user's own; documents write it as NAME or give an example.
+        yield typing.get_args(model)[1]
     elif isinstance(model, type) and issubclass(model, pydantic.BaseModel):
         wanted = model.model_fields if part == "*" else {part} & model.model_fields.keys()
         for name in wanted:
