@@ -107,7 +107,8 @@ def find_address(door: str, name: str | None, default: str) -> str:
 
 def not_running(name: str) -> PreconditionFailed:
     return PreconditionFailed(
-        f"no cluster named {name!r} runs; `crossdock up --name {name}` starts one",
+        f"no cluster named {name!r} runs; `crossdock up --name {name}` starts one (a `serve` "
+        "without --name ends by Ctrl-C where it runs)",
         reason="NOT_RUNNING",
         metadata={"name": name},
     )

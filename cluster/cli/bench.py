@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cluster.cli.bench_engine import engine
-from cluster.cli.options import http_url
+from cluster.cli.options import ClusterNameOption, http_url
 from cluster.cli.output import Output, OutputOption, emit, print_table
 from core.errors import InvalidField
 
@@ -26,10 +26,11 @@ def bench(
     target: Annotated[
         str | None,
         typer.Option(
-            help="http(s)://HOST:PORT of an OpenAI server, or grpc://HOST:PORT; else the cluster "
+            help="http(s)://HOST:PORT of an OpenAI server, or grpc://HOST:PORT. Else: the cluster "
             "that `up` started, or the default port of `serve`."
         ),
     ] = None,
+    name: ClusterNameOption = None,
     preset: Annotated[str | None, typer.Option(help="mixed (default), short or long.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests per second, by default 1.")] = None,
     arrivals: Annotated[str | None, typer.Option(help="poisson (default) or constant.")] = None,
@@ -109,7 +110,7 @@ def bench(
     )
     options = BenchOptions(
         load=load,
-        target=target or http_url(),
+        target=target or http_url(name),
         slo_ttft=slo_ttft,
         slo_tpot=slo_tpot,
         model=model,

@@ -46,7 +46,7 @@ def chat(
     api_key: ApiKeyOption = None,
 ) -> None:
     """Stream the answer to MESSAGE, or chat line by line until Ctrl-D."""
-    url = http_url(name) if url is None else url
+    url = url or http_url(name)
     sampling: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature}
     if seed is not None:
         sampling["seed"] = seed

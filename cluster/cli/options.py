@@ -91,7 +91,7 @@ def admin_address(given: str | None, name: str | None) -> str:
     return given or find_address("admin", name, f"{DEFAULT_HOST}:{DEFAULT_ADMIN_PORT}")
 
 
-def http_url(name: str | None = None) -> str:
+def http_url(name: str | None) -> str:
     """Of the cluster that `up` started, or of `serve` at its default port."""
     from cluster.running import find_address
 
