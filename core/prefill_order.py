@@ -24,7 +24,7 @@ import numpy.typing as npt
 PATIENCE = 8
 # Of the time to the first token this part is for waiting and computing; the rest is for routing
 # before it, and for the handoff and the way to the client after it.
-_PREFILL_SHARE = 0.9
+PREFILL_SHARE = 0.9
 # As long as nobody says otherwise (``slo.ttft``).
 DEFAULT_TTFT_S = 1.0
 # The speed is that of the latest steps: each counts so much of the one after it.
@@ -62,7 +62,7 @@ class PrefillOrder:
     """
 
     def __init__(self, ttft: float) -> None:
-        self._time = _PREFILL_SHARE * ttft
+        self._time = PREFILL_SHARE * ttft
         # In the order of arrival; those of prompts that are gone stay for a while.
         self._counts = np.zeros((4, _CHUNK), dtype=np.int64)
         self._deadlines = np.zeros(_CHUNK)

@@ -41,7 +41,8 @@ class Candidates:
     ``decode``, ``receive``, ``prefill`` (bool): who may get an attempt as what. ``num_blocks``: of
     the KV pool. ``max_num_seqs``: answers at a time. ``held``: leading blocks of the prompt.
     ``sequences``: running and waiting; ``context_blocks``: roughly what they attend to. These are
-    int64, like ``free_blocks`` and ``pending_prefill_tokens``.
+    int64, like ``free_blocks`` and ``pending_prefill_tokens``, of which ``late_tokens`` are of
+    prompts that will be late anyway.
     """
 
     workers: Sequence[WorkerId | None]
@@ -55,6 +56,7 @@ class Candidates:
     context_blocks: Counts
     free_blocks: Counts
     pending_prefill_tokens: Counts
+    late_tokens: Counts
 
     def avoided(self, avoid: frozenset[WorkerId]) -> Mask:
         mask = np.zeros(len(self.workers), dtype=np.bool_)

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.errors import InvalidField
 from core.latency_profile import RowCurve, StepModel, TransferModel
+from core.prefill_order import DEFAULT_TTFT_S, PREFILL_SHARE
 
 # One number, or a column with one for each worker.
 Amounts = Any
@@ -127,11 +128,17 @@ class EngineTimes:
 
 
 class CostModel:
-    """Both pools, and what is between them."""
+    """Both pools, and what is between them. ``ttft_s``: when a first token is late."""
 
-    def __init__(self, costs: ClusterCosts = ROUGH_COSTS) -> None:
+    def __init__(self, costs: ClusterCosts = ROUGH_COSTS, ttft_s: float = DEFAULT_TTFT_S) -> None:
         self.prefill = EngineTimes(costs.prefill)
         self.decode = EngineTimes(costs.decode)
         self.message_ms = costs.message_s * 1000
         self.batch_ms = costs.transfer.per_batch / _FEMTOSECONDS_OF_MS
         self.token_ms = costs.transfer.per_token / _FEMTOSECONDS_OF_MS
+        self._prompt_limit_ms = PREFILL_SHARE * ttft_s * 1000
+
+    def is_late(self, prompt_ms: Amounts) -> Amounts:
+        """Whether prompts that take so long are late even alone: workers let others pass them
+        (``core.prefill_order``)."""
+        return prompt_ms > self._prompt_limit_ms

@@ -18,7 +18,7 @@ from router.candidates import Candidates, PromptShape
 from router.cost_model import CostModel
 from router.placement import Forecast
 
-Times = npt.NDArray[np.floating[Any]]
+Times = npt.NDArray[Any]
 
 # How long an answer is that nobody knows yet: a usual one of a chat.
 ANSWER_TOKENS = 64
@@ -60,10 +60,10 @@ class Predictions:
     @cached_property
     def prefill_ms(self) -> Times:
         """At each as P: what waits there, then this prompt."""
-        waiting: Times = self._costs.prefill.waiting_ms(
-            self.candidates.pending_prefill_tokens, self._queued_context
-        )
-        return waiting + self.prefill_own_ms
+        engine, own = self._costs.prefill, self.prefill_own_ms
+        ahead = self._ahead(own, engine.budget)
+        times: Times = engine.waiting_ms(ahead, self._queued_context) + own
+        return times
 
     @cached_property
     def prefill_own_ms(self) -> Times:
@@ -114,10 +114,20 @@ class Predictions:
 
     @cached_property
     def local_waiting_ms(self) -> Times:
-        times: Times = self._costs.decode.waiting_ms(
-            self.candidates.pending_prefill_tokens, self._queued_context
-        )
+        engine = self._costs.decode
+        ahead = self._ahead(self.local_own_ms, engine.budget)
+        times: Times = engine.waiting_ms(ahead, self._queued_context)
         return times
+
+    def _ahead(self, own_ms: Times, chunk: int) -> Times:
+        """Tokens that each computes before this prompt, which takes it so long. What is late anyway
+        gives way to what can be in time, once the chunk that is under way has ended."""
+        pending, late = self.candidates.pending_prefill_tokens, self.candidates.late_tokens
+        if not late.any():
+            return pending
+        passing = pending - late + np.minimum(late, chunk)
+        tokens: Times = np.where(self._costs.is_late(own_ms), pending, passing)
+        return tokens
 
     @cached_property
     def local_own_ms(self) -> Times:

@@ -93,7 +93,7 @@ class RoutingState:
         self.loads = LoadTable()
         self._disaggregation = rules.disaggregation
         self._policy = make_policy(rules.policy, rules.slo)
-        self._costs = CostModel(rules.costs)
+        self._costs = CostModel(rules.costs, rules.slo.ttft_s)
         self._queued_context = QueuedContext()
         self._random = random
         self._attached: dict[WorkerId, _Known] = {}
@@ -185,6 +185,7 @@ class RoutingState:
             loads.context_blocks,
             loads.free_blocks,
             loads.pending_prefill_tokens,
+            loads.late_tokens,
         )
         predictions = Predictions(
             self._costs, prompt.shape, candidates, prompt.answers, self._queued_context.mean
@@ -202,9 +203,11 @@ class RoutingState:
         known = self._attached.get(worker)
         if known is not None:
             held = self.prefixes.overlap(prompt.hashes, worker)
-            tokens = 0 if handoff else self._queue(prompt, held)
             blocks = prompt.shape.num_blocks - held
+            tokens = 0 if handoff else prompt.shape.uncached_tokens(held)
             self.loads.sent_open(known.number, key, tokens, blocks, prompt.answers)
+            if not handoff:
+                self._queued(known.number, key, prompt, tokens)
 
     def sent_prefill(
         self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, now: float
@@ -213,13 +216,16 @@ class RoutingState:
         known = self._attached.get(worker)
         if known is not None:
             held = self.prefixes.overlap(prompt.hashes, worker)
-            self.loads.sent_prefill(known.number, key, self._queue(prompt, held), now)
+            tokens = prompt.shape.uncached_tokens(held)
+            self.loads.sent_prefill(known.number, key, tokens, now)
+            self._queued(known.number, key, prompt, tokens)
 
-    def _queue(self, prompt: RoutedPrompt, held: int) -> int:
-        """Tokens that its worker has to compute."""
-        tokens = prompt.shape.uncached_tokens(held)
-        self._queued_context.add(tokens, prompt.shape.num_tokens)
-        return tokens
+    def _queued(self, number: int, key: AttemptKey, prompt: RoutedPrompt, tokens: int) -> None:
+        """So many tokens of a prompt wait there from now on."""
+        length = prompt.shape.num_tokens
+        self._queued_context.add(tokens, length)
+        if self._costs.is_late(self._costs.prefill.prompt_ms(tokens, length)):
+            self.loads.sent_late(number, key, tokens)
 
     def settled(self, key: AttemptKey, workers: Iterable[WorkerId]) -> None:
         """The attempt gave its first output or ended: from now on reports tell the truth."""

@@ -41,7 +41,8 @@ class _Ledger:
     """One worker: its last report, and what was sent since, with the sums."""
 
     __slots__ = (
-        *("blocks", "grain", "num_blocks", "reported", "sent", "sequences", "settling", "tokens"),
+        *("blocks", "grain", "late", "late_tokens", "num_blocks", "reported", "sent", "sequences"),
+        *("settling", "tokens"),
     )
 
     def __init__(self, num_blocks: int) -> None:
@@ -51,6 +52,9 @@ class _Ledger:
         # Prompts that some later report includes, oldest first.
         self.settling: deque[tuple[float, AttemptKey]] = deque()
         self.tokens = self.blocks = self.sequences = 0
+        # Prompts that will miss their time, from when they were sent until their first output.
+        self.late: dict[AttemptKey, int] = {}
+        self.late_tokens = 0
 
     def add(self, key: AttemptKey, sent: _Sent) -> None:
         self.remove(key)
@@ -67,6 +71,14 @@ class _Ledger:
             self.tokens -= sent.prefill_tokens
             self.blocks -= sent.blocks
             self.sequences -= sent.sequences
+
+    def add_late(self, key: AttemptKey, tokens: int) -> None:
+        self.remove_late(key)
+        self.late[key] = tokens
+        self.late_tokens += tokens
+
+    def remove_late(self, key: AttemptKey) -> None:
+        self.late_tokens -= self.late.pop(key, 0)
 
     def settle(self, now: float) -> None:
         while self.settling and self.settling[0][0] <= now:
@@ -88,9 +100,9 @@ class _Ledger:
 class LoadTable:
     """The loads of workers, by number, as this router believes them to be. Times in seconds.
 
-    ``sequences`` (running and waiting), ``free_blocks``, ``pending_prefill_tokens``, and
-    ``context_blocks``, those in use as `context_grain` rounds them down: int64, an entry for each
-    number below ``len``.
+    ``sequences`` (running and waiting), ``free_blocks``, ``pending_prefill_tokens``;
+    ``late_tokens``: of them, those that will be late anyway; ``context_blocks``: those in use as
+    `context_grain` rounds them down. int64, an entry for each number below ``len``.
     """
 
     def __init__(self) -> None:
@@ -98,6 +110,7 @@ class LoadTable:
         self.sequences: Counts = np.zeros(0, dtype=np.int64)
         self.free_blocks: Counts = np.zeros(0, dtype=np.int64)
         self.context_blocks: Counts = np.zeros(0, dtype=np.int64)
+        self.late_tokens: Counts = np.zeros(0, dtype=np.int64)
         self.pending_prefill_tokens: Counts = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -111,6 +124,11 @@ class LoadTable:
 
     def remove(self, number: int) -> None:
         self._ledgers[number] = None
+        self._note(number)
+
+    def sent_late(self, number: int, key: AttemptKey, tokens: int) -> None:
+        """So many tokens of a prompt that this worker is to compute will be late even alone."""
+        self._ledger(number).add_late(key, tokens)
         self._note(number)
 
     def sent_prefill(self, number: int, key: AttemptKey, tokens: int, now: float) -> None:
@@ -130,7 +148,9 @@ class LoadTable:
 
     def settled(self, number: int, key: AttemptKey) -> None:
         """The attempt gave its first output, or ended: from now on reports tell the truth."""
-        self._ledger(number).remove(key)
+        ledger = self._ledger(number)
+        ledger.remove(key)
+        ledger.remove_late(key)
         self._note(number)
 
     def reported(self, number: int, load: Load, now: float) -> None:
@@ -153,6 +173,7 @@ class LoadTable:
         running, waiting, free, pending = _NO_LOAD if ledger is None else ledger.current()
         used = 0 if ledger is None else ledger.num_blocks - free
         self.context_blocks[number] = used if ledger is None else used - used % ledger.grain
+        self.late_tokens[number] = 0 if ledger is None else min(pending, ledger.late_tokens)
         self.sequences[number] = running + waiting
         self.free_blocks[number] = free
         self.pending_prefill_tokens[number] = pending
@@ -164,4 +185,5 @@ class LoadTable:
             self.sequences = np.pad(self.sequences, (0, missing))
             self.free_blocks = np.pad(self.free_blocks, (0, missing))
             self.context_blocks = np.pad(self.context_blocks, (0, missing))
+            self.late_tokens = np.pad(self.late_tokens, (0, missing))
             self.pending_prefill_tokens = np.pad(self.pending_prefill_tokens, (0, missing))

@@ -15,6 +15,9 @@ from router.predictions import ANSWER_TOKENS, Predictions, Times
 from router.slo import SloTargets
 
 MISS_MS = 10_000.0
+# A millisecond of computing weighs so much more than one of waiting: it keeps those that come after
+# waiting, and evicts what they would have found.
+COMPUTING_WEIGHT = 4.0
 
 
 class KvAware:
@@ -29,16 +32,20 @@ class KvAware:
             assert eligible.local is not None
             return Choice(lowest(eligible.local, self._local_cost(predictions), random))
         prefillers, receivers = eligible.handoff
-        prefill = lowest(prefillers, self._first_token(predictions.prefill_ms), random)
+        first = self._first_token(predictions.prefill_ms, predictions.prefill_own_ms)
+        prefill = lowest(prefillers, first, random)
         taking = predictions.transfer_ms + predictions.room_ms + self._answer(predictions)
         return Choice(lowest(receivers, taking, random), prefill)
 
     def _local_cost(self, predictions: Predictions) -> Times:
-        return self._first_token(predictions.local_ms) + self._answer(predictions)
+        first = self._first_token(predictions.local_ms, predictions.local_own_ms)
+        return first + self._answer(predictions)
 
-    def _first_token(self, times: Times) -> Times:
-        return times + MISS_MS * (times > self._ttft_ms)
+    def _first_token(self, times: Times, computing: Times) -> Times:
+        missed: Times = MISS_MS * (times > self._ttft_ms)
+        return times + COMPUTING_WEIGHT * computing + missed
 
     def _answer(self, predictions: Predictions) -> Times:
         tpot = predictions.tpot_ms
-        return ANSWER_TOKENS * tpot + MISS_MS * (tpot > self._tpot_ms)
+        missed: Times = MISS_MS * (tpot > self._tpot_ms)
+        return ANSWER_TOKENS * tpot + missed

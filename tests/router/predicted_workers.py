@@ -32,6 +32,7 @@ class Worker:
     role: Role
     busy: int = 0
     pending: int = 0
+    late: int = 0
     used: int = 0
     blocks: int = 1000
     held: int = 0
@@ -47,11 +48,11 @@ def prefill(name: str, pending: int = 0, *, held: int = 0, blocks: int = 1000) -
 
 
 def decode(name: str, busy: int = 0, *, used: int = 0, held: int = 0, pending: int = 0) -> Worker:
-    return Worker(name, Role.DECODE, busy, pending, used, held=held)
+    return Worker(name, Role.DECODE, busy, pending, used=used, held=held)
 
 
 def mixed(name: str, busy: int = 0, *, used: int = 0, held: int = 0, pending: int = 0) -> Worker:
-    return Worker(name, Role.MIXED, busy, pending, used, held=held)
+    return Worker(name, Role.MIXED, busy, pending, used=used, held=held)
 
 
 def columns(*workers: Worker) -> Candidates:
@@ -70,6 +71,7 @@ def columns(*workers: Worker) -> Candidates:
         context_blocks=counts("used"),
         free_blocks=counts("blocks") - counts("used"),
         pending_prefill_tokens=counts("pending"),
+        late_tokens=counts("late"),
     )
 
 

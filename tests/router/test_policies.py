@@ -79,8 +79,8 @@ def test_a_hot_prefix_stays_with_its_holder_until_that_one_is_saturated() -> Non
         taken.append(chosen(*workers, tokens=1000)[0])
         if taken[-1] == "other":
             break
-        pending += 100
-    # 960 of the 1,000 tokens are worth as much as nine prompts that wait.
+        pending += 500
+    # 960 of the 1,000 tokens take 136 ms, and weigh as much as 680 ms of waiting: 4,533 tokens.
     assert taken == ["holder"] * 10 + ["other"]
 
 

@@ -44,6 +44,14 @@ def test_prompts_that_wait_have_context_too() -> None:
     assert queued - own == pytest.approx(60 + 400 * 50 / 1000)
 
 
+def test_what_is_late_anyway_gives_way_once_its_chunk_has_ended() -> None:
+    waits = replace(prefill("p", 9000), late=8000)
+    in_time, late = predict(waits, tokens=100), predict(waits, tokens=7000)
+    assert late.prefill_own_ms[0] > 900 > in_time.prefill_own_ms[0]
+    assert in_time.prefill_ms[0] - in_time.prefill_own_ms[0] == pytest.approx(1200 * 0.15)
+    assert late.prefill_ms[0] - late.prefill_own_ms[0] == pytest.approx(9000 * 0.15)
+
+
 def test_the_context_of_those_that_wait_is_that_of_the_latest_prompts() -> None:
     queued = QueuedContext()
     assert queued.mean == 0.0

@@ -59,3 +59,25 @@ def test_a_prompt_that_is_sent_again_counts_from_then_on() -> None:
     assert loads.current(0).pending_prefill_tokens == 200
     loads.reported(0, Load(0, 0, 50, 0), now=2.5)
     assert loads.current(0).pending_prefill_tokens == 0
+
+
+def test_a_late_prompt_is_known_until_its_first_output_and_never_more_than_waits() -> None:
+    loads = one_worker()
+    loads.sent_prefill(0, ONE, 9000, now=1.0)
+    loads.sent_late(0, ONE, 9000)
+    loads.sent_prefill(0, TWO, 100, now=1.0)
+    assert (loads.pending_prefill_tokens[0], loads.late_tokens[0]) == (9100, 9000)
+    loads.reported(0, Load(0, 0, 50, 9100), now=2.0)
+    assert (loads.pending_prefill_tokens[0], loads.late_tokens[0]) == (9100, 9000)
+    loads.reported(0, Load(0, 0, 50, 2000), now=3.0)
+    assert loads.late_tokens[0] == 2000
+    loads.settled(0, ONE)
+    assert (loads.pending_prefill_tokens[0], loads.late_tokens[0]) == (2000, 0)
+
+
+def test_context_is_told_in_grains_of_the_pool() -> None:
+    loads = LoadTable()
+    loads.add(0, num_blocks=160)
+    for free, known in ((160, 0), (151, 0), (150, 10), (131, 20), (0, 160)):
+        loads.reported(0, Load(1, 0, free, 0), now=1.0)
+        assert loads.context_blocks[0] == known
