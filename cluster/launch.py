@@ -351,6 +351,7 @@ class ServingCluster:
                 tenants=self._spec.tenants,
                 needs_key=self._spec.needs_key,
                 door=door_limits(self._spec),
+                max_index_blocks=self._spec.router.max_index_blocks,
             )
         )
         await self._router.wait_ready()

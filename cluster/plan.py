@@ -172,6 +172,7 @@ def replica_settings(
         tls=TlsFiles(**spec.tls.model_dump()) if spec.tls is not None else None,
         peak=_declared_peak(spec),
         metrics_port=spec.metrics.worker_port,
+        cache_events=spec.kv.events,
     )
     others = range(1, len(places))
     return ReplicaSettings(

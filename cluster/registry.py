@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
@@ -21,6 +22,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     def __init__(self, metrics: Callable[[], bytes] = bytes) -> None:
         self._metrics = metrics
         self.metrics_address = ""
+        self._cache_secret = secrets.token_bytes(32)
         self._current = registry_pb2.WorkerList()
         self._version = 0
         self._changed = asyncio.Condition()
@@ -30,7 +32,9 @@ class Registry(registry_pb2_grpc.RegistryServicer):
     def publish(self, workers: Sequence[Member]) -> None:
         """``workers`` is the full list. A watcher that is behind skips to the newest."""
         self._current = registry_pb2.WorkerList(
-            workers=[_record(member) for member in workers], metrics_address=self.metrics_address
+            workers=[_record(member) for member in workers],
+            metrics_address=self.metrics_address,
+            cache_secret=self._cache_secret,
         )
         self._version += 1
         task = asyncio.create_task(self._wake())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from core.config import DEFAULT_TPOT_S
+from core.config import DEFAULT_MAX_INDEX_BLOCKS, DEFAULT_TPOT_S
 from core.errors import Unavailable
 from core.prefill_order import DEFAULT_TTFT_S
 from core.tenant_config import TenantSpec
@@ -50,6 +50,7 @@ class RouterOptions:
     tenants: Mapping[str, TenantSpec] = field(default_factory=dict)
     needs_key: bool = False
     door: DoorLimits = field(default_factory=DoorLimits)
+    max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS
 
     def command(self) -> list[str]:
         # -P: a file in the current directory must not hide our modules.
@@ -72,6 +73,7 @@ class RouterOptions:
             *("--drain-s", f"{self.drain_s:g}"),
             *("--slo-ttft-s", f"{self.slo_ttft_s:g}"),
             *("--slo-tpot-s", f"{self.slo_tpot_s:g}"),
+            *("--max-index-blocks", str(self.max_index_blocks)),
             *(("--vllm-metric-names",) if self.vllm_names else ()),
             *self._access_arguments(),
         ]

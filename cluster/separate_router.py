@@ -63,4 +63,5 @@ def router_options(
         tenants=spec.tenants,
         needs_key=spec.needs_key,
         door=door_limits(spec),
+        max_index_blocks=spec.router.max_index_blocks,
     )

@@ -264,6 +264,10 @@ class BlockPool:
         self._num_quarantined -= len(block_ids)
         self._push_free(block_ids)
 
+    def parents_of(self, hashes: HashArray) -> HashArray:
+        """Of cached blocks: the hash of the block before each, 0 at the start of a prompt."""
+        return self._cache.parents_of(hashes)
+
     def generation(self, block_ids: BlockIds) -> Generations:
         """How often each block has been allocated (uint64 [n])."""
         check_names("generation", block_ids, self.num_blocks)

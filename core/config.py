@@ -49,6 +49,7 @@ ANY_NAME = "NAME"
 
 # Of each further token, as long as nobody says otherwise (``slo.tpot``).
 DEFAULT_TPOT_S = 0.05
+DEFAULT_MAX_INDEX_BLOCKS = 1 << 23
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
 _TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
@@ -173,6 +174,9 @@ class KVSpec(Section):
     """What moves blocks between workers; "auto": on each edge the fastest that works there."""
     tcp_streams: int = Field(default=1, ge=1, le=16, strict=True)
     """Connections of one edge over TCP; between hosts several may fill a link that one can't."""
+    events: bool = True
+    """Workers tell routers which blocks they cache. Without, routers go by what they have sent, and
+    `status` and the metrics say so."""
     lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
     """Seconds for which a decode worker keeps room for a prompt without news of it."""
     # Workers look at their clocks four times a second.
@@ -219,6 +223,10 @@ class RouterSpec(Section):
     disaggregation: Literal["auto", "always"] = "auto"
     """Without a living prefill worker decode workers prefill by themselves ("auto"), or requests
     are refused ("always")."""
+    max_index_blocks: int = Field(default=DEFAULT_MAX_INDEX_BLOCKS, ge=1, strict=True)
+    """Different cached blocks that a router keeps track of, at some 100 bytes each. What workers
+    cache beyond that is not taken into account, and `crossdock_router_index_left_out_blocks` counts
+    it."""
 
 
 class SloSpec(Section):

@@ -87,6 +87,12 @@ class PrefixCache:
     def snapshot(self) -> HashArray:
         return np.array(list(self._block_of), dtype=np.uint64)
 
+    def parents_of(self, hashes: HashArray) -> HashArray:
+        """See `core.block_pool.BlockPool.parents_of`."""
+        found = map(self._block_of.__getitem__, hashes.tolist())
+        parents = self._parent[np.fromiter(found, np.int32, len(hashes))]
+        return np.where(parents == NO_BLOCK, np.uint64(0), self._hash[parents])
+
     # What comes in
 
     def can_extend(self, values: list[int], ends: list[tuple[int, int]]) -> bool:

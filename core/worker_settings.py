@@ -21,8 +21,8 @@ class WorkerSettings:
     to (empty: not bound); ``kernels`` is ``engine.kernels``; ``transport`` is ``kv.transport``;
     ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
     clear); times are in seconds, ``ttft_s`` is ``slo.ttft``; ``peak``: of one rank, if the config
-    declares it; ``metrics_port``: the first that is tried by every rank, 0 any free one
-    for rank 0 alone.
+    declares it; ``metrics_port``: the first that is tried by every rank, 0 any free one for rank 0
+    alone; ``cache_events``: whether routers are told what is cached.
     """
 
     worker: str
@@ -47,6 +47,7 @@ class WorkerSettings:
     tcp_streams: int = 1
     peak: PeakRates | None = None
     metrics_port: int = 0
+    cache_events: bool = True
 
 
 @dataclass(frozen=True, slots=True)

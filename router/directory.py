@@ -17,15 +17,24 @@ from wire.grpc_streams import read
 log = logging.getLogger(__name__)
 
 WorkerListListener = Callable[[Sequence[pb.WorkerRecord]], None]
+SecretListener = Callable[[bytes], None]
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class Directory:
-    """Watches the registry at ``address`` (host:port) and passes each full list on. ``start``, then
+    """Watches the registry at ``address`` (host:port) and passes each full list on, and the
+    cluster's secret for block hashes. ``start``, then
     ``close``."""
 
-    def __init__(self, address: str, router_id: str, listener: WorkerListListener) -> None:
+    def __init__(
+        self,
+        address: str,
+        router_id: str,
+        listener: WorkerListListener,
+        secret_listener: SecretListener,
+    ) -> None:
         self.address = address
+        self._secret_listener = secret_listener
         self._router_id = router_id
         self._listener = listener
         # Where the controller's /metrics is; "" while that is not known.
@@ -62,4 +71,6 @@ class Directory:
             while (listed := await read(call)) is not None:
                 backoff.reset()
                 self.metrics_address = listed.metrics_address
+                if listed.cache_secret:
+                    self._secret_listener(listed.cache_secret)
                 self._listener(listed.workers)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import CrossdockError, NotFound
 from core.request import AttemptKey, RequestKey
 from crossdock.v1 import worker_pb2 as pb
@@ -22,6 +23,7 @@ from router.access_rules import AccessRules
 from router.admission import Admission
 from router.admission_messages import Arrived, Ended, Started
 from router.answer_stream import Deliver, Prompt
+from router.cache_view import AskEvents
 from router.door import Door
 from router.flow import Flow, RetryLimits
 from router.flow_messages import (
@@ -53,13 +55,13 @@ from router.worker_answers import failure_from_wire, output_from_wire
 from router.worker_pool import LinkFactory, WorkerPool
 from router.worker_room import WorkerRoom
 from wire.attempts import (
-    hashes_from_wire,
     key_from_wire,
     key_to_wire,
     load_from_wire,
     sampling_to_wire,
     tokens_to_wire,
 )
+from wire.cache_events import change_from_wire
 
 log = logging.getLogger(__name__)
 
@@ -95,10 +97,11 @@ class Dispatcher:
         random: Random,
         limits: RetryLimits,
         access: AccessRules,
+        max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
-        self.routing = RoutingState(rules, random)
+        self.routing = RoutingState(rules, random, max_index_blocks)
         self.pool = WorkerPool(block_size, open_link, self, self.routing)
         self._room = WorkerRoom(self.routing, access.door)
         self._admission = Admission(access.tenant, self._room, access.door.max_waiting, block_size)
@@ -169,7 +172,9 @@ class Dispatcher:
             views=self.pool.candidates(),
             excluded=list(self.pool.excluded().values()),
             known=self.pool.names(),
-            index_blocks=len(self.routing.prefixes),
+            index_blocks=len(self.routing.caches.index),
+            left_out_blocks=self.routing.caches.left_out,
+            guessed=self.pool.guessed(),
             block_size=self.block_size,
             running=len(self._running),
             streaming=sum(bool(r.last_output_at) for r in self._running.values()),
@@ -188,6 +193,8 @@ class Dispatcher:
 
     def on_attached(self, worker: WorkerId, welcome: pb.Welcome) -> None:
         self.pool.attached(worker, welcome)
+        if self.routing.caches.is_guessed(worker) or not welcome.cache_events:
+            self._tell_fallback(worker, True)
         self.ready_changed(self.pool.ready)
         self._door.room_changed(self._clock())
 
@@ -213,13 +220,40 @@ class Dispatcher:
                 self._metrics.kv_event(worker.name)
                 self._cache_changed(worker, message.cache)
 
+    def cache_sequence(self, worker: WorkerId) -> int:
+        return self.routing.caches.sequence(worker)
+
     def _cache_changed(self, worker: WorkerId, events: pb.CacheEvents) -> None:
-        stored, removed = hashes_from_wire(events.stored), hashes_from_wire(events.removed)
-        self.routing.cache_changed(worker, stored, removed, events.reset)
+        caches, change = self.routing.caches, change_from_wire(events)
+        was_guessed = caches.is_guessed(worker)
+        self._ask(worker, caches.take(worker, events.epoch, change, self._clock()))
+        if was_guessed and not caches.is_guessed(worker):
+            self._tell_fallback(worker, False)
+
+    def _ask(self, worker: WorkerId, ask: AskEvents | None) -> None:
+        if ask is not None:
+            log.info("worker %s: cache events after %d are missing", worker, ask.after)
+            self._metrics.kv_gap(worker.name)
+            request = pb.CacheRequest(after_sequence=ask.after)
+            self.pool.send(worker, pb.RouterMessage(cache_request=request))
+
+    def _tell_fallback(self, worker: WorkerId, active: bool) -> None:
+        """``active``: the worker gives no events, so what it holds is guessed from now on."""
+        if active:
+            log.warning(
+                "worker %s tells nothing of its prefix cache: routing goes by what it was sent",
+                worker,
+            )
+            self.routing.caches.guess(worker)
+        fallback = pb.CacheFallback(active=active)
+        self.pool.send(worker, pb.RouterMessage(cache_fallback=fallback))
 
     def _step(self, worker: WorkerId, step: pb.Step) -> None:
+        now = self._clock()
         if step.HasField("load"):
-            self.routing.load_reported(worker, load_from_wire(step.load), self._clock())
+            self.routing.load_reported(worker, load_from_wire(step.load), now)
+        sequence = step.cache_sequence
+        self._ask(worker, self.routing.caches.hears_of(worker, worker.epoch, sequence, now))
         for output in step.outputs:
             self._tell(output.key, output_from_wire(worker, output))
         self._door.room_changed(self._clock())
@@ -282,7 +316,8 @@ class Dispatcher:
         prompt, key = running.prompt, running.attempt_key
         if command.attempt > 1:
             self._metrics.retried()
-        self.routing.sent_open(key, running.routed, command.worker, command.handoff)
+        now = self._clock()
+        self.routing.sent_open(key, running.routed, command.worker, command.handoff, now)
         message = pb.Open(
             key=key_to_wire(key),
             mode=pb.Open.HANDOFF if command.handoff else pb.Open.LOCAL,
@@ -322,7 +357,7 @@ class Dispatcher:
             self._metrics.first_output(
                 now - running.flow.arrived, now - running.dispatched_at, running.flow.placement
             )
-            self._settle_all(running)
+            self._note_answer(running, now)
             self._door.tell(Started(running.prompt.key), now)
         running.last_output_at[command.index] = now
         running.deliver(command)
@@ -362,6 +397,13 @@ class Dispatcher:
                 slo_class(running.prompt.priority),
             )
         )
+
+    def _note_answer(self, running: _Running, now: float) -> None:
+        placement = running.flow.placement
+        if placement is not None:
+            key, workers = running.attempt_key, placement.workers
+            for silent in self.routing.answered(key, workers, now):
+                self._tell_fallback(silent, True)
 
     def _settle_all(self, running: _Running) -> None:
         placement = running.flow.placement

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import uvloop
 
+from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import CrossdockError
 from core.tenant_config import TenantSpec
 from core.tenants import DoorLimits
@@ -79,6 +80,7 @@ def _settings(options: argparse.Namespace) -> RouterSettings:
         drain_s=options.drain_s,
         vllm_names=options.vllm_metric_names,
         access=_access_rules(options),
+        max_index_blocks=options.max_index_blocks,
     )
 
 
@@ -123,6 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefill-backlog", type=int, help=f"prompt tokens still to compute {backlog}")
     add("--decode-backlog", type=int, help=f"sequences beyond its max_num_seqs {backlog}")
     add("--vllm-metric-names", action="store_true", help="tell metrics under vLLM's names as well")
+    add(
+        "--max-index-blocks",
+        type=int,
+        default=DEFAULT_MAX_INDEX_BLOCKS,
+        help="different blocks in the prefix index at most (default: %(default)s)",
+    )
     add(
         "--die-with-parent",
         action="store_true",

@@ -110,7 +110,16 @@ TPOT_RATIO = histogram(
     RATIO_EDGES,
 )
 KV_EVENTS = counter("router_kv_events", "Messages about cached blocks, by worker", "worker")
+KV_GAPS = counter("router_kv_event_gaps", "Times that missing ones were asked for", "worker")
+KV_GUESSED = gauge(
+    "router_kv_cache_guessed",
+    "1: this worker gives no cache events; routing goes by what was sent to it",
+    "worker",
+)
 INDEX_BLOCKS = gauge("router_index_blocks", "Different blocks in the prefix index")
+INDEX_LEFT_OUT = counter(
+    "router_index_left_out_blocks", "Blocks of events for which the prefix index had no room"
+)
 SCRAPED = gauge(
     "scrape_success", "Only on /metrics/cluster. 1: this process told its metrics", "process"
 )
@@ -140,6 +149,6 @@ TABLE = (
     *(SLO_TARGET, SLO_REQUESTS, SLO_MET, GOODPUT),
     *(WORKERS, EXCLUDED, DECISIONS, DECISION_TIME, ROUTED_BLOCKS, OVERLAP_BLOCKS),
     *(PREDICTED_CACHED, PREDICTED_TTFT, TTFT_RATIO, PREDICTED_TPOT, TPOT_RATIO),
-    *(KV_EVENTS, INDEX_BLOCKS, KV_USAGE, KV_CONFIG),
+    *(KV_EVENTS, KV_GAPS, KV_GUESSED, INDEX_BLOCKS, INDEX_LEFT_OUT, KV_USAGE, KV_CONFIG),
     SCRAPED,
 )

@@ -28,13 +28,15 @@ from wire.exposition import family, new_counter, new_gauge, new_histogram, singl
 @dataclass(frozen=True, slots=True)
 class RouterState:
     """What is counted at the moment of a scrape. ``excluded``: why, by worker; ``known``: names of
-    all workers; ``streaming``: requests with a token; ``block_size`` in tokens; ``at_door``:
-    requests by tenant."""
+    all workers; ``streaming``: requests with a token; ``guessed``: whether what a worker caches is,
+    by its name; ``block_size`` in tokens; ``at_door``: requests by tenant."""
 
     views: Sequence[WorkerView] = ()
     excluded: Sequence[str] = ()
     known: Sequence[str] = ()
     index_blocks: int = 0
+    left_out_blocks: int = 0
+    guessed: Mapping[str, bool] = field(default_factory=dict)
     running: int = 0
     streaming: int = 0
     block_size: int = 0
@@ -64,6 +66,7 @@ class Metrics(Collector):
     ) -> None:
         self._slo = slo or SloTargets()
         self._kv_events: CountOf[str] = CountOf()
+        self._kv_gaps: CountOf[str] = CountOf()
         self._state = RouterState()
         self._registry = CollectorRegistry()
         self._tenants = TenantMetrics(self._registry)
@@ -141,6 +144,10 @@ class Metrics(Collector):
     def kv_event(self, worker: str) -> None:
         """A worker told of its cached blocks."""
         self._kv_events[worker] += 1
+
+    def kv_gap(self, worker: str) -> None:
+        """Events of a worker were missing."""
+        self._kv_gaps[worker] += 1
 
     # Requests
 
@@ -228,7 +235,10 @@ class Metrics(Collector):
         reasons = CountOf(_category(reason) for reason in state.excluded)
         yield family(table.EXCLUDED, [((reason,), count) for reason, count in reasons.items()])
         yield family(table.KV_EVENTS, [((name,), self._kv_events[name]) for name in state.known])
+        yield family(table.KV_GAPS, [((name,), self._kv_gaps[name]) for name in state.known])
+        yield family(table.KV_GUESSED, [((n,), float(yes)) for n, yes in state.guessed.items()])
         yield single(table.INDEX_BLOCKS, state.index_blocks)
+        yield single(table.INDEX_LEFT_OUT, state.left_out_blocks)
         decoders = [view for view in state.views if view.role.decodes]
         blocks = sum(view.num_blocks for view in decoders)
         used = blocks - sum(view.load.free_blocks for view in decoders)

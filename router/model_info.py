@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from core.errors import Incompatible, InvalidField, NotFound
 from text.tokenizer import read_eos_token_ids
@@ -13,12 +15,14 @@ from text.tokenizer import read_eos_token_ids
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """``vocab_size``: ids below it are valid. ``max_model_len``: tokens of prompt and answer."""
+    """``vocab_size``: ids below it are valid. ``max_model_len``: tokens of prompt and answer.
+    ``digest``: of the folder's config and tokenizer, tells this model from others."""
 
     name: str
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    digest: str = field(default="", compare=False)
 
     @classmethod
     def load(cls, folder: Path, name: str = "", max_model_len: int | None = None) -> ModelInfo:
@@ -35,7 +39,8 @@ class ModelInfo:
             raise InvalidField("max_model_len", max_model_len, "must be at least 1 token")
         vocab_size = _whole(path, config, "vocab_size")
         eos = read_eos_token_ids(folder)
-        return cls(name or folder.resolve().name, vocab_size, max_model_len, eos)
+        name = name or folder.resolve().name
+        return cls(name, vocab_size, max_model_len, eos, _digest(folder))
 
     def check_name(self, name: str) -> None:
         """Raises NotFound if ``name`` is another model's."""
@@ -45,6 +50,14 @@ class ModelInfo:
                 reason="MODEL_NOT_FOUND",
                 metadata={"field": "model", "value": name, "served": self.name},
             )
+
+
+def _digest(folder: Path) -> str:
+    digest = xxhash.xxh3_128()
+    for name in ("config.json", "tokenizer.json"):
+        path = folder / name
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
 
 
 def _read_config(path: Path) -> dict[str, Any]:

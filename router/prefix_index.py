@@ -1,8 +1,10 @@
 """Which worker holds which cached block, by block hash.
 
-A plain dict from hash to a bitmask of workers. Workers evict leaf-first (a block never outlives
-its children), so what a worker holds of a prompt is a run from its start, and the length of that
-run is found by galloping instead of looking at every block.
+A plain dict from hash to a bitmask of workers, and a small one of the same kind for blocks that are
+on their way into a cache. Workers evict leaf-first (a block never outlives its children), so what a
+worker holds of a prompt is a run from its start, and the length of that run is found by galloping
+instead of looking at every block.
+Does not cover: when a block is expected, what is taken in if there is no room (``worker_caches``).
 """
 
 from __future__ import annotations
@@ -21,12 +23,25 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._masks: dict[int, int] = {}
+        self._expected: dict[int, int] = {}
         self._bits: dict[WorkerId, int] = {}
         self._held: dict[WorkerId, int] = {}
         self._free_bits: list[int] = []
 
     def __len__(self) -> int:
+        """Different blocks that are held."""
         return len(self._masks)
+
+    def num_held(self, worker: WorkerId) -> int:
+        return self._held.get(worker, 0)
+
+    def holds(self, worker: WorkerId, block: int) -> bool:
+        """Whether ``worker`` has told so; what is only expected does not count."""
+        return bool(self._masks.get(block, 0) & self._bits.get(worker, 0))
+
+    def is_known(self, block: int) -> bool:
+        """Whether anybody holds it: to note another holder takes no room."""
+        return block in self._masks
 
     def stored(self, worker: WorkerId, hashes: HashArray) -> None:
         bit, masks = self._bit(worker), self._masks
@@ -54,6 +69,22 @@ class PrefixIndex:
             dropped += sum([bool(mask & bit) for _, mask in left])
         self._held[worker] -= dropped
 
+    def expect(self, worker: WorkerId, blocks: list[int]) -> None:
+        """``worker`` will have these soon: they count as held by it until `unexpect`."""
+        bit, expected = self._bit(worker), self._expected
+        if expected.keys().isdisjoint(blocks):
+            expected.update(dict.fromkeys(blocks, bit))
+        else:
+            for block in blocks:
+                expected[block] = expected.get(block, 0) | bit
+
+    def unexpect(self, worker: WorkerId, blocks: list[int]) -> None:
+        bit, expected = self._bits.get(worker, 0), self._expected
+        for block in blocks:
+            mask = expected.pop(block, 0) & ~bit
+            if mask:
+                expected[block] = mask
+
     def reset(self, worker: WorkerId) -> None:
         """Forget what ``worker`` holds. Looks at every block once: some 60 ms per million."""
         if not self._held.get(worker):
@@ -66,6 +97,7 @@ class PrefixIndex:
     def remove_worker(self, worker: WorkerId) -> None:
         """``worker`` is gone; its bit may be given to another."""
         self.reset(worker)
+        self.unexpect(worker, list(self._expected))
         bit = self._bits.pop(worker, None)
         self._held.pop(worker, None)
         if bit is not None:
@@ -124,7 +156,9 @@ class PrefixIndex:
         self._split(hashes, reached, middle, 0, probe, runs)
 
     def _mask(self, hashes: HashArray, index: int) -> int:
-        return self._masks.get(int(hashes[index]), 0)
+        block = int(hashes[index])
+        held = self._masks.get(block, 0)
+        return held | self._expected.get(block, 0) if self._expected else held
 
     def _set(self, block: int, mask: int) -> None:
         if mask:

@@ -13,13 +13,14 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from core.block_hash import block_hashes, make_salt
+from core.block_hash import block_hashes
 from core.errors import CrossdockError, Unavailable
 from core.request import MAX_SEED, RequestKey
 from core.tenants import DEFAULT_TENANT
 from router.access_rules import AccessRules
 from router.answer_stream import AnswerStream, Prompt
 from router.authentication import Authentication
+from router.cache_salts import CacheSalts
 from router.dispatcher import Dispatcher
 from router.metrics import Metrics
 from router.model_info import ModelInfo
@@ -71,8 +72,7 @@ class RequestIntake:
         self._clock = clock
         self._access = access
         self._authentication = Authentication(access.api_keys, access.needs_key)
-        self._secret = secrets.token_bytes(32)
-        self._salts: dict[str, int] = {}
+        self.salts = CacheSalts(model.digest)
 
     def tenant(self, authorization: str | None) -> str:
         """Whose call this is, by its Authorization header; raises Unauthenticated."""
@@ -126,7 +126,7 @@ class RequestIntake:
             call.sampling, room, secrets.randbelow(MAX_SEED), self.model.vocab_size
         )
         check_answers(sampling.n, pool.most_sequences())
-        salt = self._salt(call.tenant)
+        salt = self.salts.of(call.tenant)
         return Prompt(
             key=RequestKey(call.tenant, call.request_id or uuid.uuid4().hex),
             arrived=arrived,
@@ -137,10 +137,3 @@ class RequestIntake:
             deadline=None if call.deadline_s is None else arrived + call.deadline_s,
             priority=priority,
         )
-
-    def _salt(self, tenant: str) -> int:
-        """Of its block hashes: nobody finds in a cache what another tenant's prompts left there."""
-        salt = self._salts.get(tenant)
-        if salt is None:
-            salt = self._salts[tenant] = make_salt(self._secret, self.model.name, tenant)
-        return salt

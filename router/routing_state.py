@@ -1,20 +1,21 @@
 """What one router knows of its workers' loads and caches, and where an attempt goes by that.
 
 Pure: the clock is passed in. Used by the dispatcher and, in virtual time, by the simulator.
-Covers: loads as reported and as sent since, the index of cached blocks, asking the policy.
+Covers: loads as reported and as sent since, what is cached where, asking the policy.
 Does not cover: which workers may get new requests at all and why not (``router.worker_pool``), the
 choice (``router.choosing``, ``router.policies``), what becomes of an attempt (``router.flow``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
 
 from core.block_hash import HashArray
+from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.outputs import Load
 from core.request import AttemptKey, Role
 from router.candidates import Candidates, Counts, Mask, PromptShape
@@ -23,9 +24,9 @@ from router.cost_model import CostModel
 from router.placement import Placement, WorkerId, WorkerView
 from router.policies.make import make_policy
 from router.predictions import Predictions
-from router.prefix_index import PrefixIndex
 from router.queued_context import QueuedContext
 from router.routing_rules import RoutingRules
+from router.worker_caches import WorkerCaches
 from router.worker_load import LoadTable
 
 _NO_LIMIT = 2**31
@@ -88,8 +89,13 @@ def _places(listed: tuple[WorkerId, _Known] | None) -> int:
 class RoutingState:
     """Loads and caches of attached workers. Times in seconds."""
 
-    def __init__(self, rules: RoutingRules, random: Random) -> None:
-        self.prefixes = PrefixIndex()
+    def __init__(
+        self,
+        rules: RoutingRules,
+        random: Random,
+        max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS,
+    ) -> None:
+        self.caches = WorkerCaches(max_index_blocks)
         self.loads = LoadTable()
         self._disaggregation = rules.disaggregation
         self._policy = make_policy(rules.policy, rules.slo)
@@ -103,17 +109,21 @@ class RoutingState:
     # What workers say
 
     def attached(self, worker: WorkerId, role: Role, num_blocks: int, max_num_seqs: int) -> None:
-        """Its load and its cached blocks are those of an empty worker until it tells more."""
-        number = self.prefixes.number(worker)
+        """Its load is that of an empty worker until it tells more."""
+        number = self.caches.attached(worker, num_blocks)
         self._attached[worker] = _Known(number, role, num_blocks, max_num_seqs)
         self.loads.add(number, num_blocks)
 
     def lost(self, worker: WorkerId) -> None:
-        """Its blocks and its load are unknown until it attaches again."""
+        """Its load is unknown until it attaches again."""
         known = self._attached.pop(worker, None)
         if known is not None:
             self.loads.remove(known.number)
-        self.prefixes.remove_worker(worker)
+
+    def gone(self, worker: WorkerId) -> None:
+        """It is lost and does not come back: what it held went with it."""
+        self.lost(worker)
+        self.caches.forget(worker)
 
     def use(self, workers: Iterable[WorkerId]) -> None:
         """Only these may get new requests from now on. Those that are not attached can't."""
@@ -128,15 +138,6 @@ class RoutingState:
         known = self._attached.get(worker)
         if known is not None:
             self.loads.reported(known.number, load, now)
-
-    def cache_changed(
-        self, worker: WorkerId, stored: HashArray, removed: HashArray, reset: bool = False
-    ) -> None:
-        """``reset``: forget first what it held before."""
-        if reset:
-            self.prefixes.reset(worker)
-        self.prefixes.removed(worker, removed)
-        self.prefixes.stored(worker, stored)
 
     # Where an attempt goes
 
@@ -160,8 +161,8 @@ class RoutingState:
         return self._columns
 
     def overlaps(self, prompt: RoutedPrompt) -> Counts:
-        """Leading blocks of the prompt that each worker holds, by number."""
-        return self.prefixes.overlaps(prompt.hashes, len(self.loads))
+        """Leading blocks of the prompt that each worker holds or will hold soon, by number."""
+        return self.caches.overlaps(prompt.hashes, len(self.loads))
 
     def place(
         self, prompt: RoutedPrompt, avoid: frozenset[WorkerId], held: Counts | None = None
@@ -197,17 +198,18 @@ class RoutingState:
     # What was sent
 
     def sent_open(
-        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, handoff: bool
+        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, handoff: bool, now: float
     ) -> None:
         """``worker`` is to decode an attempt; without ``handoff`` it computes the prompt, too."""
         known = self._attached.get(worker)
         if known is not None:
-            held = self.prefixes.overlap(prompt.hashes, worker)
+            held = self.caches.overlap(prompt.hashes, worker)
             blocks = prompt.shape.num_blocks - held
             tokens = 0 if handoff else prompt.shape.uncached_tokens(held)
             self.loads.sent_open(known.number, key, tokens, blocks, prompt.answers)
             if not handoff:
                 self._queued(known.number, key, prompt, tokens)
+            self.caches.expect(key, worker, prompt.hashes, held, now)
 
     def sent_prefill(
         self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, now: float
@@ -215,10 +217,20 @@ class RoutingState:
         """``worker`` is to compute the prompt for another one."""
         known = self._attached.get(worker)
         if known is not None:
-            held = self.prefixes.overlap(prompt.hashes, worker)
+            held = self.caches.overlap(prompt.hashes, worker)
             tokens = prompt.shape.uncached_tokens(held)
             self.loads.sent_prefill(known.number, key, tokens, now)
             self._queued(known.number, key, prompt, tokens)
+            self.caches.expect(key, worker, prompt.hashes, held, now)
+
+    def answered(self, key: AttemptKey, workers: Sequence[WorkerId], now: float) -> list[WorkerId]:
+        """The attempt gave its first output: from now on reports tell the truth.
+
+        Returns workers that give no cache events, as this shows.
+        """
+        silent = [worker for worker in workers if self.caches.answered(key, worker, now)]
+        self.settled(key, workers)
+        return silent
 
     def _queued(self, number: int, key: AttemptKey, prompt: RoutedPrompt, tokens: int) -> None:
         """So many tokens of a prompt wait there from now on."""
@@ -228,8 +240,9 @@ class RoutingState:
             self.loads.sent_late(number, key, tokens)
 
     def settled(self, key: AttemptKey, workers: Iterable[WorkerId]) -> None:
-        """The attempt gave its first output or ended: from now on reports tell the truth."""
+        """The attempt ended: from now on reports tell the truth."""
         for worker in workers:
+            self.caches.settled(key, worker)
             known = self._attached.get(worker)
             if known is not None:
                 self.loads.settled(known.number, key)

@@ -16,6 +16,7 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import Unavailable
 from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import inference_pb2
@@ -53,7 +54,8 @@ _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 class RouterSettings:
     """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
     ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``access``: who
-    may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well."""
+    may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well.
+    ``max_index_blocks``: what the prefix index holds at most."""
 
     registry: str
     model: Path
@@ -68,6 +70,7 @@ class RouterSettings:
     limits: RetryLimits = field(default_factory=RetryLimits)
     vllm_names: bool = False
     access: AccessRules = field(default_factory=AccessRules)
+    max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS
     router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
 
 
@@ -90,6 +93,7 @@ class RouterServer:
             random=Random(),
             limits=settings.limits,
             access=settings.access,
+            max_index_blocks=settings.max_index_blocks,
         )
         self._intake = RequestIntake(
             model,
@@ -107,7 +111,10 @@ class RouterServer:
         await self._set_health(False)
         self.dispatcher.ready_changed = self._ready_changed
         self._directory = Directory(
-            settings.registry, settings.router_id, self.dispatcher.on_listed
+            settings.registry,
+            settings.router_id,
+            self.dispatcher.on_listed,
+            self._intake.salts.use,
         )
         http = await self._start_http()
         grpc_address = await self._start_grpc()

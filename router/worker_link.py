@@ -42,6 +42,10 @@ _CHANNEL_OPTIONS = (
 class LinkListener(Protocol):
     """Who is told what a link hears; always called on the event loop."""
 
+    def cache_sequence(self, worker: WorkerId) -> int:
+        """The last cache event of this life of the worker that is known; 0: none."""
+        ...
+
     def on_attached(self, worker: WorkerId, welcome: pb.Welcome) -> None: ...
 
     def on_message(self, worker: WorkerId, message: pb.WorkerMessage) -> None: ...
@@ -129,7 +133,12 @@ class WorkerLink:
         self._listener.on_attached(self.worker, welcome)
 
     async def _write(self, call: grpc.aio.StreamStreamCall) -> None:  # type: ignore[type-arg]
-        await call.write(pb.RouterMessage(attach=pb.Attach(router_id=self._router_id)))
+        attach = pb.Attach(
+            router_id=self._router_id,
+            cache_epoch=self.worker.epoch,
+            cache_sequence=self._listener.cache_sequence(self.worker),
+        )
+        await call.write(pb.RouterMessage(attach=attach))
         while True:
             await call.write(await self._outbox.get())
 

@@ -83,7 +83,7 @@ class WorkerPool:
         self._tell_usable()
 
     def lost(self, worker: WorkerId) -> None:
-        """The stream broke: its blocks and load are unknown until it attaches again."""
+        """The stream broke: its load is unknown until it attaches again."""
         pooled = self._workers[worker]
         pooled.excluded, pooled.attached = NOT_ATTACHED, False
         self._routing.lost(worker)
@@ -132,6 +132,11 @@ class WorkerPool:
         reasons |= {worker: "draining" for worker in self._draining if worker in reasons}
         return {worker: reason for worker, reason in reasons.items() if reason}
 
+    def guessed(self) -> dict[str, bool]:
+        """Whether what it caches is guessed, by the name of each attached worker."""
+        caches = self._routing.caches
+        return {w.name: caches.is_guessed(w) for w, p in self._workers.items() if p.attached}
+
     def names(self) -> list[str]:
         """Of all that it knows, each once."""
         return sorted({worker.name for worker in self._workers})
@@ -177,6 +182,7 @@ class WorkerPool:
 
     def _forget(self, pooled: PooledWorker) -> None:
         del self._workers[pooled.worker]
+        self._routing.gone(pooled.worker)
         closing = asyncio.create_task(pooled.link.close())
         self._closing.add(closing)
         closing.add_done_callback(self._closing.discard)

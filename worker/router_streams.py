@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
-from core.block_hash import HashArray
 from core.request import AttemptKey
 from crossdock.v1 import worker_pb2 as pb
-from wire.attempts import hashes_to_wire, key_from_wire
+from wire.attempts import key_from_wire
 
 _log = logging.getLogger(__name__)
+
+# A router that is this many messages behind gets no cache events: it asks for them when it comes
+# to a later one. Tokens always wait for it.
+_SLOW_AT = 4096
 
 
 class RouterStream:
@@ -27,7 +30,9 @@ class RouterStream:
     def __init__(self, router_id: str) -> None:
         self.router_id = router_id
         self.outbox: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
+        self.lacks_events = False
         self._last_load: pb.Load | None = None
+        self._last_change = 0
         self._next = pb.WorkerMessage()
 
     @property
@@ -35,14 +40,21 @@ class RouterStream:
         """The Step message that the next `send_step` sends."""
         return self._next.step
 
-    def send_step(self, load: pb.Load) -> None:
-        """Nothing, if there is no output in it and the load is known."""
+    def send_step(self, load: pb.Load, last_change: int) -> None:
+        """Nothing, if there is no output in it, and the load and the last cache event are known."""
         step = self._next.step
-        if step.outputs or self._last_load != load:
+        known = self._last_load == load and self._last_change == last_change
+        if step.outputs or not known:
             step.load.CopyFrom(load)
+            step.cache_sequence = last_change
             self.outbox.put_nowait(self._next)
             self._next = pb.WorkerMessage()
-            self._last_load = load
+            self._last_load, self._last_change = load, last_change
+
+    def send_change(self, events: pb.CacheEvents) -> None:
+        if self.outbox.qsize() < _SLOW_AT:
+            self.outbox.put_nowait(pb.WorkerMessage(cache=events))
+            self._last_change = events.sequence
 
 
 class RouterHandler(Protocol):
@@ -52,20 +64,31 @@ class RouterHandler(Protocol):
 
     def on_router_lost(self, attempts: Iterable[AttemptKey]) -> None: ...
 
+    def greet(self, attach: pb.Attach) -> Sequence[pb.WorkerMessage]:
+        """The first messages of a stream: welcome, and what is cached."""
+        ...
+
+    def missed_changes(self, after: int) -> Sequence[pb.CacheEvents]:
+        """Of this life, all after the one with this number."""
+        ...
+
 
 class RouterStreams:
     """All attached routers of one worker."""
 
-    def __init__(self, handler: RouterHandler, greet: Callable[[], list[pb.WorkerMessage]]) -> None:
-        """``greet`` gives the first messages of a stream: welcome and cache snapshot."""
+    def __init__(self, handler: RouterHandler) -> None:
         self._handler = handler
-        self._greet = greet
         self._streams: set[RouterStream] = set()
         self._owners: dict[AttemptKey, RouterStream] = {}
 
     @property
     def num_routers(self) -> int:
         return len({stream.router_id for stream in self._streams})
+
+    @property
+    def num_lacking_events(self) -> int:
+        """Routers that get no cache events, as they say."""
+        return sum(stream.lacks_events for stream in self._streams)
 
     @property
     def attempts(self) -> tuple[AttemptKey, ...]:
@@ -78,7 +101,7 @@ class RouterStreams:
         """Serves one `Worker.Attach` call."""
         first = await anext(requests)
         stream = RouterStream(first.attach.router_id)
-        for message in self._greet():
+        for message in self._handler.greet(first.attach):
             stream.outbox.put_nowait(message)
         self._streams.add(stream)
         _log.info("router %s attached", stream.router_id)
@@ -99,10 +122,21 @@ class RouterStreams:
         async for message in requests:
             self._note_owner(stream, message)
             try:
-                self._handler.on_router_message(message)
+                self._handle(stream, message)
             except Exception:
                 _log.exception("closing the stream of router %s", stream.router_id)
                 return
+
+    def _handle(self, stream: RouterStream, message: pb.RouterMessage) -> None:
+        match message.WhichOneof("message"):
+            case "cache_request":
+                after = message.cache_request.after_sequence
+                for events in self._handler.missed_changes(after):
+                    stream.outbox.put_nowait(pb.WorkerMessage(cache=events))
+            case "cache_fallback":
+                stream.lacks_events = message.cache_fallback.active
+            case _:
+                self._handler.on_router_message(message)
 
     def _note_owner(self, stream: RouterStream, message: pb.RouterMessage) -> None:
         match message.WhichOneof("message"):
@@ -127,10 +161,11 @@ class RouterStreams:
         owner = self._owners.get(key)
         return pb.SequenceOutput() if owner is None else owner.next_step.outputs.add()
 
-    def send_step(self, load: pb.Load) -> None:
-        """One Step message to each router that has outputs in it, or does not know the load."""
+    def send_step(self, load: pb.Load, last_change: int) -> None:
+        """One Step message to each router that has outputs in it, or lacks the load or the number
+        of the last cache event."""
         for stream in self._streams:
-            stream.send_step(load)
+            stream.send_step(load, last_change)
 
     def send_failure(self, key: AttemptKey, failure: pb.AttemptFailed) -> None:
         """Tells the attempt's router, then forgets the attempt."""
@@ -138,9 +173,6 @@ class RouterStreams:
         if owner is not None:
             owner.outbox.put_nowait(pb.WorkerMessage(failed=failure))
 
-    def send_cache_events(self, stored: HashArray, removed: HashArray) -> None:
-        if not len(stored) and not len(removed):
-            return
-        events = pb.CacheEvents(stored=hashes_to_wire(stored), removed=hashes_to_wire(removed))
+    def send_change(self, events: pb.CacheEvents) -> None:
         for stream in self._streams:
-            stream.outbox.put_nowait(pb.WorkerMessage(cache=events))
+            stream.send_change(events)

@@ -31,7 +31,6 @@ from engine.loop import EngineLoop
 from engine.runner import LoadedModel
 from text.tokenizer import Tokenizer
 from wire.attempts import (
-    hashes_to_wire,
     key_from_wire,
     key_to_wire,
     load_to_wire,
@@ -40,6 +39,7 @@ from wire.attempts import (
 from wire.metrics_door import MetricsDoor
 from worker.answers import AnswerEnd, Answers
 from worker.brain import Brain
+from worker.cache_publisher import CachePublisher
 from worker.daemon_call import call_in_daemon
 from worker.metrics import WorkerMetrics
 from worker.ranks.replica import Replica
@@ -76,7 +76,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._replica = replica
         self._metrics = metrics
         self.metrics_door = MetricsDoor(self.render_metrics)
-        self.streams = RouterStreams(self, self._greet)
+        self.streams = RouterStreams(self)
+        self._cache = CachePublisher(brain.pool, epoch, settings.cache_events)
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
         # Appended to under the engine loop's lock.
@@ -243,7 +244,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             if isinstance(command, TokenOutput)
         ]
         # Tokens leave first: another command may end the attempt they belong to.
-        self.streams.send_step(self._publish_cache())
+        self._tell_state()
         for end in told:
             if end is not None:
                 self._end_answer(end)
@@ -258,13 +259,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         if end.last:
             self.finish(end.key)
 
-    def _publish_cache(self) -> pb.Load:
-        """Tells routers what changed in the prefix cache; returns the load of that moment."""
+    def _tell_state(self) -> None:
+        """Tells routers what changed in the prefix cache, and with the outputs the load of that
+        moment."""
         with self.engine.lock:
-            stored, removed = self.brain.pool.drain_events()
+            changed, last = self._cache.drain(), self._cache.sequence
             load = self.brain.load
-        self.streams.send_cache_events(stored, removed)
-        return load_to_wire(load)
+        if changed is not None:
+            self.streams.send_change(changed)
+        self.streams.send_step(load_to_wire(load), last)
 
     def _stop_computing(self, key: AttemptKey, index: int) -> None:
         event = self.stop_text_event(key, index)
@@ -328,7 +331,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self.finish(key)
         self.submit(self.abort_event(key))
 
-    def _greet(self) -> list[pb.WorkerMessage]:
+    def greet(self, attach: pb.Attach) -> list[pb.WorkerMessage]:
         welcome = pb.Welcome(
             worker=self.settings.worker,
             epoch=self.epoch,
@@ -337,18 +340,24 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             block_size=self.settings.block_size,
             max_num_seqs=self.settings.max_num_seqs,
             metrics_address=self.metrics_door.address,
+            cache_events=self._cache.enabled,
         )
-        # Routers that are attached already get what is pending, so that the snapshot and the
-        # events that follow it fit together.
-        load = self._publish_cache()
+        # Routers that are attached already get what is pending, so that what the new one gets and
+        # the events that follow fit together.
+        self._tell_state()
         with self.engine.lock:
-            snapshot = self.brain.pool.snapshot()
-        cache = pb.CacheEvents(reset=True, stored=hashes_to_wire(snapshot))
+            missing = self._cache.since(attach.cache_epoch, attach.cache_sequence)
+            load, last = load_to_wire(self.brain.load), self._cache.sequence
         return [
             pb.WorkerMessage(welcome=welcome),
-            pb.WorkerMessage(cache=cache),
-            pb.WorkerMessage(step=pb.Step(load=load)),
+            *(pb.WorkerMessage(cache=events) for events in missing),
+            pb.WorkerMessage(step=pb.Step(load=load, cache_sequence=last)),
         ]
+
+    def missed_changes(self, after: int) -> list[pb.CacheEvents]:
+        self._tell_state()
+        with self.engine.lock:
+            return self._cache.since(self.epoch, after)
 
     # gRPC
 
@@ -377,6 +386,8 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             await context.abort(grpc.StatusCode.INTERNAL, error.message)
         stats.busy_s = self._metrics.meter.busy_s
         stats.metrics_address = self.metrics_door.address
+        stats.cache_sequence = self._cache.sequence
+        stats.routers_without_events = self.streams.num_lacking_events
         return stats
 
     async def GetMetrics(

@@ -62,6 +62,9 @@ def _print(found: dict[str, Any]) -> None:
          "cached", "leased", "prefilled", "decoded", "preempted"],
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
+    for worker in found["workers"]:
+        if worker["stats"]["routers_without_events"]:
+            print(f"\n{_lacking_events(worker)}")
     edges = [(edge, worker) for worker in found["workers"] for edge in worker["stats"]["edges"]]
     split = {worker["worker"] for worker in found["workers"] if _num_ranks(worker) > 1}
     # A peer may be gone.
@@ -111,6 +114,12 @@ def _edge_row(edge: dict[str, Any], worker: str, split: set[str]) -> list[object
         _size(edge["bytes"]),
         edge["detail"],
     ]
+
+
+def _lacking_events(worker: dict[str, Any]) -> str:
+    stats = worker["stats"]
+    without = f"{stats['routers_without_events']} of {stats['routers']} routers"
+    return f"{worker['worker']}: {without} get no cache events and go by what they have sent to it"
 
 
 def _num_ranks(worker: dict[str, Any]) -> int:

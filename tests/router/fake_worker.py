@@ -9,9 +9,11 @@ from typing import Any
 import grpc.aio
 import numpy as np
 
+from core.cache_events import NO_PARENT, CacheChange, StoredBlocks
 from crossdock.v1 import metrics_pb2, registry_pb2, worker_pb2
 from crossdock.v1.registry_pb2_grpc import RegistryServicer, add_RegistryServicer_to_server
 from crossdock.v1.worker_pb2_grpc import WorkerServicer, add_WorkerServicer_to_server
+from wire.cache_events import change_to_wire
 
 BLOCK_SIZE = 16
 
@@ -53,6 +55,23 @@ def some_logprobs(token: int, count: int) -> worker_pb2.TokenLogprobs:
     )
 
 
+def cache_events(
+    epoch: int,
+    sequence: int,
+    stored: Sequence[int] = (),
+    removed: Sequence[int] = (),
+    *,
+    parent: int = NO_PARENT,
+    cleared: bool = False,
+) -> worker_pb2.CacheEvents:
+    """``stored``: one chain below ``parent``."""
+    hashes = np.array(stored, dtype=np.uint64)
+    parents = np.array([parent, *stored][: len(stored)], dtype=np.uint64)
+    gone = np.array(removed, dtype=np.uint64)
+    chains = StoredBlocks.of(hashes, parents)
+    return change_to_wire(epoch, CacheChange(sequence, chains, gone, cleared))
+
+
 class FakeWorker(WorkerServicer):
     """Records what the router sends; answers by the test's calls, or with ``script`` by itself."""
 
@@ -68,8 +87,10 @@ class FakeWorker(WorkerServicer):
         cached: Sequence[int] = (),
         script: Sequence[tuple[int, str]] = (),
         metrics: bytes = b"",
+        tells_cache: bool = True,
     ) -> None:
         self.metrics = metrics
+        self.tells_cache = tells_cache
         self.name, self.role, self.epoch = name, role, epoch
         self.num_blocks, self.block_size = num_blocks, block_size
         self.max_num_seqs = max_num_seqs
@@ -77,6 +98,7 @@ class FakeWorker(WorkerServicer):
         self.script = script
         self.endpoint = ""
         self.attached = 0
+        self.attaches: list[worker_pb2.Attach] = []
         self.received: list[worker_pb2.RouterMessage] = []
         self._news = asyncio.Condition()
         self._outbox: asyncio.Queue[worker_pb2.WorkerMessage] = asyncio.Queue()
@@ -104,6 +126,7 @@ class FakeWorker(WorkerServicer):
     ) -> AsyncIterator[worker_pb2.WorkerMessage]:
         first = await anext(aiter(requests))
         assert first.attach.router_id
+        self.attaches.append(first.attach)
         self.attached += 1
         self._outbox = asyncio.Queue()
         reader = asyncio.create_task(self._read(requests))
@@ -115,11 +138,13 @@ class FakeWorker(WorkerServicer):
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
             metrics_address=f"127.0.0.1:{len(self.name)}" if self.metrics else "",
+            cache_events=self.tells_cache,
         )
-        stored = np.array(self.cached, dtype="<u8").tobytes()
         try:
             yield worker_pb2.WorkerMessage(welcome=welcome)
-            yield worker_pb2.WorkerMessage(cache=worker_pb2.CacheEvents(reset=True, stored=stored))
+            if self.tells_cache:
+                events = cache_events(self.epoch, 1, self.cached, cleared=True)
+                yield worker_pb2.WorkerMessage(cache=events)
             while True:
                 yield await self._outbox.get()
         finally:

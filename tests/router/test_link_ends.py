@@ -25,7 +25,8 @@ async def end_by_drain(cluster: Any, worker: FakeWorker) -> None:
 
 async def end_by_a_message_that_makes_no_sense(cluster: Any, worker: FakeWorker) -> None:
     """This stream ends, and a new one comes up."""
-    worker.say(worker_pb2.WorkerMessage(cache=worker_pb2.CacheEvents(stored=b"odd")))
+    odd = worker_pb2.BlocksStored(medium=worker_pb2.DEVICE, hashes=b"odd")
+    worker.say(worker_pb2.WorkerMessage(cache=worker_pb2.CacheEvents(stored=[odd])))
     await cluster.until(lambda _: worker.attached == 2)
 
 

@@ -40,3 +40,9 @@ def test_what_can_not_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("[1")
     with pytest.raises(Incompatible, match="can't be used"):
         ModelInfo.load(tmp_path)
+
+
+def test_another_config_is_another_model(tmp_path: Path) -> None:
+    before = ModelInfo.load(folder_with(tmp_path)).digest
+    assert ModelInfo.load(folder_with(tmp_path)).digest == before
+    assert ModelInfo.load(folder_with(tmp_path, max_position_embeddings=64)).digest != before

@@ -104,6 +104,15 @@ class IndexAgainstSets(RuleBasedStateMachine):
             held.remove(leaf)
             self.index.removed(worker, hashes([leaf]))
 
+    @rule(worker=st.sampled_from(WORKERS), block=BLOCKS)
+    def expect_a_chain_for_a_moment(self, worker: WorkerId, block: int) -> None:
+        chain = chain_to(block)
+        held = leading(chain, self.held[worker])
+        self.index.expect(worker, chain[held:])
+        assert self.index.overlap(hashes(chain), worker) == len(chain)
+        self.index.unexpect(worker, chain[held:])
+        assert self.index.overlap(hashes(chain), worker) == held
+
     @rule(worker=st.sampled_from(WORKERS), gone=st.booleans())
     def forget(self, worker: WorkerId, gone: bool) -> None:
         self.held[worker].clear()

@@ -7,7 +7,7 @@ import grpc
 import grpc.aio
 import numpy as np
 import pytest
-from fake_worker import FakeWorker, sequence_output, some_logprobs
+from fake_worker import FakeWorker, cache_events, sequence_output, some_logprobs
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -302,9 +302,9 @@ async def test_prompts_go_where_their_prefix_is(start_cluster: Any) -> None:
     first = p0 if p0.received else p1
     sent = await first.got("prefill")
     hashes = block_hashes(np.array(prompt, dtype=np.int32), 16, sent.salt)
-    events = worker_pb2.CacheEvents(stored=hashes.astype("<u8").tobytes())
-    first._outbox.put_nowait(worker_pb2.WorkerMessage(cache=events))
-    await cluster.until(lambda c: len(routing.prefixes) == 3)
+    events = cache_events(first.epoch, 2, hashes.tolist())
+    first.say(worker_pb2.WorkerMessage(cache=events))
+    await cluster.until(lambda c: len(routing.caches.index) == 3)
     for count in range(2, 8):
         await collect(cluster.client, token_ids=[*prompt, 5])
         await first.got("prefill", count=count)
@@ -496,13 +496,13 @@ async def test_a_dead_registry_leaves_the_workers_in_use(start_cluster: Any) -> 
 async def test_a_restarted_worker_is_a_new_one(start_cluster: Any) -> None:
     cluster = await start_cluster(decode("d0", cached=[1, 2, 3]))
     pool, routing = cluster.router.dispatcher.pool, cluster.router.dispatcher.routing
-    await cluster.until(lambda c: len(routing.prefixes) == 3)
+    await cluster.until(lambda c: len(routing.caches.index) == 3)
     await cluster["d0"].kill()
     reborn = await decode("d0", epoch=2, script=SCRIPT).start()
     cluster.workers["d0"] = reborn
     await cluster.registry.list(reborn.record())
     await cluster.until(lambda c: [v.worker.epoch for v in pool.candidates()] == [2])
-    await cluster.until(lambda c: len(routing.prefixes) == 0)
+    await cluster.until(lambda c: len(routing.caches.index) == 0)
     assert (await collect(cluster.client, "hello"))[0] == "hello world"
 
 

@@ -208,7 +208,7 @@ class SimulatedRouter:
         while inbox and inbox[0][0] <= now:
             arrived, _, worker, load, stored, removed = heappop(inbox)
             if len(stored) or len(removed):
-                self._routing.cache_changed(worker, stored, removed)
+                self._routing.caches.changed(worker, stored, removed)
             if load is not None:
                 self._routing.load_reported(worker, load, arrived / FEMTOSECONDS)
 
@@ -276,7 +276,8 @@ class SimulatedRouter:
 
     def _send_open(self, running: _Running, command: SendOpen) -> None:
         key = running.attempt_key
-        self._routing.sent_open(key, running.routed, command.worker, command.handoff)
+        now = self._agenda.now_s
+        self._routing.sent_open(key, running.routed, command.worker, command.handoff, now)
         opened = (
             Opened(key)
             if command.handoff

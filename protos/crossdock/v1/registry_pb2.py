@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crossdock.v1 import metrics_pb2 as crossdock_dot_v1_dot_metrics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63rossdock/v1/registry.proto\x12\x0c\x63rossdock.v1\x1a\x1a\x63rossdock/v1/metrics.proto\"!\n\x0cWatchRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"R\n\nWorkerList\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.crossdock.v1.WorkerRecord\x12\x17\n\x0fmetrics_address\x18\x02 \x01(\t\"_\n\x0cWorkerRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x32\x95\x01\n\x08Registry\x12?\n\x05Watch\x12\x1a.crossdock.v1.WatchRequest\x1a\x18.crossdock.v1.WorkerList0\x01\x12H\n\nGetMetrics\x12\x1f.crossdock.v1.GetMetricsRequest\x1a\x19.crossdock.v1.MetricsTextb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63rossdock/v1/registry.proto\x12\x0c\x63rossdock.v1\x1a\x1a\x63rossdock/v1/metrics.proto\"!\n\x0cWatchRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"h\n\nWorkerList\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.crossdock.v1.WorkerRecord\x12\x17\n\x0fmetrics_address\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61\x63he_secret\x18\x03 \x01(\x0c\"_\n\x0cWorkerRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\x32\x95\x01\n\x08Registry\x12?\n\x05Watch\x12\x1a.crossdock.v1.WatchRequest\x1a\x18.crossdock.v1.WorkerList0\x01\x12H\n\nGetMetrics\x12\x1f.crossdock.v1.GetMetricsRequest\x1a\x19.crossdock.v1.MetricsTextb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,9 +35,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREQUEST']._serialized_start=73
   _globals['_WATCHREQUEST']._serialized_end=106
   _globals['_WORKERLIST']._serialized_start=108
-  _globals['_WORKERLIST']._serialized_end=190
-  _globals['_WORKERRECORD']._serialized_start=192
-  _globals['_WORKERRECORD']._serialized_end=287
-  _globals['_REGISTRY']._serialized_start=290
-  _globals['_REGISTRY']._serialized_end=439
+  _globals['_WORKERLIST']._serialized_end=212
+  _globals['_WORKERRECORD']._serialized_start=214
+  _globals['_WORKERRECORD']._serialized_end=309
+  _globals['_REGISTRY']._serialized_start=312
+  _globals['_REGISTRY']._serialized_end=461
 # @@protoc_insertion_point(module_scope)

@@ -14,12 +14,14 @@ class WatchRequest(_message.Message):
     def __init__(self, router_id: _Optional[str] = ...) -> None: ...
 
 class WorkerList(_message.Message):
-    __slots__ = ("workers", "metrics_address")
+    __slots__ = ("workers", "metrics_address", "cache_secret")
     WORKERS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SECRET_FIELD_NUMBER: _ClassVar[int]
     workers: _containers.RepeatedCompositeFieldContainer[WorkerRecord]
     metrics_address: str
-    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerRecord, _Mapping]]] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    cache_secret: bytes
+    def __init__(self, workers: _Optional[_Iterable[_Union[WorkerRecord, _Mapping]]] = ..., metrics_address: _Optional[str] = ..., cache_secret: _Optional[bytes] = ...) -> None: ...
 
 class WorkerRecord(_message.Message):
     __slots__ = ("worker", "endpoint", "epoch", "role", "draining")

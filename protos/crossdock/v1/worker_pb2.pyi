@@ -8,6 +8,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Medium(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MEDIUM_UNSPECIFIED: _ClassVar[Medium]
+    DEVICE: _ClassVar[Medium]
+MEDIUM_UNSPECIFIED: Medium
+DEVICE: Medium
+
 class AttemptKey(_message.Message):
     __slots__ = ("tenant", "request_id", "attempt")
     TENANT_FIELD_NUMBER: _ClassVar[int]
@@ -62,22 +69,42 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("attach", "prefill", "open", "abort")
+    __slots__ = ("attach", "prefill", "open", "abort", "cache_request", "cache_fallback")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
+    CACHE_REQUEST_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     prefill: Prefill
     open: Open
     abort: Abort
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+    cache_request: CacheRequest
+    cache_fallback: CacheFallback
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., cache_request: _Optional[_Union[CacheRequest, _Mapping]] = ..., cache_fallback: _Optional[_Union[CacheFallback, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("router_id",)
+    __slots__ = ("router_id", "cache_epoch", "cache_sequence")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
+    CACHE_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     router_id: str
-    def __init__(self, router_id: _Optional[str] = ...) -> None: ...
+    cache_epoch: int
+    cache_sequence: int
+    def __init__(self, router_id: _Optional[str] = ..., cache_epoch: _Optional[int] = ..., cache_sequence: _Optional[int] = ...) -> None: ...
+
+class CacheRequest(_message.Message):
+    __slots__ = ("after_sequence",)
+    AFTER_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    after_sequence: int
+    def __init__(self, after_sequence: _Optional[int] = ...) -> None: ...
+
+class CacheFallback(_message.Message):
+    __slots__ = ("active",)
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    active: bool
+    def __init__(self, active: bool = ...) -> None: ...
 
 class Prefill(_message.Message):
     __slots__ = ("key", "token_ids", "sampling", "decode_worker", "decode_endpoint", "decode_epoch", "salt", "deadline_s")
@@ -142,7 +169,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size", "max_num_seqs", "metrics_address")
+    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size", "max_num_seqs", "metrics_address", "cache_events")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -150,6 +177,7 @@ class Welcome(_message.Message):
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
@@ -157,15 +185,18 @@ class Welcome(_message.Message):
     block_size: int
     max_num_seqs: int
     metrics_address: str
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    cache_events: bool
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ..., cache_events: bool = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("outputs", "load")
+    __slots__ = ("outputs", "load", "cache_sequence")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
     load: Load
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ...) -> None: ...
+    cache_sequence: int
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_sequence: _Optional[int] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
     __slots__ = ("key", "token_ids", "text", "finish_reason", "cached_tokens", "index", "logprobs")
@@ -240,14 +271,38 @@ class AttemptFailed(_message.Message):
     def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., cause: _Optional[_Union[AttemptFailed.Cause, str]] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class CacheEvents(_message.Message):
-    __slots__ = ("reset", "stored", "removed")
-    RESET_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("cleared", "epoch", "sequence", "stored", "removed")
+    CLEARED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     STORED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
-    reset: bool
-    stored: bytes
-    removed: bytes
-    def __init__(self, reset: bool = ..., stored: _Optional[bytes] = ..., removed: _Optional[bytes] = ...) -> None: ...
+    cleared: bool
+    epoch: int
+    sequence: int
+    stored: _containers.RepeatedCompositeFieldContainer[BlocksStored]
+    removed: _containers.RepeatedCompositeFieldContainer[BlocksRemoved]
+    def __init__(self, cleared: bool = ..., epoch: _Optional[int] = ..., sequence: _Optional[int] = ..., stored: _Optional[_Iterable[_Union[BlocksStored, _Mapping]]] = ..., removed: _Optional[_Iterable[_Union[BlocksRemoved, _Mapping]]] = ...) -> None: ...
+
+class BlocksStored(_message.Message):
+    __slots__ = ("medium", "hashes", "starts", "parents")
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    STARTS_FIELD_NUMBER: _ClassVar[int]
+    PARENTS_FIELD_NUMBER: _ClassVar[int]
+    medium: Medium
+    hashes: bytes
+    starts: bytes
+    parents: bytes
+    def __init__(self, medium: _Optional[_Union[Medium, str]] = ..., hashes: _Optional[bytes] = ..., starts: _Optional[bytes] = ..., parents: _Optional[bytes] = ...) -> None: ...
+
+class BlocksRemoved(_message.Message):
+    __slots__ = ("medium", "hashes")
+    MEDIUM_FIELD_NUMBER: _ClassVar[int]
+    HASHES_FIELD_NUMBER: _ClassVar[int]
+    medium: Medium
+    hashes: bytes
+    def __init__(self, medium: _Optional[_Union[Medium, str]] = ..., hashes: _Optional[bytes] = ...) -> None: ...
 
 class GetStatsRequest(_message.Message):
     __slots__ = ("validate",)
@@ -256,7 +311,7 @@ class GetStatsRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class WorkerStats(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers", "ranks", "max_num_seqs", "busy_s", "metrics_address")
+    __slots__ = ("worker", "epoch", "role", "load", "total_blocks", "free_blocks", "cached_blocks", "leased_blocks", "quarantined_blocks", "prefill_tokens_computed", "recomputed_tokens", "decode_tokens", "preemptions", "prefix_tokens_hit", "leases", "edges", "events", "cores", "threads", "pid", "steps", "routers", "ranks", "max_num_seqs", "busy_s", "metrics_address", "cache_sequence", "routers_without_events")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -283,6 +338,8 @@ class WorkerStats(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     BUSY_S_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ROUTERS_WITHOUT_EVENTS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
@@ -309,7 +366,9 @@ class WorkerStats(_message.Message):
     max_num_seqs: int
     busy_s: float
     metrics_address: str
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., max_num_seqs: _Optional[int] = ..., busy_s: _Optional[float] = ..., metrics_address: _Optional[str] = ...) -> None: ...
+    cache_sequence: int
+    routers_without_events: int
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., total_blocks: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., leased_blocks: _Optional[int] = ..., quarantined_blocks: _Optional[int] = ..., prefill_tokens_computed: _Optional[int] = ..., recomputed_tokens: _Optional[int] = ..., decode_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_tokens_hit: _Optional[int] = ..., leases: _Optional[int] = ..., edges: _Optional[_Iterable[_Union[EdgeStats, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[LoggedEvent, _Mapping]]] = ..., cores: _Optional[_Iterable[int]] = ..., threads: _Optional[int] = ..., pid: _Optional[int] = ..., steps: _Optional[int] = ..., routers: _Optional[int] = ..., ranks: _Optional[_Iterable[_Union[RankStats, _Mapping]]] = ..., max_num_seqs: _Optional[int] = ..., busy_s: _Optional[float] = ..., metrics_address: _Optional[str] = ..., cache_sequence: _Optional[int] = ..., routers_without_events: _Optional[int] = ...) -> None: ...
 
 class RankStats(_message.Message):
     __slots__ = ("rank", "pid", "host", "cores", "threads", "intervals", "kernels", "steps", "busy_s", "cpu_s", "resident_bytes")

@@ -1,0 +1,73 @@
+"""Blocks that a worker will cache for prompts that were just sent to it.
+
+Pure: the clock is passed in. Until the first event tells of them they count as held, so that a
+burst of requests with the same beginning lands together. An expectation ends with the first output
+or the end of its attempt, and at the latest after its lifetime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.block_hash import HashArray
+from core.request import AttemptKey
+from router.placement import WorkerId
+from router.prefix_index import PrefixIndex
+
+# Longer than most prompts wait and compute; a mistake does no harm after it.
+LIFETIME_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expectation:
+    """``hashes``: of the prompt's full blocks (uint64); the first ``held`` of them were there.
+    ``sent_at`` in seconds."""
+
+    hashes: HashArray
+    held: int
+    sent_at: float
+
+    @property
+    def new_blocks(self) -> list[int]:
+        blocks: list[int] = self.hashes[self.held :].tolist()
+        return blocks
+
+
+class ExpectedBlocks:
+    """Keeps in ``index`` what is expected of each worker."""
+
+    def __init__(self, index: PrefixIndex) -> None:
+        self._index = index
+        # Oldest first.
+        self._open: dict[tuple[AttemptKey, WorkerId], Expectation] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(
+        self, key: AttemptKey, worker: WorkerId, hashes: HashArray, held: int, now: float
+    ) -> None:
+        """The attempt's prompt goes to ``worker``, which has the first ``held`` blocks of it."""
+        self.settle(key, worker)
+        self._expire(now)
+        expectation = Expectation(hashes, held, now)
+        self._open[key, worker] = expectation
+        self._index.expect(worker, expectation.new_blocks)
+
+    def settle(self, key: AttemptKey, worker: WorkerId) -> Expectation | None:
+        """The events have told by now. Returns what was expected, once."""
+        expectation = self._open.pop((key, worker), None)
+        if expectation is not None:
+            self._index.unexpect(worker, expectation.new_blocks)
+        return expectation
+
+    def forget(self, worker: WorkerId) -> None:
+        for key, whose in [entry for entry in self._open if entry[1] == worker]:
+            self.settle(key, whose)
+
+    def _expire(self, now: float) -> None:
+        while self._open:
+            (key, worker), oldest = next(iter(self._open.items()))
+            if now - oldest.sent_at < LIFETIME_S:
+                return
+            self.settle(key, worker)
