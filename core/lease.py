@@ -74,7 +74,7 @@ class LeaseTable:
 
     @property
     def num_granted(self) -> int:
-        return sum(lease.holds_blocks for lease in self._leases.values())
+        return sum([lease.holds_blocks for lease in self._leases.values()])
 
     @property
     def num_open(self) -> int:
@@ -91,7 +91,7 @@ class LeaseTable:
 
     def next_deadline(self) -> float | None:
         """When a `Tick` ends the first lease if nothing else happens; None without leases."""
-        return min(map(self._deadline, self._leases.values()), default=None)
+        return min(map(self._deadline, self._leases.values())) if self._leases else None
 
     def _deadline(self, lease: Lease) -> float:
         deadline = lease.deadline

@@ -123,10 +123,8 @@ class PrefixCache:
         has_parent = parent is None or parent_id != NO_BLOCK
         if not has_parent or np.count_nonzero(self._in_cache[block_ids]):
             return False
-        entered = dict(zip(hashes.tolist(), block_ids.tolist(), strict=True))
-        if len(entered) < len(hashes) or not self._block_of.keys().isdisjoint(entered):
+        if not self._list_new(hashes.tolist(), block_ids.tolist()):
             return False
-        self._block_of.update(entered)
         self.changes.stored(hashes)
         self._in_cache[block_ids] = True
         self._hash[block_ids] = hashes
@@ -137,6 +135,19 @@ class PrefixCache:
             self._children[parent_id] += 1
             self._parent[block_ids[0]] = parent_id
         return True
+
+    def _list_new(self, values: list[int], block_ids: list[int]) -> bool:
+        """Lists all blocks, or none if one of the hashes is known."""
+        # What nobody has the first block of, nobody has the others of: so mostly it is the first.
+        if values and values[0] in self._block_of:
+            return False
+        before = len(self._block_of)
+        self._block_of.update(zip(values, block_ids, strict=True))
+        if len(self._block_of) == before + len(values):
+            return True
+        cached = np.flatnonzero(self._in_cache)
+        self._block_of = dict(zip(self._hash[cached].tolist(), cached.tolist(), strict=True))
+        return False
 
     def publish(
         self, block_ids: BlockIds, hashes: HashArray, rows: TokenArray, parent: int | None

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class StepTime:
+# A tuple, as one is made for each step.
+class StepTime(NamedTuple):
     """``total``: seconds from plan to result, the wait for earlier steps included; ``own``: without
     that wait, so that the ``own`` of all steps add up to the time in which the engine was busy."""
 

@@ -201,6 +201,30 @@ def test_publishing_twice_changes_nothing() -> None:
     assert pool.drain_events()[0].tolist() == hashes_of(prompt(1, 2)).tolist()
 
 
+def test_a_block_whose_hash_another_prompt_has_later_on_stays_private() -> None:
+    # Only two texts with one hash come to that.
+    pool = BlockPool(8, BLOCK_SIZE)
+    known = compute(pool, 1, 2)
+    hashes = hashes_of(prompt(1, 2))
+    blocks, other = pool.allocate(3), hashes_of(prompt(9, 9, 9))
+    pool.publish(blocks, np.array([other[0], hashes[1], other[2]]), prompt(9, 8, 7), parent=None)
+    pool.validate()
+    assert pool.drain_events()[0].tolist() == [*hashes.tolist(), int(other[0])]
+    pool.release(known)
+    assert counts(pool) == (3, 2, 3, 0)
+    assert match(pool, 1, 2) == known.tolist()
+
+
+def test_a_chain_that_has_one_hash_twice_ends_before_the_second() -> None:
+    pool = BlockPool(4, BLOCK_SIZE)
+    first, second = hashes_of(prompt(1, 2)).tolist()
+    blocks = pool.allocate(3)
+    hashes = np.array([first, second, second], dtype=np.uint64)
+    pool.publish(blocks, hashes, prompt(1, 2, 3), parent=None)
+    pool.validate()
+    assert pool.snapshot().tolist() == [first, second]
+
+
 def test_what_is_available_can_be_allocated_even_under_held_descendants() -> None:
     # Two prompts compute the same first block at once; the loser of that race continues under
     # the winner's block and outlives it.

@@ -39,7 +39,8 @@ _NONE: HashArray = np.empty(0, dtype=np.uint64)
 _SHORTEST_RUN = 2
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Not frozen, for the reason that is told in ``core.step``.
+@dataclass(slots=True, eq=False)
 class Run:
     """``steps`` steps in a row, none of them booked, the first with the work ``first``.
 

@@ -23,7 +23,11 @@ MAX_DURATION_S = 366 * 86_400.0
 _PRIVATE = 1 << 30
 _NO_PARTS: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
 # Keeps the hashes of shared parts from those of the others.
-_SHARED = np.uint64(1 << 63)
+_SHARED = 1 << 31
+_HALF = np.uint64(32)
+# Of SplitMix64.
+_SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
+_FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,8 +86,8 @@ class RequestTrace:
         parts = self._parts(index)
         shared = min(len(values), len(parts) * self.part_tokens // block_size)
         if shared:
-            last_part = ((np.arange(shared) + 1) * block_size - 1) // self.part_tokens
-            values[:shared] = _chained(parts)[last_part] + number[:shared]
+            ends = np.arange(block_size - 1, shared * block_size, block_size)
+            values[:shared] = _chained(parts)[ends // self.part_tokens] + number[:shared]
         return _mixed(values)
 
     def _parts(self, index: int) -> npt.NDArray[np.int32]:
@@ -157,16 +161,16 @@ class RequestTrace:
 def _chained(parts: npt.NDArray[np.int32]) -> HashArray:
     """For each part a value that is equal exactly where the part and all before it are: the sum of
     theirs, in each of which the place has its share."""
-    place = np.arange(len(parts), dtype=np.uint64) << np.uint64(32)
-    return np.cumsum(_mixed(place + parts.astype(np.uint64) + _SHARED), dtype=np.uint64)
+    place = np.arange(_SHARED, _SHARED + len(parts), dtype=np.uint64)
+    return _mixed((place << _HALF) + parts.astype(np.uint64)).cumsum()
 
 
 def _mixed(values: HashArray) -> HashArray:
     """A different one for each (the finalizer of SplitMix64: Steele, Lea, Flood, "Fast splittable
     pseudorandom number generators", OOPSLA 2014)."""
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    values = (values ^ (values >> _SHIFTS[0])) * _FACTORS[0]
+    values = (values ^ (values >> _SHIFTS[1])) * _FACTORS[1]
+    return values ^ (values >> _SHIFTS[2])
 
 
 def _joined(name: str, traces: Sequence[RequestTrace], pause_s: float) -> RequestTrace:
