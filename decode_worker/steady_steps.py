@@ -81,6 +81,10 @@ def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: in
         if len(ready) == len(takes):
             for block_id, (_, _, _, sequence) in zip(ready, takes, strict=True):
                 sequence.add_block(block_id)
+            if len(decoding) == 1:
+                decoding[0].advance(decoding[0].computed + steps)
+                decoding[0].publish_full_blocks(pool)
+                return
             for _, _, place, value, sequence in sorted(full):
                 _extend(sequence, place, value, pool)
             return

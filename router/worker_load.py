@@ -20,8 +20,6 @@ SETTLE_S = 0.02
 
 Counts = npt.NDArray[np.int64]
 
-_NO_LOAD = Load(0, 0, 0, 0)
-
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
@@ -170,11 +168,19 @@ class LoadTable:
 
     def _note(self, number: int) -> None:
         ledger = self._ledgers[number]
-        running, waiting, free, pending = _NO_LOAD if ledger is None else ledger.current()
-        used = 0 if ledger is None else ledger.num_blocks - free
-        self.context_blocks[number] = used if ledger is None else used - used % ledger.grain
-        self.late_tokens[number] = 0 if ledger is None else min(pending, ledger.late_tokens)
-        self.sequences[number] = running + waiting
+        if ledger is None:
+            sequences = free = context = pending = late = 0
+        else:
+            running, waiting, free, pending = ledger.reported
+            sequences = running + waiting + ledger.sequences
+            free = max(0, free - ledger.blocks)
+            used = ledger.num_blocks - free
+            context = used - used % ledger.grain
+            pending += ledger.tokens
+            late = min(pending, ledger.late_tokens)
+        self.sequences[number] = sequences
+        self.context_blocks[number] = context
+        self.late_tokens[number] = late
         self.free_blocks[number] = free
         self.pending_prefill_tokens[number] = pending
 
