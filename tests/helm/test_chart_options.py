@@ -342,6 +342,16 @@ def test_the_test_hook_sends_one_request_over_grpc() -> None:
     assert "test" in components
 
 
+def test_the_test_hook_has_an_api_key_from_a_secret_and_nobody_else_has() -> None:
+    values = {"test": {"apiKeySecret": {"name": "of-a-tenant", "key": "k"}}}
+    for pod, template in pod_templates(render(values)):
+        for container in containers(template):
+            keys = [e for e in container["env"] if e["name"] == "CROSSDOCK_API_KEY"]
+            secret = {"secretKeyRef": {"name": "of-a-tenant", "key": "k"}}
+            expected = [{"name": "CROSSDOCK_API_KEY", "valueFrom": secret}]
+            assert keys == (expected if pod == "crossdock-test" else [])
+
+
 def test_groups_take_what_is_set_for_all_unless_they_have_their_own() -> None:
     values = {"nodeSelector": {"pool": "gpu"}, "decode": {"nodeSelector": {"pool": "big"}}}
     found = groups(render(values))
