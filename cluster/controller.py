@@ -38,10 +38,10 @@ from cluster.pool_messages import (
 from cluster.pool_state import ATTACH_PATIENCE_S, PoolState
 from cluster.wanted import Wanted
 from cluster.wishes import Wish
+from cluster.worker_start import await_start
 from core.errors import CrossdockError, InternalError, Unavailable
 from crossdock.v1 import worker_pb2
 
-START_TIMEOUT_S = 600.0
 # Beyond its drain time a worker gets this long to close files and threads.
 STOP_GRACE_S = 10.0
 ASK_TIMEOUT_S = 10.0
@@ -66,6 +66,7 @@ class WorkerPlaces(Protocol):
     async def settings(self, slot: Slot, beside: Slot | None = None) -> ReplicaSettings: ...
     def pass_on(self, slot: Slot, heir: Slot) -> None: ...
     def give_back(self, slot: Slot) -> None: ...
+    def on_living_nodes(self, slot: Slot) -> bool: ...
     def on_address(self, address: str) -> tuple[Slot, ...]: ...
     async def close_node(self, address: str, reason: str, limit_s: float) -> None: ...
 
@@ -257,7 +258,7 @@ class Controller:
             self._handle(Lost(slot, f"it can't be created: {error}"))
             return
         try:
-            started = await asyncio.wait_for(worker.start(), START_TIMEOUT_S)
+            started = await await_start(worker.start(), lambda: self._places.on_living_nodes(slot))
         except Exception as error:
             worker.kill()
             self._handle(Lost(slot, _why_not_started(error)))
@@ -325,6 +326,4 @@ def _no_replacement(error: Unavailable) -> Unavailable:
 
 
 def _why_not_started(error: Exception) -> str:
-    if isinstance(error, TimeoutError):
-        return f"it was not ready after {START_TIMEOUT_S:g} s"
     return error.message if isinstance(error, CrossdockError) else repr(error)

@@ -147,7 +147,7 @@ class Places:
     async def settings(self, slot: Slot, beside: Slot | None = None) -> ReplicaSettings:
         """What to tell ``slot``'s worker. One without a place gets one, with the cores of
         ``beside`` if it is to replace that one. Raises ``Unavailable`` without room."""
-        if not self._on_living_nodes(slot):
+        if not self.on_living_nodes(slot):
             # Ray would move what it lost to a node where this address is not.
             self.give_back(slot)
         if slot not in self._places:
@@ -240,7 +240,8 @@ class Places:
         """A place has room for so many ranks of such a size, in such an order."""
         return self._need(slot) == self._need(heir)
 
-    def _on_living_nodes(self, slot: Slot) -> bool:
+    def on_living_nodes(self, slot: Slot) -> bool:
+        """Whether Ray has lost none of the nodes of its ranks. Asks Ray, which may be away."""
         alive = self._nodes.node_addresses
         return all(rank.node in alive for rank in self._places.get(slot, ()))
 

@@ -34,8 +34,11 @@ class FakeWorker:
         self.idle = asyncio.Event()
         self.idle.set()
         self.killed = False
+        self.may_start = asyncio.Event()
+        self.may_start.set()
 
     async def start(self) -> Started:
+        await self.may_start.wait()
         if self.refusal:
             raise self.refusal
         return Started(self.slot, f"{self.slot.name}:{self.epoch}", self.epoch, pid=1)
@@ -63,6 +66,7 @@ class FakePlaces:
         self.heirs: dict[Slot, Slot] = {}
         self.taken: set[Slot] = set()
         self.full = False
+        self.lost: set[Slot] = set()
         self.closed: dict[str, float] = {}
 
     def check_room(self, slots: Sequence[Slot], heirs: Mapping[Slot, Slot]) -> None:
@@ -80,6 +84,9 @@ class FakePlaces:
 
     def give_back(self, slot: Slot) -> None:
         self.taken.remove(slot)
+
+    def on_living_nodes(self, slot: Slot) -> bool:
+        return slot not in self.lost
 
     def on_address(self, address: str) -> tuple[Slot, ...]:
         return tuple(sorted(self.taken)) if address in self.closed else ()
@@ -120,6 +127,8 @@ class Scene:
         if slot in self.impossible:
             raise ValueError(self.impossible[slot])
         self.made.append(FakeWorker(slot, len(self.made) + 1, self.refusals.get(slot)))
+        if slot in self.places.lost:
+            self.made[-1].may_start.clear()
         return self.made[-1]
 
     def publish(self, workers: tuple[Member, ...]) -> None:
@@ -138,6 +147,14 @@ class Scene:
             while self.asked.count(endpoint) < 5:  # noqa: ASYNC110 - it has no event for that
                 await asyncio.sleep(0)
         return set(self.asked)
+
+    async def detail(self, slot: Slot, words: str) -> None:
+        """Until the status of this worker says so."""
+        async with asyncio.timeout(10):
+            while not any(  # noqa: ASYNC110 - it has no event for that
+                member.slot == slot and words in member.detail for member in self.controller.members
+            ):
+                await asyncio.sleep(0)
 
     def epochs(self) -> dict[Slot, int]:
         return {member.slot: member.epoch for member in self.published}
@@ -170,6 +187,20 @@ async def test_a_dead_worker_is_replaced_by_one_with_a_new_epoch(scene: Scene) -
     assert scene.controller.restarts == 1
     assert scene.made[0].killed
     assert scene.notes[0] == "worker prefill-0 (pid 1): killed by a test"
+
+
+async def test_a_worker_whose_node_is_lost_while_it_starts_is_placed_anew(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.worker_start._PAUSE_S", 0.0)
+    await scene.controller.start()
+    scene.places.lost.add(P0)
+    scene.made[0].die()
+    await scene.until(lambda: scene.epochs() == {D0: 2})
+    await scene.detail(P0, "its node is gone")
+    assert scene.made[2].killed
+    scene.places.lost.clear()
+    await scene.until(lambda: P0 in scene.epochs())
 
 
 async def test_a_worker_that_can_not_start_ends_the_start_and_says_why(scene: Scene) -> None:
