@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 import zipfile
-from importlib import metadata
 from pathlib import Path
 
 import pytest
-from packaging.requirements import Requirement
 from scripted_server import Answer, ScriptedServer
+
+from distributions import build_wheels, dependencies, make_environment, requirements_of
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 ASK = """
 import json, sys
 from crossdock.client import Client
@@ -29,62 +26,13 @@ print(json.dumps({"text": answer.text, "modules": loaded}))
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both distributions of this repository, by name."""
-    folder = tmp_path_factory.mktemp("wheels")
-    for project in (ROOT / "protos", ROOT):
-        build = [sys.executable, "-P", "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-        subprocess.run(build, cwd=project, check=True, capture_output=True)
-    return {wheel.name.partition("-")[0]: wheel for wheel in folder.glob("*.whl")}
+    return build_wheels(tmp_path_factory.mktemp("wheels"))
 
 
 @pytest.fixture(scope="module")
 def python(wheels: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of an environment with the client's wheel and what it depends on.
-
-    The dependencies are links to what is installed here, so that no index is needed.
-    """
-    folder = tmp_path_factory.mktemp("environment")
-    python = folder / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    wheel = wheels["crossdock_client"]
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    subprocess.run([*pip, "--no-index", "--no-deps", str(wheel)], check=True)
-    [packages] = folder.glob("lib/python*/site-packages")
-    for name in dependencies(requirements_of(wheel)):
-        link_files(metadata.distribution(name), packages)
-    return python
-
-
-def requirements_of(wheel: Path) -> list[str]:
-    with zipfile.ZipFile(wheel) as archive:
-        [name] = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
-        lines = archive.read(name).decode().splitlines()
-    return [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist: ")]
-
-
-def dependencies(requirements: list[str]) -> set[str]:
-    """Names of all distributions that an installer would bring; their versions must fit."""
-    found: set[str] = set()
-    waiting = [Requirement(text) for text in requirements]
-    while waiting:
-        requirement = waiting.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
-            continue
-        assert metadata.version(requirement.name) in requirement.specifier, str(requirement)
-        if requirement.name not in found:
-            found.add(requirement.name)
-            more = metadata.requires(requirement.name) or []
-            waiting += [Requirement(text) for text in more]
-    return found
-
-
-def link_files(distribution: metadata.Distribution, target: Path) -> None:
-    for file in distribution.files or ():
-        if ".." in file.parts or "__pycache__" in file.parts:
-            continue
-        place = target / file
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(Path(str(distribution.locate_file(file))).resolve())
+    """The interpreter of an environment with the client's wheel and what it depends on."""
+    return make_environment(tmp_path_factory.mktemp("environment"), [wheels["crossdock_client"]])
 
 
 def files_of(wheel: Path) -> set[str]:
