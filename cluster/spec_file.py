@@ -10,6 +10,9 @@ from core.config import ClusterSpec, make_spec
 from core.errors import InvalidField
 from core.yaml_text import parse_yaml
 
+# What only routers need to know.
+_OF_TENANTS = ("tenants", "auth")
+
 
 def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
     """The spec in the file at ``path`` (None: all defaults), with ``overrides`` by dotted path.
@@ -28,17 +31,30 @@ def read_spec(path: Path | None, overrides: Mapping[str, object] | None = None) 
     return make_spec(_read(path) if path else None, overrides)
 
 
-def _read(path: Path) -> Mapping[str, object]:
+def read_router_spec(path: Path, tenants: Path | None) -> ClusterSpec:
+    """As ``read_spec``. ``tenants``: a file whose sections `tenants` and `auth`, it may have no
+    others, stand in the place of those in ``path``; such as a mounted Secret."""
+    if tenants is None:
+        return read_spec(path)
+    instead = _read(tenants, "--tenants")
+    for name in instead:
+        if name not in _OF_TENANTS:
+            fix = f"may be no section of {tenants}: it has {' and '.join(_OF_TENANTS)} only"
+            raise InvalidField("--tenants", name, fix)
+    return make_spec({**_read(path), **instead})
+
+
+def _read(path: Path, field: str = "config") -> Mapping[str, object]:
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise InvalidField("config", str(path), "is no text file") from None
+        raise InvalidField(field, str(path), "is no text file") from None
     except OSError as error:
-        raise InvalidField("config", str(path), f"can't be read: {error}") from None
+        raise InvalidField(field, str(path), f"can't be read: {error}") from None
     except ValueError as error:
-        raise InvalidField("config", str(path), str(error)) from None
+        raise InvalidField(field, str(path), str(error)) from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):
-        raise InvalidField("config", str(path), "must hold settings such as `model: FOLDER`")
+        raise InvalidField(field, str(path), "must hold settings such as `model: FOLDER`")
     return {str(key): value for key, value in content.items()}

@@ -78,6 +78,12 @@ def router(
     grpc_port: PortOption = DEFAULT_GRPC_PORT,
     http_port: PortOption = DEFAULT_HTTP_PORT,
     drain_s: DrainOption = DEFAULT_DRAIN_S,
+    tenants: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with tenants and auth instead of the config's, e.g. a Secret."
+        ),
+    ] = None,
 ) -> None:
     """Run one router of a cluster whose controller is elsewhere. Several may run side by side.
 
@@ -86,10 +92,10 @@ def router(
     """
     from cluster.progress import StderrProgress
     from cluster.separate_router import Doors, locate_model, router_options
-    from cluster.spec_file import read_spec
+    from cluster.spec_file import read_router_spec
     from router.main import main
 
-    spec = read_spec(config)
+    spec = read_router_spec(config, tenants)
     model = locate_model(spec, StderrProgress())
     doors = Doors(host, grpc_port, http_port, drain_s)
     sys.exit(main(router_options(spec, model, registry, doors).arguments()))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from certificates import make_authority, make_worker, openssl
 
-from cluster.spec_file import load_spec
+from cluster.spec_file import load_spec, read_router_spec
 from core.errors import InvalidField
 
 
@@ -81,3 +81,25 @@ def test_a_key_with_a_password_is_refused_and_not_asked_for(certified: Path) -> 
 def test_a_key_of_another_certificate_is_refused(certified: Path) -> None:
     with pytest.raises(InvalidField, match=r"tls.cert = .* can't be used with tls.key"):
         load_spec(write(certified, TLS.replace("worker.key", "ca.key")))
+
+
+# Tenants in a file of their own
+
+KEY = "0" * 64
+
+
+def test_tenants_of_another_file_stand_in_the_place_of_the_configs(tmp_path: Path) -> None:
+    config = write(tmp_path, "model: llama\ntenants: {default: {weight: 2}}\n")
+    secret = tmp_path / "tenants.yaml"
+    secret.write_text(f"tenants: {{a: {{api_key_sha256: ['{KEY}']}}}}\nauth: {{required: true}}\n")
+    spec = read_router_spec(config, secret)
+    assert (spec.model, list(spec.tenants), spec.needs_key) == ("llama", ["a"], True)
+    assert list(read_router_spec(config, None).tenants) == ["default"]
+
+
+@pytest.mark.parametrize("text", ["model: other", "tenants: {a: {}}", "tenants: [", "- 1"])
+def test_such_a_file_has_nothing_else_and_says_what_can_be(tmp_path: Path, text: str) -> None:
+    secret = tmp_path / "tenants.yaml"
+    secret.write_text(text)
+    with pytest.raises(InvalidField):
+        read_router_spec(write(tmp_path, "model: llama\n"), secret)

@@ -184,6 +184,15 @@ def test_a_change_of_replicas_alone_restarts_nothing() -> None:
     assert templates(cluster({"max_num_seqs": 3})) != templates({})
 
 
+def test_a_change_of_tenants_restarts_the_routers_and_no_worker() -> None:
+    def template(part: str, values: dict[str, Any]) -> Any:
+        return one(render(values), "Deployment", f"crossdock-{part}")["spec"]["template"]
+
+    tenants = {"cluster": {"tenants": {"default": {"weight": 2}}, "auth": {"required": False}}}
+    assert template("controller", tenants) == template("controller", {})
+    assert template("router", tenants) != template("router", {})
+
+
 @pytest.mark.parametrize("path", CI, ids=lambda path: path.stem)
 def test_pods_start_commands_that_exist_with_options_that_they_take(path: Path) -> None:
     import typer

@@ -32,6 +32,8 @@ ALL_ON: dict[str, Any] = {
         "http": {"enabled": True, "hostnames": ["c"]},
         "grpc": {"enabled": True, "hostnames": ["d"]},
     },
+    "router": {"tenantsSecret": {"name": "tenants"}},
+    "test": {"apiKeySecret": {"name": "key"}},
     "serviceMonitor": {"enabled": True},
     "podMonitor": {"enabled": True},
     "prometheusRule": {"enabled": True},

@@ -213,6 +213,28 @@ def test_a_router_has_the_time_to_leave_the_service_and_drain() -> None:
     assert sleep + int(drain) < spec["terminationGracePeriodSeconds"]
 
 
+def test_a_router_without_a_pause_has_no_hook_that_old_clusters_refuse() -> None:
+    values = {"router": {"preStopSeconds": 0}}
+    [container] = containers(
+        one(render(values), "Deployment", "crossdock-router")["spec"]["template"]
+    )
+    assert "lifecycle" not in container
+
+
+def test_routers_read_tenants_from_a_secret_and_nobody_else_has_it() -> None:
+    values = {"router": {"tenantsSecret": {"name": "keys", "key": "who.yaml"}}}
+    for owner, template in pod_templates(render(values)):
+        volumes = [v for v in template["spec"]["volumes"] if "secret" in v]
+        if owner != "crossdock-router":
+            assert not volumes
+            continue
+        assert volumes == [{"name": "tenants", "secret": {"secretName": "keys"}}]
+        [container] = containers(template)
+        [place] = [m for m in container["volumeMounts"] if m["name"] == "tenants"]
+        assert place["readOnly"]
+        assert f"--tenants={place['mountPath']}/who.yaml" in container["args"]
+
+
 # The model
 
 

@@ -129,11 +129,23 @@ has ranks. */}}
 {{- set $config "pools" $pools | toYaml }}
 {{- end }}
 
-{{/* The part of the config that takes a restart of controller and routers. */}}
-{{- define "crossdock.configChecksum" -}}
+{{/* The part of the config that takes a restart of the routers. */}}
+{{- define "crossdock.routerChecksum" -}}
 {{- $config := include "crossdock.config" . | fromYaml }}
 {{- range $name := list "prefill" "decode" }}
 {{- $_ := unset (index $config "pools" $name) "replicas" }}
+{{- end }}
+{{- toYaml $config | sha256sum }}
+{{- end }}
+
+{{/* The part that takes a restart of the controller, and with it of all workers. */}}
+{{- define "crossdock.controllerChecksum" -}}
+{{- $config := include "crossdock.config" . | fromYaml }}
+{{- range $name := list "prefill" "decode" }}
+{{- $_ := unset (index $config "pools" $name) "replicas" }}
+{{- end }}
+{{- range $section := list "tenants" "auth" "admission" }}
+{{- $_ := unset $config $section }}
 {{- end }}
 {{- toYaml $config | sha256sum }}
 {{- end }}
