@@ -12,6 +12,8 @@ import itertools
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -146,26 +148,30 @@ def test_a_value_that_the_chart_does_not_know_would_be_noticed() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.where)
-def test_yaml_that_is_shown_is_accepted(block: Block) -> None:
+def test_yaml_that_is_shown_is_accepted(block: Block, tmp_path: Path) -> None:
     settings = yaml.safe_load(block.text)
     if "scrape_configs" in settings:
-        check_prometheus(settings)
+        check_prometheus(settings, tmp_path / "prometheus.yaml")
     elif "hardware" in settings or "rate" in settings:
         assert block.document.name == "TUNING.md"  # test_tuning reads those.
     else:
         make_spec(settings)
 
 
-def check_prometheus(settings: dict[str, Any]) -> None:
-    """Its own program is not at hand: the keys that are shown, what they name, and the files."""
+def check_prometheus(settings: dict[str, Any], file: Path) -> None:
+    """The keys that are shown, what they name, and the files; by Prometheus' own program if it is
+    there."""
     assert settings.keys() <= {"scrape_configs", "rule_files"}
     for job in settings["scrape_configs"]:
         assert job.keys() == {"job_name", "http_sd_configs"}
         for discovery in job["http_sd_configs"]:
             assert discovery.keys() == {"url"}
             assert discovery["url"].endswith(":8000/metrics/targets")
-    for file in settings["rule_files"]:
-        assert (ROOT / file).is_file()
+    rules = [ROOT / name for name in settings["rule_files"]]
+    assert all(rule.is_file() for rule in rules)
+    if promtool := shutil.which("promtool"):
+        file.write_text(yaml.safe_dump({**settings, "rule_files": [str(rule) for rule in rules]}))
+        subprocess.run([promtool, "check", "config", str(file)], check=True)
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=lambda block: block.where)
