@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import click
 import helm_python
 import pytest
 import typer.main
@@ -30,7 +31,7 @@ from cluster.cli.main import new_app
 from core.config import make_spec
 
 # Programs that are not ours: named here so that a slip in a name is noticed.
-OTHERS = {"vllm", "pip", "curl", "kubectl", "ray", "docker", "cp", "export"}
+OTHERS = {"vllm", "pip", "curl", "kubectl", "docker", "cp", "export"}
 # What makes sure that a block of a language is true.
 CHECKED_BY = {
     "sh": "test_a_command_that_is_shown_can_be_typed",
@@ -92,6 +93,8 @@ def test_a_command_that_is_shown_can_be_typed(line: str) -> None:
         check_script(words[1:])
     elif program == "helm":
         check_helm(words[1:])
+    elif program == "ray":
+        check_ray(words[1:])
     elif "/" in program:
         check_script(words)
     else:
@@ -100,6 +103,19 @@ def test_a_command_that_is_shown_can_be_typed(line: str) -> None:
         ours, *rest = shlex.split(words[3])
         assert ours == "crossdock"
         parse(rest)
+
+
+def check_ray(words: list[str]) -> None:
+    """By Ray's own reading of its command line; what it is to execute elsewhere, by ours."""
+    from ray.scripts.scripts import cli
+
+    name, *rest = words
+    cli.commands[name].make_context(name, list(rest))
+    if name == "exec":
+        parse(shlex.split(rest[1])[1:])
+    for word in rest:
+        if word.startswith("examples/"):
+            assert (ROOT / word).is_file(), word
 
 
 def check_script(words: list[str]) -> None:
@@ -195,6 +211,8 @@ def test_a_slip_would_be_noticed() -> None:
             parse(line.split())
     with pytest.raises(AssertionError):
         check_script(["tests/benchmarks/bench_sampling.py", "--no-such-option"])
+    with pytest.raises(click.exceptions.NoSuchOption):
+        check_ray(["start", "--hed"])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
