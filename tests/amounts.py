@@ -1,4 +1,4 @@
-"""How much of what differs by chance a run tries: the fast half takes the first quarter."""
+"""How much of what differs by chance a run tries: the fast half takes the first eighth."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 
 # The fast half loads this profile of hypothesis with --hypothesis-profile.
 FAST = "fast"
-_PART = 4
+_PART = 8
 _FEWEST_EXAMPLES = 5
 
 

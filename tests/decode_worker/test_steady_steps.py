@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.block_pool import BlockPool
 from core.handoff import Announce, Commit, LeaseTimes, Piece, Reserve, Ticket
 from core.lease_events import Aborted, Copied, FromPrefill, Opened, SendToPrefill
@@ -213,7 +214,7 @@ def of_note(said: list[DecoderCommand]) -> list[DecoderCommand]:
     return [x for x in said if not isinstance(x, TokenOutput) or x.finish or x.first]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(events=WORKLOADS, num_blocks=POOLS, limit=st.sampled_from([2, 3, 100]))
 def test_many_steps_at_once_leave_what_single_steps_leave(
     events: list[Event], num_blocks: int, limit: int
@@ -227,7 +228,7 @@ def test_many_steps_at_once_leave_what_single_steps_leave(
     several.decoder.validate()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(events=WORKLOADS, num_blocks=POOLS)
 def test_who_was_refused_is_tried_again_only_when_it_can_help(
     events: list[Event], num_blocks: int

@@ -14,7 +14,7 @@ import torch
 from _pytest.mark import ParameterSet
 from native_variants import kernels_of_the_path as kernels_of_the_path
 from stepper import Stepper, Text
-from tiny_models import MODELS, make_model
+from tiny_models import MODELS, OF_EACH_KIND, make_model
 from transformers import AutoModelForCausalLM
 
 from engine.config_fields import read_json
@@ -45,7 +45,14 @@ class Oracle:
         return logits
 
 
-@pytest.fixture(scope="module", params=MODELS)
+def thorough(value: int | str) -> ParameterSet:
+    return pytest.param(value, marks=pytest.mark.thorough)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[name if name in OF_EACH_KIND else thorough(name) for name in MODELS],
+)
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Oracle:
     folder = make_model(tmp_path_factory.mktemp("model"), request.param)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -78,11 +85,9 @@ def assert_rest_as_expected(stepper: Stepper, text: Text, expected: torch.Tensor
         assert_same(logits, expected[text.computed - 1])
 
 
-def thorough(value: int) -> ParameterSet:
-    return pytest.param(value, marks=pytest.mark.thorough)
-
-
-@pytest.mark.parametrize("chunk", [1, thorough(4), 7, 33, LENGTH], ids=lambda n: f"chunks of {n}")
+@pytest.mark.parametrize(
+    "chunk", [thorough(1), thorough(4), 7, 33, LENGTH], ids=lambda n: f"chunks of {n}"
+)
 def test_logits_in_chunks_token_by_token_and_in_one_piece(
     oracle: Oracle, model: LoadedModel, chunk: int
 ) -> None:

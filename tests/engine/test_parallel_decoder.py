@@ -12,7 +12,7 @@ import torch
 from _pytest.mark import ParameterSet
 from replica import Replica
 from stepper import Stepper, Text
-from tiny_models import MODELS, make_model
+from tiny_models import MODELS, OF_EACH_KIND, make_model
 
 from core.request import SamplingParams
 from core.shards import ParallelShape
@@ -35,7 +35,6 @@ SHAPES_OF = dict.fromkeys(MODELS, ("2×1", "1×2")) | {
     "qwen3 with biases and listed windows": ("2×1", "1×3", "2×2", "6×1"),
     "qwen3 with 8 KV heads and 5 layers": ("2×1", "4×1", "8×1", "1×5", "4×2", "2×5"),
 }
-FEW_RANKS = 2
 
 
 def shape_of(text: str) -> ParallelShape:
@@ -43,7 +42,8 @@ def shape_of(text: str) -> ParallelShape:
 
 
 def case(name: str, shape: str) -> ParameterSet:
-    marks = [pytest.mark.thorough] if shape_of(shape).num_ranks > FEW_RANKS else []
+    few = shape == SHAPES_OF[name][0] and name in OF_EACH_KIND
+    marks = [] if few else [pytest.mark.thorough]
     return pytest.param((name, shape), id=f"{name} {shape}", marks=marks)
 
 

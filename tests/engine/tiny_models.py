@@ -98,6 +98,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
+# One of each family, of each kind of rope and window, of each way to hold KV heads.
+OF_EACH_KIND = {
+    "llama with one KV head, tied",
+    "llama with all biases",
+    "llama with llama3 rope",
+    "mistral with a window",
+    "qwen2 with windows after the first layer",
+    "qwen2 with yarn, tied",
+    "qwen3 with 8 KV heads and 5 layers",
+}
+
 
 def make_model(folder: Path, name: str) -> Path:
     """Writes the model of that name; biases and norms are random too, not zeros and ones."""

@@ -18,6 +18,7 @@ def test_interpreted_kernels_attend_as_the_reference_does() -> None:
     run_python("import attention_cases as cases; cases.check_interpreted_kernels()", interpret=True)
 
 
+@pytest.mark.triton
 def test_tuning_reads_a_pool_of_any_content_and_leaves_it_alone() -> None:
     program = (
         "import torch\n"

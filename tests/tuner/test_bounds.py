@@ -10,6 +10,7 @@ from bounded_worlds import World, profile_of_steps, worlds
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.latency_profile import RowCurve, StepModel, TransferModel
 from core.shards import ONE_RANK
 from tuner.load.metrics import Slo
@@ -48,7 +49,7 @@ def test_nothing_meets_its_goal_above_the_bound(world: World, seed: int) -> None
 
 @pytest.mark.thorough
 @given(worlds(), st.integers(0, 1000))
-@settings(FEW, max_examples=300)
+@settings(FEW, max_examples=examples(300))
 def test_nothing_meets_its_goal_above_the_bound_in_many_worlds(world: World, seed: int) -> None:
     check(world, seed)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from search_worlds import GOAL, LIMITS, MadeUpWorld, bounded, budget_of, chat_trace, summary_at
 
+from amounts import examples
 from core.config import ClusterSpec
 from tuner.search.bounds import Traffic
 from tuner.search.charts import Point, pareto_front
@@ -26,7 +27,7 @@ from tuner.search.verdict import judge
 TRACE = chat_trace()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.integers(2, 12), st.floats(0.0, 0.5))
 def test_the_best_is_found_within_the_precision_of_the_last_rung(count: int, blur: float) -> None:
     pairs = bounded(all_candidates(budget_of("h100", count), 4000, LIMITS), TRACE)

@@ -150,6 +150,7 @@ def test_a_bound_counts_the_threads() -> None:
     assert rates == {"colocated 1, tp 1": pytest.approx(1 / 0.012)}
 
 
+@pytest.mark.thorough
 def test_workers_that_share_a_host_serve_no_more_than_their_bound() -> None:
     for candidate in candidates(TWO_CORES, 3):
         goal = Goal(Slo(0.3, 0.06), 100.0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.errors import InvalidField
 from core.latency_profile import RowCurve, StepModel, StepWork, chunk_pairs, femtoseconds
 from tuner.profile.fit import (
@@ -202,7 +203,7 @@ def test_a_line_does_not_fall() -> None:
     assert (fixed > 0, slope) == (True, 0.0)
 
 
-@settings(max_examples=50)
+@settings(max_examples=examples(50))
 @given(st.integers(0, 2**32), st.integers(1, 7), st.integers(0, 20))
 def test_no_nonnegative_change_makes_least_squares_better(
     seed: int, columns: int, more: int

@@ -33,6 +33,7 @@ def with_long_prompts(count: int) -> RequestTrace:
     return replace(chats, prompt_tokens=prompts)
 
 
+@pytest.mark.thorough
 def test_two_pools_win_although_a_few_prompts_are_too_long_for_the_goal() -> None:
     question = Question(
         with_long_prompts(2), ClusterSpec(), Budget(TWO, TWO), GOAL, LIMITS, replicates=0

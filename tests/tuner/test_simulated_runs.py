@@ -16,6 +16,7 @@ from simulated_clusters import (
     workers,
 )
 
+from amounts import examples
 from core.request import Role
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.requests import RequestTrace
@@ -43,7 +44,7 @@ def check_equal(one: SimulationResult, other: SimulationResult) -> None:
             np.testing.assert_array_equal(getattr(mine, name), getattr(its, name), err_msg=name)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(traces(), clusters(), st.integers(0, 3))
 def test_runs_change_nothing(requests: RequestTrace, model: ClusterModel, seed: int) -> None:
     in_runs = Simulation(requests, model, seed=seed)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_clusters import cluster, clusters, trace, traces, workers
 
+from amounts import examples
 from core.request import Role
 from tuner.load.metrics import Slo
 from tuner.simulate.cluster_model import ClusterModel
@@ -29,7 +30,7 @@ def steady(count: int, every_s: float = 0.05) -> RequestTrace:
 
 
 @given(traces(), clusters())
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_nothing_skipped_counts_all_that_happened(
     requests: RequestTrace, model: ClusterModel
 ) -> None:
@@ -49,7 +50,7 @@ def test_nothing_skipped_counts_all_that_happened(
 
 
 @given(traces(), clusters(), st.lists(st.floats(0, 1), min_size=1, max_size=4))
-@settings(max_examples=40)
+@settings(max_examples=examples(40))
 def test_periods_one_after_the_other_hold_every_token_once(
     requests: RequestTrace, model: ClusterModel, cuts: list[float]
 ) -> None:

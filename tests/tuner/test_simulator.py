@@ -20,6 +20,7 @@ from simulated_clusters import (
     workers,
 )
 
+from amounts import examples
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
 from core.latency_profile import FEMTOSECONDS, StepWork
@@ -176,7 +177,7 @@ def test_it_can_be_stopped_early() -> None:
     assert result.ended_s <= 2.0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     traces(),
     clusters(),
@@ -239,7 +240,7 @@ def test_a_cluster_that_cannot_answer_is_refused() -> None:
         simulate(trace((0.0, 1, 1)), replace(pair(), transfer=None))
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 @given(traces(), clusters(), st.integers(0, 3))
 def test_every_request_has_one_outcome_and_nothing_leaks(
     requests: RequestTrace, model: ClusterModel, seed: int
