@@ -9,6 +9,8 @@ Does not cover: when a block is expected, what is taken in if there is no room (
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from itertools import repeat
 
 import numpy as np
@@ -16,6 +18,9 @@ import numpy.typing as npt
 
 from core.block_hash import HashArray
 from router.placement import WorkerId
+
+# (workers, number of leading blocks that they hold)
+Run = tuple[int, int]
 
 
 class PrefixIndex:
@@ -116,49 +121,30 @@ class PrefixIndex:
         """The same for all workers with numbers below ``count``: int64 [count]."""
         held = np.zeros(count, dtype=np.int64)
         for mask, blocks in self._runs(hashes, (1 << count) - 1):
-            held[_numbers(mask, count)] = blocks
+            if mask & (mask - 1):
+                held[_numbers(mask, count)] = blocks
+            else:
+                held[mask.bit_length() - 1] = blocks
         return held
 
-    def _runs(self, hashes: HashArray, wanted: int) -> list[tuple[int, int]]:
-        """(workers, run length), for all runs longer than 0."""
-        runs: list[tuple[int, int]] = []
-        held, last = wanted, -1
-        step = 1
-        while held and last < len(hashes) - 1:
-            probe = min(last + step, len(hashes) - 1)
-            beyond = self._mask(hashes, probe) & held
-            self._split(hashes, held, last, beyond, probe, runs)
+    def _runs(self, hashes: HashArray, wanted: int) -> list[Run]:
+        """Of all that hold something, by galloping."""
+        holders = self._with_expected if self._expected else self._masks.get
+        blocks, end = hashes.data, len(hashes) - 1
+        runs: list[Run] = []
+        held, last, step = wanted, -1, 1
+        while held and last < end:
+            probe = min(last + step, end)
+            beyond = holders(blocks[probe], 0) & held
+            if beyond != held:
+                _split(holders, blocks, held, last, beyond, probe, runs)
             held, last, step = beyond, probe, step * 2
         if held and last >= 0:
             runs.append((held, last + 1))
         return runs
 
-    def _split(
-        self,
-        hashes: HashArray,
-        held: int,
-        last: int,
-        beyond: int,
-        probe: int,
-        runs: list[tuple[int, int]],
-    ) -> None:
-        """Runs that end from ``last`` up to before ``probe``, by bisection."""
-        ending = held & ~beyond
-        if not ending:
-            return
-        if probe - last == 1:
-            if last >= 0:
-                runs.append((ending, last + 1))
-            return
-        middle = (last + probe) // 2
-        reached = self._mask(hashes, middle) & ending
-        self._split(hashes, ending, last, reached, middle, runs)
-        self._split(hashes, reached, middle, 0, probe, runs)
-
-    def _mask(self, hashes: HashArray, index: int) -> int:
-        block = int(hashes[index])
-        held = self._masks.get(block, 0)
-        return held | self._expected.get(block, 0) if self._expected else held
+    def _with_expected(self, block: int, default: int) -> int:
+        return self._masks.get(block, default) | self._expected.get(block, default)
 
     def _set(self, block: int, mask: int) -> None:
         if mask:
@@ -175,6 +161,31 @@ class PrefixIndex:
         return bit
 
 
+def _split(
+    holders: Callable[[int, int], int],
+    blocks: memoryview[int],
+    held: int,
+    last: int,
+    beyond: int,
+    probe: int,
+    runs: list[Run],
+) -> None:
+    """Adds the runs that end from ``last`` up to before ``probe``, by bisection."""
+    ending = held & ~beyond
+    if probe - last == 1:
+        if last >= 0:
+            runs.append((ending, last + 1))
+        return
+    middle = (last + probe) // 2
+    reached = holders(blocks[middle], 0) & ending
+    if reached != ending:
+        _split(holders, blocks, ending, last, reached, middle, runs)
+    if reached:
+        _split(holders, blocks, reached, middle, 0, probe, runs)
+
+
+# The same workers hold the same beginnings for many prompts.
+@lru_cache(maxsize=4096)
 def _numbers(mask: int, count: int) -> npt.NDArray[np.intp]:
     """Which bits are set."""
     octets = np.frombuffer(mask.to_bytes(-(-count // 8), "little"), dtype=np.uint8)

@@ -132,7 +132,8 @@ class WorkerCaches:
         if change.cleared:
             self.index.reset(worker)
             known.is_partial = False
-        self.index.removed(worker, change.removed)
+        if len(change.removed):
+            self.index.removed(worker, change.removed)
         if known.is_partial or len(self.index) + len(change.stored) > self.max_blocks:
             self._store_what_fits(worker, known, change.stored)
         else:

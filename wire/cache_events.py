@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from core.block_hash import HashArray
@@ -32,19 +34,29 @@ def change_from_wire(events: pb.CacheEvents) -> CacheChange:
 
 
 def _stored(events: pb.CacheEvents) -> StoredBlocks:
-    parts = [part for part in events.stored if part.medium == pb.DEVICE]
+    parts = [_chains(part) for part in events.stored if part.medium == pb.DEVICE]
     if not parts:
         return NOTHING_STORED
-    hashes = [hashes_from_wire(part.hashes) for part in parts]
-    starts = [np.frombuffer(part.starts, dtype=_STARTS_WIRE) for part in parts]
-    parents = [hashes_from_wire(part.parents) for part in parts]
-    if len(parts) == 1:
-        return StoredBlocks(hashes[0], starts[0], parents[0])
-    before = np.cumsum([0, *map(len, hashes[:-1])])
-    moved = [start + np.uint32(offset) for start, offset in zip(starts, before, strict=True)]
-    return StoredBlocks(np.concatenate(hashes), np.concatenate(moved), np.concatenate(parents))
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _chains(part: pb.BlocksStored) -> StoredBlocks:
+    starts = np.frombuffer(part.starts, dtype=_STARTS_WIRE)
+    return StoredBlocks(hashes_from_wire(part.hashes), starts, hashes_from_wire(part.parents))
+
+
+def _joined(parts: Sequence[StoredBlocks]) -> StoredBlocks:
+    before = np.cumsum([0, *(len(part) for part in parts[:-1])], dtype=np.uint32)
+    starts = [part.starts + offset for part, offset in zip(parts, before, strict=True)]
+    return StoredBlocks(
+        np.concatenate([part.hashes for part in parts]),
+        np.concatenate(starts),
+        np.concatenate([part.parents for part in parts]),
+    )
 
 
 def _removed(events: pb.CacheEvents) -> HashArray:
+    if not events.removed:
+        return NO_HASHES
     parts = [hashes_from_wire(p.hashes) for p in events.removed if p.medium == pb.DEVICE]
-    return np.concatenate(parts) if parts else NO_HASHES
+    return np.concatenate([NO_HASHES, *parts])
