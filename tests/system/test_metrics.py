@@ -107,7 +107,12 @@ def test_all_processes_tell_their_part(scraped: Scraped) -> None:
     assert value("crossdock_generation_tokens_total") == 80
     assert value("crossdock_router_decisions_total", mode="handoff") == 4
     assert value("crossdock_router_ttft_actual_over_predicted_count") == 4
-    assert value("crossdock_router_kv_events_total", worker="prefill-0") > 0
+    for worker in ("prefill-0", "decode-0"):
+        assert value("crossdock_router_kv_events_total", worker=worker) > 0
+        assert value("crossdock_router_kv_event_gaps_total", worker=worker) == 0
+        assert value("crossdock_router_kv_cache_guessed", worker=worker) == 0
+    assert value("crossdock_router_index_blocks") > 0
+    assert value("crossdock_router_index_left_out_blocks_total") == 0
     for phase in ("queue", "prefill", "reserve", "transfer", "commit"):
         count = "crossdock_request_phase_seconds_count"
         assert value(count, phase=phase, worker="prefill-0") == 4
