@@ -38,7 +38,6 @@ ALL_ON: dict[str, Any] = {
     "podMonitor": {"enabled": True},
     "prometheusRule": {"enabled": True},
     "dashboards": {"enabled": True},
-    "test": {"apiKeySecret": {"name": "api-key-of-a-tenant"}},
 }
 
 # What excludes something of the above comes instead of it.
