@@ -184,11 +184,11 @@ class BlockPool:
     def acquire(self, block_ids: BlockIds) -> None:
         """One more reference on each block, which is in the cache or held by someone."""
         check_names("acquire", block_ids, self.num_blocks)
-        refs = self._refs[block_ids]
+        refs = self._refs.take(block_ids)
         allowed = (refs > 0) | self._cache.has_each(block_ids)
         self._check("acquire", block_ids, allowed, "only cached or held blocks can be shared")
         unheld = len(refs) - int(np.count_nonzero(refs))
-        self._refs[block_ids] = refs + 1
+        self._refs.put(block_ids, refs + 1)
         self._num_cached -= unheld
         self._num_leased += unheld
 
@@ -223,17 +223,17 @@ class BlockPool:
             self._refs_of[block_id] = 1
             self._generations_of[block_id] += 1
         else:
-            self._refs[block_ids] = 1
-            self._generations[block_ids] += np.uint64(1)
+            self._refs.put(block_ids, 1)
+            self._generations.put(block_ids, self._generations.take(block_ids) + np.uint64(1))
         self._num_leased += len(block_ids)
         return block_ids
 
     def release(self, block_ids: BlockIds) -> None:
         """One reference less on each. At none, cached blocks stay as cache, others become free."""
         check_names("release", block_ids, self.num_blocks)
-        refs = self._refs[block_ids]
+        refs = self._refs.take(block_ids)
         self._check("release", block_ids, refs > 0, "nobody holds it")
-        self._refs[block_ids] = refs - 1
+        self._refs.put(block_ids, refs - 1)
         dropped = block_ids[refs == 1]
         in_cache = self._cache.has_each(dropped)
         kept = dropped[in_cache]
@@ -294,7 +294,7 @@ class BlockPool:
                 f"each block has one hash and {self.block_size} tokens",
                 NO_BLOCK,
             )
-        self._check("publish", block_ids, self._refs[block_ids] > 0, "only its holder may")
+        self._check("publish", block_ids, self._refs.take(block_ids) > 0, "only its holder may")
 
     def _describe(self, block_id: int) -> str:
         """The story of one block, for error messages."""

@@ -1,7 +1,8 @@
 """Blocks that can be found by the tokens that they hold, and which of them goes when room is short.
 
 Covers: chained hashes to blocks, whose token ids are compared, too; parents and children; eviction,
-least recently used leaves first; what changed. State lives in arrays, one entry per block.
+least recently used leaves first; what changed. State lives in arrays, one entry per block
+(``take`` and ``put`` are twice as fast as indexing).
 Does not cover: who holds blocks, where new ones come from, misuse (``core.block_pool``).
 
 A cached block other than the first of a prompt has its parent in the cache. So a block is
@@ -60,7 +61,7 @@ class PrefixCache:
         return bool(self._in_cache_of[block_id])
 
     def has_each(self, block_ids: BlockIds) -> Mask:
-        in_cache: Mask = self._in_cache[block_ids]
+        in_cache: Mask = self._in_cache.take(block_ids)
         return in_cache
 
     def has_under(self, block_ids: BlockIds, hashes: HashArray) -> Mask:
@@ -75,7 +76,7 @@ class PrefixCache:
         block_ids = np.fromiter(found, dtype=np.int32, count=len(found))
         if not found:
             return block_ids
-        equal = self._tokens[block_ids] == self.as_blocks(tokens, len(found))
+        equal = self._tokens.take(block_ids, axis=0) == self.as_blocks(tokens, len(found))
         if all_of(equal):
             return block_ids
         return block_ids[: int(equal.all(axis=1).argmin())]
@@ -121,16 +122,16 @@ class PrefixCache:
         """
         parent_id = NO_BLOCK if parent is None else self.find(parent)
         has_parent = parent is None or parent_id != NO_BLOCK
-        if not has_parent or np.count_nonzero(self._in_cache[block_ids]):
+        if not has_parent or np.count_nonzero(self._in_cache.take(block_ids)):
             return False
         if not self._list_new(hashes.tolist(), block_ids.tolist()):
             return False
         self.changes.stored(hashes)
-        self._in_cache[block_ids] = True
-        self._hash[block_ids] = hashes
+        self._in_cache.put(block_ids, True)
+        self._hash.put(block_ids, hashes)
         self._tokens[block_ids] = rows
-        self._parent[block_ids[1:]] = block_ids[:-1]
-        self._children[block_ids[:-1]] += 1
+        self._parent.put(block_ids[1:], block_ids[:-1])
+        self._children.put(block_ids[:-1], 1)
         if len(block_ids) and parent is not None:
             self._children[parent_id] += 1
             self._parent[block_ids[0]] = parent_id
@@ -191,8 +192,8 @@ class PrefixCache:
     def given_back(self, block_ids: BlockIds, time: int) -> None:
         """Cached blocks that lost their last reference become the most recently used. ``time``
         rises from call to call."""
-        self._last_used[block_ids] = time
-        self._leaves.push(time, block_ids[self._children[block_ids] == 0].tolist())
+        self._last_used.put(block_ids, time)
+        self._leaves.push(time, block_ids[self._children.take(block_ids) == 0].tolist())
 
     def evict(self, count: int, leaves_only: bool) -> list[BlockIds]:
         """Takes so many blocks out of the cache; they are nobody's then. There are that many.
@@ -246,13 +247,13 @@ class PrefixCache:
     def _forget_children(self, chain: BlockIds) -> None:
         """`_forget` of all but the last of ``chain``, each the only child of the next one."""
         block_ids = chain[:-1]
-        hashes = self._hash[block_ids]
+        hashes = self._hash.take(block_ids)
         for value in hashes.tolist():
             del self._block_of[value]
         self.changes.removed(hashes)
-        self._in_cache[block_ids] = False
-        self._children[chain[1:]] = 0
-        self._parent[block_ids] = NO_BLOCK
+        self._in_cache.put(block_ids, False)
+        self._children.put(chain[1:], 0)
+        self._parent.put(block_ids, NO_BLOCK)
 
     def _forget_held_leaf(self) -> Entry | None:
         """Every unheld cached block has held descendants: one of the oldest one's goes private.
