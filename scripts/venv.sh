@@ -2,6 +2,7 @@
 # shellcheck shell=bash
 
 readonly VENV=".venv"
+readonly GUIDELLM_VENV=".venv-guidellm"
 # Download, cache and installed files, in MiB: of torch and Ray together; of Triton, cupy and NCCL.
 readonly NEEDED_MIB=4000
 readonly NEEDED_GPU_MIB=2500
@@ -75,4 +76,28 @@ pip_install() {
 pins_hash() {
     cat pyproject.toml hatch_build.py protos/pyproject.toml constraints.txt scripts/venv.sh |
         sha256sum | cut -d' ' -f1
+}
+
+# ensure_guidellm: a load generator that others made, in an environment of its own that sees the
+# packages of .venv. False, with a word why, where it can't be had.
+ensure_guidellm() {
+    local stamp="$GUIDELLM_VENV/.installed" pins
+    pins="$(cat scripts/guidellm.txt <(pins_hash) | sha256sum)"
+    [[ -f "$stamp" && "$(cat "$stamp")" == "$pins" ]] && return
+    say "installing guidellm into $GUIDELLM_VENV …"
+    rm -rf "$GUIDELLM_VENV"
+    "$VENV/bin/python" -m venv "$GUIDELLM_VENV" &&
+        see_packages_of "$VENV" "$GUIDELLM_VENV" &&
+        "$GUIDELLM_VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
+            --no-deps -r scripts/guidellm.txt &&
+        echo "$pins" >"$stamp" ||
+        { say "guidellm could not be installed; its test is skipped"; return 1; }
+}
+
+# Those alone: a path in a .pth file brings no .pth files of its own, and so no source tree.
+see_packages_of() {
+    local folder
+    folder="$(echo "$2"/lib/python*/site-packages)"
+    "$1/bin/python" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
+        >"$folder/packages.pth"
 }
