@@ -21,6 +21,7 @@ from typing import Any
 from cluster.placement_fit import ReplicaNeed, Resources, check_fit, check_free, choose_node
 from cluster.placement_groups import Room, living_nodes, release, reserve
 from cluster.plan import ReplicaSettings, Slot
+from cluster.ray_daemons import needed_daemons_only
 from cluster.ray_environment import (
     empty_current_directory,
     new_folder,
@@ -87,7 +88,7 @@ class RayCluster:
             ray = _ray()
             logging.getLogger("ray").setLevel(logging.CRITICAL)
             try:
-                with empty_current_directory(self._folder):
+                with empty_current_directory(self._folder), needed_daemons_only():
                     ray.init(**self._init_options(self._folder))
             except Exception as error:
                 where = self._address or "locally"

@@ -8,7 +8,8 @@ import importlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,15 +141,37 @@ def need(**rank: float) -> ReplicaNeed:
     return ReplicaNeed(rank)
 
 
-@pytest.fixture
-async def ray_cluster(tmp_path: Path, monkeypatch) -> AsyncIterator[RayCluster]:
-    """Started from a directory whose files would hide our modules, if Ray saw it."""
-    (tmp_path / "core.py").write_text("raise AssertionError('shadowed')")
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def driver_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its files would hide our modules, if Ray saw them."""
+    folder = tmp_path_factory.mktemp("driver")
+    (folder / "core.py").write_text("raise AssertionError('shadowed')")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(driver_directory: Path) -> Iterator[RayCluster]:
+    """One for all tests; each leaves it empty. At its end no process of it is left."""
     cluster = RayCluster(actor_classes=standing_actors)
-    await asyncio.to_thread(cluster.start)
-    yield cluster
-    cluster.shutdown()
+    # Not in the main thread, where Ray would take over the signals. Ray ends with the thread.
+    with ThreadPoolExecutor(1) as thread:
+        with contextlib.chdir(driver_directory):
+            thread.submit(cluster.start).result()
+        yield cluster
+        cluster.shutdown()
+    assert own_processes() == []
+
+
+@pytest.fixture(autouse=True)
+async def no_room_is_taken(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    """What a test placed makes room for the next one."""
+    used = "ray_cluster" in request.fixturenames
+    cluster: RayCluster | None = request.getfixturevalue("ray_cluster") if used else None
+    yield
+    if cluster is not None:
+        for slot in list(cluster._rooms):
+            cluster.give_back(slot)
+        await Watcher().until_groups(0)
 
 
 class Watcher:
@@ -194,7 +217,7 @@ def own_processes() -> list[psutil.Process]:
 
 
 async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when_killed(
-    ray_cluster: RayCluster, tmp_path: Path
+    ray_cluster: RayCluster, driver_directory: Path
 ) -> None:
     places = Places(ray_cluster, SPEC, MODEL, BLOCKS)
     await places.place_first(SLOTS)
@@ -206,7 +229,7 @@ async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when
     await controller.start()
     assert watcher.ready.keys() == set(SLOTS)
     assert len({member.pid for member in watcher.ready.values()}) == 4
-    _assert_environment(watcher.ready[SLOTS[0]], tmp_path)
+    _assert_environment(watcher.ready[SLOTS[0]], driver_directory)
     _assert_loopback_only()
 
     victim = watcher.ready[SLOTS[2]]
@@ -224,8 +247,6 @@ async def test_two_and_two_workers_live_on_this_machine_and_one_is_replaced_when
     await watcher.until_groups(2)
 
     await controller.stop(0.0)
-    ray_cluster.shutdown()
-    assert own_processes() == []
 
 
 def _assert_environment(member: Member, driver_directory: Path) -> None:
@@ -244,6 +265,19 @@ def _assert_loopback_only() -> None:
     ]
     assert listening
     assert {ip for _, ip in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, listening
+
+
+def test_daemons_that_serve_nobody_are_not_started(ray_cluster: RayCluster) -> None:
+    programs = " ".join(word for process in own_processes() for word in _command(process))
+    assert "raylet" in programs
+    assert "monitor.py" not in programs
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []  # Workers of the test before may be ending.
 
 
 async def test_a_stopped_worker_is_killed_and_replaced(ray_cluster, monkeypatch) -> None:
@@ -348,8 +382,6 @@ async def test_a_replica_of_several_ranks_lives_and_dies_as_one(
     assert _bundles() == [[0.001, 0.001], [0.003], [0.003]]
 
     await controller.stop(0.0)
-    ray_cluster.shutdown()
-    assert own_processes() == []
 
 
 def _rank_pids(folder: Path) -> dict[str, list[int]]:
