@@ -1,6 +1,6 @@
 """Brings a whole cluster up in order, keeps it, and takes it down again: `crossdock serve`.
 
-Order: ports → model → Ray → registry and admin → placement → workers → router → ready.
+Order: ports → model → Ray → registry and admin → placement → router and workers → ready.
 Down: router (drains) → workers → registry and admin → Ray.
 
 With routers elsewhere (`crossdock controller`) it is the same without a router of its own: they
@@ -196,10 +196,14 @@ class ServingCluster:
             self._progress.note(warning)
         self._progress.step(f"starting {len(slots)} workers: {self._names(slots)}")
         self._controller = self._new_controller(places, slots)
-        await self._controller.start()
         if elsewhere is None:
-            await self._start_router(model, max_model_len, costs)
-        elif elsewhere.config is not None:
+            # It loads its tokenizer and its modules while workers load the model.
+            self._router = await self._start_router(model, max_model_len, costs)
+        await self._controller.start()
+        if self._router is not None:
+            self._progress.step("waiting for the router")
+            await self._router.wait_ready()
+        elif elsewhere is not None and elsewhere.config is not None:
             replicas = WantedReplicas(elsewhere.config, self._spec)
             following = replicas.follow(self._controller.change, self._progress.note)
             self._following = asyncio.create_task(following)
@@ -328,10 +332,11 @@ class ServingCluster:
         self._servers.append(server)
         return bound
 
-    async def _start_router(self, model: ModelFolder, max_len: int, costs: ClusterCosts) -> None:
-        self._progress.step("starting the router")
+    async def _start_router(
+        self, model: ModelFolder, max_len: int, costs: ClusterCosts
+    ) -> RouterProcess:
         options = self._options
-        self._router = await RouterProcess.start(
+        return await RouterProcess.start(
             RouterOptions(
                 registry=self.registry_address,
                 model_folder=str(model.path),
@@ -354,7 +359,6 @@ class ServingCluster:
                 max_index_blocks=self._spec.router.max_index_blocks,
             )
         )
-        await self._router.wait_ready()
 
     def _names(self, slots: Sequence[Slot]) -> str:
         shapes = {slot: self._spec.pools.of(slot.pool).shape for slot in slots}
