@@ -80,7 +80,7 @@ class AdmissionSpec(Section):
     served last are refused with the time after which to come again."""
     prefill_backlog: int | None = Field(default=None, ge=1, strict=True)
     """Prompt tokens that a worker may have still to compute when it is sent another prompt. Without
-    it: two engine steps' worth if there are several tenants, else as many as come."""
+    it: one engine step's worth if there are several tenants, else as many as come."""
     decode_backlog: int | None = Field(default=None, ge=0, strict=True)
     """Sequences that a worker may have beyond its `max_num_seqs`. Without it: none if there are
     several tenants, else as many as come."""

@@ -39,7 +39,7 @@ def test_a_tenant_is_taken_as_written() -> None:
 def test_with_several_tenants_prompts_wait_where_shares_count() -> None:
     tenants = {"a": {"api_key_sha256": [ONE]}, "b": {"api_key_sha256": [OTHER]}}
     pools = {"prefill": {"max_num_batched_tokens": 300}}
-    assert door_limits(make_spec({"tenants": tenants, "pools": pools})) == DoorLimits(2048, 600, 0)
+    assert door_limits(make_spec({"tenants": tenants, "pools": pools})) == DoorLimits(2048, 300, 0)
     own = {"max_waiting": 9, "prefill_backlog": 50, "decode_backlog": 3}
     assert door_limits(make_spec({"tenants": tenants, "admission": own})) == DoorLimits(9, 50, 3)
 

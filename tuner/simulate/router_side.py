@@ -102,7 +102,7 @@ class SimulatedRouter:
             # The first to be attached, in their order: both sides count them alike.
             assert self._routing.number(replica.worker) == replica.number
         self._routing.use(self._by_id)
-        access = cluster.access
+        self._access = access = cluster.access
         self._room = WorkerRoom(self._routing, access.door)
         self._door = Door(
             Admission(access.tenant, self._room, access.door.max_waiting, cluster.block_size),
@@ -145,7 +145,8 @@ class SimulatedRouter:
         params = sampling_of(index, output)
         running = _Running(index, tokens, params, routed, flow)
         self._running[index] = running
-        self._tell_door(Arrived(key, 0, arrived + self._ttft_s, prompt, 1, output))
+        priority = self._access.tenant(key.tenant).priority
+        self._tell_door(Arrived(key, priority, arrived + self._ttft_s, prompt, 1, output))
 
     # The door
 
