@@ -220,9 +220,10 @@ class RouterSpec(Section):
     profile: str | None = Field(default=None, min_length=1)
     """A file of `crossdock profile` to predict by. Without it: rough times, computed from the size
     of the model and the device."""
-    disaggregation: Literal["auto", "always"] = "auto"
-    """Without a living prefill worker decode workers prefill by themselves ("auto"), or requests
-    are refused ("always")."""
+    disaggregation: Literal["auto", "prefer", "always"] = "auto"
+    """When decode workers prefill by themselves: where that answers sooner, and without a living
+    prefill worker ("auto"); only without one ("prefer"); never, requests are refused
+    ("always")."""
     max_index_blocks: int = Field(default=DEFAULT_MAX_INDEX_BLOCKS, ge=1, strict=True)
     """Different cached blocks that a router keeps track of, at some 100 bytes each. What workers
     cache beyond that is not taken into account, and `crossdock_router_index_left_out_blocks` counts

@@ -39,6 +39,7 @@ def choose(
         _worker(candidates, choice.decode),
         source,
         predictions.forecast(choice.decode, choice.prefill),
+        is_direct=source is None and eligible.handoff is not None,
     )
 
 
@@ -59,7 +60,8 @@ def _eligible(
     if not decoders.any():
         raise _no_worker("decode")
     if prefillers.any() and receivers.any():
-        return Eligible((prefillers, receivers), None)
+        alone = decoders if disaggregation is Disaggregation.AUTO else None
+        return Eligible((prefillers, receivers), alone)
     if always:
         raise _no_worker("decode" if prefillers.any() else "prefill")
     return Eligible(None, decoders)

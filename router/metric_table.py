@@ -77,7 +77,11 @@ GOODPUT = counter("goodput_requests", "Requests that met every SLO", "tenant", "
 
 WORKERS = gauge("workers", "Workers that may get requests", "role")
 EXCLUDED = gauge("excluded_workers", "Workers that get no requests, by why", "reason")
-DECISIONS = counter("router_decisions", "Attempts placed: handoff, or local on D", "mode")
+DECISIONS = counter(
+    "router_decisions",
+    "Attempts placed: handoff; on D alone as nobody prefills (local) or as it is sooner (direct)",
+    "mode",
+)
 DECISION_TIME = histogram("router_decision_seconds", "To choose the workers", DECISION_EDGES)
 ROUTED_BLOCKS = counter("router_prompt_blocks", "Blocks of the prompts that were placed")
 OVERLAP_BLOCKS = counter(

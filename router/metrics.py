@@ -18,7 +18,7 @@ from core.lifecycle import State
 from core.request import FinishReason, Role
 from router import metric_table as table
 from router.flow_messages import Finish
-from router.placement import Placement, WorkerView
+from router.placement import Mode, Placement, WorkerView
 from router.slo import DEFAULT_CLASS, TPOT, TTFT, SloTargets, counts, tpot_s
 from router.tenant_metrics import REFUSED, TenantMetrics
 from router.vllm_names import VllmNames
@@ -94,7 +94,7 @@ class Metrics(Collector):
         self._decisions = new_counter(table.DECISIONS, registry)
         self._blocks = new_counter(table.ROUTED_BLOCKS, registry)
         self._overlap = new_counter(table.OVERLAP_BLOCKS, registry)
-        self._placed_as = {mode: self._decisions.labels(mode) for mode in ("handoff", "local")}
+        self._placed_as = {mode: self._decisions.labels(mode.value) for mode in Mode}
         self._held = {role: self._overlap.labels(role) for role in ("prefill", "decode")}
         targets = new_gauge(table.SLO_TARGET, registry)
         targets.labels(TTFT).set(self._slo.ttft_s)
@@ -123,12 +123,12 @@ class Metrics(Collector):
 
     def placed(self, placement: Placement, blocks: int, seconds: float) -> None:
         """An attempt with a prompt of so many ``blocks`` goes there; choosing took ``seconds``."""
-        forecast, handoff = placement.forecast, placement.prefill is not None
+        forecast, mode = placement.forecast, placement.mode
         self._decision_time.observe(seconds)
-        self._placed_as["handoff" if handoff else "local"].inc()
+        self._placed_as[mode].inc()
         self._blocks.inc(blocks)
         self._held["decode"].inc(forecast.decode_held)
-        if handoff:
+        if mode is Mode.HANDOFF:
             self._held["prefill"].inc(forecast.prefill_held)
 
     def retried(self) -> None:

@@ -48,21 +48,40 @@ class Forecast:
 NO_FORECAST = Forecast()
 
 
+class Mode(Enum):
+    """How an attempt is placed: by a handoff; on the decode worker alone, because nobody prefills
+    for others (LOCAL) or because that answers sooner (DIRECT)."""
+
+    HANDOFF = "handoff"
+    LOCAL = "local"
+    DIRECT = "direct"
+
+
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where an attempt runs. Without ``prefill`` the decode worker prefills by itself (LOCAL)."""
+    """Where an attempt runs. Without ``prefill`` the decode worker prefills by itself;
+    ``is_direct``: though others could have."""
 
     decode: WorkerId
     prefill: WorkerId | None = None
     forecast: Forecast = field(default=NO_FORECAST, compare=False)
+    is_direct: bool = False
 
     @property
     def workers(self) -> tuple[WorkerId, ...]:
         return (self.decode,) if self.prefill is None else (self.decode, self.prefill)
 
+    @property
+    def mode(self) -> Mode:
+        if self.prefill is not None:
+            return Mode.HANDOFF
+        return Mode.DIRECT if self.is_direct else Mode.LOCAL
+
 
 class Disaggregation(Enum):
-    """AUTO: without a prefill worker the decode worker does it all. ALWAYS: refuse instead."""
+    """AUTO: the decode worker does it all where that answers sooner, and without a prefill worker.
+    PREFER: only without a prefill worker. ALWAYS: never, requests are refused instead."""
 
     AUTO = "auto"
+    PREFER = "prefer"
     ALWAYS = "always"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from router.candidates import Candidates, PromptShape
+from router.candidates import Candidates, Mask, PromptShape
 from router.cost_model import CostModel
 from router.placement import Forecast
 
@@ -133,6 +133,17 @@ class Predictions:
     def local_own_ms(self) -> Times:
         own: Times = self._costs.decode.prompt_ms(self.uncached, self._prompt.num_tokens)
         return own
+
+    @cached_property
+    def stall_ms(self) -> Times:
+        """What the prompt adds to the steps of each as D."""
+        return self.local_own_ms - self._costs.decode.least_ms
+
+    def least_local_ms(self, among: Mask) -> float:
+        """Of ``among`` as D, the least that computing takes where most of the prompt is held."""
+        held = int(self.candidates.held[among].max())
+        uncached = self._prompt.uncached_tokens(held)
+        return float(self._costs.decode.prompt_ms(uncached, self._prompt.num_tokens))
 
     def handoff_ms(self, prefill: int, decode: int) -> float:
         """To the first token. Blocks are shipped while later ones are computed: what the transfer

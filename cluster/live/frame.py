@@ -143,7 +143,7 @@ def _router(interval: Interval) -> Frame:
     return {
         **{
             f"{mode}_per_s": interval.rate(router.DECISIONS, mode=mode)
-            for mode in ("handoff", "local")
+            for mode in ("handoff", "local", "direct")
         },
         **{
             f"{role}_overlap": _share(interval.increase(router.OVERLAP_BLOCKS, role=role), blocks)
@@ -151,6 +151,7 @@ def _router(interval: Interval) -> Frame:
         },
         "decision_p99_s": interval.quantile(0.99, router.DECISION_TIME),
         "ttft_actual_over_predicted": interval.quantile(0.5, router.TTFT_RATIO),
+        "tpot_actual_over_predicted": interval.quantile(0.5, router.TPOT_RATIO),
         "excluded_workers": interval.now(router.EXCLUDED),
         "index_blocks": interval.now(router.INDEX_BLOCKS),
         "kv_events_per_s": interval.rate(router.KV_EVENTS),

@@ -112,15 +112,17 @@ def _edges(edges: Iterable[Frame]) -> RenderableType:
 
 
 def _router(told: Frame) -> RenderableType:
-    ratio = told["ttft_actual_over_predicted"]
+    ratios = [told[f"{name}_actual_over_predicted"] for name in ("ttft", "tpot")]
     return _table(
         "router",
-        ["handoff/s", "local/s", "P overlap", "D overlap", "decision p99", "TTFT/predicted",
-         "KV events/s", "index blocks", "excluded"],
+        ["handoff/s", "local/s", "direct/s", "P overlap", "D overlap", "decision p99",
+         "TTFT/predicted", "TPOT/predicted", "KV events/s", "index blocks", "excluded"],
         [[
             _number(told["handoff_per_s"]), _number(told["local_per_s"]),
+            _number(told["direct_per_s"]),
             _percent(told["prefill_overlap"]), _percent(told["decode_overlap"]),
-            _seconds(told["decision_p99_s"]), _NOTHING if ratio is None else f"{ratio:.2f}",
+            _seconds(told["decision_p99_s"]),
+            *(_NOTHING if ratio is None else f"{ratio:.2f}" for ratio in ratios),
             _number(told["kv_events_per_s"]), _count(told["index_blocks"]),
             _count(told["excluded_workers"]),
         ]],

@@ -173,6 +173,6 @@ def _router_options(
         http_port=0,
         max_model_len=max_model_len,
         block_size=worker.block_size,
-        disaggregation="auto",
+        disaggregation="prefer",
         drain_s=1.0,
     )

@@ -4,12 +4,19 @@ Of P: what waits there and the uncached part of the prompt. Of D: the transfer o
 lacks, the wait for room, and the steps of a usual answer with this request in the batch. A
 predicted miss of an SLO weighs as much as ten seconds. So a hot prefix stays with its holder until
 that one is saturated, and spreads then.
+
+Conditional disaggregation: D alone, which computes the prompt in chunks beside its answers, is
+compared with the best pair. The steps that others there wait for count as well, and no D is asked
+whose answers would miss their TPOT by that.
 """
 
 from __future__ import annotations
 
 from random import Random
 
+import numpy as np
+
+from router.candidates import Mask
 from router.policies.policy import Choice, Eligible, lowest
 from router.predictions import ANSWER_TOKENS, Predictions, Times
 from router.slo import SloTargets
@@ -30,16 +37,47 @@ class KvAware:
     def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice:
         if eligible.handoff is None:
             assert eligible.local is not None
-            return Choice(lowest(eligible.local, self._local_cost(predictions), random))
+            costs = self._local_cost(predictions) + self._answer(predictions)
+            return Choice(lowest(eligible.local, costs, random))
         prefillers, receivers = eligible.handoff
         first = self._first_token(predictions.prefill_ms, predictions.prefill_own_ms)
         prefill = lowest(prefillers, first, random)
         taking = predictions.transfer_ms + predictions.room_ms + self._answer(predictions)
-        return Choice(lowest(receivers, taking, random), prefill)
+        decode = lowest(receivers, taking, random)
+        if eligible.local is not None:
+            limit = self._pair_cost(predictions, prefill, decode)
+            alone = self._cheaper_alone(eligible.local, predictions, limit, random)
+            if alone is not None:
+                return Choice(alone)
+        return Choice(decode, prefill)
+
+    def _cheaper_alone(
+        self, local: Mask, predictions: Predictions, limit: float, random: Random
+    ) -> int | None:
+        """The D that costs least alone, if that is less than ``limit``."""
+        answer = self._answer(predictions)
+        # Most prompts are too long, which one number tells.
+        least = (1 + COMPUTING_WEIGHT) * predictions.least_local_ms(local) + answer[local].min()
+        if least >= limit:
+            return None
+        able = local & self._spares_answers(predictions)
+        if not able.any():
+            return None
+        # Somebody's answer waits for it: if there is none, that of who comes next.
+        others = np.maximum(predictions.candidates.sequences, 1)
+        costs = self._local_cost(predictions) + answer + predictions.stall_ms * others
+        alone = lowest(able, costs, random)
+        return alone if costs[alone] < limit else None
+
+    def _pair_cost(self, predictions: Predictions, prefill: int, decode: int) -> float:
+        first_ms = predictions.handoff_ms(prefill, decode)
+        computing = COMPUTING_WEIGHT * float(predictions.prefill_own_ms[prefill])
+        missed = MISS_MS if first_ms > self._ttft_ms else 0.0
+        return first_ms + computing + missed + float(self._answer(predictions)[decode])
 
     def _local_cost(self, predictions: Predictions) -> Times:
-        first = self._first_token(predictions.local_ms, predictions.local_own_ms)
-        return first + self._answer(predictions)
+        """To the first token."""
+        return self._first_token(predictions.local_ms, predictions.local_own_ms)
 
     def _first_token(self, times: Times, computing: Times) -> Times:
         missed: Times = MISS_MS * (times > self._ttft_ms)
@@ -49,3 +87,11 @@ class KvAware:
         tpot = predictions.tpot_ms
         missed: Times = MISS_MS * (tpot > self._tpot_ms)
         return ANSWER_TOKENS * tpot + missed
+
+    def _spares_answers(self, predictions: Predictions) -> Mask:
+        """Whose answers would still get their tokens in time, with all that waits there and this
+        prompt computed between them."""
+        stalls = (predictions.local_waiting_ms + predictions.stall_ms) / ANSWER_TOKENS
+        in_time = predictions.tpot_ms + stalls <= self._tpot_ms
+        spared: Mask = in_time | (predictions.candidates.sequences == 0)
+        return spared

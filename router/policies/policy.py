@@ -29,8 +29,10 @@ class PolicyName(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Eligible:
-    """Who may get an attempt as what, never nobody: by a handoff the workers that may compute the
-    prompt and those that may take it over, or one worker alone (``local``); the other one is None.
+    """Who may get an attempt as what, never nobody.
+
+    ``handoff``: the workers that may compute the prompt, and those that may take it over; None if
+    nobody prefills for others. ``local``: those that may do both; None if none is to.
     """
 
     handoff: tuple[Mask, Mask] | None

@@ -16,6 +16,8 @@ from fake_worker import FakeRegistry, FakeWorker
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from crossdock.client import AsyncClient, RetryPolicy
+from router.placement import Disaggregation
+from router.routing_rules import RoutingRules
 from router.server import RouterServer, RouterSettings
 
 MAX_MODEL_LEN = 128
@@ -89,6 +91,8 @@ async def start_cluster(model_folder: Path) -> AsyncIterator[Any]:
         options: dict[str, Any] = {
             "max_model_len": MAX_MODEL_LEN,
             "served_model_name": "tiny",
+            # The smallest prompts would go to D alone.
+            "rules": RoutingRules(disaggregation=Disaggregation.PREFER),
             "drain_s": 5.0,
         }
         options = {"model": model_folder, **options, **settings}

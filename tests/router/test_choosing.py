@@ -9,7 +9,7 @@ from predicted_workers import Worker, decode, mixed, predict, prefill
 from core.errors import Unavailable
 from router.candidates import PromptShape
 from router.choosing import choose
-from router.placement import Disaggregation, Placement, WorkerId
+from router.placement import Disaggregation, Mode, Placement, WorkerId
 from router.policies.make import make_policy
 from router.policies.policy import PolicyName
 from router.slo import SloTargets
@@ -109,3 +109,13 @@ def test_a_placement_tells_what_was_expected() -> None:
     workers = (prefill("p0", held=3), decode("d0"))
     expected = predict(*workers).forecast(decode=1, prefill=0)
     assert place(*workers).forecast == expected
+
+
+def test_a_decode_worker_that_answers_sooner_alone_is_asked_at_once_if_that_is_allowed() -> None:
+    workers = (prefill("p0", 5000), decode("d0", held=6))
+    direct = place(*workers, mode=AUTO)
+    assert (direct.prefill, direct.decode, direct.mode) == (None, D0, Mode.DIRECT)
+    assert direct.forecast == predict(*workers).forecast(decode=1, prefill=None)
+    for mode in (Disaggregation.PREFER, ALWAYS):
+        assert place(*workers, mode=mode).mode is Mode.HANDOFF
+    assert place(decode("d0"), mode=Disaggregation.PREFER).mode is Mode.LOCAL

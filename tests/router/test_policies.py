@@ -151,3 +151,42 @@ def test_random_takes_all_alike(kind: object) -> None:
     took = Counter(policy.choose(eligible(workers), predict(*workers), random) for _ in range(200))
     assert len(took) == (4 if kind is prefill else 2)
     assert min(took.values()) > 25
+
+
+# Conditional disaggregation
+
+
+def alone_or_not(*workers: Worker, tokens: int = 100, slo: SloTargets = SLO) -> str | None:
+    """The prefill worker's name; None: the decode worker does it alone."""
+    known = columns(*workers)
+    both = Eligible((known.prefill, known.receive), known.decode)
+    policy = make_policy(PolicyName.KV_AWARE, slo)
+    choice = policy.choose(both, predict(*workers, tokens=tokens), Random(0))
+    return None if choice.prefill is None else workers[choice.prefill].name
+
+
+def test_a_short_suffix_is_computed_where_its_prefix_is() -> None:
+    assert alone_or_not(prefill("p"), decode("d", 2, held=62), tokens=1000) is None
+    assert alone_or_not(prefill("p", held=62), decode("d", 2), tokens=1000) == "p"
+
+
+def test_a_long_prompt_is_handed_off_unless_everybody_waits_at_p() -> None:
+    assert alone_or_not(prefill("p"), decode("d"), tokens=1000) == "p"
+    assert alone_or_not(prefill("p", 3000), decode("d"), tokens=1000) is None
+
+
+def test_the_steps_that_others_wait_for_count() -> None:
+    queue = prefill("p", 1500)
+    assert alone_or_not(queue, decode("d", 1), tokens=1000) is None
+    assert alone_or_not(queue, decode("d", 4), tokens=1000) == "p"
+
+
+def test_answers_that_would_miss_their_tpot_are_spared() -> None:
+    busy = (prefill("p", 4000), decode("d", 2, used=600))
+    assert alone_or_not(*busy, tokens=1000) is None
+    # A step takes 23 ms, the prompt 140 ms more: 2 ms for each of 64 tokens.
+    strict = SloTargets(ttft_s=1.0, tpot_s=0.0245)
+    assert 0.0235 < predict(*busy, tokens=1000).tpot_ms[1] / 1000 < 0.0245
+    assert alone_or_not(*busy, tokens=1000, slo=strict) == "p"
+    nobody = (prefill("p", 4000), decode("d"))
+    assert alone_or_not(*nobody, tokens=1000, slo=SloTargets(1.0, 0.001)) is None

@@ -116,6 +116,7 @@ def test_what_was_predicted_is_held_against_what_came() -> None:
     metrics.first_output(0.7, 0.6, FORESEEN)
     metrics.ended(ended(finish(), expected_cached=32))
     metrics.placed(Placement(D, None, Forecast(0.1, decode_held=3)), blocks=4, seconds=0.0001)
+    metrics.placed(Placement(D, is_direct=True), blocks=0, seconds=0.0001)
     values = rendered(metrics)
     assert values["crossdock_router_ttft_actual_over_predicted_sum"] == pytest.approx(1.5)
     assert values["crossdock_router_predicted_ttft_seconds_sum"] == pytest.approx(0.4)
@@ -123,6 +124,7 @@ def test_what_was_predicted_is_held_against_what_came() -> None:
     assert values['crossdock_cached_tokens_total{tenant="default"}'] == 16
     assert values['crossdock_router_decisions_total{mode="handoff"}'] == 1
     assert values['crossdock_router_decisions_total{mode="local"}'] == 1
+    assert values['crossdock_router_decisions_total{mode="direct"}'] == 1
     assert values["crossdock_router_prompt_blocks_total"] == 9
     assert values['crossdock_router_overlap_blocks_total{role="prefill"}'] == 2
     assert values['crossdock_router_overlap_blocks_total{role="decode"}'] == 4

@@ -58,7 +58,7 @@ async def main(model: str, places: list[dict[str, Any]]) -> None:
     await server.start()
     router = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "router.main", "--registry", f"{HOST}:{port}"),
-        *("--model", model, "--die-with-parent"),
+        *("--model", model, "--disaggregation", "prefer", "--die-with-parent"),
         stdout=asyncio.subprocess.PIPE,
     )
     assert router.stdout is not None

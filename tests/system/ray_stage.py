@@ -174,7 +174,9 @@ def _have_ended(places: tuple[Namespace, Namespace], *, agents_too: bool) -> boo
 def write_config(config: Path, model: Path, decode: int) -> None:
     """One prefill worker, and so many decode workers."""
     pools = {"prefill": _pool(1, "prefill"), "decode": _pool(decode, "decode")}
-    settings = {"model": str(model), "kv": {"num_blocks": 64}, "pools": pools}
+    router = {"disaggregation": "prefer"}
+    kv = {"num_blocks": 64}
+    settings = {"model": str(model), "kv": kv, "pools": pools, "router": router}
     config.write_text(yaml.safe_dump(settings))
 
 

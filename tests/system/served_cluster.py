@@ -144,7 +144,23 @@ def _is_idle(stats: worker_pb2.WorkerStats) -> bool:
 def served(
     model: Path, prefill: int, decode: int, *options: str, cwd: Path | None = None
 ) -> Iterator[ServedCluster]:
-    """Starts `crossdock serve`, and stops it by SIGTERM; fails if anything is left behind."""
+    """Starts `crossdock serve`, and stops it by SIGTERM; fails if anything is left behind.
+
+    Without a config of its own every prompt is handed off: the small ones would go to D alone.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if "--config" not in options:
+            config = Path(folder, "handoffs.yaml")
+            config.write_text("router: {disaggregation: prefer}\n")
+            options = (*options, "--config", str(config))
+        with _served(model, prefill, decode, *options, cwd=cwd) as cluster:
+            yield cluster
+
+
+@contextmanager
+def _served(
+    model: Path, prefill: int, decode: int, *options: str, cwd: Path | None
+) -> Iterator[ServedCluster]:
     command = [
         *(sys.executable, "-P", "-m", "cluster.cli.main", "serve", "--model", str(model)),
         *("--prefill", str(prefill), "--decode", str(decode)),

@@ -46,7 +46,9 @@ def test_blocks_travel_while_the_prompt_is_still_computed(
     smollm2: Path, prompts: Prompts, tmp_path: Path
 ) -> None:
     config = tmp_path / "chunks.yaml"
-    config.write_text("pools: {prefill: {max_num_batched_tokens: 256}}\n")
+    config.write_text(
+        "pools: {prefill: {max_num_batched_tokens: 256}}\nrouter: {disaggregation: prefer}\n"
+    )
     with served(smollm2, 1, 1, "--dtype", "float32", "--config", str(config)) as cluster:
         cluster.answer(prompts.one_by_one[4][:1500], 2)
         (prefill,) = cluster.stats("prefill")
@@ -62,7 +64,7 @@ def test_eight_long_sequences_share_forty_blocks(
     smollm2: Path, oracle: Oracle, prompts: Prompts, tmp_path: Path
 ) -> None:
     config = tmp_path / "small.yaml"
-    config.write_text("kv: {num_blocks: 40}\n")
+    config.write_text("kv: {num_blocks: 40}\nrouter: {disaggregation: prefer}\n")
     starts = [prompts.one_by_one[4][i * 50 : i * 50 + 150] for i in range(8)]
     with served(smollm2, 1, 1, "--dtype", "float32", "--config", str(config)) as cluster:
         answers = cluster.answers(starts, 64)

@@ -33,6 +33,7 @@ CONFIG: dict[str, Any] = {
     "engine": {"peak": {"flops": 1e12, "memory_bandwidth": 1e10}},
     "pools": {"prefill": {"gpu_hour_price": 2.5}},
     "kv": {"num_blocks": 256},
+    "router": {"disaggregation": "prefer"},
 }
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "gauge": ("",)}
 

@@ -20,7 +20,7 @@ def test_tokens_are_those_of_the_oracle_and_blocks_come_over_tcp(
     smollm2: Path, oracle: Oracle, prompts: Prompts, tmp_path: Path
 ) -> None:
     config = tmp_path / "tcp.yaml"
-    config.write_text("kv: {transport: tcp}\n")
+    config.write_text("kv: {transport: tcp}\nrouter: {disaggregation: prefer}\n")
     # None begins like another: every block of each is missing on D.
     asked = [*prompts.at_once[:2], prompts.at_once[8], prompts.one_by_one[8]]
     missing = sum(SMOLLM2_LAYOUT.blocks_for(len(prompt)) for prompt in asked)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from core.latency_profile import EngineProfile, RowCurve, StepModel, TransferModel
 from core.request import Role
 from core.shards import ParallelShape
+from router.placement import Disaggregation
 from router.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.requests import RequestTrace
@@ -45,7 +46,14 @@ def workers(
 
 def cluster(*groups: WorkerModel, message_s: float = 1e-4, request_s: float = 1e-3) -> ClusterModel:
     return ClusterModel(
-        groups, BLOCK_SIZE, TRANSFER, message_s=message_s, request_s=request_s, ttft_s=1.0
+        groups,
+        BLOCK_SIZE,
+        TRANSFER,
+        message_s=message_s,
+        request_s=request_s,
+        ttft_s=1.0,
+        # The smallest prompts would go to D alone.
+        disaggregation=Disaggregation.PREFER,
     )
 
 
@@ -122,4 +130,5 @@ def clusters(draw: st.DrawFn) -> ClusterModel:
         request_s=draw(st.sampled_from([0.0, 1e-3])),
     )
     policies = st.just(PolicyName.KV_AWARE) | st.sampled_from(PolicyName)
-    return replace(model, policy=draw(policies))
+    modes = st.sampled_from([Disaggregation.PREFER, Disaggregation.AUTO])
+    return replace(model, policy=draw(policies), disaggregation=draw(modes))

@@ -76,10 +76,15 @@ def part_of(candidate: Candidate, divisor: int) -> Candidate:
 
 
 def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
-    """Raises ``InvalidField`` for a pool that has no room for KV, or no profiled transfer."""
+    """Each pool with its own work, as the bounds and estimates have it: what decode workers take
+    over where that is sooner (``router.disaggregation: auto``) comes on top of that.
+
+    Raises ``InvalidField`` for a pool that has no room for KV, or no profiled transfer.
+    """
+    apart = _apart(base)
     models = [
         model_cluster(
-            spec_of(candidate, base, decode), _profiles(candidate, decode), decode.host_cores
+            spec_of(candidate, apart, decode), _profiles(candidate, decode), decode.host_cores
         )
         for decode in candidate.decode
     ]
@@ -87,6 +92,14 @@ def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
         return models[0]
     workers = tuple(worker for model in models for worker in model.workers)
     return replace(models[0], workers=workers, transfer=None)
+
+
+def _apart(base: ClusterSpec) -> ClusterSpec:
+    if base.router.disaggregation != "auto":
+        return base
+    return base.model_copy(
+        update={"router": base.router.model_copy(update={"disaggregation": "prefer"})}
+    )
 
 
 def _profiles(candidate: Candidate, decode: PoolChoice) -> PoolProfiles:
