@@ -20,17 +20,12 @@ LIFETIME_S = 10.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expectation:
-    """``hashes``: of the prompt's full blocks (uint64); the first ``held`` of them were there.
+    """``hashes``: of the prompt's full blocks (uint64); ``new_blocks``: those that were not there.
     ``sent_at`` in seconds."""
 
     hashes: HashArray
-    held: int
+    new_blocks: list[int]
     sent_at: float
-
-    @property
-    def new_blocks(self) -> list[int]:
-        blocks: list[int] = self.hashes[self.held :].tolist()
-        return blocks
 
 
 class ExpectedBlocks:
@@ -50,9 +45,9 @@ class ExpectedBlocks:
         """The attempt's prompt goes to ``worker``, which has the first ``held`` blocks of it."""
         self.settle(key, worker)
         self._expire(now)
-        expectation = Expectation(hashes, held, now)
-        self._open[key, worker] = expectation
-        self._index.expect(worker, expectation.new_blocks)
+        new_blocks: list[int] = hashes[held:].tolist()
+        self._open[key, worker] = Expectation(hashes, new_blocks, now)
+        self._index.expect(worker, new_blocks)
 
     def settle(self, key: AttemptKey, worker: WorkerId) -> Expectation | None:
         """The events have told by now. Returns what was expected, once."""

@@ -9,7 +9,6 @@ Does not cover: when a block is expected, what is taken in if there is no room (
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from itertools import repeat
 
@@ -85,10 +84,12 @@ class PrefixIndex:
 
     def unexpect(self, worker: WorkerId, blocks: list[int]) -> None:
         bit, expected = self._bits.get(worker, 0), self._expected
-        for block in blocks:
-            mask = expected.pop(block, 0) & ~bit
-            if mask:
-                expected[block] = mask
+        # Mostly nobody else expects them.
+        taken = list(map(expected.pop, blocks, repeat(bit)))
+        if taken.count(bit) < len(blocks):
+            for block, mask in zip(blocks, taken, strict=True):
+                if mask != bit:
+                    expected[block] = mask & ~bit
 
     def reset(self, worker: WorkerId) -> None:
         """Forget what ``worker`` holds. Looks at every block once: some 60 ms per million."""
@@ -129,22 +130,43 @@ class PrefixIndex:
 
     def _runs(self, hashes: HashArray, wanted: int) -> list[Run]:
         """Of all that hold something, by galloping."""
-        holders = self._with_expected if self._expected else self._masks.get
+        held_by, expected_of = self._masks.get, self._expected.get
         blocks, end = hashes.data, len(hashes) - 1
         runs: list[Run] = []
         held, last, step = wanted, -1, 1
         while held and last < end:
             probe = min(last + step, end)
-            beyond = holders(blocks[probe], 0) & held
+            block = blocks[probe]
+            beyond = (held_by(block, 0) | expected_of(block, 0)) & held
             if beyond != held:
-                _split(holders, blocks, held, last, beyond, probe, runs)
+                self._split(blocks, held, last, beyond, probe, runs)
             held, last, step = beyond, probe, step * 2
         if held and last >= 0:
             runs.append((held, last + 1))
         return runs
 
-    def _with_expected(self, block: int, default: int) -> int:
-        return self._masks.get(block, default) | self._expected.get(block, default)
+    def _split(
+        self,
+        blocks: memoryview[int],
+        held: int,
+        last: int,
+        beyond: int,
+        probe: int,
+        runs: list[Run],
+    ) -> None:
+        """Adds the runs that end from ``last`` up to before ``probe``, by bisection."""
+        ending = held & ~beyond
+        if probe - last == 1:
+            if last >= 0:
+                runs.append((ending, last + 1))
+            return
+        middle = (last + probe) // 2
+        block = blocks[middle]
+        reached = (self._masks.get(block, 0) | self._expected.get(block, 0)) & ending
+        if reached != ending:
+            self._split(blocks, ending, last, reached, middle, runs)
+        if reached:
+            self._split(blocks, reached, middle, 0, probe, runs)
 
     def _set(self, block: int, mask: int) -> None:
         if mask:
@@ -159,29 +181,6 @@ class PrefixIndex:
             self._bits[worker] = bit
             self._held[worker] = 0
         return bit
-
-
-def _split(
-    holders: Callable[[int, int], int],
-    blocks: memoryview[int],
-    held: int,
-    last: int,
-    beyond: int,
-    probe: int,
-    runs: list[Run],
-) -> None:
-    """Adds the runs that end from ``last`` up to before ``probe``, by bisection."""
-    ending = held & ~beyond
-    if probe - last == 1:
-        if last >= 0:
-            runs.append((ending, last + 1))
-        return
-    middle = (last + probe) // 2
-    reached = holders(blocks[middle], 0) & ending
-    if reached != ending:
-        _split(holders, blocks, ending, last, reached, middle, runs)
-    if reached:
-        _split(holders, blocks, reached, middle, 0, probe, runs)
 
 
 # The same workers hold the same beginnings for many prompts.

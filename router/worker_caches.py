@@ -189,9 +189,8 @@ class WorkerCaches:
         if known.guessed is not None:
             known.guessed.used(expected.hashes, now, self.max_blocks - len(self.index))
             return False
-        has_news = expected.held < len(expected.hashes)
         # What was left out may be there already.
-        if not has_news or known.is_partial or known.view.is_behind:
+        if not expected.new_blocks or known.is_partial or known.view.is_behind:
             return False
         return self._watch.answered(worker, now)
 
