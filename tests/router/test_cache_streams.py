@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -110,3 +111,16 @@ async def test_a_worker_that_falls_silent_is_found_out_and_heard_again(
     assert not (await worker.got("cache_fallback", count=2)).active
     tell(worker, 2, 7, cleared=True)
     await cluster.until(lambda c: len(index_of(c)) == 1)
+
+
+async def test_siblings_of_a_burst_are_not_computed_one_by_one(start_cluster: Any) -> None:
+    """Before any event: each prefill worker has their common beginning to compute once at most."""
+    workers = [FakeWorker(name, "prefill") for name in ("p0", "p1")]
+    cluster = await start_cluster(*workers, FakeWorker("d0", "decode"))
+    calls = [asyncio.create_task(answer(cluster, [*PROMPT[:48], 3, n])) for n in range(3, 9)]
+    await cluster.until(lambda _: sum(len(worker._of("prefill")) for worker in workers) == 6)
+    loads = cluster.router.dispatcher.routing.loads
+    assert loads.pending_prefill_tokens.sum() <= 2 * 50 + 4 * 2
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
