@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +14,24 @@ from oracle_prompts import Prompts
 from served_cluster import ServedCluster, served
 
 from crossdock.v1 import inference_pb2
+from crossdock.v1.worker_pb2 import WorkerStats
 from waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def pair(smollm2: Path) -> Iterator[ServedCluster]:
+    """One prefill and one decode worker; each test waits until it is whole again."""
+    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def two_decoders(smollm2: Path) -> Iterator[ServedCluster]:
+    """One prefill and two decode workers, as above."""
+    with served(smollm2, 1, 2, "--dtype", "float32") as cluster:
+        yield cluster
 
 
 def kill(cluster: ServedCluster, role: str, index: int = 0) -> None:
@@ -28,79 +44,95 @@ def count_tokens(call: Iterator[inference_pb2.GenerateResponse], received: list[
         received.append(len(response.chunk.token_ids))
 
 
-def wait_for_event(cluster: ServedCluster, role: str, name: str) -> None:
-    wait_until(lambda: any(e.name == name for w in cluster.stats(role) for e in w.events))
+def worker_of(cluster: ServedCluster, role: str, event: str, since: float) -> WorkerStats:
+    """The worker where it happens after this moment; waits for it."""
+
+    def happened() -> WorkerStats | None:
+        for stats in cluster.stats(role):
+            if any(e.name == event and e.at_s > since for e in stats.events):
+                return stats
+        return None
+
+    found = wait_until(happened)
+    assert found is not None
+    return found
 
 
-def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(smollm2: Path, prompts: Prompts) -> None:
-    prompt = prompts.at_once[-2]
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        expected = cluster.answer(prompt, 8)
-        other = prompts.one_by_one[-2]
-        call = cluster.stream(other, 8)
-        wait_for_event(cluster, "prefill", "chunk done")
-        kill(cluster, "prefill")
-        tokens = [t for response in call for t in response.chunk.token_ids]
-        assert len(tokens) == 8
-        cluster.wait_replaced(1)
-        assert cluster.answer(other, 8) == tokens
-        assert cluster.answer(prompt, 8) == expected
-
-
-@pytest.mark.parametrize("decode_workers", [2, 1], ids=["another answers", "its replacement does"])
-def test_a_decode_worker_killed_before_the_first_token(
-    smollm2: Path, prompts: Prompts, decode_workers: int
+def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(
+    pair: ServedCluster, prompts: Prompts
 ) -> None:
-    prompt = prompts.one_by_one[-2]
-    with served(smollm2, 1, decode_workers, "--dtype", "float32") as cluster:
-        call = cluster.stream(prompt, 8)
-        wait_for_event(cluster, "decode", "granted")
-        holder = next(
-            stats
-            for stats in cluster.stats("decode")
-            if any(event.name == "granted" for event in stats.events)
-        )
-        os.kill(holder.pid, signal.SIGKILL)
-        tokens = [t for response in call for t in response.chunk.token_ids]
-        assert len(tokens) == 8
-        cluster.wait_replaced(1)
-        assert cluster.answer(prompt, 8) == tokens
+    prompt, other = prompts.at_once[-2], prompts.one_by_one[-2]
+    expected, before = pair.answer(prompt, 8), pair.status().restarts
+    asked = time.monotonic()
+    call = pair.stream(other, 8)
+    worker_of(pair, "prefill", "chunk done", asked)
+    kill(pair, "prefill")
+    tokens = [t for response in call for t in response.chunk.token_ids]
+    assert len(tokens) == 8
+    pair.wait_replaced(before + 1)
+    assert pair.answer(other, 8) == tokens
+    assert pair.answer(prompt, 8) == expected
 
 
-def test_a_decode_worker_killed_after_the_first_token(smollm2: Path, prompts: Prompts) -> None:
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        call = cluster.stream(prompts.at_once[0], 400)
-        received = [len(next(call).chunk.token_ids) for _ in range(3)]
-        kill(cluster, "decode")
-        with pytest.raises(grpc.RpcError) as caught:
-            count_tokens(call, received)
-        error = caught.value
-        assert isinstance(error, grpc.Call)
-        assert error.code() is grpc.StatusCode.ABORTED
-        assert f"after {sum(received)} tokens" in str(error.details())
-        cluster.wait_replaced(1)
-        assert len(cluster.answer(prompts.at_once[0], 8)) == 8
+def test_a_decode_worker_killed_before_the_first_token_and_another_answers(
+    two_decoders: ServedCluster, prompts: Prompts
+) -> None:
+    kill_before_the_first_token(two_decoders, prompts)
+
+
+def test_a_decode_worker_killed_before_the_first_token_and_its_replacement_answers(
+    pair: ServedCluster, prompts: Prompts
+) -> None:
+    kill_before_the_first_token(pair, prompts)
+
+
+def kill_before_the_first_token(cluster: ServedCluster, prompts: Prompts) -> None:
+    prompt = unknown(prompts, "before the first token")
+    before, asked = cluster.status().restarts, time.monotonic()
+    call = cluster.stream(prompt, 8)
+    os.kill(worker_of(cluster, "decode", "granted", asked).pid, signal.SIGKILL)
+    tokens = [t for response in call for t in response.chunk.token_ids]
+    assert len(tokens) == 8
+    cluster.wait_replaced(before + 1)
+    assert cluster.answer(prompt, 8) == tokens
+
+
+def test_a_decode_worker_killed_after_the_first_token(
+    pair: ServedCluster, prompts: Prompts
+) -> None:
+    before = pair.status().restarts
+    call = pair.stream(prompts.at_once[0], 400)
+    received = [len(next(call).chunk.token_ids) for _ in range(3)]
+    kill(pair, "decode")
+    with pytest.raises(grpc.RpcError) as caught:
+        count_tokens(call, received)
+    error = caught.value
+    assert isinstance(error, grpc.Call)
+    assert error.code() is grpc.StatusCode.ABORTED
+    assert f"after {sum(received)} tokens" in str(error.details())
+    pair.wait_replaced(before + 1)
+    assert len(pair.answer(prompts.at_once[0], 8)) == 8
 
 
 def test_a_decode_worker_that_hangs_is_left_and_comes_back_clean(
-    smollm2: Path, prompts: Prompts
+    two_decoders: ServedCluster, prompts: Prompts
 ) -> None:
     """Stopped, not killed: no connection breaks, only pings find out."""
-    prompt = prompts.one_by_one[-2]
-    with served(smollm2, 1, 2, "--dtype", "float32") as cluster:
-        call = cluster.stream(prompt, 8)
-        wait_for_event(cluster, "decode", "granted")
-        holder = next(
-            stats
-            for stats in cluster.stats("decode")
-            if any(event.name == "granted" for event in stats.events)
-        )
-        os.kill(holder.pid, signal.SIGSTOP)
-        try:
-            tokens = [t for response in call for t in response.chunk.token_ids]
-        finally:
-            os.kill(holder.pid, signal.SIGCONT)
-        assert len(tokens) == 8
-        cluster.assert_nothing_is_held()
-        assert cluster.status().restarts == 0
-        assert cluster.answer(prompt, 8) == tokens
+    prompt = unknown(prompts, "hangs")
+    before, asked = two_decoders.status().restarts, time.monotonic()
+    call = two_decoders.stream(prompt, 8)
+    holder = worker_of(two_decoders, "decode", "granted", asked)
+    os.kill(holder.pid, signal.SIGSTOP)
+    try:
+        tokens = [t for response in call for t in response.chunk.token_ids]
+    finally:
+        os.kill(holder.pid, signal.SIGCONT)
+    assert len(tokens) == 8
+    two_decoders.assert_nothing_is_held()
+    assert two_decoders.status().restarts == before
+    assert two_decoders.answer(prompt, 8) == tokens
+
+
+def unknown(prompts: Prompts, test: str) -> list[int]:
+    """A long prompt of which no worker has a block."""
+    return [1000 + len(test), *prompts.one_by_one[-2]]
