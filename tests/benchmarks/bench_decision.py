@@ -43,7 +43,7 @@ def store(state: RoutingState, hashes: HashArray, random: np.random.Generator) -
     ids = [view.worker for view in state.views]
     for number in random.choice(len(ids), size=min(len(ids), 6), replace=False):
         known = hashes[: random.integers(1, len(hashes) + 1)]
-        state.cache_changed(ids[number], known, known[:0])
+        state.caches.changed(ids[number], known, known[:0])
 
 
 def decide(state: RoutingState, tokens: TokenArray) -> tuple[float, float]:
