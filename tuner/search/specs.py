@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from core.config import ClusterSpec, KVSpec, PoolSpec
+from core.config import ClusterSpec, KVSpec, PoolSpec, RouterSpec
 from tuner.search.space import Candidate, PoolChoice
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.from_spec import PoolProfiles, model_cluster
@@ -35,7 +35,10 @@ def spec_of(candidate: Candidate, base: ClusterSpec, decode: PoolChoice) -> Clus
             "threads": decode.engine.threads if on.device == "cpu" else None,
         }
     )
-    return base.model_copy(update={"pools": pools, "engine": engine, "kv": _kv(candidate, base)})
+    sections = {"pools": pools, "engine": engine, "kv": _kv(candidate, base)}
+    if not candidate.is_colocated:
+        sections["router"] = _apart(base.router)
+    return base.model_copy(update=sections)
 
 
 def _kv(candidate: Candidate, base: ClusterSpec) -> KVSpec:
@@ -76,15 +79,10 @@ def part_of(candidate: Candidate, divisor: int) -> Candidate:
 
 
 def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
-    """Each pool with its own work, as the bounds and estimates have it: what decode workers take
-    over where that is sooner (``router.disaggregation: auto``) comes on top of that.
-
-    Raises ``InvalidField`` for a pool that has no room for KV, or no profiled transfer.
-    """
-    apart = _apart(base)
+    """Raises ``InvalidField`` for a pool that has no room for KV, or no profiled transfer."""
     models = [
         model_cluster(
-            spec_of(candidate, apart, decode), _profiles(candidate, decode), decode.host_cores
+            spec_of(candidate, base, decode), _profiles(candidate, decode), decode.host_cores
         )
         for decode in candidate.decode
     ]
@@ -94,12 +92,11 @@ def model_candidate(candidate: Candidate, base: ClusterSpec) -> ClusterModel:
     return replace(models[0], workers=workers, transfer=None)
 
 
-def _apart(base: ClusterSpec) -> ClusterSpec:
-    if base.router.disaggregation != "auto":
-        return base
-    return base.model_copy(
-        update={"router": base.router.model_copy(update={"disaggregation": "prefer"})}
-    )
+def _apart(router: RouterSpec) -> RouterSpec:
+    """Each pool with its own work, as the bounds and estimates have it."""
+    if router.disaggregation != "auto":
+        return router
+    return router.model_copy(update={"disaggregation": "prefer"})
 
 
 def _profiles(candidate: Candidate, decode: PoolChoice) -> PoolProfiles:
