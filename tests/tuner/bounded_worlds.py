@@ -82,12 +82,12 @@ class World:
         """For as long as a request that meets the goal stays."""
         return self.goal.slo.ttft_s + self.answers[1] * self.goal.slo.tpot_s
 
-    def share(self, trace: RequestTrace, rate: float) -> float:
-        """Of the second half of ``trace``, how many meet both limits at ``rate``."""
+    def share(self, trace: RequestTrace, rate: float, skipped: int = 0) -> float:
+        """How many of ``trace`` meet both limits at ``rate``, without the first ``skipped``."""
         offered = trace.at_rate(rate)
         until_s = offered.duration_s + self.service_s
         result = simulate(offered, model_candidate(self.candidate, _BASE), until_s=until_s)
-        return float(met(result, self.goal.slo)[len(trace) // 2 :].mean())
+        return float(met(result, self.goal.slo)[skipped:].mean())
 
 
 @st.composite

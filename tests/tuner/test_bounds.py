@@ -38,7 +38,9 @@ def check(world: World, seed: int) -> None:
     count = world.count(SLACK * rate)
     assume(count <= MOST_REQUESTS)
     trace = world.trace(count, seed)
-    assert world.share(trace, 1.001 * SLACK * world.bound(trace).rate) < world.goal.share
+    rate = 1.001 * SLACK * world.bound(trace).rate
+    # The first ones find an empty cluster.
+    assert world.share(trace, rate, skipped=count // 2) < world.goal.share
 
 
 @given(worlds(), st.integers(0, 1000))
