@@ -17,7 +17,7 @@ from tuner.search.bounds import SLACK
 from tuner.search.halving import RIVALS, Job, Measure, Rung, Scored
 from tuner.search.space import Candidate
 
-FINAL = Rung(services=1.0, precision=0.04, keep=0)
+FINAL = Rung(services=1.0, precision=0.03, keep=0)
 # So far below the first an estimate may be for a cluster to be looked at, and so many are.
 _NEAR = 0.88
 _MOST = 6
