@@ -6,11 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import helm_python
 import pytest
 import yaml
 from charts import CI, ci_values, groups, one, render
 
 from cluster.cli.main import new_app
+from cluster.placement_fit import split_into_bundles
 from cluster.plan import list_slots, replica_need
 from core.config import ClusterSpec, make_spec
 from tuner.search.outputs import values_yaml
@@ -119,7 +121,7 @@ def test_resources_that_the_spec_asks_for_are_asked_for_as_well() -> None:
 
 @pytest.mark.parametrize(
     ("tensor", "pipeline", "per_host", "hosts", "ranks"),
-    [(1, 1, 0, 1, 1), (8, 1, 0, 1, 8), (8, 2, 0, 2, 8), (4, 3, 0, 2, 6), (2, 2, 1, 4, 1)],
+    [(1, 1, 0, 1, 1), (8, 1, 0, 1, 8), (8, 2, 0, 2, 8), (4, 3, 0, 3, 4), (2, 2, 1, 4, 1)],
 )
 def test_a_replica_is_a_gang_of_pods(
     tensor: int, pipeline: int, per_host: int, hosts: int, ranks: int
@@ -131,6 +133,34 @@ def test_a_replica_is_a_gang_of_pods(
     [container] = group["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == ranks
     assert ray_resources(group) == {"crossdock_decode": ranks}
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(
+    ("tensor", "pipeline"),
+    [(1, 1), (1, 5), (2, 3), (3, 1), (4, 1), (4, 3), (6, 2), (8, 2), (9, 1), (16, 1)],
+)
+def test_a_pod_holds_whole_stages_or_nothing_but_a_part_of_one(
+    tensor: int, pipeline: int, most: int
+) -> None:
+    pool = {"tensor_parallel_size": tensor, "pipeline_parallel_size": pipeline}
+    values = {"cluster": {"pools": {"decode": pool}}, "decode": {"maxRanksPerHost": most}}
+    group = groups(render(values))["decode"]
+    [per_host] = ray_resources(group).values()
+    assert 1 <= per_host <= most
+    assert per_host * group["numOfHosts"] == tensor * pipeline
+    assert not per_host % tensor if tensor <= most else not tensor % per_host
+    # Where stages fit into pods each of them is placed as one.
+    spec = config(values)
+    [need] = [replica_need(spec, slot, False) for slot in list_slots(spec) if slot.pool == "decode"]
+    nodes = [ray_resources(group)] * group["numOfHosts"]
+    bundles = split_into_bundles(need, nodes)
+    assert len(bundles.needs) == (pipeline if tensor <= most else tensor * pipeline)
+
+
+def test_a_host_without_ranks_is_refused() -> None:
+    with pytest.raises(helm_python.HelmError, match=r"decode\.maxRanksPerHost = 0: must be"):
+        render({"decode": {"maxRanksPerHost": 0}})
 
 
 def test_without_prefill_replicas_its_group_is_empty() -> None:

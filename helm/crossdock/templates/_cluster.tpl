@@ -19,7 +19,8 @@
 {{- mul (dig "tensor_parallel_size" 1 $pool) (dig "pipeline_parallel_size" 1 $pool) }}
 {{- end }}
 
-{{/* Takes {root, pool}: ranks in one pod. */}}
+{{/* Takes {root, pool}: ranks in one pod. As many whole stages of the pipeline as a node has room for,
+or, of stages that are larger than a node, equal parts: their tensor ranks talk at every layer. */}}
 {{- define "crossdock.ranksPerHost" -}}
 {{- $values := index .root.Values .pool }}
 {{- $ranks := int (include "crossdock.ranks" .) }}
@@ -30,12 +31,19 @@
 {{- fail (printf "%s.ranksPerHost = %d: must divide the %d ranks of a replica (cluster.pools.%s: tensor_parallel_size × pipeline_parallel_size)" .pool $given $ranks .pool) }}
 {{- end }}
 {{- $given }}
+{{- else if lt $most 1 }}
+{{- fail (printf "%s.maxRanksPerHost = %d: must be at least 1" .pool $most) }}
 {{- else }}
-{{- $hosts := div (add $ranks (sub $most 1)) $most }}
-{{- if mod $ranks $hosts }}
-{{- fail (printf "%s.ranksPerHost: the %d ranks of a replica can't be shared out evenly over pods of at most %d; set it to a divisor" .pool $ranks $most) }}
+{{- $stage := int (dig "tensor_parallel_size" 1 (include "crossdock.pool" . | fromYaml)) }}
+{{- $unit := le $stage $most | ternary $stage 1 }}
+{{- $units := le $stage $most | ternary (div $ranks $stage) $stage | int }}
+{{- $taken := 1 }}
+{{- range $count := untilStep 1 (int (add $units 1)) 1 }}
+{{- if and (not (mod $units $count)) (le (mul $unit $count) $most) }}
+{{- $taken = $count }}
 {{- end }}
-{{- div $ranks $hosts }}
+{{- end }}
+{{- mul $unit $taken }}
 {{- end }}
 {{- end }}
 
