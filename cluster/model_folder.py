@@ -64,6 +64,13 @@ def read_model_folder(path: Path) -> ModelFolder:
     Raises ``Incompatible`` if a file is missing or the model is none that the engine runs,
     ``NotFound`` for a missing shard, ``InvalidField`` for a bad config.json or a broken file.
     """
+    model = read_folder_without_weights(path)
+    check_weights(path, read_model_config(path))
+    return model
+
+
+def read_folder_without_weights(path: Path) -> ModelFolder:
+    """The same for who only reads prompts and writes answers. Raises as ``read_model_folder``."""
     for pattern in ("config.json", "tokenizer.json"):
         if not any(path.glob(pattern)):
             raise Incompatible(
@@ -71,7 +78,6 @@ def read_model_folder(path: Path) -> ModelFolder:
                 reason="MODEL_INCOMPLETE",
                 metadata={"model": str(path), "missing": pattern},
             )
-    check_weights(path, read_model_config(path))
     read_eos_token_ids(path)
     return read_model_shape(path)
 

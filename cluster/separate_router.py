@@ -7,10 +7,16 @@ Covers: the longest sequence, which router and controller compute alike. Does no
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from cluster.demo_model import ensure_demo_model
 from cluster.memory_plan import PoolBlocks, plan_blocks, plan_max_model_len
-from cluster.model_folder import ModelFolder, find_model, read_model_folder
+from cluster.model_folder import (
+    ModelFolder,
+    find_model,
+    read_folder_without_weights,
+    read_model_folder,
+)
 from cluster.progress import Progress
 from cluster.router_costs import router_costs
 from cluster.router_process import RouterOptions
@@ -31,8 +37,17 @@ class Doors:
 
 def locate_model(spec: ClusterSpec, progress: Progress) -> ModelFolder:
     """The folder of ``spec.model``, or of the demo model. Raises as ``read_model_folder``."""
-    folder = find_model(spec.model) if spec.model else ensure_demo_model(progress)
-    return read_model_folder(folder)
+    return read_model_folder(_folder(spec, progress))
+
+
+def locate_model_of_router(spec: ClusterSpec, progress: Progress) -> ModelFolder:
+    """The same without a look at the weights: on a router's machine there may be none, unless
+    ``router.profile`` is to be compared with them."""
+    return read_folder_without_weights(_folder(spec, progress))
+
+
+def _folder(spec: ClusterSpec, progress: Progress) -> Path:
+    return find_model(spec.model) if spec.model else ensure_demo_model(progress)
 
 
 def plan_blocks_elsewhere(spec: ClusterSpec, model: ModelFolder) -> PoolBlocks:

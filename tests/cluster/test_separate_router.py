@@ -108,6 +108,24 @@ def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
         locate_model(make_spec({"model": str(tmp_path / "missing")}), Silent())
 
 
+def test_a_router_needs_no_weights(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for weights in (config.parent / "tiny").glob("*.safetensors*"):
+        weights.unlink()
+    started: list[list[str]] = []
+
+    def instead(arguments: list[str]) -> int:
+        started.append(arguments)
+        return 0
+
+    monkeypatch.setattr("router.main.main", instead)
+    given = ["--config", str(config), "--registry", "controller:50053"]
+    assert run(monkeypatch, "router", *given) == 0
+    assert len(started) == 1
+    # A controller would start workers that fail for want of them.
+    with pytest.raises(NotFound, match="safetensors"):
+        locate_model(make_spec({"model": str(config.parent / "tiny")}), Silent())
+
+
 def test_a_router_loads_neither_torch_nor_ray() -> None:
     code = "import sys, cluster.separate_router, cluster.spec_file, router.main\n"
     code += "print(sorted({'torch', 'ray'} & set(sys.modules)))"

@@ -249,6 +249,45 @@ def test_a_token_comes_from_a_secret_and_only_the_download_has_it() -> None:
             assert tokens == [{"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": secret}}]
 
 
+def downloads(values: dict[str, Any]) -> dict[str, Manifest]:
+    """The container that downloads the model, by the pod that it is in."""
+    return {
+        pod: container
+        for pod, template in pod_templates(render(values))
+        for container in template["spec"].get("initContainers", [])
+    }
+
+
+def test_routers_download_no_weights_unless_a_profile_is_compared_with_them() -> None:
+    weights, values = "--include=*.safetensors", ci_values("pd-gpu")
+    who = {pod: weights in container["args"] for pod, container in downloads(values).items()}
+    assert not who.pop("crossdock-router")
+    assert set(who) == {"crossdock/prefill", "crossdock/decode", "crossdock-controller"}
+    assert all(who.values())
+    values["cluster"]["router"] = {"profile": "/profiles/llama.json"}
+    assert all(weights in container["args"] for container in downloads(values).values())
+
+
+def test_all_containers_have_the_extra_environment_and_volumes() -> None:
+    """But for Redis, which is a chart of its own."""
+    values = ci_values("pd-gpu") | {
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+        "extraVolumes": [{"name": "authorities", "configMap": {"name": "authorities"}}],
+        "extraVolumeMounts": [{"name": "authorities", "mountPath": "/etc/ssl/certs"}],
+        "redis": {"enabled": True},
+    }
+    for pod, template in pod_templates(render(values)):
+        if pod == "crossdock-redis":
+            continue
+        assert values["extraVolumes"][0] in template["spec"]["volumes"], pod
+        for container in containers(template):
+            assert values["extraEnv"][0] in container["env"], (pod, container["name"])
+            assert values["extraVolumeMounts"][0] in container["volumeMounts"], (
+                pod,
+                container["name"],
+            )
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("pd-gpu", "emptyDir"), ("ha", "persistentVolumeClaim"), ("tls", "image")]
 )

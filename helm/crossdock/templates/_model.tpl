@@ -31,7 +31,10 @@
 {{- end }}
 {{- end }}
 
+{{/* Takes {root, weights}: routers only read prompts and write answers. */}}
 {{- define "crossdock.modelInitContainers" -}}
+{{- $weights := .weights }}
+{{- with .root }}
 {{- $model := .Values.model }}
 {{- if eq $model.source "huggingface" }}
 {{- $path := include "crossdock.modelPath" . }}
@@ -44,7 +47,9 @@ initContainers:
       - --revision={{ $model.huggingface.revision }}
       - --local-dir={{ $path }}
       - --include=*.json
+      {{- if $weights }}
       - --include=*.safetensors
+      {{- end }}
       - --include=*.jinja
     env:
       - name: HOME
@@ -67,5 +72,9 @@ initContainers:
         mountPath: /tmp
       - name: model
         mountPath: {{ $path }}
+      {{- with .Values.extraVolumeMounts }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}

@@ -36,7 +36,7 @@ template:
     {{- end }}
     # The drain, and what Ray takes to end.
     terminationGracePeriodSeconds: {{ add $values.drainSeconds 60 }}
-    {{- include "crossdock.modelInitContainers" $root | nindent 4 }}
+    {{- include "crossdock.modelInitContainers" (dict "root" $root "weights" true) | nindent 4 }}
     containers:
       - name: ray-worker
         {{- include "crossdock.container" $root | nindent 8 }}
