@@ -13,6 +13,7 @@ from charts import CHART, ROOT, render
 ALL_ON: dict[str, Any] = {
     "cluster": {
         "engine": {"device": "cuda"},
+        "kv": {"transport": "cuda_ipc"},
         "pools": {
             "prefill": {"tensor_parallel_size": 16},
             "decode": {"tensor_parallel_size": 16},

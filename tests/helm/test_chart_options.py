@@ -68,6 +68,25 @@ def test_another_redis_can_be_used_and_is_let_through() -> None:
     assert "redis.external.address: leave it empty" in refusal(both)
 
 
+@pytest.mark.parametrize("address", ["redis.db.svc", "redis.db.svc:", "rediss://redis.db.svc/0"])
+def test_a_redis_without_a_port_is_refused(address: str) -> None:
+    said = refusal({"redis": {"external": {"address": address}}})
+    assert f"redis.external.address = {address}: must be host:port" in said
+
+
+def test_a_redis_that_speaks_tls_is_let_through_by_its_port() -> None:
+    manifests = render({"redis": {"external": {"address": "rediss://redis.db.svc:6380"}}})
+    egress = one(manifests, "NetworkPolicy", "crossdock-egress")["spec"]["egress"]
+    assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in egress
+
+
+def test_the_made_password_is_under_the_key_that_pods_read() -> None:
+    manifests = render({"redis": {"enabled": True, "auth": {"existingSecretKey": "secret"}}})
+    options = one(manifests, "RayCluster", "crossdock")["spec"]["gcsFaultToleranceOptions"]
+    [key] = one(manifests, "Secret", "crossdock-redis")["data"]
+    assert key == options["redisPassword"]["valueFrom"]["secretKeyRef"]["key"] == "secret"
+
+
 # Gangs
 
 
@@ -203,6 +222,21 @@ def test_autoscaled_routers_have_no_number_of_their_own() -> None:
     scaled = one(manifests, "HorizontalPodAutoscaler", "crossdock-router")["spec"]
     assert scaled["scaleTargetRef"]["name"] == "crossdock-router"
     assert (scaled["minReplicas"], scaled["maxReplicas"]) == (3, 6)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "resources", "said"),
+    [
+        ({"minReplicas": 9}, {}, "autoscaling.maxReplicas = 8: must be at least minReplicas = 9"),
+        ({"minReplicas": 0}, {}, "and that at least 1"),
+        ({}, {"requests": {"cpu": None}}, "router.resources.requests.cpu: is missing"),
+    ],
+)
+def test_autoscaling_that_could_not_work_is_refused(
+    scaling: dict[str, Any], resources: dict[str, Any], said: str
+) -> None:
+    values = {"autoscaling": {"enabled": True, **scaling}, "router": {"resources": resources}}
+    assert said in refusal(values)
 
 
 def test_a_router_has_the_time_to_leave_the_service_and_drain() -> None:

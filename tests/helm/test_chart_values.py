@@ -12,6 +12,9 @@ import pytest
 import yaml
 from charts import CHART, CI, ROOT, render
 
+from core.config import make_spec
+from core.errors import InvalidField
+
 # Severities of helm lint.
 INFO = 1
 
@@ -70,3 +73,28 @@ def test_replicas_that_no_pods_can_hold_are_refused_with_the_fix() -> None:
 )
 def test_a_source_of_the_model_needs_its_name(source: str, named: str) -> None:
     assert f"model.{source}.{named}" in refusal({"model": {"source": source}})
+
+
+@pytest.mark.parametrize(
+    ("cluster", "named"),
+    [
+        ({"pools": {"decode": {"replicas": 0}}}, "pools.decode.replicas"),
+        ({"kv": {"memory": "1GiB", "num_blocks": 100}}, "kv"),
+        ({"kv": {"transport": "nccl"}}, "kv.transport"),
+        ({"engine": {"device": "cuda"}, "kv": {"transport": "tcp"}}, "kv.transport"),
+    ],
+)
+def test_what_all_pods_would_refuse_is_not_installed(cluster: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidField):
+        make_spec(cluster)
+    assert f"cluster.{named}" in refusal({"cluster": cluster})
+
+
+@pytest.mark.parametrize("kv", [{}, {"transport": "nccl"}, {"transport": "cuda_ipc"}])
+def test_tls_is_refused_where_blocks_would_go_unencrypted(kv: dict[str, Any]) -> None:
+    cluster = {"engine": {"device": "cuda"}, "kv": kv}
+    values = {"cluster": cluster, "tls": {"enabled": True}}
+    if kv.get("transport") == "cuda_ipc":
+        assert render(values)
+    else:
+        assert "tls.enabled: on GPUs" in refusal(values)

@@ -4,6 +4,16 @@
 {{ .Release.Name }}-redis
 {{- end }}
 
+{{/* Port of another one, whose address may be a URL. */}}
+{{- define "crossdock.redisPort" -}}
+{{- $address := .Values.redis.external.address }}
+{{- $port := regexFind ":[1-9][0-9]*$" $address | trimPrefix ":" }}
+{{- if not $port }}
+{{- fail (printf "redis.external.address = %s: must be host:port, with redis:// or rediss:// before it or not" $address) }}
+{{- end }}
+{{- $port }}
+{{- end }}
+
 {{- define "crossdock.faultTolerance" -}}
 {{- $redis := .Values.redis }}
 {{- if and $redis.enabled $redis.external.address }}

@@ -1,0 +1,44 @@
+{{/* What the schema can't tell, refused before anything is installed. */}}
+
+{{- define "crossdock.checks" -}}
+{{- include "crossdock.checkCluster" .Values.cluster }}
+{{- include "crossdock.checkTls" . }}
+{{- include "crossdock.checkAutoscaling" . }}
+{{- end }}
+
+{{/* Takes `cluster`: what would be refused by every pod that reads it. */}}
+{{- define "crossdock.checkCluster" -}}
+{{- $kv := .kv | default dict }}
+{{- $device := dig "engine" "device" "cpu" . }}
+{{- $transports := dict "cpu" (list "auto" "shm" "tcp") "cuda" (list "auto" "cuda_ipc" "nccl") }}
+{{- $transport := $kv.transport | default "auto" }}
+{{- if lt (int (dig "pools" "decode" "replicas" 1 .)) 1 }}
+{{- fail "cluster.pools.decode.replicas = 0: must be at least 1, or nobody streams answers" }}
+{{- else if and (hasKey $kv "memory") (hasKey $kv "num_blocks") }}
+{{- fail "cluster.kv: give memory or num_blocks, not both" }}
+{{- else if not (has $transport (get $transports $device)) }}
+{{- fail (printf "cluster.kv.transport = %s: with engine.device = %s blocks can go over %s" $transport $device (get $transports $device | join ", ")) }}
+{{- end }}
+{{- end }}
+
+{{- define "crossdock.checkTls" -}}
+{{- if .Values.tls.enabled }}
+{{- if .Values.cluster.tls }}
+{{- fail "cluster.tls: leave it out with tls.enabled, which makes the files and names them" }}
+{{- else if and (eq (include "crossdock.device" .) "cuda") (ne (dig "kv" "transport" "auto" .Values.cluster) "cuda_ipc") }}
+{{- fail "tls.enabled: on GPUs KV blocks go over NCCL, which is not encrypted; leave it false, or set cluster.kv.transport to cuda_ipc, which leaves no host" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "crossdock.checkAutoscaling" -}}
+{{- $scaling := .Values.autoscaling }}
+{{- $resources := .Values.router.resources }}
+{{- if $scaling.enabled }}
+{{- if or (lt (int $scaling.minReplicas) 1) (lt (int $scaling.maxReplicas) (int $scaling.minReplicas)) }}
+{{- fail (printf "autoscaling.maxReplicas = %d: must be at least minReplicas = %d, and that at least 1" (int $scaling.maxReplicas) (int $scaling.minReplicas)) }}
+{{- else if not (dig "limits" "cpu" (dig "requests" "cpu" "" $resources) $resources) }}
+{{- fail "router.resources.requests.cpu: is missing; autoscaling measures routers against it" }}
+{{- end }}
+{{- end }}
+{{- end }}
