@@ -396,6 +396,19 @@ def test_a_pod_has_a_port_for_the_metrics_of_each_of_its_ranks() -> None:
     assert told["metrics"] == metrics | {"controller_port": 9470}
 
 
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"controller_port": 50052}, "controller_port = 50052: port 50052 of these pods is taken"),
+        ({"worker_port": 8079}, "worker_port = 8079: port 8080 of these pods is taken"),
+        ({"worker_port": 65535}, "worker_port = 65535: must leave room"),
+    ],
+)
+def test_a_port_for_metrics_is_nobody_else_s(metrics: dict[str, int], said: str) -> None:
+    pools = {"decode": {"tensor_parallel_size": 2}}
+    assert said in refusal({"cluster": {"metrics": metrics, "pools": pools}})
+
+
 def test_ray_s_own_metrics_can_be_left_out() -> None:
     monitored = {"enabled": True, "ray": False}
     manifests = render({"podMonitor": monitored})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import helm_python
 import pytest
 from charts import CI, Manifest, ci_values, containers, pod_templates, render
 
@@ -27,6 +28,14 @@ def test_no_container_may_more_than_it_needs(name: str) -> None:
             assert context["readOnlyRootFilesystem"] is True, pod
             assert context["capabilities"] == {"drop": ["ALL"]}, pod
             assert not context.get("privileged"), pod
+
+
+@pytest.mark.parametrize("part", COMPONENTS)
+@pytest.mark.parametrize("label", ["component", "instance", "name"])
+def test_no_pod_gets_out_of_its_network_policies_by_a_label(part: str, label: str) -> None:
+    given = {part: {"podLabels": {f"app.kubernetes.io/{label}": "other", "team": "search"}}}
+    with pytest.raises(helm_python.HelmError, match=f"{part}.podLabels: .*{label} is the chart"):
+        render(given)
 
 
 @names

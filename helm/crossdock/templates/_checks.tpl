@@ -4,6 +4,8 @@
 {{- include "crossdock.checkCluster" .Values.cluster }}
 {{- include "crossdock.checkTls" . }}
 {{- include "crossdock.checkAutoscaling" . }}
+{{- include "crossdock.checkPodLabels" . }}
+{{- include "crossdock.checkMetricsPorts" . }}
 {{- end }}
 
 {{/* Takes `cluster`: what would be refused by every pod that reads it. */}}
@@ -39,6 +41,35 @@
 {{- fail (printf "autoscaling.maxReplicas = %d: must be at least minReplicas = %d, and that at least 1" (int $scaling.maxReplicas) (int $scaling.minReplicas)) }}
 {{- else if not (dig "limits" "cpu" (dig "requests" "cpu" "" $resources) $resources) }}
 {{- fail "router.resources.requests.cpu: is missing; autoscaling measures routers against it" }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* Services, network policies and budgets find pods by their own labels. */}}
+{{- define "crossdock.checkPodLabels" -}}
+{{- $own := include "crossdock.selectorLabels" . | fromYaml }}
+{{- range $part := list "head" "controller" "prefill" "decode" "router" }}
+{{- range $label, $_ := (index $.Values $part).podLabels }}
+{{- if or (hasKey $own $label) (eq $label "app.kubernetes.io/component") }}
+{{- fail (printf "%s.podLabels: %s is the chart's own; choose another name" $part $label) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{/* A pod listens on other ports as well; those of Ray's nodes are KubeRay's and Ray's defaults. */}}
+{{- define "crossdock.checkMetricsPorts" -}}
+{{- $ranks := int (include "crossdock.mostRanksPerHost" .) }}
+{{- range $process, $taken := dict "worker" (list 8080 52365) "controller" (list 50052 50053) }}
+{{- $first := int (include "crossdock.metricsPort" (dict "root" $ "process" $process)) }}
+{{- $last := eq $process "worker" | ternary (add $first $ranks -1) $first | int }}
+{{- if gt $last 65535 }}
+{{- fail (printf "cluster.metrics.%s_port = %d: must leave room for a port for each rank of a pod, up to 65535" $process $first) }}
+{{- end }}
+{{- range $port := $taken }}
+{{- if and (le $first $port) (ge $last $port) }}
+{{- fail (printf "cluster.metrics.%s_port = %d: port %d of these pods is taken; choose another one" $process $first $port) }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
