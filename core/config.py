@@ -41,7 +41,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**
 
 # Of one pool.
 MAX_REPLICAS = 1024
-# Of each rank, if the config gives no size and as far as memory is free.
+# Of each rank, if the config gives no size and as far as host memory is free.
 DEFAULT_KV_BYTES = 512 * 2**20
 
 # In paths of settings that are under a name of the user's.
@@ -166,8 +166,8 @@ class KVSpec(Section):
     block_size: int = Field(default=16, ge=1, le=1024, strict=True)
     """Tokens of a block."""
     memory: ByteSize | None = None
-    """Size of each rank's pool, such as "2GiB". Without it (and `num_blocks`): what is free, on a
-    CPU at most 512 MiB."""
+    """Size of each rank's pool, such as "2GiB". Without it (and `num_blocks`): 512 MiB, on a GPU
+    too, or less where half of this machine's free memory is less for all ranks."""
     num_blocks: int | None = Field(default=None, ge=1, strict=True)
     """The same in blocks; not both."""
     transport: Literal["auto", "cuda_ipc", "nccl", "shm", "tcp"] = "auto"

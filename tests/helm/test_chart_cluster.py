@@ -175,6 +175,8 @@ def test_without_prefill_replicas_its_group_is_empty() -> None:
         (None, "/models/SmolLM2-135M-Instruct"),
         ("llama-3.1-8b", "/models/llama-3.1-8b"),
         ("/mnt/llama", "/mnt/llama"),
+        ("models/SmolLM2-135M-Instruct", "/models/SmolLM2-135M-Instruct"),
+        ("./smollm2/", "/models/smollm2"),
     ],
 )
 def test_the_model_is_where_the_values_say(given: str | None, folder: str) -> None:

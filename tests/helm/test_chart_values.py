@@ -81,6 +81,7 @@ def test_a_source_of_the_model_needs_its_name(source: str, named: str) -> None:
         ({"pools": {"decode": {"replicas": 0}}}, "pools.decode.replicas"),
         ({"kv": {"memory": "1GiB", "num_blocks": 100}}, "kv"),
         ({"kv": {"transport": "nccl"}}, "kv.transport"),
+        ({"auth": {"required": True}, "tenants": {"a": {"weight": 2}}}, "auth.required"),
         ({"engine": {"device": "cuda"}, "kv": {"transport": "tcp"}}, "kv.transport"),
     ],
 )

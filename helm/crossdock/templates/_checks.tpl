@@ -20,7 +20,13 @@
 {{- fail "cluster.kv: give memory or num_blocks, not both" }}
 {{- else if not (has $transport (get $transports $device)) }}
 {{- fail (printf "cluster.kv.transport = %s: with engine.device = %s blocks can go over %s" $transport $device (get $transports $device | join ", ")) }}
+{{- else if and (dig "auth" "required" false .) (not (include "crossdock.someKey" .)) }}
+{{- fail "cluster.auth.required: no tenant of cluster.tenants has a key; leave it out if they are in router.tenantsSecret, which has its own auth" }}
 {{- end }}
+{{- end }}
+
+{{- define "crossdock.someKey" -}}
+{{- range .tenants }}{{ range .api_key_sha256 }}{{ . }}{{ end }}{{ end }}
 {{- end }}
 
 {{- define "crossdock.checkTls" -}}

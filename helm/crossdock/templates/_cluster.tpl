@@ -89,7 +89,8 @@ ranks compute with as many threads as they have CPUs, and leave it to the system
 {{- toYaml $engine }}
 {{- end }}
 
-{{/* The folder: a name in `cluster.model` is one beside `model.path`. */}}
+{{/* The folder: the name in `cluster.model`, or that of a folder relative to where `crossdock tune` ran,
+is one beside `model.path`. */}}
 {{- define "crossdock.modelPath" -}}
 {{- $given := get .Values.cluster "model" | default "" }}
 {{- if not $given }}
@@ -97,7 +98,7 @@ ranks compute with as many threads as they have CPUs, and leave it to the system
 {{- else if hasPrefix "/" $given }}
 {{- $given }}
 {{- else }}
-{{- printf "%s/%s" (dir .Values.model.path) $given }}
+{{- printf "%s/%s" (dir .Values.model.path) (base $given) }}
 {{- end }}
 {{- end }}
 
