@@ -133,6 +133,12 @@ def test_who_reaches_whom(source: str, target: str, port: int, open_: bool) -> N
     assert any(admits(rule, source, port) for rule in rules) is open_
 
 
+@pytest.mark.parametrize(("source", "port"), [("test", 50051), ("controller", 8000)])
+def test_the_release_s_own_clients_are_let_in_beside_named_ones(source: str, port: int) -> None:
+    rules = allowed(network(ci_values("pd-gpu")), "router", "ingress")
+    assert any(admits(rule, source, port) for rule in rules)
+
+
 def test_clients_can_be_named() -> None:
     rules = allowed(network(ci_values("pd-gpu")), "router", "ingress")
     assert not any(admits(rule, "stranger", 50051) for rule in rules)
