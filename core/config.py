@@ -65,8 +65,10 @@ def parse_bytes(value: object) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+# The same for who reads the JSON schema only, such as Helm.
+_SizeText = Annotated[str, Field(pattern=r"^\s*\d{1,30}(\.\d+)?\s*([KkMmGg][Ii]?[Bb])?\s*$")]
 ByteSize = Annotated[
-    int, Field(ge=1), BeforeValidator(parse_bytes, json_schema_input_type=int | str)
+    int, Field(ge=1), BeforeValidator(parse_bytes, json_schema_input_type=int | _SizeText)
 ]
 ParallelSize = Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)]
 Amount = Annotated[float, Field(gt=0)]

@@ -56,9 +56,18 @@ def test_what_nobody_knows_is_refused_by_name(values: dict[str, Any], named: str
     assert named in refusal(values)
 
 
-@pytest.mark.parametrize("memory", ["512MiB", 536870912])
+@pytest.mark.parametrize("memory", ["512MiB", "1.5 gb", "40GiB ", "1000", 536870912])
 def test_sizes_are_taken_as_the_config_takes_them(memory: object) -> None:
+    assert make_spec({"kv": {"memory": memory}}).kv.memory
     assert render({"cluster": {"kv": {"memory": memory}}})
+
+
+@pytest.mark.parametrize("memory", ["40Gi", "40G", "lots", "", "-1GiB", "1e9", "1 parsec"])
+def test_sizes_in_other_units_are_refused_before_pods_would(memory: str) -> None:
+    """Those of Kubernetes are others."""
+    with pytest.raises(InvalidField, match=r"kv\.memory"):
+        make_spec({"kv": {"memory": memory}})
+    assert "/cluster/kv/memory" in refusal({"cluster": {"kv": {"memory": memory}}})
 
 
 def test_replicas_that_no_pods_can_hold_are_refused_with_the_fix() -> None:
