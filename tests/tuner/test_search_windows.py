@@ -21,21 +21,32 @@ from tuner.search.uncertainty import perturbed_profile
 from tuner.search.window import Counted, Window, source_of
 
 
-@given(st.floats(0.5, 500.0), st.floats(0.1, 20.0), st.floats(0.1, 20.0))
-def test_a_window_has_all_the_traffic_of_its_time(
-    rate: float, filling_s: float, counted_s: float
+@given(st.floats(0.5, 500.0), st.floats(0.1, 20.0), st.floats(0.1, 20.0), st.floats(0.0, 5.0))
+def test_a_window_has_the_traffic_of_its_time_or_many_answers_of_it(
+    rate: float, filling_s: float, counted_s: float, answer_s: float
 ) -> None:
-    trace, filling = Window(chat_trace(50), rate, Counted(filling_s, counted_s)).requests()
-    assert filling >= rate * filling_s
-    assert len(trace) - filling >= rate * counted_s
-    assert np.isclose(trace.rate, rate)
+    excerpt = Window(chat_trace(50), rate, Counted(filling_s, counted_s, answer_s)).excerpt()
+    assert excerpt.filling >= min(rate * filling_s, max(300, 2 * rate * answer_s))
+    assert excerpt.counted >= min(rate * counted_s, max(1200, 2 * rate * answer_s))
+    assert excerpt.counted >= 100
+    assert np.isclose(excerpt.trace.rate, rate)
+    counts = excerpt.counted / rate + excerpt.further_s
+    assert counts >= counted_s * (1 - 1e-9)
+    assert not excerpt.further_s or np.isclose(counts, counted_s)
+
+
+def test_no_time_is_left_out_at_a_low_rate_or_of_long_answers() -> None:
+    trace = chat_trace(50)
+    assert not Window(trace, 40.0, Counted.of(5.0, 1.0, 1.0)).excerpt().further_s
+    assert not Window(trace, 400.0, Counted.of(12.0, 1.0, 1.0)).excerpt().further_s
+    assert Window(trace, 4000.0, Counted.of(1.2, 1.0, 1.0)).excerpt().further_s > 7
 
 
 def test_a_burst_at_the_beginning_has_the_rate_of_the_whole_trace() -> None:
     trace = chat_trace(400)
     burst = np.concatenate([np.zeros(150), trace.arrivals_s[150:]])
-    window = Window(replace(trace, arrivals_s=burst), 5.0, Counted(1.0, 2.0))
-    requests, _ = window.requests()
+    window = Window(replace(trace, arrivals_s=burst), 5.0, Counted(1.0, 2.0, 1.0))
+    requests = window.excerpt().trace
     assert len(requests) >= 100
     assert not requests.rate
 
@@ -60,7 +71,7 @@ def test_workers_that_share_cores_are_not_divided() -> None:
 
 def test_a_short_trace_is_repeated_with_prefixes_of_its_own() -> None:
     trace = shared_trace(20)
-    repeated, _ = Window(trace, 10.0, Counted(1.0, 5.0)).requests()
+    repeated = Window(trace, 10.0, Counted(1.0, 5.0, 1.0)).excerpt().trace
     once, again = repeated.shared[:20], repeated.shared[20:40]
     assert not {i for ids in once for i in ids.tolist()} & {
         i for ids in again for i in ids.tolist()

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tuner.load.metrics import Slo
-from tuner.search.window import Window
+from tuner.search.trend import growth, share_later
+from tuner.search.window import Excerpt, Window
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.miss_limit import MissLimit
+from tuner.simulate.result import SimulationResult
 from tuner.simulate.simulator import simulate
 from tuner.simulate.summary import SimulationSummary, met, summarize
 
@@ -39,6 +41,9 @@ class Trial:
     """One simulation of a cluster at ``rate`` requests per second. ``share`` of the requests met
     the SLO, those not counted that came before the cluster had filled up.
 
+    ``further_s``: seconds that count, too, but were not simulated: there latencies go on as they
+    did (``trend``). ``growth``: as ``trend.growth`` gives it, the overload that there was.
+
     ``divided_by``: only such a part of the cluster was simulated, at as small a part of the rate.
     ``is_cut_short``: it ended when too many had missed the SLO; the rest of them counts as missed,
     too.
@@ -49,6 +54,13 @@ class Trial:
     summary: SimulationSummary
     divided_by: int = 1
     is_cut_short: bool = False
+    further_s: float = 0.0
+    growth: float = 0.0
+
+    @property
+    def lasting_rate(self) -> float:
+        """Of ``rate``, what the cluster keeps up with for as long as one likes."""
+        return self.rate / (1 + self.growth)
 
     def meets(self, goal: Goal) -> bool:
         return self.share >= goal.share
@@ -81,10 +93,11 @@ class Reached:
 
 def try_rate(cluster: ClusterModel, window: Window, goal: Goal, *, to_the_end: bool) -> Trial:
     """Unless it goes ``to_the_end``, the simulation of a rate that misses the goal is cut short."""
-    trace, skipped = window.requests()
+    excerpt = window.excerpt()
+    trace, skipped = excerpt.trace, excerpt.filling
     # Whoever has no whole answer by then has missed a limit.
     longest_s = goal.slo.ttft_s + float(trace.output_tokens.max()) * goal.slo.tpot_s
-    most_missed = int((len(trace) - skipped) * (1 - goal.share) + 1e-9)
+    most_missed = int(excerpt.counted * (1 - goal.share) + 1e-9)
     limit = MissLimit(goal.slo.ttft_s, goal.slo.tpot_s, skipped, most_missed)
     result = simulate(
         trace,
@@ -93,9 +106,25 @@ def try_rate(cluster: ClusterModel, window: Window, goal: Goal, *, to_the_end: b
         until_s=trace.duration_s + longest_s,
         miss_limit=None if to_the_end else limit,
     )
-    good = met(result, goal.slo)[skipped:]
-    summary = summarize(result, goal.slo, skipped)
-    return Trial(window.rate, float(good.mean()), summary, is_cut_short=result.is_cut_short)
+    return Trial(
+        rate=window.rate,
+        share=_share(result, excerpt, goal.slo),
+        summary=summarize(result, goal.slo, skipped),
+        is_cut_short=result.is_cut_short,
+        further_s=excerpt.further_s,
+        growth=growth(result, skipped),
+    )
+
+
+def _share(result: SimulationResult, excerpt: Excerpt, slo: Slo) -> float:
+    """Of all requests that count, those after the simulated ones included."""
+    good = met(result, slo)[excerpt.filling :]
+    share, further_s = float(good.mean()), excerpt.further_s
+    if not further_s or result.is_cut_short:
+        return share
+    counted_s = float(result.arrivals_s[-1] - result.arrivals_s[excerpt.filling])
+    later = share_later(result, good, slo, further_s)
+    return (share * counted_s + later * further_s) / (counted_s + further_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,8 +85,9 @@ def by_halving(
 
 class EstimatedRates:
     """Rates under other conditions: estimates from replicas, by the factor that the whole cluster
-    has over its estimate as given. Replicas of pools that serve far more than their cluster are
-    not simulated again: their rates change as their bounds do."""
+    has over its estimate as given. Not simulated again are replicas of pools that serve far more
+    than their cluster, and those that serve so many requests that a window of them is shortened,
+    for which queues of chance don't matter: their rates change as their bounds do."""
 
     def __init__(self, estimates: Estimates, laboratory: Laboratory) -> None:
         self._estimates = estimates
@@ -95,15 +96,16 @@ class EstimatedRates:
     def __call__(
         self, conditions: Sequence[Conditions], clusters: Sequence[Scored]
     ) -> list[list[float]]:
-        estimates = self._estimates
+        estimates, laboratory = self._estimates, self._laboratory
         estimates.learn([r for one in clusters for r in replicas_of(one.candidate)])
-        weak = list(dict.fromkeys(r for one in clusters for r in estimates.weakest(one)))
+        weakest = dict.fromkeys(r for one in clusters for r in estimates.weakest(one))
+        weak = [r for r in weakest if not laboratory.is_shortened(r, estimates.known(r) or 0.0)]
         replicas = list(dict.fromkeys(r for one in clusters for r in replicas_of(one.candidate)))
         strong = [replica for replica in replicas if replica not in weak]
         typical = _factor(clusters)
         rows = []
         looked = estimates.under(conditions, weak)
-        scaled = self._laboratory.scales(conditions, strong)
+        scaled = laboratory.scales(conditions, strong)
         for simulated, factors in zip(looked, scaled, strict=True):
             rates = simulated | {
                 replica: (estimates.known(replica) or 0.0) * factor

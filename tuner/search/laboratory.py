@@ -118,6 +118,11 @@ class Bench:
         plain = replica.bound(before, slo)
         return changed.bound(after, slo) / plain if 0 < plain < inf else 1.0
 
+    def is_shortened(self, replica: SingleReplica, rate: float) -> bool:
+        """Whether trials of ``replica`` at ``rate`` leave time out, see ``window``."""
+        counted = replica.counted(self._plain.means, self._given.goal.slo, services=1.0)
+        return counted.is_shortened(rate)
+
     def _sampled(self, conditions: Conditions) -> Sampled:
         if conditions == AS_GIVEN:
             return self._plain
@@ -229,6 +234,10 @@ class Laboratory:
     ) -> list[list[float]]:
         """By condition: how much higher or lower the bound of each replica is under it."""
         return [[self._bench.scale(one, under) for one in replicas] for under in conditions]
+
+    def is_shortened(self, replica: SingleReplica, rate: float) -> bool:
+        """Whether trials of ``replica`` at ``rate`` leave time out, see ``window``."""
+        return self._bench.is_shortened(replica, rate)
 
     def _all(self, jobs: Sequence[ClusterJob | ReplicaJob]) -> list[Reached]:
         if self._pool is None:

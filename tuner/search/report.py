@@ -17,6 +17,8 @@ from tuner.search.verdict import Comparison
 from tuner.simulate.requests import RequestTrace
 
 Row = tuple[str, ...]
+# Of an overload that passed.
+_WORTH_TELLING = 0.02
 COLUMNS = (
     "cluster",
     "GPUs",
@@ -101,6 +103,18 @@ def _simulated(trial: Trial, trace: RequestTrace) -> str:
         words += " and repeated"
     if trial.divided_by > 1:
         words += f", on 1/{trial.divided_by} of the cluster and of the rate"
+    return words + _overload(trial)
+
+
+def _overload(trial: Trial) -> str:
+    """Where latencies grew all the time, though not yet beyond the limits."""
+    words = ""
+    if trial.further_s:
+        words = f"; of {trial.further_s:.1f} s after them latencies were continued as they changed"
+    if trial.growth >= _WORTH_TELLING:
+        words += (
+            f"; falls behind by {trial.growth:.0%}, so {trial.lasting_rate:.2f} requests/s last"
+        )
     return words
 
 
