@@ -156,6 +156,27 @@ def test_it_is_told_of_how_much_traffic_the_numbers_are() -> None:
     assert any("on 1/4 of the cluster and of the rate" in line for line in lines)
 
 
+def test_an_overload_that_passed_is_told_with_the_rate_that_lasts() -> None:
+    assert WINNER.reached is not None
+    assert WINNER.reached.trial is not None
+    trial = replace(WINNER.reached.trial, further_s=6.5, growth=0.25)
+    behind = replace(WINNER, reached=replace(WINNER.reached, trial=trial))
+    words = " ".join(verdict_lines(result(behind, verdict=Verdict(behind, behind, None, None))))
+    assert "of 6.5 s after them" in words
+    assert f"falls behind by 25%, so {WINNER.rate / 1.25:.2f} requests/s last" in words
+    assert "falls behind" not in " ".join(verdict_lines(found()))
+
+
+def test_one_pool_is_advised_as_far_as_two_were_looked_at() -> None:
+    verdict = Verdict(RIVAL, RIVAL, None, None)
+    served = " ".join(verdict_lines(result(RIVAL, UNSEEN, verdict=verdict)))
+    assert "two pools would serve less" in served
+    cheapest = " ".join(verdict_lines(result(RIVAL, UNSEEN, verdict=verdict, rate=5.0)))
+    assert "no two pools of this cost or less serve more" in cheapest
+    alone = " ".join(verdict_lines(result(RIVAL, verdict=verdict)))
+    assert "two pools were no candidate" in alone
+
+
 def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) -> None:
     pytest.importorskip("plotext", reason="the extra `plot` is not installed")
     text = terminal_text(found())

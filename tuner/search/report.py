@@ -19,6 +19,8 @@ from tuner.simulate.requests import RequestTrace
 Row = tuple[str, ...]
 # Of an overload that passed.
 _WORTH_TELLING = 0.02
+# Below it hundredths of a second say too little.
+_SHORT_S = 0.05
 COLUMNS = (
     "cluster",
     "GPUs",
@@ -49,12 +51,7 @@ def verdict_lines(result: TuneResult) -> list[str]:
         )
         if comparison is not None
     ]
-    if winner.candidate.is_colocated:
-        lines.append("don't disaggregate: two pools would serve less of this traffic")
-    elif result.question.rate is not None:
-        lines.append("no cheaper cluster, and no colocated one of this cost that serves more, does")
-    elif not verdict.disaggregate:
-        lines.append("two pools gain next to nothing over colocated: it is simpler, prefer it")
+    lines += _advice(result, winner)
     lines.append(f"scheduler limits: {_limits(winner.candidate)}")
     trial = winner.reached.trial if winner.reached is not None else None
     if trial is not None:
@@ -82,6 +79,22 @@ def _headline(result: TuneResult) -> str:
         f"{candidate}: {winner.rate:.2f} requests/s, {winner.rate_per_accelerator:.3f} per GPU, "
         f"{within}"
     )
+
+
+def _advice(result: TuneResult, winner: Scored) -> list[str]:
+    """Whether to disaggregate. For a rate only what costs no more was looked at."""
+    has_pairs = any(not one.candidate.is_colocated for one in result.scored)
+    if winner.candidate.is_colocated and not has_pairs:
+        return ["two pools were no candidate: these GPUs make none that hold the longest request"]
+    if result.question.rate is not None:
+        if winner.candidate.is_colocated:
+            return ["don't disaggregate: no two pools of this cost or less serve more"]
+        return ["no cheaper cluster, and no colocated one of this cost that serves more, does"]
+    if winner.candidate.is_colocated:
+        return ["don't disaggregate: two pools would serve less of this traffic"]
+    if not result.verdict.disaggregate:
+        return ["two pools gain next to nothing over colocated: it is simpler, prefer it"]
+    return []
 
 
 def _limits(candidate: Candidate) -> str:
@@ -208,7 +221,10 @@ def tokens_per_user(trial: Trial) -> float:
 
 
 def _seconds(spread: Spread | None, part: str = "p90") -> str:
-    return "–" if spread is None else f"{getattr(spread, part):.2f}"
+    if spread is None:
+        return "–"
+    seconds = getattr(spread, part)
+    return f"{seconds:.2f}" if seconds >= _SHORT_S else f"{seconds:.4f}"
 
 
 def _milliseconds(spread: Spread | None, part: str = "p90") -> str:
