@@ -46,16 +46,22 @@ def share_later(result: SimulationResult, good: npt.NDArray[np.bool_], slo: Slo,
 
 
 def growth(result: SimulationResult, skipped: int) -> float:
-    """Seconds by which a request took longer than one of the same length that came a second before
-    it; 0 if it took less, or if the difference may be chance. Of ``result`` without the first
-    ``skipped``."""
-    tpot, more = result.tpot_s[skipped:], result.output_tokens[skipped:] - 1
-    took = result.ttft_s[skipped:] + np.where(more > 0, tpot, 0.0) * float(more.mean())
-    arrived = result.arrivals_s[skipped:]
-    slope = slope_of(arrived, took)
-    left = took - slope * arrived
-    chance = float(np.nanstd(left)) / (float(arrived.std()) * len(arrived) ** 0.5) if slope else 0.0
-    return slope if slope > max(0.0, _CERTAIN * chance) else 0.0
+    """Seconds by which a request waited longer for its first token, or took longer than one of the
+    same length to its last one, than one that came a second before it; 0 if it did not, or if the
+    difference may be chance. Of ``result`` without the first ``skipped``."""
+    arrived, ttft = result.arrivals_s[skipped:], result.ttft_s[skipped:]
+    more = result.output_tokens[skipped:] - 1
+    answered = np.where(more > 0, result.tpot_s[skipped:], 0.0) * float(more.mean())
+    return max(_certain_slope(arrived, ttft), _certain_slope(arrived, ttft + answered))
+
+
+def _certain_slope(x: Numbers, y: Numbers) -> float:
+    """As ``slope_of``; 0 if it falls or may be chance."""
+    slope = slope_of(x, y)
+    if slope <= 0:
+        return 0.0
+    chance = float(np.nanstd(y - slope * x)) / (float(x.std()) * len(x) ** 0.5)
+    return slope if slope > _CERTAIN * chance else 0.0
 
 
 def slope_of(x: Numbers, y: Numbers) -> float:
