@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from core.request import RequestKey
+
+# So many entries of requests that wait no longer are kept in any case.
+_MOST_STALE = 64
 
 
 class Waiting(NamedTuple):
@@ -37,26 +40,37 @@ class _Line:
 
     tenant: str
     here: dict[RequestKey, Waiting] = field(default_factory=dict)
-    by_due: list[tuple[float, int, RequestKey]] = field(default_factory=list)
+    by_due: list[tuple[float, int, Waiting]] = field(default_factory=list)
     cost: float = 0.0
 
     def add(self, waiting: Waiting, number: int) -> None:
         self.here[waiting.key] = waiting
         self.cost += waiting.cost / waiting.weight
-        heappush(self.by_due, (waiting.due, number, waiting.key))
+        heappush(self.by_due, (waiting.due, number, waiting))
 
     def remove(self, key: RequestKey) -> Waiting | None:
         waiting = self.here.pop(key, None)
         if waiting is not None:
             self.cost -= waiting.cost / waiting.weight
+            self._forget_stale()
         return waiting
+
+    def _forget_stale(self) -> None:
+        """Else what is refused in a flood would pile up behind what is due earlier."""
+        if len(self.by_due) > 2 * len(self.here) + _MOST_STALE:
+            self.by_due = [entry for entry in self.by_due if self._is_here(entry[2])]
+            heapify(self.by_due)
+
+    def _is_here(self, waiting: Waiting) -> bool:
+        """A later request may have the same key."""
+        return self.here.get(waiting.key) is waiting
 
     @property
     def first(self) -> Waiting:
         """Of a line that is not empty."""
-        while self.by_due[0][2] not in self.here:
+        while not self._is_here(self.by_due[0][2]):
             heappop(self.by_due)
-        return self.here[self.by_due[0][2]]
+        return self.by_due[0][2]
 
     @property
     def newest(self) -> Waiting:
@@ -101,14 +115,16 @@ class FairQueue:
         line.add(waiting, self._number)
 
     def next(self, may_go: Callable[[Waiting], bool]) -> Waiting | None:
-        """Who is next among the tenants' first ones that ``may_go``."""
+        """Who is next among the tenants' first ones that ``may_go``. What waits for its own
+        tenant's limits is not overtaken by later classes of that tenant, which would keep it out
+        for ever."""
+        held_up: set[str] = set()
         for priority in sorted(self._lines):
-            by_turn = sorted(
-                self._lines[priority].values(), key=lambda line: self._paid[line.tenant]
-            )
-            for line in by_turn:
+            lines = [line for line in self._lines[priority].values() if line.tenant not in held_up]
+            for line in sorted(lines, key=lambda line: self._paid[line.tenant]):
                 if may_go(line.first):
                     return line.first
+                held_up.add(line.tenant)
         return None
 
     def leave(self, waiting: Waiting) -> None:

@@ -112,6 +112,37 @@ def test_who_may_not_go_is_passed() -> None:
     assert queue.next(lambda one: False) is None
 
 
+def test_what_waits_for_its_tenants_limits_is_not_overtaken_by_that_tenants_later_classes() -> None:
+    queue = FairQueue()
+    queue.add(waiting("a", "wide", priority=0))
+    queue.add(waiting("a", "narrow", priority=5))
+    queue.add(waiting("b", "other", priority=5))
+    first = queue.next(lambda one: one.key.request_id != "wide")
+    assert first is not None
+    assert first.key.request_id == "other"
+
+
+def test_what_is_refused_in_a_flood_leaves_nothing_behind() -> None:
+    """Here it is of a class that never has its turn."""
+    queue = FairQueue()
+    queue.add(waiting("flood", "first"))
+    for number in range(1000):
+        queue.add(waiting("flood", str(number), due=1.0))
+        gone = queue.last()
+        queue.remove(gone.key, gone.priority)
+    [line] = queue._all_lines()
+    assert len(line.by_due) < 100
+
+
+def test_a_request_with_the_id_of_an_earlier_one_has_its_own_due_time() -> None:
+    queue = FairQueue()
+    queue.add(waiting("a", "again", due=1.0))
+    queue.add(waiting("a", "b", due=2.0))
+    queue.remove(RequestKey("a", "again"), 0)
+    queue.add(waiting("a", "again", due=3.0))
+    assert leave_all(queue) == ["b", "again"]
+
+
 def test_the_newest_of_the_one_with_most_is_given_up_first() -> None:
     queue = FairQueue()
     for number in range(3):
