@@ -29,21 +29,29 @@ class Door:
         self._admit = admit
         self._refuse = refuse
         self._events: deque[DoorEvent] = deque()
+        self._is_busy = False
 
     def tell(self, event: DoorEvent, now: float) -> None:
         self._events.append(event)
-        if len(self._events) > 1:
+        if self._is_busy:
             return
-        while self._events:
-            commands = self._admission.handle(self._events[0], now)
-            for command in commands:
-                if isinstance(command, Admit):
-                    self._admit(command.key)
-                else:
-                    self._refuse(command.key, command.error)
-            if commands:
-                self._events.append(RoomChanged())
-            self._events.popleft()
+        self._is_busy = True
+        try:
+            while self._events:
+                self._handle(self._events.popleft(), now)
+        finally:
+            # What a defect in one request left is done with the next event.
+            self._is_busy = False
+
+    def _handle(self, event: DoorEvent, now: float) -> None:
+        commands = self._admission.handle(event, now)
+        for command in commands:
+            if isinstance(command, Admit):
+                self._admit(command.key)
+            else:
+                self._refuse(command.key, command.error)
+        if commands:
+            self._events.append(RoomChanged())
 
     def room_changed(self, now: float) -> None:
         """Costs nothing while nobody waits."""

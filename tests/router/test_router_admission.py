@@ -95,6 +95,21 @@ def test_an_empty_router_lets_one_in_whatever_workers_seem_to_have() -> None:
     assert cluster.running == ["a0"]
 
 
+def test_a_defect_in_one_request_closes_the_door_to_no_other() -> None:
+    cluster = Cluster(slots=5)
+
+    def admit(key: RequestKey) -> None:
+        if key.request_id == "a0":
+            raise ZeroDivisionError
+        cluster.running.append(key.request_id)
+
+    cluster.door = Door(cluster.admission, admit, cluster._refuse)
+    with pytest.raises(ZeroDivisionError):
+        cluster.arrive("a0")
+    cluster.arrive("a1")
+    assert cluster.running == ["a1"]
+
+
 def test_a_flood_leaves_others_their_turns() -> None:
     cluster = Cluster()
     for number in range(10):
