@@ -109,11 +109,11 @@ class RouterServer:
         """Listen and follow the registry. Gives the (gRPC, HTTP) addresses as host:port."""
         settings = self._settings
         await self._set_health(False)
-        self.dispatcher.ready_changed = self._ready_changed
+        self.dispatcher.workers.ready_changed = self._ready_changed
         self._directory = Directory(
             settings.registry,
             settings.router_id,
-            self.dispatcher.on_listed,
+            self.dispatcher.workers.on_listed,
             self._intake.salts.use,
         )
         http = await self._start_http()

@@ -2,7 +2,7 @@
 
 Covers: connecting, the opening exchange, writing through a queue (a slow worker makes nobody
 wait), telling at once that the stream broke, connecting again while the worker is listed.
-Does not cover: what the messages mean (``router.dispatcher``).
+Does not cover: what the messages mean (``router.worker_news``).
 """
 
 from __future__ import annotations

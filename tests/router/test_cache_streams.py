@@ -80,7 +80,7 @@ async def test_after_a_broken_stream_only_news_are_wanted(start_cluster: Any) ->
 async def test_a_worker_without_events_is_named_and_gets_prompts_by_what_it_was_sent(
     start_cluster: Any, http: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="router.dispatcher")
+    caplog.set_level(logging.WARNING, logger="router.worker_news")
     workers = [FakeWorker(name, "prefill", tells_cache=False) for name in ("p0", "p1")]
     cluster = await start_cluster(*workers, decode())
     for worker in workers:
