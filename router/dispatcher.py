@@ -15,7 +15,7 @@ from collections.abc import Callable
 from random import Random
 
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
-from core.errors import CrossdockError, NotFound
+from core.errors import CrossdockError, InternalError, NotFound
 from core.request import AttemptKey, RequestKey
 from router.access_rules import AccessRules
 from router.admission import Admission
@@ -172,13 +172,18 @@ class Dispatcher:
         if self._running.get(running.prompt.key) is not running:
             return
         try:
-            commands = running.flow.handle(event, self._clock())
-        except CrossdockError as error:
-            # Only an illegal transition gets here: a defect that must not hurt other requests.
-            log.exception("request failed by a defect")
-            commands = [*running.flow.abandon(), Fail(error)]
-        for command in commands:
-            self._carry_out(running, command)
+            for command in running.flow.handle(event, self._clock()):
+                self._carry_out(running, command)
+        except Exception as error:
+            # A defect, such as an illegal transition, must not hurt other requests.
+            self._give_up(running, error)
+
+    def _give_up(self, running: RunningRequest, error: Exception) -> None:
+        log.error("request failed by a defect", exc_info=error)
+        if self._running.get(running.prompt.key) is running:
+            running.broken = True
+            for command in (*running.flow.abandon(), Fail(_told(error))):
+                self._carry_out(running, command)
 
     def _carry_out(self, running: RunningRequest, command: Command) -> None:
         match command:
@@ -284,3 +289,9 @@ class Dispatcher:
     def _after(self, running: RunningRequest, delay_s: float, event: FlowEvent) -> None:
         loop = asyncio.get_running_loop()
         running.timers.append(loop.call_later(delay_s, self._handle, running, event))
+
+
+def _told(defect: Exception) -> CrossdockError:
+    if isinstance(defect, CrossdockError):
+        return defect
+    return InternalError("an error inside the router; its log tells more", reason="INTERNAL")

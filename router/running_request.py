@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from core.lifecycle import State
 from core.request import AttemptKey
 from router.admission_messages import Arrived, Ended
 from router.answer_stream import Deliver, Prompt
@@ -20,7 +21,8 @@ from router.slo import slo_class
 
 @dataclass(slots=True)
 class RunningRequest:
-    """``refused``: by the door. ``last_output_at``: of each answer. Times in seconds."""
+    """``refused``: by the door. ``broken``: by a defect, so that its lifecycle may say anything.
+    ``last_output_at``: of each answer. Times in seconds."""
 
     prompt: Prompt
     routed: RoutedPrompt
@@ -29,6 +31,7 @@ class RunningRequest:
     dispatched_at: float = 0.0
     expected_cached: int = 0
     refused: bool = False
+    broken: bool = False
     finishes: list[Finish] = field(default_factory=list)
     last_output_at: dict[int, float] = field(default_factory=dict)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
@@ -64,7 +67,7 @@ class RunningRequest:
         """For the metrics."""
         return EndedRequest(
             self.prompt.key.tenant,
-            self.flow.lifecycle.state,
+            State.FAILED if self.broken else self.flow.lifecycle.state,
             len(self.prompt.tokens),
             self.expected_cached,
             self.finishes,

@@ -528,3 +528,17 @@ async def test_stopping_waits_for_running_requests_and_refuses_new_ones(
     cluster["d0"].output(opened.key, [9], "done", "stop")
     assert (await answer)[0] == "done"
     await stopping
+
+
+async def test_a_defect_ends_its_request_and_no_other(
+    start_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = await start_cluster(prefill(), decode(script=SCRIPT))
+    dispatcher = cluster.router.dispatcher
+    with monkeypatch.context() as broken:
+        broken.setattr(dispatcher.routing, "place", lambda prompt, avoid: 1 / 0)
+        with pytest.raises(ServerError) as caught:
+            await cluster.client.answer("hi")
+    assert caught.value.code is grpc.StatusCode.INTERNAL
+    assert dispatcher.idle.is_set()
+    assert (await cluster.client.answer("hi")).text == "hello world"
