@@ -26,9 +26,9 @@ class Authentication:
         self._required = required
 
     def tenant(self, authorization: str | None) -> str:
-        """Raises Unauthenticated. Where no tenant has a key, everything is the default tenant's,
-        as clients send some key even where none is asked for."""
-        if not self._owners:
+        """Raises Unauthenticated. Where no tenant has a key and none is required, everything is
+        the default tenant's, as clients send some key even where none is asked for."""
+        if not self._owners and not self._required:
             return DEFAULT_TENANT
         if authorization is None:
             return self._without_key()

@@ -53,6 +53,12 @@ def test_anything_else_is_refused(header: str | None, reason: str) -> None:
     assert refusal(Authentication(OWNERS, required=True), header) == reason
 
 
+def test_where_a_key_is_needed_and_nobody_has_one_nobody_comes_in() -> None:
+    authentication = Authentication({}, required=True)
+    assert refusal(authentication, None) == "API_KEY_MISSING"
+    assert refusal(authentication, f"Bearer {KEY}") == "WRONG_API_KEY"
+
+
 def test_where_no_key_is_needed_a_wrong_one_is_refused_all_the_same() -> None:
     authentication = Authentication(OWNERS, required=False)
     assert authentication.tenant(None) == "default"
