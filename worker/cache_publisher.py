@@ -34,16 +34,21 @@ class CachePublisher:
         chains = StoredBlocks.of(stored, self._pool.parents_of(stored))
         return change_to_wire(self._epoch, self._log.add(chains, removed))
 
-    def since(self, epoch: int, sequence: int) -> list[pb.CacheEvents]:
-        """All that a router lacks that has the changes of ``epoch`` up to ``sequence``.
+    def catch_up(
+        self, epoch: int, sequence: int
+    ) -> tuple[pb.CacheEvents | None, list[pb.CacheEvents]]:
+        """What `drain` gives, for all routers; and all that one of them lacks that has the changes
+        of ``epoch`` up to ``sequence``, with that in it.
 
-        To be called with nothing left to `drain`.
+        Both at once: what came in between would be in a list of everything, and its going before
+        the next `drain` would be told to nobody.
         """
+        drained = self.drain()
         if not self.enabled:
-            return []
+            return drained, []
         missing = self._log.since(sequence) if epoch == self._epoch or not sequence else None
         changes = [self._snapshot()] if missing is None else missing
-        return [change_to_wire(self._epoch, change) for change in changes]
+        return drained, [change_to_wire(self._epoch, change) for change in changes]
 
     def _snapshot(self) -> CacheChange:
         hashes = self._pool.snapshot()

@@ -265,9 +265,21 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         with self.engine.lock:
             changed, last = self._cache.drain(), self._cache.sequence
             load = self.brain.load
+        self._send_state(changed, load_to_wire(load), last)
+
+    def _send_state(self, changed: pb.CacheEvents | None, load: pb.Load, last: int) -> None:
         if changed is not None:
             self.streams.send_change(changed)
-        self.streams.send_step(load_to_wire(load), last)
+        self.streams.send_step(load, last)
+
+    def _catch_up(self, epoch: int, sequence: int) -> tuple[pb.Load, list[pb.CacheEvents]]:
+        """The load, and the changes that a router lacks. Routers that are attached already get what
+        is pending, so that what this one gets and the events that follow fit together."""
+        with self.engine.lock:
+            changed, missing = self._cache.catch_up(epoch, sequence)
+            load, last = load_to_wire(self.brain.load), self._cache.sequence
+        self._send_state(changed, load, last)
+        return load, missing
 
     def _stop_computing(self, key: AttemptKey, index: int) -> None:
         event = self.stop_text_event(key, index)
@@ -342,22 +354,15 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             metrics_address=self.metrics_door.address,
             cache_events=self._cache.enabled,
         )
-        # Routers that are attached already get what is pending, so that what the new one gets and
-        # the events that follow fit together.
-        self._tell_state()
-        with self.engine.lock:
-            missing = self._cache.since(attach.cache_epoch, attach.cache_sequence)
-            load, last = load_to_wire(self.brain.load), self._cache.sequence
+        load, missing = self._catch_up(attach.cache_epoch, attach.cache_sequence)
         return [
             pb.WorkerMessage(welcome=welcome),
             *(pb.WorkerMessage(cache=events) for events in missing),
-            pb.WorkerMessage(step=pb.Step(load=load, cache_sequence=last)),
+            pb.WorkerMessage(step=pb.Step(load=load, cache_sequence=self._cache.sequence)),
         ]
 
     def missed_changes(self, after: int) -> list[pb.CacheEvents]:
-        self._tell_state()
-        with self.engine.lock:
-            return self._cache.since(self.epoch, after)
+        return self._catch_up(self.epoch, after)[1]
 
     # gRPC
 

@@ -113,7 +113,9 @@ class Worker:
         self.pool.release(blocks)
 
     def tell(self) -> None:
-        events = self.publisher.drain()
+        self._send(self.publisher.drain())
+
+    def _send(self, events: pb.CacheEvents | None) -> None:
         if events is not None:
             for router in self.routers:
                 self.world.send(router.hear, self.id, events)
@@ -130,8 +132,9 @@ class Worker:
 
     def answer(self, router: Router, worker: WorkerId, sequence: int) -> None:
         if worker == self.id:
-            self.tell()
-            for events in self.publisher.since(worker.epoch, sequence):
+            drained, missing = self.publisher.catch_up(worker.epoch, sequence)
+            self._send(drained)
+            for events in missing:
                 self.world.send(router.hear, worker, events)
 
 

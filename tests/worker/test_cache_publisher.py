@@ -27,6 +27,13 @@ def publish(pool: BlockPool, *values: int) -> None:
     pool.release(blocks)
 
 
+def missing(publisher: CachePublisher, epoch: int, sequence: int) -> list[pb.CacheEvents]:
+    """For a router that comes while nothing is left to tell."""
+    drained, events = publisher.catch_up(epoch, sequence)
+    assert drained is None
+    return events
+
+
 def test_changes_carry_the_epoch_a_number_and_the_parents() -> None:
     pool = BlockPool(8, 1)
     publisher = CachePublisher(pool, EPOCH)
@@ -60,14 +67,30 @@ def test_a_router_gets_what_it_missed_or_everything() -> None:
     for values in ((1, 2), (5,), (7,)):
         publish(pool, *values)
         publisher.drain()
-    assert [e.sequence for e in publisher.since(EPOCH, 1)] == [2, 3]
-    assert publisher.since(EPOCH, 3) == []
+    assert [e.sequence for e in missing(publisher, EPOCH, 1)] == [2, 3]
+    assert missing(publisher, EPOCH, 3) == []
     # A number of another life, and one that this life has not reached.
     for epoch, sequence in ((EPOCH - 1, 2), (EPOCH, 4)):
-        [everything] = publisher.since(epoch, sequence)
+        [everything] = missing(publisher, epoch, sequence)
         assert everything.cleared
         assert everything.sequence == 3
         assert set(change_from_wire(everything).stored.hashes.tolist()) == {1, 2, 5, 7}
+
+
+def test_what_came_just_before_a_router_and_goes_just_after_is_told_as_gone() -> None:
+    pool = BlockPool(2, 1)
+    publisher = CachePublisher(pool, EPOCH)
+    publish(pool, 1, 2)
+    drained, [everything] = publisher.catch_up(EPOCH - 1, 7)
+    assert drained is not None
+    assert (drained.sequence, everything.sequence) == (1, 1)
+    known = set(change_from_wire(everything).stored.hashes.tolist())
+    publish(pool, 3, 4)
+    events = publisher.drain()
+    assert events is not None
+    change = change_from_wire(events)
+    known = known - set(change.removed.tolist()) | set(change.stored.hashes.tolist())
+    assert known == set(pool.snapshot().tolist()) == {3, 4}
 
 
 def test_evicted_blocks_are_told_as_removed() -> None:
@@ -147,4 +170,4 @@ def test_a_worker_that_is_to_tell_nothing_keeps_nothing_either() -> None:
     publish(pool, 1, 2)
     assert publisher.drain() is None
     assert pool.drain_events()[0].tolist() == []
-    assert publisher.since(EPOCH, 0) == []
+    assert publisher.catch_up(EPOCH, 0) == (None, [])
