@@ -154,6 +154,26 @@ async def test_what_waits_at_the_door_goes_in_by_turns(
     assert dispatcher.state.at_door == {}
 
 
+async def test_room_that_a_failed_attempt_leaves_is_used_at_once(start_cluster: Any) -> None:
+    """No step of the worker has to tell of it first."""
+    door = DoorLimits(max_waiting=50, prefill_backlog=1000, decode_backlog=0)
+    cluster = await start_cluster(FakeWorker("m0", "mixed", max_num_seqs=1), access=rules(door))
+    worker, dispatcher = cluster["m0"], cluster.router.dispatcher
+    async with client(cluster, ALICE) as alice, client(cluster, BOB) as bob:
+        first = asyncio.create_task(alice.answer("hi"))
+        failing = await worker.got("open")
+        second = asyncio.create_task(bob.answer("hi"))
+        await cluster.until(lambda _: dispatcher.state.at_door == {"bob": 1})
+        worker.fail(failing.key, "NO_ROOM")
+        opened = await worker.got("open", 2)
+        assert opened.key.tenant == "bob"
+        worker.output(opened.key, [9], "x", "stop")
+        again = await worker.got("open", 3)
+        assert (again.key.tenant, again.key.attempt) == ("alice", 2)
+        worker.output(again.key, [9], "x", "stop")
+        await asyncio.gather(first, second)
+
+
 async def test_what_waits_can_be_given_up(start_cluster: Any) -> None:
     """By its client, by its deadline, by the end of the router: no worker ever hears of it."""
     door = DoorLimits(max_waiting=50, prefill_backlog=1000, decode_backlog=0)

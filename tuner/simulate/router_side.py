@@ -202,6 +202,7 @@ class SimulatedRouter:
         if running is not None:
             event = AttemptFailed(worker_id, key.attempt, failure.cause, failure.detail)
             self._handle(running, event)
+        self._door.room_changed(self._agenda.now_s)
 
     def _read_inbox(self) -> None:
         """Takes in what has arrived by now."""
@@ -330,9 +331,9 @@ class SimulatedRouter:
     def _end(self, running: _Running, cached_tokens: int = 0) -> None:
         self._settle(running)
         del self._running[running.index]
-        computed = len(running.tokens) - cached_tokens
-        generated = running.flow.lifecycle.tokens_delivered
-        self._tell_door(Ended(running.flow.key, computed, generated))
+        lifecycle = running.flow.lifecycle
+        computed = len(running.tokens) - cached_tokens if lifecycle.attempt else 0
+        self._tell_door(Ended(running.flow.key, computed, lifecycle.tokens_delivered))
 
     def _settle(self, running: _Running) -> None:
         placement = running.flow.placement
