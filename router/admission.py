@@ -164,8 +164,8 @@ class Admission:
     def _settle(self, held: _Held, event: Ended) -> None:
         """It was let in at an expected cost."""
         cost = PROMPT_COST * event.computed_tokens + ANSWER_COST * event.generated_tokens
-        tenant = held.account.tenant
-        self._queue.settle(tenant.name, held.cost / tenant.weight, cost / tenant.weight)
+        tenant, priority = held.account.tenant, held.arrived.priority
+        self._queue.settle(tenant.name, priority, held.cost / tenant.weight, cost / tenant.weight)
         held.account.ended(held.arrived.answers, held.blocks, event.generated_tokens)
         self._in -= 1
 

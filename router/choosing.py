@@ -28,8 +28,8 @@ def choose(
 ) -> Placement:
     """What ``policy`` takes; ``random`` decides between equals. Raises Unavailable.
 
-    ``avoid``: workers that failed this request before. A decode worker among them is still taken
-    if there is no other.
+    ``avoid``: workers that failed this request before, or have enough before them. A decode worker
+    among them is still taken if there is no other.
     """
     candidates = predictions.candidates
     eligible = _eligible(prompt, candidates, avoid, disaggregation)

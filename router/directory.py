@@ -23,8 +23,7 @@ _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 class Directory:
     """Watches the registry at ``address`` (host:port) and passes each full list on, and the
-    cluster's secret for block hashes. ``start``, then
-    ``close``."""
+    cluster's secret for block hashes. ``start``, then ``close``."""
 
     def __init__(
         self,

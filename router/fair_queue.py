@@ -1,10 +1,10 @@
 """Whose turn it is: by priority class, then by the tenants' weighted shares, then by due time.
 
 Shares by virtual token counters (Sheng et al., "Fairness in Serving Large Language Models", OSDI
-2024): each tenant pays for what its requests cost, divided by its weight, and the one that has paid
-least is next. It pays what is expected when a request has its turn, and the difference when that
-has ended. Who comes back after a pause starts level with those who wait, by what has ended: a pause
-earns nothing, and nobody's guesses cost another anything.
+2024), one for each tenant and class: each tenant pays for what its requests cost, divided by its
+weight, and the one that has paid least is next. It pays what is expected when a request has its
+turn, and the difference when that has ended. Who comes back after a pause starts level with those
+who wait, by what has ended: a pause earns nothing, and nobody's guesses cost another anything.
 When something has to go it is the newest of whoever has most waiting (McKenney, "Stochastic
 fairness queueing", INFOCOM 1990), of the last class.
 
@@ -13,12 +13,15 @@ Pure. Does not cover: what a request costs, limits (``router.tenant_account``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
 from core.request import RequestKey
+
+# A tenant's of one class: (class, tenant).
+_Share = tuple[int, str]
 
 # So many entries of requests that wait no longer are kept in any case.
 _MOST_STALE = 64
@@ -82,11 +85,13 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._lines: dict[int, dict[str, _Line]] = {}
-        self._paid: dict[str, float] = {}
+        # Of each class by itself: who waits for a turn that does not come in a later one would
+        # else have saved up for a better one.
+        self._paid: dict[_Share, float] = {}
         # Of that, what is only expected as yet.
-        self._expected: dict[str, float] = {}
+        self._expected: dict[_Share, float] = {}
         # Where the latest one that left stood: where the next one starts after a quiet time.
-        self._level = 0.0
+        self._level: dict[int, float] = {}
         self._number = 0
         self._count = 0
 
@@ -101,18 +106,20 @@ class FairQueue:
         return counts
 
     def add(self, waiting: Waiting) -> None:
-        tenant = waiting.key.tenant
-        others = {line.tenant for line in self._all_lines()}
-        if tenant not in others:
-            level = min((self._settled(other) for other in others), default=self._level)
-            self._paid[tenant] = max(self._paid.get(tenant, 0.0), level)
         lines = self._lines.setdefault(waiting.priority, {})
-        line = lines.get(tenant)
-        if line is None:
-            line = lines[tenant] = _Line(tenant)
+        tenant = waiting.key.tenant
+        if tenant not in lines:
+            self._level_up((waiting.priority, tenant), lines)
+            lines[tenant] = _Line(tenant)
         self._number += 1
         self._count += 1
-        line.add(waiting, self._number)
+        lines[tenant].add(waiting, self._number)
+
+    def _level_up(self, share: _Share, others: Iterable[str]) -> None:
+        priority = share[0]
+        settled = (self._settled((priority, other)) for other in others)
+        level = min(settled, default=self._level.get(priority, 0.0))
+        self._paid[share] = max(self._paid.get(share, 0.0), level)
 
     def next(self, may_go: Callable[[Waiting], bool]) -> Waiting | None:
         """Who is next among the tenants' first ones that ``may_go``. What waits for its own
@@ -121,7 +128,7 @@ class FairQueue:
         held_up: set[str] = set()
         for priority in sorted(self._lines):
             lines = [line for line in self._lines[priority].values() if line.tenant not in held_up]
-            for line in sorted(lines, key=lambda line: self._paid[line.tenant]):
+            for line in sorted(lines, key=lambda line: self._paid[priority, line.tenant]):
                 if may_go(line.first):
                     return line.first
                 held_up.add(line.tenant)
@@ -129,19 +136,21 @@ class FairQueue:
 
     def leave(self, waiting: Waiting) -> None:
         """It has its turn now, and pays what it is expected to cost."""
-        tenant, cost = waiting.key.tenant, waiting.cost / waiting.weight
-        self._level = self._settled(tenant)
-        self._paid[tenant] += cost
-        self._expected[tenant] = self._expected.get(tenant, 0.0) + cost
+        cost = waiting.cost / waiting.weight
+        share = waiting.priority, waiting.key.tenant
+        self._level[waiting.priority] = self._settled(share)
+        self._paid[share] += cost
+        self._expected[share] = self._expected.get(share, 0.0) + cost
         self.remove(waiting.key, waiting.priority)
 
-    def settle(self, tenant: str, expected: float, actual: float) -> None:
+    def settle(self, tenant: str, priority: int, expected: float, actual: float) -> None:
         """One that had left has ended. Both weighted."""
-        self._paid[tenant] += actual - expected
-        self._expected[tenant] -= expected
+        share = priority, tenant
+        self._paid[share] += actual - expected
+        self._expected[share] -= expected
 
-    def _settled(self, tenant: str) -> float:
-        return self._paid[tenant] - self._expected.get(tenant, 0.0)
+    def _settled(self, share: _Share) -> float:
+        return self._paid[share] - self._expected.get(share, 0.0)
 
     def remove(self, key: RequestKey, priority: int) -> Waiting | None:
         """It waits no longer, and pays nothing; None if it did not."""

@@ -1,6 +1,7 @@
 """Whether a request met its SLOs: the goodput of the field counts those that met all of them.
 
-Pure. Does not cover: what follows from it for routing or admission (nothing yet).
+Pure. Does not cover: what follows from the targets for routing (``router.policies.kv_aware``) and
+for the order at the door (``router.admission``).
 """
 
 from __future__ import annotations

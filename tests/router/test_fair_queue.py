@@ -77,14 +77,37 @@ def test_a_better_class_goes_before_any_share() -> None:
 
 def test_a_pause_earns_nothing() -> None:
     queue = FairQueue()
+    busy_for_a_while(queue)
+    assert back_among_first_four(queue) == 2
+
+
+def busy_for_a_while(queue: FairQueue) -> None:
     for number in range(10):
         queue.add(waiting("busy", f"b{number}"))
         queue.leave(waiting("busy", f"b{number}"))
-        queue.settle("busy", 1.0, 1.0)
+        queue.settle("busy", 0, 1.0, 1.0)
+
+
+def back_among_first_four(queue: FairQueue) -> int:
+    """Of the first four of class 0, those of the tenant that is back."""
     for number in range(4):
         queue.add(waiting("busy", f"c{number}"))
         queue.add(waiting("back", f"d{number}"))
-    assert sum(name.startswith("d") for name in leave_all(queue)[:4]) == 2
+    return sum(name.startswith("d") for name in leave_all(queue)[:4])
+
+
+def test_who_has_no_turn_in_a_later_class_earns_others_nothing() -> None:
+    queue = FairQueue()
+    queue.add(waiting("starved", "s", priority=9))
+    busy_for_a_while(queue)
+    assert back_among_first_four(queue) == 2
+
+
+def test_who_waits_in_a_later_class_earns_nothing_for_a_better_one() -> None:
+    queue = FairQueue()
+    queue.add(waiting("back", "s", priority=9))
+    busy_for_a_while(queue)
+    assert back_among_first_four(queue) == 2
 
 
 def test_what_was_expected_in_vain_costs_nobody_anything() -> None:
@@ -98,7 +121,7 @@ def test_what_was_expected_in_vain_costs_nobody_anything() -> None:
         queue.leave(first)
     queue.add(waiting("back", "d", cost=100.0))
     for _ in range(2):
-        queue.settle("busy", 100.0, 1.0)
+        queue.settle("busy", 0, 100.0, 1.0)
     assert leave_all(queue)[0] == "d"
 
 
