@@ -278,7 +278,7 @@ class Dispatcher:
         placement = running.flow.placement
         if placement is not None:
             key, workers = running.attempt_key, placement.workers
-            for silent in self.routing.answered(key, workers, now):
+            for silent in self.routing.answered(key, running.routed, workers, now):
                 self.workers.guess(silent)
 
     def _settle_all(self, running: RunningRequest) -> None:

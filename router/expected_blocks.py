@@ -20,10 +20,8 @@ LIFETIME_S = 10.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expectation:
-    """``hashes``: of the prompt's full blocks (uint64); ``new_blocks``: those that were not there.
-    ``sent_at`` in seconds."""
+    """``new_blocks``: hashes of those that were not there. ``sent_at`` in seconds."""
 
-    hashes: HashArray
     new_blocks: list[int]
     sent_at: float
 
@@ -46,7 +44,7 @@ class ExpectedBlocks:
         self.settle(key, worker)
         self._expire(now)
         new_blocks: list[int] = hashes[held:].tolist()
-        self._open[key, worker] = Expectation(hashes, new_blocks, now)
+        self._open[key, worker] = Expectation(new_blocks, now)
         self._index.expect(worker, new_blocks)
 
     def settle(self, key: AttemptKey, worker: WorkerId) -> Expectation | None:

@@ -223,12 +223,15 @@ class RoutingState:
             self._queued(known.number, key, prompt, tokens)
             self.caches.expect(key, worker, prompt.hashes, held, now)
 
-    def answered(self, key: AttemptKey, workers: Sequence[WorkerId], now: float) -> list[WorkerId]:
+    def answered(
+        self, key: AttemptKey, prompt: RoutedPrompt, workers: Sequence[WorkerId], now: float
+    ) -> list[WorkerId]:
         """The attempt gave its first output: from now on reports tell the truth.
 
         Returns workers that give no cache events, as this shows.
         """
-        silent = [worker for worker in workers if self.caches.answered(key, worker, now)]
+        hashes = prompt.hashes
+        silent = [w for w in workers if self.caches.answered(key, w, hashes, now)]
         self.settled(key, workers)
         return silent
 

@@ -180,17 +180,20 @@ class WorkerCaches:
         """The attempt ended, without an answer as far as is known."""
         self._expected.settle(key, worker)
 
-    def answered(self, key: AttemptKey, worker: WorkerId, now: float) -> bool:
-        """The attempt gave its first output. Tells whether ``worker`` gives no events, though it
-        did so until now."""
+    def answered(self, key: AttemptKey, worker: WorkerId, hashes: HashArray, now: float) -> bool:
+        """The attempt, whose prompt has these blocks (uint64), gave its first output. Tells whether
+        ``worker`` gives no events, though it did so until now."""
         expected, known = self._expected.settle(key, worker), self._known.get(worker)
-        if expected is None or known is None:
+        if known is None:
             return False
         if known.guessed is not None:
-            known.guessed.used(expected.hashes, now, self.max_blocks - len(self.index))
+            known.guessed.used(hashes, now, self.max_blocks - len(self.index))
+            return False
+        # What was new is forgotten after a while.
+        if expected is None or not expected.new_blocks:
             return False
         # What was left out may be there already.
-        if not expected.new_blocks or known.is_partial or known.view.is_behind:
+        if known.is_partial or known.view.is_behind:
             return False
         return self._watch.answered(worker, now)
 

@@ -84,7 +84,7 @@ def test_what_was_expected_goes_with_its_worker(caches: WorkerCaches) -> None:
     again = WorkerId("a", 2)
     assert caches.attached(again, NUM_BLOCKS) == 0
     assert caches.overlap(hashes(1, 2), again) == 0
-    assert not caches.answered(key("one"), A, 1.0)
+    assert not caches.answered(key("one"), A, hashes(1, 2), 1.0)
 
 
 def test_entries_stay_while_a_stream_is_broken_and_go_with_the_worker(
@@ -107,8 +107,9 @@ def answer_prompts(caches: WorkerCaches, worker: WorkerId, count: int, first: in
     for number in range(first, first + count):
         now = number * SILENT_AFTER_S / (SILENT_AFTER_ANSWERS - 1)
         name = key(str(number))
-        caches.expect(name, worker, hashes(1000 + number), 0, now)
-        silent = caches.answered(name, worker, now)
+        block = hashes(1000 + number)
+        caches.expect(name, worker, block, 0, now)
+        silent = caches.answered(name, worker, block, now)
     return silent
 
 
@@ -127,23 +128,33 @@ def test_who_has_nothing_new_to_tell_is_not_silent(caches: WorkerCaches) -> None
     caches.take(A, A.epoch, chain(1, 1), 0.0)
     for number in range(SILENT_AFTER_ANSWERS * 2):
         caches.expect(key(str(number)), A, hashes(1), 1, float(number))
-        assert not caches.answered(key(str(number)), A, float(number))
+        assert not caches.answered(key(str(number)), A, hashes(1), float(number))
 
 
 def test_a_silent_workers_cache_is_guessed_from_what_it_answered(caches: WorkerCaches) -> None:
     caches.guess(A)
     caches.expect(key("one"), A, hashes(1, 2, 3), 0, now=0.0)
-    caches.answered(key("one"), A, 0.5)
+    caches.answered(key("one"), A, hashes(1, 2, 3), 0.5)
     assert overlaps(caches, 1, 2, 3) == [3, 0]
     assert caches.is_guessed(A)
     assert not caches.is_guessed(B)
+
+
+def test_an_answer_that_took_long_is_guessed_from_all_the_same(caches: WorkerCaches) -> None:
+    """By then nothing is expected of it any more: other prompts were sent meanwhile."""
+    caches.guess(A)
+    caches.expect(key("slow"), A, hashes(1, 2), 0, now=0.0)
+    late = LIFETIME_S + 1
+    caches.expect(key("other"), A, hashes(9), 0, now=late)
+    caches.answered(key("slow"), A, hashes(1, 2), late)
+    assert overlaps(caches, 1, 2) == [2, 0]
 
 
 def test_a_guess_is_no_larger_than_the_pool_and_forgets_ends_first(caches: WorkerCaches) -> None:
     caches.guess(A)
     for name, blocks in {"one": (1, 2, 3), "two": (1, 12, 13), "new": (21, 22, 23, 24)}.items():
         caches.expect(key(name), A, hashes(*blocks), 0, now=0.0)
-        caches.answered(key(name), A, 0.5)
+        caches.answered(key(name), A, hashes(*blocks), 0.5)
     assert len(caches.index) == NUM_BLOCKS
     assert overlaps(caches, 1, 2, 3) == [2, 0]
     assert overlaps(caches, 1, 12, 13) == [3, 0]
@@ -153,7 +164,7 @@ def test_a_guess_does_not_live_for_ever(caches: WorkerCaches) -> None:
     caches.guess(A)
     for name, block, now in (("old", 1, 0.0), ("new", 2, GUESS_LIFETIME_S)):
         caches.expect(key(name), A, hashes(block), 0, now)
-        caches.answered(key(name), A, now)
+        caches.answered(key(name), A, hashes(block), now)
     assert overlaps(caches, 1) == [0, 0]
     assert overlaps(caches, 2) == [1, 0]
 
@@ -161,7 +172,7 @@ def test_a_guess_does_not_live_for_ever(caches: WorkerCaches) -> None:
 def test_events_end_the_guessing_and_everything_is_asked_for(caches: WorkerCaches) -> None:
     caches.guess(A)
     caches.expect(key("one"), A, hashes(1), 0, now=0.0)
-    caches.answered(key("one"), A, 0.5)
+    caches.answered(key("one"), A, hashes(1), 0.5)
     assert caches.take(A, A.epoch, chain(1, 7), 1.0) == AskEvents(after=0)
     assert not caches.is_guessed(A)
     assert overlaps(caches, 1) == [0, 0]
