@@ -109,7 +109,10 @@ def serving(tiny_model: Path, tmp_path: Path) -> Iterator[Serving]:
     environment = clean | ray | {"RAY_USAGE_STATS_ENABLED": "0"}
     with two_hosts() as (here, there):
         with ray_nodes(here, there, environment) as address:
-            serve = [*CROSSDOCK, "serve", "--model", str(tiny_model), "--ray-address", address]
+            config = tmp_path / "cluster.yaml"
+            config.write_text("router: {disaggregation: prefer}\n")
+            serve = [*CROSSDOCK, "serve", "--config", str(config), "--model", str(tiny_model)]
+            serve += ["--ray-address", address]
             with running(here, serve, environment, "ready grpc=") as said:
                 yield Serving(here, environment, said)
         # The test's time limit bounds the wait.
