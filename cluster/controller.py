@@ -148,6 +148,15 @@ class Controller:
         self._carry_out(self._state.begin())
         await self._all_ready
 
+    async def wait_attached(self) -> None:
+        """Returns when all routers are attached to every worker that is ready."""
+        while True:
+            ready = [m for m in self.members if m.state is MemberState.READY]
+            asking = (self._ask_once(m.slot, m.endpoint, m.epoch) for m in ready)
+            if all(await asyncio.gather(*asking)):
+                return
+            await asyncio.sleep(ASK_NEW_PAUSE_S)
+
     async def change(self, wish: Wish) -> None:
         """Takes on what an operator wants. Raises ``CrossdockError``; then nothing has changed."""
         # Which worker can be spared best depends on what they have to do now.

@@ -33,6 +33,7 @@ from cluster.metrics import ControllerMetrics
 from cluster.model_folder import ModelFolder
 from cluster.places import Places
 from cluster.plan import POOLS, Slot, check_shapes, check_threads, list_slots
+from cluster.pool_state import ATTACH_PATIENCE_S
 from cluster.pool_utilization import PoolUtilization
 from cluster.ports import check_ports
 from cluster.progress import Progress
@@ -203,10 +204,20 @@ class ServingCluster:
         if self._router is not None:
             self._progress.step("waiting for the router")
             await self._router.wait_ready()
+            await self._wait_attached()
         elif elsewhere is not None and elsewhere.config is not None:
             replicas = WantedReplicas(elsewhere.config, self._spec)
             following = replicas.follow(self._controller.change, self._progress.note)
             self._following = asyncio.create_task(following)
+
+    async def _wait_attached(self) -> None:
+        """The first requests shall find all workers, not only one that decodes."""
+        assert self._controller is not None
+        try:
+            async with asyncio.timeout(ATTACH_PATIENCE_S):
+                await self._controller.wait_attached()
+        except TimeoutError:
+            self._progress.note("the router does not reach all workers yet; see `crossdock status`")
 
     async def watch(self) -> None:
         """Raises ``Unavailable`` if our router ends, without which nothing can be answered, or our
