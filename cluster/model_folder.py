@@ -78,8 +78,9 @@ def read_folder_without_weights(path: Path) -> ModelFolder:
                 reason="MODEL_INCOMPLETE",
                 metadata={"model": str(path), "missing": pattern},
             )
+    shape = read_model_shape(path)
     read_eos_token_ids(path)
-    return read_model_shape(path)
+    return shape
 
 
 def read_model_shape(path: Path) -> ModelFolder:
