@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +88,8 @@ class ReplicaHandle:
         await asyncio.gather(*stops, return_exceptions=True)
 
     def kill(self) -> None:
-        """End all ranks at once."""
-        import ray
-
-        for actor in self._actors:
-            with contextlib.suppress(ray_error()):
-                ray.kill(actor)
+        """End all ranks at once. Ray's calls wait a minute for daemons that are gone: not here."""
+        threading.Thread(target=_kill, args=(self._actors,), daemon=True).start()
 
     @property
     def _actors(self) -> list[Any]:
@@ -131,3 +128,11 @@ def _options(room: Room, rank: int, threads: int) -> dict[str, Any]:
         ),
         "runtime_env": {"env_vars": thread_environment(threads)},
     }
+
+
+def _kill(actors: list[Any]) -> None:
+    import ray
+
+    for actor in actors:
+        with contextlib.suppress(ray_error()):
+            ray.kill(actor)
