@@ -84,7 +84,11 @@ def test_an_interrupted_run_leaves_its_findings_and_no_process(
     out = tmp_path / "profile.json"
     command = [sys.executable, "-m", "cluster.cli.main", "profile", "--quick", "--out", str(out)]
     run = subprocess.Popen(
-        [*command, "--model", str(subject.model.path)], stderr=subprocess.PIPE, text=True
+        [*command, "--model", str(subject.model.path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may have them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         _wait_for_a_finding(run, partial_path(out))
