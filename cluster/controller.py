@@ -150,18 +150,13 @@ class Controller:
 
     async def wait_attached(self) -> None:
         """Returns when all routers are attached to every worker that is ready."""
-        while True:
-            ready = [m for m in self.members if m.state is MemberState.READY]
-            asking = (self._ask_once(m.slot, m.endpoint, m.epoch) for m in ready)
-            if all(await asyncio.gather(*asking)):
-                return
+        while not await self._ask_all():  # noqa: ASYNC110 - they are asked, they do not tell
             await asyncio.sleep(ASK_NEW_PAUSE_S)
 
     async def change(self, wish: Wish) -> None:
         """Takes on what an operator wants. Raises ``CrossdockError``; then nothing has changed."""
         # Which worker can be spared best depends on what they have to do now.
-        ready = [m for m in self.members if m.state is MemberState.READY]
-        await asyncio.gather(*(self._ask_once(m.slot, m.endpoint, m.epoch) for m in ready))
+        await self._ask_all()
         trial = copy.deepcopy(self._state)
         commands = trial.handle(wish, self._now())
         heirs = {m.slot: m.successor for m in trial.members if m.successor is not None}
@@ -289,6 +284,12 @@ class Controller:
             attached = await self._ask_once(started.slot, started.endpoint, started.epoch)
             waiting = not attached and self._now() < is_new
             pause_s = ASK_NEW_PAUSE_S if waiting else ASK_PAUSE_S
+
+    async def _ask_all(self) -> bool:
+        """Those that are ready, at the same time. Tells what `_ask_once` does, of all of them."""
+        ready = [m for m in self.members if m.state is MemberState.READY]
+        asking = (self._ask_once(m.slot, m.endpoint, m.epoch) for m in ready)
+        return all(await asyncio.gather(*asking))
 
     async def _ask_once(self, slot: Slot, endpoint: str, epoch: int) -> bool:
         """Tells whether it answered and all routers are attached to it."""

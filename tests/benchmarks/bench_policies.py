@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-from bench_simulator import make_cluster, make_trace
+from bench_simulator import make_cluster, make_trace, trace_and_cluster
 
 from router.policies.policy import PolicyName
 from tuner.simulate.result import SimulationResult
@@ -68,12 +67,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trace", type=Path)
-    parser.add_argument("--requests", type=int, help="default: those of the trace")
-    parser.add_argument("--workers", type=int, default=16)
-    parser.add_argument("--prefill", type=int, default=0, help="how many of them only prefill")
-    parser.add_argument("--blocks", type=int, default=16_384, help="of 64 tokens, per worker")
+    parser = trace_and_cluster(__doc__)
     parser.add_argument("--against", default="round_robin")
     parser.add_argument("--policies", default=",".join(name.value for name in PolicyName))
     return parser.parse_args()

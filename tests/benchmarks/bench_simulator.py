@@ -122,13 +122,19 @@ def report(result: SimulationResult, seconds: float) -> None:
     )
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+def trace_and_cluster(description: str | None) -> argparse.ArgumentParser:
+    """What `make_trace` and `make_cluster` want to know."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("trace", type=Path)
     parser.add_argument("--requests", type=int, help="default: those of the trace")
     parser.add_argument("--workers", type=int, default=16)
     parser.add_argument("--prefill", type=int, default=0, help="how many of them only prefill")
     parser.add_argument("--blocks", type=int, default=16_384, help="of 64 tokens, per worker")
+    return parser
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = trace_and_cluster(__doc__)
     parser.add_argument("--rate", type=float, help="requests per second and worker")
     parser.add_argument("--step-by-step", action="store_true")
     return parser.parse_args()
