@@ -41,14 +41,14 @@ from cluster.ray_cluster import RayCluster
 from cluster.ray_node import RayNode
 from cluster.registry import Registry
 from cluster.router_costs import router_costs
-from cluster.router_process import RouterOptions, RouterProcess
+from cluster.router_process import RouterProcess
+from cluster.router_settings import Doors, router_settings
 from cluster.separate_router import locate_model, plan_blocks_elsewhere
 from cluster.stop_signal import StopSignal, first_of
 from cluster.wanted import Wanted
 from cluster.wanted_replicas import WantedReplicas
 from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
-from core.door_limits import door_limits
 from core.errors import Unavailable
 from core.shards import ONE_RANK
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc, worker_pb2
@@ -347,28 +347,10 @@ class ServingCluster:
         self, model: ModelFolder, max_len: int, costs: ClusterCosts
     ) -> RouterProcess:
         options = self._options
+        doors = Doors(options.host, options.grpc_port, options.http_port, options.drain_s)
+        registry = self.registry_address
         return await RouterProcess.start(
-            RouterOptions(
-                registry=self.registry_address,
-                model_folder=str(model.path),
-                served_model_name=self._model_name,
-                host=options.host,
-                grpc_port=options.grpc_port,
-                http_port=options.http_port,
-                max_model_len=max_len,
-                block_size=self._spec.kv.block_size,
-                disaggregation=self._spec.router.disaggregation,
-                drain_s=options.drain_s,
-                slo_ttft_s=self._spec.slo.ttft,
-                slo_tpot_s=self._spec.slo.tpot,
-                vllm_names=self._spec.metrics.vllm_names,
-                policy=self._spec.router.policy,
-                costs=costs,
-                tenants=self._spec.tenants,
-                needs_key=self._spec.needs_key,
-                door=door_limits(self._spec),
-                max_index_blocks=self._spec.router.max_index_blocks,
-            )
+            router_settings(self._spec, model, registry, doors, max_model_len=max_len, costs=costs)
         )
 
     def _names(self, slots: Sequence[Slot]) -> str:

@@ -6,7 +6,6 @@ Covers: the longest sequence, which router and controller compute alike. Does no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.demo_model import ensure_demo_model
@@ -19,20 +18,9 @@ from cluster.model_folder import (
 )
 from cluster.progress import Progress
 from cluster.router_costs import router_costs
-from cluster.router_process import RouterOptions
+from cluster.router_settings import Doors, router_settings
 from core.config import ClusterSpec
-from core.door_limits import door_limits
-
-
-@dataclass(frozen=True, slots=True)
-class Doors:
-    """Where a router listens. Port 0: any free one. ``drain_s``: seconds that requests get at the
-    end."""
-
-    host: str
-    grpc_port: int
-    http_port: int
-    drain_s: float
+from router.settings import RouterSettings
 
 
 def locate_model(spec: ClusterSpec, progress: Progress) -> ModelFolder:
@@ -55,28 +43,10 @@ def plan_blocks_elsewhere(spec: ClusterSpec, model: ModelFolder) -> PoolBlocks:
     return plan_blocks(spec, model, None)
 
 
-def router_options(
+def settings_of_router(
     spec: ClusterSpec, model: ModelFolder, registry: str, doors: Doors
-) -> RouterOptions:
+) -> RouterSettings:
     """``registry``: host:port of the controller's. Raises ``InvalidField`` as it does."""
-    return RouterOptions(
-        registry=registry,
-        model_folder=str(model.path),
-        served_model_name=spec.served_model_name or model.name,
-        host=doors.host,
-        grpc_port=doors.grpc_port,
-        http_port=doors.http_port,
-        max_model_len=plan_max_model_len(spec, model, plan_blocks_elsewhere(spec, model)),
-        block_size=spec.kv.block_size,
-        disaggregation=spec.router.disaggregation,
-        drain_s=doors.drain_s,
-        slo_ttft_s=spec.slo.ttft,
-        slo_tpot_s=spec.slo.tpot,
-        vllm_names=spec.metrics.vllm_names,
-        policy=spec.router.policy,
-        costs=router_costs(spec, model),
-        tenants=spec.tenants,
-        needs_key=spec.needs_key,
-        door=door_limits(spec),
-        max_index_blocks=spec.router.max_index_blocks,
-    )
+    max_model_len = plan_max_model_len(spec, model, plan_blocks_elsewhere(spec, model))
+    costs = router_costs(spec, model)
+    return router_settings(spec, model, registry, doors, max_model_len=max_model_len, costs=costs)

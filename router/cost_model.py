@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from core.errors import InvalidField
 from core.latency_profile import RowCurve, StepModel, TransferModel
 from core.prefill_order import DEFAULT_TTFT_S, PREFILL_SHARE
 
@@ -65,24 +63,6 @@ _SMALL_MODEL = EngineCosts(
 ROUGH_COSTS = ClusterCosts(
     _SMALL_MODEL, _SMALL_MODEL, TransferModel(_ms(0.5), _ms(0.003)), message_s=0.5e-3
 )
-
-_adapter = TypeAdapter(ClusterCosts)
-
-
-def costs_to_text(costs: ClusterCosts) -> str:
-    """JSON in one line."""
-    return _adapter.dump_json(costs).decode()
-
-
-def costs_from_text(text: str) -> ClusterCosts:
-    """Raises ``InvalidField`` for what `costs_to_text` did not write."""
-    try:
-        return _adapter.validate_json(text, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        fix = f"is no cost model ({where}: {first['msg']}); leave it to `crossdock router`"
-        raise InvalidField("costs", text[:80], fix) from None
 
 
 class EngineTimes:

@@ -6,9 +6,7 @@ import asyncio
 import errno
 import logging
 import secrets
-from dataclasses import dataclass, field
 from importlib import metadata
-from pathlib import Path
 from random import Random
 
 import grpc.aio
@@ -16,16 +14,13 @@ from aiohttp import web
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import Unavailable
 from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
-from router.access_rules import AccessRules
 from router.cluster_metrics import ClusterMetricsDoor
 from router.directory import Directory
 from router.dispatcher import Dispatcher
-from router.flow import RetryLimits
 from router.grpc_decoding import RefuseUnreadable
 from router.grpc_limits import SERVER_OPTIONS
 from router.http_access import access_middleware
@@ -37,8 +32,8 @@ from router.openai_door import OpenAIDoor
 from router.placement import WorkerId
 from router.prompt_reader import PromptReader
 from router.request_intake import RequestIntake
-from router.routing_rules import RoutingRules
 from router.service import InferenceService
+from router.settings import RouterSettings
 from router.status_door import StatusDoor
 from router.tokenize_door import TokenizeDoor
 from router.worker_link import LinkListener, WorkerLink
@@ -50,35 +45,12 @@ log = logging.getLogger(__name__)
 _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 
 
-@dataclass(frozen=True, slots=True)
-class RouterSettings:
-    """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
-    ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``access``: who
-    may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well.
-    ``max_index_blocks``: what the prefix index holds at most."""
-
-    registry: str
-    model: Path
-    served_model_name: str = ""
-    host: str = "127.0.0.1"
-    grpc_port: int = 0
-    http_port: int = 0
-    max_model_len: int | None = None
-    block_size: int = 16
-    rules: RoutingRules = field(default_factory=RoutingRules)
-    drain_s: float = 30.0
-    limits: RetryLimits = field(default_factory=RetryLimits)
-    vllm_names: bool = False
-    access: AccessRules = field(default_factory=AccessRules)
-    max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS
-    router_id: str = field(default_factory=lambda: f"router-{secrets.token_hex(8)}")
-
-
 class RouterServer:
     """One router. ``start``, then ``stop``; both once. Everything runs on one event loop."""
 
     def __init__(self, settings: RouterSettings) -> None:
         self._settings = settings
+        self._router_id = f"router-{secrets.token_hex(8)}"
         model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
         vllm_model = model.name if settings.vllm_names else ""
         self._metrics = Metrics(DEFAULT_TENANT, settings.rules.slo, vllm_model)
@@ -112,7 +84,7 @@ class RouterServer:
         self.dispatcher.workers.ready_changed = self._ready_changed
         self._directory = Directory(
             settings.registry,
-            settings.router_id,
+            self._router_id,
             self.dispatcher.workers.on_listed,
             self._intake.salts.use,
         )
@@ -139,7 +111,7 @@ class RouterServer:
         await asyncio.gather(*self._health_updates)
 
     def _open_link(self, worker: WorkerId, endpoint: str, listener: LinkListener) -> WorkerLink:
-        return WorkerLink(worker, endpoint, self._settings.router_id, listener)
+        return WorkerLink(worker, endpoint, self._router_id, listener)
 
     async def _start_grpc(self) -> str:
         settings = self._settings

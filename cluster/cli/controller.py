@@ -91,11 +91,12 @@ def router(
     workers. The config is the controller's: model, KV pool and limits must be the same.
     """
     from cluster.progress import StderrProgress
-    from cluster.separate_router import Doors, locate_model_of_router, router_options
+    from cluster.router_settings import Doors
+    from cluster.separate_router import locate_model_of_router, settings_of_router
     from cluster.spec_file import read_router_spec
-    from router.main import main
+    from router.main import run
 
     spec = read_router_spec(config, tenants)
     model = locate_model_of_router(spec, StderrProgress())
     doors = Doors(host, grpc_port, http_port, drain_s)
-    sys.exit(main(router_options(spec, model, registry, doors).arguments()))
+    sys.exit(run(settings_of_router(spec, model, registry, doors)))

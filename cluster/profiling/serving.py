@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -26,11 +27,14 @@ from cluster.profiling.http_client import SHORT_PROMPT, Client
 from cluster.profiling.neighbours import NeighbourWork, measure_neighbours
 from cluster.profiling.tasks import ServedTask
 from cluster.registry import Registry
-from cluster.router_process import RouterOptions, RouterProcess
+from cluster.router_process import RouterProcess
 from cluster.worker_stats import ask_worker
 from core.request import Role
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import registry_pb2_grpc
+from router.placement import Disaggregation
+from router.routing_rules import RoutingRules
+from router.settings import RouterSettings
 
 _WARM_UP = 3
 _ASK_LIMIT_S = 10.0
@@ -141,7 +145,7 @@ async def _routed(
     port = server.add_insecure_port(f"{LOOPBACK}:0")
     await server.start()
     registry.publish([_member(place)])
-    router = await RouterProcess.start(_router_options(worker, port, max_model_len))
+    router = await RouterProcess.start(_router_settings(worker, port, max_model_len))
     try:
         await router.wait_ready()
         yield f"http://{router.http_address}"
@@ -161,18 +165,15 @@ def _member(place: dict[str, object]) -> Member:
     )
 
 
-def _router_options(
+def _router_settings(
     worker: WorkerSettings, registry_port: int, max_model_len: int
-) -> RouterOptions:
-    return RouterOptions(
+) -> RouterSettings:
+    return RouterSettings(
         registry=f"{LOOPBACK}:{registry_port}",
-        model_folder=worker.model_folder,
+        model=Path(worker.model_folder),
         served_model_name=_NAME,
-        host=LOOPBACK,
-        grpc_port=0,
-        http_port=0,
         max_model_len=max_model_len,
         block_size=worker.block_size,
-        disaggregation="prefer",
+        rules=RoutingRules(Disaggregation.PREFER),
         drain_s=1.0,
     )

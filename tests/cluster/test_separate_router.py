@@ -12,10 +12,12 @@ from model_folders import make_model_folder
 
 from cluster.cli.main import main
 from cluster.launch import ServeOptions, ServingCluster
-from cluster.separate_router import Doors, locate_model, router_options
+from cluster.router_settings import Doors
+from cluster.separate_router import locate_model, settings_of_router
 from core.config import make_spec
 from core.errors import NotFound
-from router.main import _parser
+from router.settings import RouterSettings
+from router.slo import SloTargets
 
 
 class Silent:
@@ -44,32 +46,33 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def test_a_router_is_told_what_the_config_says(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[list[str]] = []
+    told: list[RouterSettings] = []
 
-    def instead(arguments: list[str]) -> int:
-        told.append(arguments)
+    def instead(settings: RouterSettings) -> int:
+        told.append(settings)
         return 0
 
-    monkeypatch.setattr("router.main.main", instead)
+    monkeypatch.setattr("router.main.run", instead)
     options = ["--registry", "controller:50053", "--host", "0.0.0.0", "--drain-s", "90"]
     assert run(monkeypatch, "router", "--config", str(config), *options) == 0
-    [arguments] = told
-    parsed = _parser().parse_args(arguments)
-    assert (parsed.registry, parsed.host, parsed.drain_s) == ("controller:50053", "0.0.0.0", 90)
-    assert (parsed.grpc_port, parsed.http_port) == (50051, 8000)
-    assert (parsed.served_model_name, parsed.model.name) == ("small", "tiny")
+    [settings] = told
+    assert (settings.registry, settings.host, settings.drain_s) == (
+        "controller:50053",
+        "0.0.0.0",
+        90,
+    )
+    assert (settings.grpc_port, settings.http_port) == (50051, 8000)
+    assert (settings.served_model_name, settings.model.name) == ("small", "tiny")
     # 20 blocks of 16 tokens: less than the model's 1,000.
-    assert parsed.max_model_len == 320
-    assert not parsed.die_with_parent
+    assert settings.max_model_len == 320
 
 
 def test_a_router_judges_by_the_config_s_slos_and_uses_its_names(config: Path) -> None:
-    settings = {"slo": {"ttft": 0.5, "tpot": 0.02}, "metrics": {"vllm_names": True}}
-    spec = make_spec({"model": str(config.parent / "tiny"), **settings})
+    said = {"slo": {"ttft": 0.5, "tpot": 0.02}, "metrics": {"vllm_names": True}}
+    spec = make_spec({"model": str(config.parent / "tiny"), **said})
     model = locate_model(spec, Silent())
-    options = router_options(spec, model, "controller:1", Doors("127.0.0.1", 0, 0, 30.0))
-    parsed = _parser().parse_args(options.arguments())
-    assert (parsed.slo_ttft_s, parsed.slo_tpot_s, parsed.vllm_metric_names) == (0.5, 0.02, True)
+    settings = settings_of_router(spec, model, "controller:1", Doors("127.0.0.1", 0, 0, 30.0))
+    assert (settings.rules.slo, settings.vllm_names) == (SloTargets(0.5, 0.02), True)
 
 
 @pytest.mark.parametrize("kv", [{}, {"memory": "64KiB"}, {"num_blocks": 9}])
@@ -83,8 +86,8 @@ def test_a_router_knows_the_limits_that_its_controller_plans(
     elsewhere = RoutersElsewhere(registry_port=0, ray_head="head:6379")
     controller = ServingCluster(ServeOptions(spec, elsewhere=elsewhere), Silent(), lambda: None)
     model = locate_model(spec, Silent())
-    options = router_options(spec, model, "controller:1", Doors("127.0.0.1", 0, 0, 30.0))
-    assert options.max_model_len == plan_max_model_len(spec, model, controller._plan_blocks(model))
+    settings = settings_of_router(spec, model, "controller:1", Doors("127.0.0.1", 0, 0, 30.0))
+    assert settings.max_model_len == plan_max_model_len(spec, model, controller._plan_blocks(model))
 
 
 def test_a_controller_is_told_where_its_ray_is(
@@ -111,13 +114,13 @@ def test_a_model_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_router_needs_no_weights(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for weights in (config.parent / "tiny").glob("*.safetensors*"):
         weights.unlink()
-    started: list[list[str]] = []
+    started: list[RouterSettings] = []
 
-    def instead(arguments: list[str]) -> int:
-        started.append(arguments)
+    def instead(settings: RouterSettings) -> int:
+        started.append(settings)
         return 0
 
-    monkeypatch.setattr("router.main.main", instead)
+    monkeypatch.setattr("router.main.run", instead)
     given = ["--config", str(config), "--registry", "controller:50053"]
     assert run(monkeypatch, "router", *given) == 0
     assert len(started) == 1

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from predicted_workers import COSTS, ENGINE, MS, STEP, decode, mixed, predict, prefill
 
-from core.errors import InvalidField
 from core.latency_profile import StepWork, chunk_pairs
-from router.cost_model import ROUGH_COSTS, EngineTimes, costs_from_text, costs_to_text
+from router.cost_model import EngineTimes
 from router.predictions import ANSWER_TOKENS
 from router.queued_context import QueuedContext
 
@@ -122,14 +121,3 @@ def test_columns_have_a_time_for_each_worker() -> None:
     for times in (predictions.prefill_ms, predictions.local_ms, predictions.tpot_ms):
         assert times.shape == (3,)
         assert np.isfinite(times).all()
-
-
-def test_costs_survive_the_command_line() -> None:
-    for costs in (COSTS, ROUGH_COSTS):
-        assert costs_from_text(costs_to_text(costs)) == costs
-
-
-@pytest.mark.parametrize("text", ["{", "{}", '{"prefill": 3}'])
-def test_what_is_no_cost_model_is_refused(text: str) -> None:
-    with pytest.raises(InvalidField, match="is no cost model"):
-        costs_from_text(text)

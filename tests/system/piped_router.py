@@ -15,6 +15,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,6 +29,9 @@ from crossdock.v1 import (
     worker_pb2,
     worker_pb2_grpc,
 )
+from router.placement import Disaggregation
+from router.routing_rules import RoutingRules
+from router.settings import RouterSettings, settings_to_json
 
 HOST = "127.0.0.1"
 
@@ -57,11 +61,15 @@ async def main(model: str, places: list[dict[str, Any]]) -> None:
     port = server.add_insecure_port(f"{HOST}:0")
     await server.start()
     router = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "router.main", "--registry", f"{HOST}:{port}"),
-        *("--model", model, "--disaggregation", "prefer", "--die-with-parent"),
+        *(sys.executable, "-P", "-m", "router.main"),
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
+    assert router.stdin is not None
     assert router.stdout is not None
+    rules = RoutingRules(Disaggregation.PREFER)
+    router.stdin.write(settings_to_json(RouterSettings(f"{HOST}:{port}", Path(model), rules=rules)))
+    router.stdin.close()
     found = re.fullmatch(rb"ready grpc=(\S+) http=(\S+)\n", await router.stdout.readline())
     assert found is not None, "the router did not start"
     await asyncio.to_thread(wait_ready, found[2].decode())
