@@ -7,13 +7,14 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from search_worlds import LIMITS, SLO, budget_of, chat_trace, profile_of, shared_trace
+from search_worlds import GOAL, LIMITS, SLO, budget_of, chat_trace, profile_of, shared_trace
 
 from core.config import ClusterSpec
 from core.request import Role
 from core.shards import ONE_RANK
 from tuner.search.bounds import Traffic
 from tuner.search.conditions import Conditions
+from tuner.search.evaluate import try_rate
 from tuner.search.single_replica import SingleReplica, replicas_of
 from tuner.search.space import Candidate, PoolChoice
 from tuner.search.specs import MOST_WORKERS, divisor_of, part_of
@@ -136,6 +137,18 @@ def test_a_prefill_replica_is_asked_for_one_token_and_the_other_end_takes_no_tim
         assert own.count == 1
         assert own.engine == on.profile.engine(ONE_RANK)
         assert other.engine.step.rows.at(1000) == 1
+
+
+def test_a_replica_that_gets_more_than_it_can_serve_misses_the_goal() -> None:
+    on = budget_of("h100", 2).decode
+    pool = PoolChoice(on, 1, ONE_RANK, LIMITS)
+    for replica in replicas_of(Candidate(pool, (pool,))):
+        trace = replica.requests(chat_trace())
+        for times, is_met in ((0.7, True), (1.5, False)):
+            rate = times * replica.bound(Traffic.of_all(chat_trace(), GOAL.share), SLO)
+            window = Window(trace, rate, Counted(3.0, 6.0, 0.0))
+            trial = try_rate(replica.cluster(ClusterSpec()), window, GOAL, to_the_end=False)
+            assert trial.meets(GOAL) is is_met, (replica.role, times, trial.share)
 
 
 def test_longer_answers_are_served_at_a_lower_rate() -> None:

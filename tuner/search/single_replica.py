@@ -16,6 +16,7 @@ import numpy as np
 from core.config import ClusterSpec
 from core.latency_profile import RowCurve, StepModel, TransferModel
 from core.request import Role
+from router.placement import Disaggregation
 from tuner.load.metrics import Slo
 from tuner.search.bounds import Resource, Traffic, bound_rate, service_seconds
 from tuner.search.space import Candidate, Limits, PoolChoice
@@ -86,7 +87,13 @@ class SingleReplica:
             alone = model_candidate(Candidate(None, (self.pool,)), base)
             (own,) = alone.workers
             workers = (replace(own, role=Role.PREFILL), _other_end(own, Role.DECODE))
-            return replace(alone, workers=workers, transfer=_NO_TRANSFER)
+            # The other end would be asked to do it all, as it takes no time.
+            return replace(
+                alone,
+                workers=workers,
+                transfer=_NO_TRANSFER,
+                disaggregation=Disaggregation.PREFER,
+            )
         assert self.peer is not None
         pair = model_candidate(Candidate(self.peer, (self.pool,)), base)
         sender, own = pair.workers
