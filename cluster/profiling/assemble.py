@@ -62,15 +62,17 @@ def assemble(
     subject: Subject,
     engines: Mapping[EngineSetting, Findings],
     edges: Mapping[EdgeSetting, Findings],
-    serving: Findings,
+    served: Mapping[EngineSetting, Findings],
     created: str,
     failed: Mapping[EdgeSetting, str],
 ) -> ProfileResult:
-    """``engines``: all points of each; ``edges``: batches of each that was measured; ``failed``:
-    why others could not be; ``created``: ISO 8601."""
+    """``engines``: all points of each; ``edges``: batches of each that was measured; ``served``: of
+    workers that served, the first engine's first; ``failed``: why edges could not be measured;
+    ``created``: ISO 8601."""
+    serving = served[subject.engines[0]]
     overhead = overheads(engines, serving, subject.device)
-    served = subject.engines[0]
-    overhead[served] = as_served(overhead[served], subject.points(served), engines[served], serving)
+    for one, found in served.items():
+        overhead[one] = as_served(overhead[one], subject.points(one), engines[one], found)
     fits, profiles = [], []
     left_out = [*_left_out(subject), *_edges_left_out(subject, edges, failed)]
     warnings = [*left_out, *_within_one_gpu(subject, edges)]

@@ -2,9 +2,9 @@
 
 A step of the simulator lasts from the start of one step to that of the next. So what a worker does
 between two steps on the engine's thread is added to each measured step, and so is the CPU that its
-other threads (gRPC) take meanwhile, where they have no core of their own. For the engine that was
-also measured while it served, what is added is how much longer its steps were there, or shorter: it
-is another process, with its memory elsewhere.
+other threads (gRPC) take meanwhile, where they have no core of their own. For engines that were
+also measured while they served, what is added is how much longer their steps were there, or
+shorter: it is another process, with its memory elsewhere.
 """
 
 from __future__ import annotations

@@ -99,25 +99,37 @@ class _Run:
 
     def serving(self) -> None:
         """Measures router, doors, the worker's own event loop and its neighbours, if they are
-        missing."""
-        batches, steps = self.subject.served_batches, self.subject.served_steps
-        workers = self._served_workers(max(batches))
+        missing; of other engines that are served, their steps."""
+        others = self.subject.served_engines[1:]
+        plan = self._serving_plan(_FIRST_TOKENS)
+        self._serve(SERVING, self._served_workers(max(plan.batches)), plan)
+        for setting in others:
+            plan = self._serving_plan(1)
+            worker = self._light_worker(setting, self._place(setting)[0].ranks[0])
+            alone = [replace(worker, max_num_seqs=max(plan.batches))]
+            self._serve(_served_section(self.subject, setting), alone, plan)
+
+    def _serving_plan(self, first_tokens: int) -> ServingPlan:
+        subject, steps = self.subject, self.subject.served_steps
+        work = NeighbourWork(subject.served_prompt, steps, subject.patience.least + 1)
+        return ServingPlan(subject.vocab_size, first_tokens, subject.served_batches, work)
+
+    def _serve(self, section: str, workers: Sequence[WorkerSettings], plan: ServingPlan) -> None:
+        """The first of ``workers``, in company of the others."""
         neighbours = NAMES if len(workers) > 1 else ()
-        of_batches = [f"{what}{batch}" for what in (BESIDE, SERVED_STEP) for batch in batches]
+        of_batches = [f"{what}{batch}" for what in (BESIDE, SERVED_STEP) for batch in plan.batches]
         names = [WAY, *of_batches, *neighbours]
-        if all(self.partial.get(SERVING, name) for name in names):
+        if all(self.partial.get(section, name) for name in names):
             return
-        self.bar.advance(0.0, "serving: loading")
-        work = NeighbourWork(self.subject.served_prompt, steps, self.subject.patience.least + 1)
-        plan = ServingPlan(self.subject.vocab_size, _FIRST_TOKENS, batches, work)
+        self.bar.advance(0.0, f"{section}: loading")
         times = measure_serving(workers, plan)
         for what, by_batch in ((BESIDE, times.beside_step_s), (SERVED_STEP, times.step_s)):
             for batch, seconds in by_batch.items():
-                self.partial.add(SERVING, Found(f"{what}{batch}", seconds, steps))
+                self.partial.add(section, Found(f"{what}{batch}", seconds, plan.work.answer_tokens))
         for name, seconds in times.neighbours_s.items():
-            self.partial.add(SERVING, Found(name, seconds, work.rounds))
-        self.partial.add(SERVING, Found(WAY, times.way_s, _FIRST_TOKENS))
-        self.bar.advance(_SERVING, "serving")
+            self.partial.add(section, Found(name, seconds, plan.work.rounds))
+        self.partial.add(section, Found(WAY, times.way_s, plan.runs))
+        self.bar.advance(_SERVING / len(self.subject.served_engines), section)
 
     def result(self) -> ProfileResult:
         subject, partial = self.subject, self.partial
@@ -125,7 +137,7 @@ class _Run:
             subject,
             {one: partial.section(f"engine {one.name}") for one in subject.engines},
             {edge: partial.section(edge.name) for edge in subject.edges if self._is_measured(edge)},
-            partial.section(SERVING),
+            {one: partial.section(_served_section(subject, one)) for one in subject.served_engines},
             datetime.now(UTC).isoformat(timespec="seconds"),
             self.failed,
         )
@@ -220,6 +232,10 @@ class _Run:
         """With a pool for its own few sequences."""
         worker = self.subject.worker(setting, cores)
         return replace(worker, role=Role.MIXED, num_blocks=min(worker.num_blocks, 1024))
+
+
+def _served_section(subject: Subject, setting: EngineSetting) -> str:
+    return SERVING if setting == subject.engines[0] else f"{SERVING} {setting.name}"
 
 
 def measure_profile(subject: Subject, out: Path, progress: Progress) -> ProfileResult:

@@ -121,6 +121,18 @@ class Subject:
         return design_engines(self.effort, len(self.cores), shapes, threads)
 
     @property
+    def served_engines(self) -> tuple[EngineSetting, ...]:
+        """Those that are measured as workers that serve, too: the first one, and the one whose
+        threads have all cores, so that router and doors compute on them as well."""
+        first, *others = self.engines
+        whole = [
+            engine
+            for engine in others
+            if engine == EngineSetting(ONE_RANK, len(self.cores)) and self.device == "cpu"
+        ]
+        return (first, *whole)
+
+    @property
     def left_out(self) -> tuple[ParallelShape, ...]:
         """Shapes of the config that this machine has too few cores or GPUs for."""
         measured = {engine.shape for engine in self.engines}

@@ -179,7 +179,7 @@ def test_a_step_is_what_lies_between_two_steps_of_serving(subject: Subject) -> N
         ALONE: findings(subject, ALONE, 1.0),
         SHARED: findings(subject, SHARED, 2.0),
     }
-    result = assemble(subject, engines, EDGES, SERVED, "2026-11-21T18:00:00+00:00", {})
+    result = assemble(subject, engines, EDGES, {ALONE: SERVED}, "2026-11-21T18:00:00+00:00", {})
     assert result.warnings == ()
     alone, shared = (engine.step for engine in result.profile.engines)
     points = {point.name: point.work for point in subject.points(ALONE)}
@@ -201,7 +201,9 @@ def served_steps(seconds: Callable[[int], float]) -> dict[str, Found]:
 
 
 def decode_time(subject: Subject, serving: dict[str, Found], point: str = "decode 8 × 64") -> float:
-    result = assemble(subject, {ALONE: findings(subject, ALONE, 1.0)}, EDGES, serving, "now", {})
+    result = assemble(
+        subject, {ALONE: findings(subject, ALONE, 1.0)}, EDGES, {ALONE: serving}, "now", {}
+    )
     [work] = [p.work for p in subject.points(ALONE) if p.name == point]
     return result.profile.engines[0].step.time(work) / 1e15
 
@@ -229,9 +231,23 @@ def test_a_worker_that_is_far_faster_than_its_engine_is_not_believed(subject: Su
     )
 
 
+def test_an_engine_on_all_cores_is_served_by_itself(subject: Subject) -> None:
+    wide = replace(subject, cores=(0, 1))
+    whole = EngineSetting(ONE_RANK, 2)
+    assert wide.served_engines == (ALONE, whole)
+    assert subject.served_engines == (ALONE,)
+    engines = {setting: findings(wide, setting, 1.0) for setting in (ALONE, whole)}
+    served = {ALONE: SERVED, whole: served_steps(lambda batch: STEP_S + 100e-6 * batch + 3e-3)}
+    profile = assemble(wide, engines, EDGES, served, "now", {}).profile
+    [work] = [p.work for p in wide.points(ALONE) if p.name == "decode 8 × 64"]
+    alone, slower = (engine.step.time(work) / 1e15 for engine in profile.engines)
+    assert alone == pytest.approx(STEP_S + 8 * 50e-6 + 800e-6, rel=1e-3)
+    assert slower == pytest.approx(STEP_S + 3.8e-3, rel=1e-3)
+
+
 def test_ways_of_messages_and_requests(subject: Subject) -> None:
     engines = {ALONE: findings(subject, ALONE, 1.0)}
-    profile = assemble(subject, engines, EDGES, SERVED, "now", {}).profile
+    profile = assemble(subject, engines, EDGES, {ALONE: SERVED}, "now", {}).profile
     assert profile.message_s == pytest.approx(3e-4)
     assert profile.request_s == pytest.approx(2.5e-3 - 3e-4)
     (transfer,) = profile.transfers
@@ -245,9 +261,9 @@ def test_a_machine_that_drifts_is_named(subject: Subject) -> None:
     again = f"{AGAIN}decode 8 × 64"
     slower = found | {again: Found(again, 1.2 * found["decode 8 × 64"].seconds, 5)}
     steady = found | {again: Found(again, 1.05 * found["decode 8 × 64"].seconds, 5)}
-    (warning,) = assemble(subject, {ALONE: slower}, EDGES, SERVED, "now", {}).warnings
+    (warning,) = assemble(subject, {ALONE: slower}, EDGES, {ALONE: SERVED}, "now", {}).warnings
     assert "decode 8 × 64 took +20% at the end" in warning
-    assert assemble(subject, {ALONE: steady}, EDGES, SERVED, "now", {}).warnings == ()
+    assert assemble(subject, {ALONE: steady}, EDGES, {ALONE: SERVED}, "now", {}).warnings == ()
 
 
 def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
@@ -258,7 +274,7 @@ def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
         }
         for setting in (ALONE, SHARED)
     }
-    (warning,) = assemble(subject, engines, EDGES, SERVED, "now", {}).warnings
+    (warning,) = assemble(subject, engines, EDGES, {ALONE: SERVED}, "now", {}).warnings
     assert warning.startswith("engine 1×1, 1 thread: other processes took up to 40% of its cores")
 
 
@@ -267,7 +283,7 @@ def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:
         name: replace(one, seconds=one.seconds * (3 if i % 3 else 1))
         for i, (name, one) in enumerate(findings(subject, ALONE, 1.0).items())
     }
-    result = assemble(subject, {ALONE: found}, EDGES, SERVED, "now", {})
+    result = assemble(subject, {ALONE: found}, EDGES, {ALONE: SERVED}, "now", {})
     fitted, _ = result.fits
     (warning,) = result.warnings
     assert fitted.worst[0][0] == fitted.error.worst_point
@@ -278,7 +294,7 @@ def test_a_bad_fit_is_told_with_its_worst_points(subject: Subject) -> None:
 def test_what_the_config_asks_for_and_can_not_be_measured_is_told(subject: Subject) -> None:
     wide = make_spec({"pools": {"decode": {"pipeline_parallel_size": 3}}})
     engines = {ALONE: findings(subject, ALONE, 1.0)}
-    result = assemble(replace(subject, spec=wide), engines, {}, SERVED, "now", {})
+    result = assemble(replace(subject, spec=wide), engines, {}, {ALONE: SERVED}, "now", {})
     assert result.warnings[0] == "1×3 is not measured: it needs 3 cores"
     assert result.warnings[1].startswith("no transfer is measured")
 
@@ -289,7 +305,7 @@ def test_transfers_between_all_shapes_become_part_of_the_profile(subject: Subjec
     slower = {name: replace(one, seconds=2 * one.seconds) for name, one in EDGE.items()}
     edges = {SHM: EDGE, EdgeSetting("shm", two, ONE_RANK): slower}
     failed = {EdgeSetting("tcp", ONE_RANK, ONE_RANK): "no route"}
-    result = assemble(subject, engines, edges, SERVED, "now", failed)
+    result = assemble(subject, engines, edges, {ALONE: SERVED}, "now", failed)
     first, second = result.profile.transfers
     assert (first.source, first.target) == (ONE_RANK, ONE_RANK)
     assert (second.source, second.target) == (two, ONE_RANK)
@@ -383,7 +399,9 @@ def test_nccl_needs_a_gpu_for_each_rank(subject: Subject, monkeypatch: pytest.Mo
     assert on_gpus.edge_gpus(EdgeSetting("cuda_ipc", ONE_RANK, ONE_RANK)) == ("4", "4")
     assert [edge.name for edge in on_gpus.edges_left_out] == ["nccl, 1×1 to 1×1"]
     engines = {ALONE: findings(subject, ALONE, 1.0)}
-    result = assemble(on_gpus, engines, dict.fromkeys(on_gpus.edges, EDGE), SERVED, "now", {})
+    result = assemble(
+        on_gpus, engines, dict.fromkeys(on_gpus.edges, EDGE), {ALONE: SERVED}, "now", {}
+    )
     assert result.warnings[0] == "2×1 is not measured: it needs 2 GPUs"
     assert result.warnings[1] == "transfer over nccl, 1×1 to 1×1 is not measured: it needs 2 GPUs"
     assert "cuda_ipc, 1×1 to 1×1 is measured within one GPU" in result.warnings[2]
