@@ -6,16 +6,21 @@ Does not cover: where the columns come from (``router.routing_state``), times th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from core.request import Role
+from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
 
 Counts = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+
+_NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,32 +39,88 @@ class PromptShape:
         return max(1, self.num_tokens - held_blocks * self.block_size)
 
 
+@dataclass(frozen=True, slots=True)
+class KnownWorker:
+    """``number``: its place in all columns. ``num_blocks``: of its KV pool."""
+
+    number: int
+    role: Role
+    num_blocks: int
+    max_num_seqs: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """What is known of the workers among which to choose, one entry each in every column.
+class UsableWorkers:
+    """Those that may get new requests, by number; nobody's number has no role.
 
     ``decode``, ``receive``, ``prefill`` (bool): who may get an attempt as what. ``num_blocks``: of
-    the KV pool. ``max_num_seqs``: answers at a time. ``held``: leading blocks of the prompt.
-    ``sequences``: running and waiting; ``context_blocks``: roughly what they attend to. These are
-    int64, like ``free_blocks`` and ``pending_prefill_tokens``, of which ``late_tokens`` are of
-    prompts that will be late anyway.
+    the KV pool; ``max_num_seqs``: answers at a time; int64. ``fewest_blocks``, ``fewest_places``:
+    of anybody.
     """
 
-    workers: Sequence[WorkerId | None]
+    workers: list[WorkerId | None]
     decode: Mask
     receive: Mask
     prefill: Mask
     num_blocks: Counts
     max_num_seqs: Counts
-    held: Counts
-    sequences: Counts
-    context_blocks: Counts
-    free_blocks: Counts
-    pending_prefill_tokens: Counts
-    late_tokens: Counts
+    fewest_blocks: int
+    fewest_places: int
 
-    def avoided(self, avoid: frozenset[WorkerId]) -> Mask:
-        mask = np.zeros(len(self.workers), dtype=np.bool_)
-        if avoid:
-            mask[:] = [worker in avoid for worker in self.workers]
-        return mask
+    @classmethod
+    def of(cls, usable: Mapping[WorkerId, KnownWorker], count: int) -> UsableWorkers:
+        """Columns with ``count`` entries."""
+        by_number: list[tuple[WorkerId, KnownWorker] | None] = [None] * count
+        for worker, known in usable.items():
+            by_number[known.number] = (worker, known)
+
+        def mask(fits: Callable[[Role], bool]) -> Mask:
+            return np.array([x is not None and fits(x[1].role) for x in by_number], dtype=np.bool_)
+
+        places = [_NO_LIMIT if x is None else _places(x[1]) for x in by_number]
+        return cls(
+            [None if x is None else x[0] for x in by_number],
+            mask(lambda role: role.decodes),
+            mask(lambda role: role.takes_handoffs),
+            mask(lambda role: role.prefills_for_others),
+            np.array([0 if x is None else x[1].num_blocks for x in by_number], dtype=np.int64),
+            np.array(places, dtype=np.int64),
+            min((known.num_blocks for known in usable.values()), default=0),
+            min(places, default=0),
+        )
+
+    def among(self, workers: frozenset[WorkerId]) -> Mask:
+        """Which ones are of ``workers``."""
+        return np.array([worker in workers for worker in self.workers], dtype=np.bool_)
+
+
+def _places(known: KnownWorker) -> int:
+    """Answers at a time. Who streams none is never short of places for them."""
+    return known.max_num_seqs if known.role.decodes else _NO_LIMIT
+
+
+class Loads(Protocol):
+    """Columns of what workers do, int64: ``sequences``: running and waiting; ``context_blocks``:
+    roughly what they attend to; of ``pending_prefill_tokens``, ``late_tokens`` are of prompts that
+    will be late anyway."""
+
+    @property
+    def sequences(self) -> Counts: ...
+    @property
+    def context_blocks(self) -> Counts: ...
+    @property
+    def free_blocks(self) -> Counts: ...
+    @property
+    def pending_prefill_tokens(self) -> Counts: ...
+    @property
+    def late_tokens(self) -> Counts: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The workers among which to choose, one entry each in every column. ``held``: of the prompt's
+    blocks."""
+
+    usable: UsableWorkers
+    loads: Loads
+    held: HeldBlocks

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from random import Random
 
+import numpy as np
+
 from core.errors import InternalError, Unavailable
-from router.candidates import Candidates, Mask, PromptShape
+from router.candidates import Mask, PromptShape, UsableWorkers
 from router.placement import Disaggregation, Placement, WorkerId
 from router.policies.policy import Eligible, Policy
 from router.predictions import Predictions
@@ -18,59 +20,71 @@ from router.predictions import Predictions
 RETRY_AFTER_S = 2.0
 
 
-def choose(
-    prompt: PromptShape,
-    predictions: Predictions,
-    avoid: frozenset[WorkerId],
-    disaggregation: Disaggregation,
-    policy: Policy,
-    random: Random,
-) -> Placement:
-    """What ``policy`` takes; ``random`` decides between equals. Raises Unavailable.
+class Eligibility:
+    """Who of the ``usable`` may get which prompt as what."""
 
-    ``avoid``: workers that failed this request before, or have enough before them. A decode worker
-    among them is still taken if there is no other.
-    """
-    candidates = predictions.candidates
-    eligible = _eligible(prompt, candidates, avoid, disaggregation)
+    def __init__(self, usable: UsableWorkers, disaggregation: Disaggregation) -> None:
+        self._usable = usable
+        self._disaggregation = disaggregation
+        # The answer to nearly all prompts.
+        self._of_all: Eligible | None = None
+
+    def of(
+        self, prompt: PromptShape, answers: int = 1, avoid: frozenset[WorkerId] = frozenset()
+    ) -> Eligible:
+        """Raises Unavailable. ``avoid``: workers that failed this request before, or have enough
+        before them. A decode worker among them is still taken if there is no other."""
+        usable = self._usable
+        if avoid or prompt.num_blocks > usable.fewest_blocks or answers > usable.fewest_places:
+            return self._eligible(self._able(prompt, answers), avoid)
+        if self._of_all is None:
+            everybody = np.ones(len(usable.workers), dtype=np.bool_)
+            self._of_all = self._eligible(everybody, avoid)
+        return self._of_all
+
+    def _able(self, prompt: PromptShape, answers: int) -> Mask:
+        usable = self._usable
+        able: Mask = usable.num_blocks >= prompt.num_blocks
+        # A prefill worker runs no answers.
+        return able & (usable.max_num_seqs >= answers) if answers > 1 else able
+
+    def _eligible(self, able: Mask, avoid: frozenset[WorkerId]) -> Eligible:
+        usable, always = self._usable, self._disaggregation is Disaggregation.ALWAYS
+        decoders, receivers = usable.decode & able, usable.receive & able
+        prefillers = usable.prefill & able
+        if avoid:
+            avoided = usable.among(avoid)
+            decoders, receivers = (_prefer_others(mask, avoided) for mask in (decoders, receivers))
+            prefillers = _prefer_others(prefillers, avoided) if always else prefillers & ~avoided
+        if not decoders.any():
+            raise _no_worker("decode")
+        alone = np.flatnonzero(decoders)
+        if prefillers.any() and receivers.any():
+            handoff = np.flatnonzero(prefillers), np.flatnonzero(receivers)
+            return Eligible(handoff, alone if self._disaggregation is Disaggregation.AUTO else None)
+        if always:
+            raise _no_worker("decode" if prefillers.any() else "prefill")
+        return Eligible(None, alone)
+
+
+def choose(
+    eligible: Eligible, predictions: Predictions, policy: Policy, random: Random
+) -> Placement:
+    """What ``policy`` takes; ``random`` decides between equals."""
+    workers = predictions.candidates.usable.workers
     choice = policy.choose(eligible, predictions, random)
-    source = None if choice.prefill is None else _worker(candidates, choice.prefill)
+    source = None if choice.prefill is None else _worker(workers[choice.prefill])
     return Placement(
-        _worker(candidates, choice.decode),
+        _worker(workers[choice.decode]),
         source,
         predictions.forecast(choice.decode, choice.prefill),
         is_direct=source is None and eligible.handoff is not None,
     )
 
 
-def _eligible(
-    prompt: PromptShape,
-    candidates: Candidates,
-    avoid: frozenset[WorkerId],
-    disaggregation: Disaggregation,
-) -> Eligible:
-    always = disaggregation is Disaggregation.ALWAYS
-    roomy = candidates.num_blocks >= prompt.num_blocks
-    decoders, receivers = candidates.decode & roomy, candidates.receive & roomy
-    prefillers = candidates.prefill & roomy
-    if avoid:
-        avoided = candidates.avoided(avoid)
-        decoders, receivers = (_prefer_others(mask, avoided) for mask in (decoders, receivers))
-        prefillers = _prefer_others(prefillers, avoided) if always else prefillers & ~avoided
-    if not decoders.any():
-        raise _no_worker("decode")
-    if prefillers.any() and receivers.any():
-        alone = decoders if disaggregation is Disaggregation.AUTO else None
-        return Eligible((prefillers, receivers), alone)
-    if always:
-        raise _no_worker("decode" if prefillers.any() else "prefill")
-    return Eligible(None, decoders)
-
-
-def _worker(candidates: Candidates, number: int) -> WorkerId:
-    worker = candidates.workers[number]
+def _worker(worker: WorkerId | None) -> WorkerId:
     if worker is None:
-        raise InternalError(f"nobody has number {number}", reason="INVARIANT")
+        raise InternalError("nobody has the number that was chosen", reason="INVARIANT")
     return worker
 
 

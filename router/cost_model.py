@@ -1,22 +1,25 @@
 """How long workers take, as their latency profile says: the numbers that routing computes with.
 
-All times are milliseconds as floats; every method takes numbers or columns of them. Does not cover:
-where a profile comes from (``cluster.router_costs``), what is added up to what
-(``router.predictions``).
+All times are milliseconds as floats. Does not cover: where a profile comes from
+(``cluster.router_costs``), what is added up to what (``router.predictions``).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from core.latency_profile import RowCurve, StepModel, TransferModel
 from core.prefill_order import DEFAULT_TTFT_S, PREFILL_SHARE
 
-# One number, or a column with one for each worker.
-Amounts = Any
+# Columns with an entry for each worker.
+Counts = npt.NDArray[np.int64]
+Times = npt.NDArray[Any]
 
 _FEMTOSECONDS_OF_MS = 10**12
 # Larger batches are taken to be of this size.
@@ -78,10 +81,13 @@ class EngineTimes:
         rows = sorted({1, *known, budget})
         times = [step.rows.at(number) for number in rows]
         whole = times[-1]
-        self._rows = np.array([*rows, _BEYOND_ALL_PROMPTS], dtype=np.float64)
+        self._rows = [*rows, _BEYOND_ALL_PROMPTS]
         chunk = whole / costs.stages
         far = whole + chunk * (_BEYOND_ALL_PROMPTS - budget) / budget
-        self._row_ms = np.array([*times, far]) / _FEMTOSECONDS_OF_MS
+        self._row_ms = [time / _FEMTOSECONDS_OF_MS for time in (*times, far)]
+        rises = [(after - before) for before, after in pairwise(self._row_ms)]
+        widths = [(after - before) for before, after in pairwise(self._rows)]
+        self._slopes = [rise / width for rise, width in zip(rises, widths, strict=True)]
         self._pair_ms = step.per_prefill_pair / costs.stages / _FEMTOSECONDS_OF_MS
         self._token_ms = chunk / budget / _FEMTOSECONDS_OF_MS
         batches = range(min(budget, _LARGEST_BATCH) + 1)
@@ -90,21 +96,26 @@ class EngineTimes:
         self.context_ms = step.per_decode_context / _FEMTOSECONDS_OF_MS
         self.budget = budget
         # What a step takes however little it computes.
-        self.least_ms = float(self._row_ms[0])
+        self.least_ms = self._row_ms[0]
 
-    def prompt_ms(self, uncached: Amounts, prompt_tokens: int) -> Amounts:
-        """To compute the last ``uncached`` tokens of a prompt, alone."""
+    def prompt_ms(self, uncached: int, prompt_tokens: int) -> float:
+        """To compute the last ``uncached`` tokens of a prompt, 1 or more, alone."""
         pairs = uncached * (prompt_tokens + 0.5 - 0.5 * uncached)
-        return np.interp(uncached, self._rows, self._row_ms) + self._pair_ms * pairs
+        rows = self._rows
+        place = bisect_right(rows, uncached) - 1
+        beyond = self._slopes[place] * (uncached - rows[place])
+        return self._row_ms[place] + beyond + self._pair_ms * pairs
 
-    def waiting_ms(self, tokens: Amounts, context: float) -> Amounts:
-        """To compute ``tokens`` of prompts in full chunks, each after ``context`` others."""
-        return tokens * (self._token_ms + self._pair_ms * context)
+    def waiting_ms(self, tokens: Counts, context: float) -> Times:
+        """To compute ``tokens`` of prompts in full chunks, each after ``context`` others: a new
+        column."""
+        times: Times = tokens * (self._token_ms + self._pair_ms * context)
+        return times
 
-    def step_ms(self, sequences: Amounts, context_tokens: Amounts) -> Amounts:
-        """A step of so many decoding sequences with so much context together."""
-        batch = np.take(self._batch_ms, sequences, mode="clip")
-        return batch + self.context_ms * context_tokens
+    def step_ms(self, sequences: Counts) -> Times:
+        """A step of so many decoding sequences, without their context: a new column."""
+        times: Times = self._batch_ms.take(sequences, mode="clip")
+        return times
 
 
 class CostModel:
@@ -118,7 +129,7 @@ class CostModel:
         self.token_ms = costs.transfer.per_token / _FEMTOSECONDS_OF_MS
         self._prompt_limit_ms = PREFILL_SHARE * ttft_s * 1000
 
-    def is_late(self, prompt_ms: Amounts) -> Amounts:
-        """Whether prompts that take so long are late even alone: workers let others pass them
+    def is_late(self, prompt_ms: float) -> bool:
+        """Whether a prompt that takes so long is late even alone: workers let others pass it
         (``core.prefill_order``)."""
         return prompt_ms > self._prompt_limit_ms

@@ -2,20 +2,22 @@
 
 Of a handoff: what waits at P and the uncached part of the prompt (from the profile, with the
 context that attention reads), then the transfer of the blocks that D does not hold. Of D: the time
-of a step with this request in the batch, and the wait for a place and for blocks. Does not cover:
-what is better than what (``router.policies``).
+of a step with this request in the batch, and the wait for a place and for blocks. What depends on
+nothing but the blocks that are held has a value for each level of them, not for each worker. Does
+not cover: what is better than what (``router.policies``).
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from router.candidates import Candidates, Mask, PromptShape
-from router.cost_model import CostModel
+from router.candidates import Candidates, Counts, PromptShape
+from router.cost_model import CostModel, EngineTimes
+from router.held_blocks import Numbers
+from router.lazy import lazy
 from router.placement import Forecast
 
 Times = npt.NDArray[Any]
@@ -44,117 +46,149 @@ class Predictions:
         self._prompt = prompt
         self._answers = answers
         self._queued_context = queued_context
+        # By level of what is held: tokens to compute.
+        tokens, size = prompt.num_tokens, prompt.block_size
+        self._uncached = [max(1, tokens - size * held) for held in candidates.held.levels]
 
-    @cached_property
+    @lazy
     def uncached(self) -> Times:
         """Tokens; at least one, as in `PromptShape.uncached_tokens`."""
-        prompt = self._prompt
-        tokens = prompt.num_tokens - prompt.block_size * self.candidates.held
-        return np.maximum(tokens, 1.0)
+        return self.candidates.held.spread(self._uncached)
 
-    @cached_property
-    def lacking(self) -> npt.NDArray[np.int64]:
-        """Blocks of the prompt."""
-        return self._prompt.num_blocks - self.candidates.held
+    # As P
 
-    @cached_property
+    @lazy
     def prefill_ms(self) -> Times:
         """At each as P: what waits there, then this prompt."""
-        engine, own = self._costs.prefill, self.prefill_own_ms
-        ahead = self._ahead(own, engine.budget)
-        times: Times = engine.waiting_ms(ahead, self._queued_context) + own
+        times = self._waiting_ms(self._costs.prefill, self._prefill_own)
+        times += self.prefill_own_ms
         return times
 
-    @cached_property
+    @lazy
     def prefill_own_ms(self) -> Times:
-        own: Times = self._costs.prefill.prompt_ms(self.uncached, self._prompt.num_tokens)
-        return own
+        return self.candidates.held.spread(self._prefill_own)
 
-    @cached_property
+    @lazy
+    def _prefill_own(self) -> list[float]:
+        return self._own(self._costs.prefill)
+
+    # As D
+
+    @lazy
     def transfer_ms(self) -> Times:
         """To each as D: all blocks that it lacks."""
-        per_block = self._costs.token_ms * self._prompt.block_size
-        times: Times = self._costs.batch_ms + per_block * self.lacking
-        return times
+        costs, prompt = self._costs, self._prompt
+        per_block, blocks = costs.token_ms * prompt.block_size, prompt.num_blocks
+        held = self.candidates.held
+        return held.spread([costs.batch_ms + per_block * (blocks - n) for n in held.levels])
 
-    @cached_property
+    @lazy
     def tpot_ms(self) -> Times:
         """At each as D: a step with this request in the batch."""
-        columns, size = self.candidates, self._prompt.block_size
-        batch = np.minimum(columns.sequences + self._answers, columns.max_num_seqs)
-        own = self._costs.decode.context_ms * self._prompt.num_tokens * self._answers
-        times: Times = self._costs.decode.step_ms(batch, size * columns.context_blocks)
-        return times + own
+        engine, prompt, batch = self._costs.decode, self._prompt, self._batch
+        if self._is_anybody_full:
+            batch = np.minimum(batch, self.candidates.usable.max_num_seqs)
+        times = engine.step_ms(batch)
+        each = engine.context_ms * prompt.block_size
+        times += each * self.candidates.loads.context_blocks
+        times += engine.context_ms * prompt.num_tokens * self._answers
+        return times
 
-    @cached_property
+    @lazy
+    def _batch(self) -> Counts:
+        """Answers at each as D, those of this request and those that wait among them."""
+        return self.candidates.loads.sequences + self._answers
+
+    @lazy
+    def _is_anybody_full(self) -> bool:
+        return bool(np.count_nonzero(self._batch > self.candidates.usable.max_num_seqs))
+
+    @lazy
     def room_ms(self) -> Times:
         """At each as D: until there is a place and blocks. The answers there end evenly over the
         time that one takes, and each gives its part of places and blocks back."""
-        columns = self.candidates
-        blocks = self.lacking - columns.free_blocks
-        places = columns.sequences + self._answers - columns.max_num_seqs
-        if max(blocks.max(initial=0), places.max(initial=0)) <= 0:
-            return np.zeros(len(blocks))
-        used = np.maximum(1, columns.num_blocks - columns.free_blocks)
-        ending = np.maximum(blocks / used, places / np.maximum(1, columns.max_num_seqs))
-        answer_ms: Times = self.tpot_ms * ANSWER_TOKENS
-        wait: Times = np.maximum(0.0, ending) * answer_ms
+        loads, usable = self.candidates.loads, self.candidates.usable
+        blocks = self._prompt.num_blocks - self.candidates.held.blocks - loads.free_blocks
+        places = self._batch - usable.max_num_seqs
+        used = np.maximum(1, usable.num_blocks - loads.free_blocks)
+        ending = np.maximum(blocks / used, places / np.maximum(1, usable.max_num_seqs))
+        wait: Times = np.maximum(0.0, ending) * (self.tpot_ms * ANSWER_TOKENS)
         return wait
 
-    @cached_property
+    @lazy
+    def all_have_room(self) -> bool:
+        """Whether nobody has too few blocks even for all of the prompt, nor places."""
+        if self._is_anybody_full:
+            return False
+        return not np.count_nonzero(self.candidates.loads.free_blocks < self._prompt.num_blocks)
+
+    # As D alone
+
+    @lazy
     def local_ms(self) -> Times:
         """At each as D alone: to the first token, what waits there first, beside its answers."""
-        waiting, own = self.local_waiting_ms, self.local_own_ms
-        tokens = self.candidates.pending_prefill_tokens + self.uncached
-        # Each chunk goes through in one step with the answers.
-        steps = tokens / self._costs.decode.budget
-        beside = self.tpot_ms - self._costs.decode.least_ms
-        times: Times = waiting + own + np.ceil(steps) * beside + self.room_ms
-        return times
-
-    @cached_property
-    def local_waiting_ms(self) -> Times:
         engine = self._costs.decode
-        ahead = self._ahead(self.local_own_ms, engine.budget)
-        times: Times = engine.waiting_ms(ahead, self._queued_context)
+        # Each chunk goes through in one step with the answers.
+        tokens = self.candidates.loads.pending_prefill_tokens + self.uncached
+        times: Times = np.ceil(tokens / engine.budget)
+        times *= self.tpot_ms - engine.least_ms
+        times += self.local_waiting_ms
+        times += self.local_own_ms
+        if not self.all_have_room:
+            times += self.room_ms
         return times
 
-    def _ahead(self, own_ms: Times, chunk: int) -> Times:
-        """Tokens that each computes before this prompt, which takes it so long. What is late anyway
-        gives way to what can be in time, once the chunk that is under way has ended."""
-        pending, late = self.candidates.pending_prefill_tokens, self.candidates.late_tokens
-        if not late.any():
-            return pending
-        passing = pending - late + np.minimum(late, chunk)
-        tokens: Times = np.where(self._costs.is_late(own_ms), pending, passing)
-        return tokens
+    @lazy
+    def local_waiting_ms(self) -> Times:
+        return self._waiting_ms(self._costs.decode, self._local_own)
 
-    @cached_property
+    @lazy
     def local_own_ms(self) -> Times:
-        own: Times = self._costs.decode.prompt_ms(self.uncached, self._prompt.num_tokens)
-        return own
+        return self.candidates.held.spread(self._local_own)
 
-    @cached_property
+    @lazy
+    def _local_own(self) -> list[float]:
+        return self._own(self._costs.decode)
+
+    @lazy
     def stall_ms(self) -> Times:
         """What the prompt adds to the steps of each as D."""
         return self.local_own_ms - self._costs.decode.least_ms
 
-    def least_local_ms(self, among: Mask) -> float:
+    def least_local_ms(self, among: Numbers) -> float:
         """Of ``among`` as D, the least that computing takes where most of the prompt is held."""
-        held = int(self.candidates.held[among].max())
-        uncached = self._prompt.uncached_tokens(held)
-        return float(self._costs.decode.prompt_ms(uncached, self._prompt.num_tokens))
+        uncached = self._uncached[self.candidates.held.highest(among)]
+        return self._costs.decode.prompt_ms(uncached, self._prompt.num_tokens)
+
+    # Both
+
+    def _own(self, engine: EngineTimes) -> list[float]:
+        """To compute the prompt alone, by level of what is held."""
+        length = self._prompt.num_tokens
+        return [engine.prompt_ms(uncached, length) for uncached in self._uncached]
+
+    def _waiting_ms(self, engine: EngineTimes, own_ms: list[float]) -> Times:
+        """Until each has computed what comes before this prompt, which takes it so long. What is
+        late anyway gives way to what can be in time, once the chunk under way has ended."""
+        loads = self.candidates.loads
+        ahead, late = loads.pending_prefill_tokens, loads.late_tokens
+        if np.count_nonzero(late):
+            passing = ahead - late + np.minimum(late, engine.budget)
+            are_late = [self._costs.is_late(time) for time in own_ms]
+            ahead = np.where(self.candidates.held.spread(are_late), ahead, passing)
+        return engine.waiting_ms(ahead, self._queued_context)
 
     def handoff_ms(self, prefill: int, decode: int) -> float:
         """To the first token. Blocks are shipped while later ones are computed: what the transfer
         takes longer than that is added, at least the last chunk's."""
-        costs = self._costs
-        last = min(float(self.uncached[prefill]), costs.prefill.budget)
+        costs, level = self._costs, self.candidates.held.level_of.item(prefill)
+        last = min(self._uncached[level], costs.prefill.budget)
         tail = costs.batch_ms + costs.token_ms * last
         shipping = float(self.transfer_ms[decode])
-        shipping = max(min(tail, shipping), shipping - float(self.prefill_own_ms[prefill]))
+        shipping = max(min(tail, shipping), shipping - self._prefill_own[level])
         computing = float(self.prefill_ms[prefill])
-        return computing + shipping + float(self.room_ms[decode]) + 2 * costs.message_ms
+        room = 0.0 if self.all_have_room else float(self.room_ms[decode])
+        return computing + shipping + room + 2 * costs.message_ms
 
     def forecast(self, decode: int, prefill: int | None) -> Forecast:
         """Of one placement, in seconds."""
@@ -162,10 +196,10 @@ class Predictions:
         if prefill is None:
             first_ms, prefill_held = float(self.local_ms[decode]), 0
         else:
-            first_ms, prefill_held = self.handoff_ms(prefill, decode), int(held[prefill])
+            first_ms, prefill_held = self.handoff_ms(prefill, decode), held.of(prefill)
         return Forecast(
             ttft_s=first_ms / 1000,
             tpot_s=float(self.tpot_ms[decode]) / 1000,
             prefill_held=prefill_held,
-            decode_held=int(held[decode]),
+            decode_held=held.of(decode),
         )

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import repeat
+from operator import itemgetter
 
 import numpy as np
-import numpy.typing as npt
 
 from core.block_hash import HashArray
+from router.held_blocks import HeldBlocks, Numbers
 from router.placement import WorkerId
 
 # (workers, number of leading blocks that they hold)
@@ -118,15 +119,17 @@ class PrefixIndex:
         runs = self._runs(hashes, self._bits.get(worker, 0))
         return runs[0][1] if runs else 0
 
-    def overlaps(self, hashes: HashArray, count: int) -> npt.NDArray[np.int64]:
-        """The same for all workers with numbers below ``count``: int64 [count]."""
-        held = np.zeros(count, dtype=np.int64)
-        for mask, blocks in self._runs(hashes, (1 << count) - 1):
+    def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
+        """The same for all workers with numbers below ``count``."""
+        level_of, levels = np.zeros(count, dtype=np.intp), [0]
+        runs = self._runs(hashes, (1 << count) - 1)
+        for mask, blocks in sorted(runs, key=itemgetter(1)):
             if mask & (mask - 1):
-                held[_numbers(mask, count)] = blocks
+                level_of[_numbers(mask, count)] = len(levels)
             else:
-                held[mask.bit_length() - 1] = blocks
-        return held
+                level_of[mask.bit_length() - 1] = len(levels)
+            levels.append(blocks)
+        return HeldBlocks(levels, level_of)
 
     def _runs(self, hashes: HashArray, wanted: int) -> list[Run]:
         """Of all that hold something, by galloping."""
@@ -185,7 +188,7 @@ class PrefixIndex:
 
 # The same workers hold the same beginnings for many prompts.
 @lru_cache(maxsize=4096)
-def _numbers(mask: int, count: int) -> npt.NDArray[np.intp]:
+def _numbers(mask: int, count: int) -> Numbers:
     """Which bits are set."""
     octets = np.frombuffer(mask.to_bytes(-(-count // 8), "little"), dtype=np.uint8)
     return np.flatnonzero(np.unpackbits(octets, bitorder="little"))

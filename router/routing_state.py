@@ -8,19 +8,18 @@ choice (``router.choosing``, ``router.policies``), what becomes of an attempt (`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-
-import numpy as np
 
 from core.block_hash import HashArray
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.outputs import Load
 from core.request import AttemptKey, Role
-from router.candidates import Candidates, Counts, Mask, PromptShape
-from router.choosing import choose
+from router.candidates import Candidates, KnownWorker, PromptShape, UsableWorkers
+from router.choosing import Eligibility, choose
 from router.cost_model import CostModel
+from router.held_blocks import HeldBlocks
 from router.placement import Placement, WorkerId, WorkerView
 from router.policies.make import make_policy
 from router.predictions import Predictions
@@ -28,8 +27,6 @@ from router.queued_context import QueuedContext
 from router.routing_rules import RoutingRules
 from router.worker_caches import WorkerCaches
 from router.worker_load import LoadTable
-
-_NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,51 +36,6 @@ class RoutedPrompt:
     shape: PromptShape
     hashes: HashArray
     answers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    number: int
-    role: Role
-    num_blocks: int
-    max_num_seqs: int
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Columns:
-    """The usable workers by number; nobody's number has no role. Made anew when they change."""
-
-    workers: list[WorkerId | None]
-    decode: Mask
-    receive: Mask
-    prefill: Mask
-    num_blocks: Counts
-    max_num_seqs: Counts
-
-    @classmethod
-    def of(cls, usable: dict[WorkerId, _Known], count: int) -> _Columns:
-        by_number: list[tuple[WorkerId, _Known] | None] = [None] * count
-        for worker, known in usable.items():
-            by_number[known.number] = (worker, known)
-
-        def mask(fits: Callable[[Role], bool]) -> Mask:
-            return np.array([x is not None and fits(x[1].role) for x in by_number], dtype=np.bool_)
-
-        return cls(
-            [None if x is None else x[0] for x in by_number],
-            mask(lambda role: role.decodes),
-            mask(lambda role: role.takes_handoffs),
-            mask(lambda role: role.prefills_for_others),
-            np.array([0 if x is None else x[1].num_blocks for x in by_number], dtype=np.int64),
-            np.array([_places(x) for x in by_number], dtype=np.int64),
-        )
-
-
-def _places(listed: tuple[WorkerId, _Known] | None) -> int:
-    """Answers at a time. Who streams none is never short of places for them."""
-    if listed is None or not listed[1].role.decodes:
-        return _NO_LIMIT
-    return listed[1].max_num_seqs
 
 
 class RoutingState:
@@ -102,16 +54,16 @@ class RoutingState:
         self._costs = CostModel(rules.costs, rules.slo.ttft_s)
         self._queued_context = QueuedContext()
         self._random = random
-        self._attached: dict[WorkerId, _Known] = {}
-        self._usable: dict[WorkerId, _Known] = {}
-        self._columns = _Columns.of({}, 0)
+        self._attached: dict[WorkerId, KnownWorker] = {}
+        self._usable: dict[WorkerId, KnownWorker] = {}
+        self._let(UsableWorkers.of({}, 0))
 
     # What workers say
 
     def attached(self, worker: WorkerId, role: Role, num_blocks: int, max_num_seqs: int) -> None:
         """Its load is that of an empty worker until it tells more."""
         number = self.caches.attached(worker, num_blocks)
-        self._attached[worker] = _Known(number, role, num_blocks, max_num_seqs)
+        self._attached[worker] = KnownWorker(number, role, num_blocks, max_num_seqs)
         self.loads.add(number, num_blocks)
 
     def lost(self, worker: WorkerId) -> None:
@@ -128,7 +80,11 @@ class RoutingState:
     def use(self, workers: Iterable[WorkerId]) -> None:
         """Only these may get new requests from now on. Those that are not attached can't."""
         self._usable = {w: self._attached[w] for w in workers if w in self._attached}
-        self._columns = _Columns.of(self._usable, len(self.loads))
+        self._let(UsableWorkers.of(self._usable, len(self.loads)))
+
+    def _let(self, usable: UsableWorkers) -> None:
+        self._columns = usable
+        self._eligibility = Eligibility(usable, self._disaggregation)
 
     def number(self, worker: WorkerId) -> int:
         """Whose entry in `loads` is this attached worker's."""
@@ -156,44 +112,31 @@ class RoutingState:
         return max((max(1, k.max_num_seqs) for k in known if k.role.decodes), default=None)
 
     @property
-    def columns(self) -> _Columns:
+    def columns(self) -> UsableWorkers:
         """The usable workers, by number."""
         return self._columns
 
-    def overlaps(self, prompt: RoutedPrompt) -> Counts:
-        """Leading blocks of the prompt that each worker holds or will hold soon, by number."""
+    def overlaps(self, prompt: RoutedPrompt) -> HeldBlocks:
+        """Leading blocks of the prompt that each worker holds or will hold soon."""
         return self.caches.overlaps(prompt.hashes, len(self.loads))
 
     def place(
-        self, prompt: RoutedPrompt, avoid: frozenset[WorkerId], held: Counts | None = None
+        self, prompt: RoutedPrompt, avoid: frozenset[WorkerId], held: HeldBlocks | None = None
     ) -> Placement:
         """What the policy takes of the usable workers; raises Unavailable.
 
         ``held``: what `overlaps` says now, from who has asked already.
         """
-        columns, loads = self._columns, self.loads
-        # A prefill worker runs no answers.
-        takes = columns.max_num_seqs >= prompt.answers if prompt.answers > 1 else True
-        candidates = Candidates(
-            columns.workers,
-            columns.decode & takes,
-            columns.receive & takes,
-            columns.prefill,
-            columns.num_blocks,
-            columns.max_num_seqs,
-            self.overlaps(prompt) if held is None else held,
-            loads.sequences,
-            loads.context_blocks,
-            loads.free_blocks,
-            loads.pending_prefill_tokens,
-            loads.late_tokens,
-        )
+        eligible = self._eligibility.of(prompt.shape, prompt.answers, avoid)
+        held = self.overlaps(prompt) if held is None else held
         predictions = Predictions(
-            self._costs, prompt.shape, candidates, prompt.answers, self._queued_context.mean
+            self._costs,
+            prompt.shape,
+            Candidates(self._columns, self.loads, held),
+            prompt.answers,
+            self._queued_context.mean,
         )
-        return choose(
-            prompt.shape, predictions, avoid, self._disaggregation, self._policy, self._random
-        )
+        return choose(eligible, predictions, self._policy, self._random)
 
     # What was sent
 

@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from core.block_hash import HashArray
 from core.cache_events import NO_PARENT, CacheChange, StoredBlocks
@@ -22,6 +21,7 @@ from router.cache_view import ApplyChange, AskEvents, CacheView
 from router.event_watch import EventWatch
 from router.expected_blocks import ExpectedBlocks
 from router.guessed_cache import GuessedCache
+from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
 from router.prefix_index import PrefixIndex
 
@@ -203,6 +203,6 @@ class WorkerCaches:
         """Leading blocks of a prompt that ``worker`` holds or is expected to."""
         return self.index.overlap(hashes, worker)
 
-    def overlaps(self, hashes: HashArray, count: int) -> npt.NDArray[np.int64]:
-        """The same for all workers with numbers below ``count``: int64 [count]."""
+    def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
+        """The same for all workers with numbers below ``count``."""
         return self.index.overlaps(hashes, count)

@@ -20,6 +20,8 @@ SETTLE_S = 0.02
 
 Counts = npt.NDArray[np.int64]
 
+_ENDLESS = 2**31
+
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
@@ -100,7 +102,8 @@ class LoadTable:
 
     ``sequences`` (running and waiting), ``free_blocks``, ``pending_prefill_tokens``;
     ``late_tokens``: of them, those that will be late anyway; ``context_blocks``: those in use as
-    `context_grain` rounds them down. int64, an entry for each number below ``len``.
+    `context_grain` rounds them down. int64, an entry for each number below ``len``; nobody's does
+    nothing and is never short of blocks.
     """
 
     def __init__(self) -> None:
@@ -169,7 +172,8 @@ class LoadTable:
     def _note(self, number: int) -> None:
         ledger = self._ledgers[number]
         if ledger is None:
-            sequences = free = context = pending = late = 0
+            sequences = context = pending = late = 0
+            free = _ENDLESS
         else:
             running, waiting, free, pending = ledger.reported
             sequences = running + waiting + ledger.sequences
@@ -189,7 +193,7 @@ class LoadTable:
         if missing > 0:
             self._ledgers += [None] * missing
             self.sequences = np.pad(self.sequences, (0, missing))
-            self.free_blocks = np.pad(self.free_blocks, (0, missing))
+            self.free_blocks = np.pad(self.free_blocks, (0, missing), constant_values=_ENDLESS)
             self.context_blocks = np.pad(self.context_blocks, (0, missing))
             self.late_tokens = np.pad(self.late_tokens, (0, missing))
             self.pending_prefill_tokens = np.pad(self.pending_prefill_tokens, (0, missing))

@@ -17,6 +17,7 @@ from random import Random
 import numpy as np
 
 from router.candidates import Mask
+from router.held_blocks import Numbers
 from router.policies.policy import Choice, Eligible, lowest
 from router.predictions import ANSWER_TOKENS, Predictions, Times
 from router.slo import SloTargets
@@ -35,63 +36,72 @@ class KvAware:
         self._tpot_ms = slo.tpot_s * 1000
 
     def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice:
+        answer = self._answer(predictions)
         if eligible.handoff is None:
             assert eligible.local is not None
-            costs = self._local_cost(predictions) + self._answer(predictions)
-            return Choice(lowest(eligible.local, costs, random))
+            return Choice(lowest(eligible.local, self._local_cost(predictions) + answer, random))
         prefillers, receivers = eligible.handoff
         first = self._first_token(predictions.prefill_ms, predictions.prefill_own_ms)
         prefill = lowest(prefillers, first, random)
-        taking = predictions.transfer_ms + predictions.room_ms + self._answer(predictions)
+        taking = predictions.transfer_ms + answer
+        if not predictions.all_have_room:
+            taking += predictions.room_ms
         decode = lowest(receivers, taking, random)
         if eligible.local is not None:
-            limit = self._pair_cost(predictions, prefill, decode)
-            alone = self._cheaper_alone(eligible.local, predictions, limit, random)
+            limit = self._pair_cost(predictions, prefill, decode) + float(answer[decode])
+            alone = self._cheaper_alone(eligible.local, predictions, answer, limit, random)
             if alone is not None:
                 return Choice(alone)
         return Choice(decode, prefill)
 
     def _cheaper_alone(
-        self, local: Mask, predictions: Predictions, limit: float, random: Random
+        self, local: Numbers, predictions: Predictions, answer: Times, limit: float, random: Random
     ) -> int | None:
         """The D that costs least alone, if that is less than ``limit``."""
-        answer = self._answer(predictions)
-        # Most prompts are too long, which one number tells.
-        least = (1 + COMPUTING_WEIGHT) * predictions.least_local_ms(local) + answer[local].min()
-        if least >= limit:
+        # Most prompts are too long, which two numbers tell.
+        answers = answer.take(local)
+        computing = (1 + COMPUTING_WEIGHT) * predictions.least_local_ms(local)
+        if computing + float(answers[answers.argmin()]) >= limit:
             return None
-        able = local & self._spares_answers(predictions)
-        if not able.any():
+        able = local[self._spares_answers(predictions).take(local)]
+        if not len(able):
             return None
         # Somebody's answer waits for it: if there is none, that of who comes next.
-        others = np.maximum(predictions.candidates.sequences, 1)
+        others = np.maximum(predictions.candidates.loads.sequences, 1)
         costs = self._local_cost(predictions) + answer + predictions.stall_ms * others
         alone = lowest(able, costs, random)
         return alone if costs[alone] < limit else None
 
     def _pair_cost(self, predictions: Predictions, prefill: int, decode: int) -> float:
+        """To the first token."""
         first_ms = predictions.handoff_ms(prefill, decode)
         computing = COMPUTING_WEIGHT * float(predictions.prefill_own_ms[prefill])
-        missed = MISS_MS if first_ms > self._ttft_ms else 0.0
-        return first_ms + computing + missed + float(self._answer(predictions)[decode])
+        return first_ms + computing + (MISS_MS if first_ms > self._ttft_ms else 0.0)
 
     def _local_cost(self, predictions: Predictions) -> Times:
         """To the first token."""
         return self._first_token(predictions.local_ms, predictions.local_own_ms)
 
     def _first_token(self, times: Times, computing: Times) -> Times:
-        missed: Times = MISS_MS * (times > self._ttft_ms)
-        return times + COMPUTING_WEIGHT * computing + missed
+        costs: Times = COMPUTING_WEIGHT * computing
+        costs += times
+        return _with_misses(costs, times > self._ttft_ms)
 
     def _answer(self, predictions: Predictions) -> Times:
         tpot = predictions.tpot_ms
-        missed: Times = MISS_MS * (tpot > self._tpot_ms)
-        return ANSWER_TOKENS * tpot + missed
+        return _with_misses(ANSWER_TOKENS * tpot, tpot > self._tpot_ms)
 
     def _spares_answers(self, predictions: Predictions) -> Mask:
         """Whose answers would still get their tokens in time, with all that waits there and this
         prompt computed between them."""
         stalls = (predictions.local_waiting_ms + predictions.stall_ms) / ANSWER_TOKENS
         in_time = predictions.tpot_ms + stalls <= self._tpot_ms
-        spared: Mask = in_time | (predictions.candidates.sequences == 0)
+        spared: Mask = in_time | (predictions.candidates.loads.sequences == 0)
         return spared
+
+
+def _with_misses(costs: Times, missed: Mask) -> Times:
+    """The same column, changed. Mostly nobody misses anything."""
+    if np.count_nonzero(missed):
+        costs += MISS_MS * missed
+    return costs

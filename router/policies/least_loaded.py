@@ -12,8 +12,8 @@ class LeastLoaded:
     """Workers of the same load are as likely."""
 
     def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice:
-        columns = predictions.candidates
-        pending, sequences = columns.pending_prefill_tokens, columns.sequences
+        loads = predictions.candidates.loads
+        pending, sequences = loads.pending_prefill_tokens, loads.sequences
         if eligible.handoff is not None:
             prefillers, receivers = eligible.handoff
             prefill = lowest(prefillers, pending, random)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from router.candidates import Mask
+from router.held_blocks import Numbers
 from router.predictions import Predictions
 
 
@@ -29,14 +29,14 @@ class PolicyName(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Eligible:
-    """Who may get an attempt as what, never nobody.
+    """Who may get an attempt as what, never nobody: workers by number, rising.
 
-    ``handoff``: the workers that may compute the prompt, and those that may take it over; None if
-    nobody prefills for others. ``local``: those that may do both; None if none is to.
+    ``handoff``: those that may compute the prompt, and those that may take it over; None if nobody
+    prefills for others. ``local``: those that may do both; None if none is to.
     """
 
-    handoff: tuple[Mask, Mask] | None
-    local: Mask | None
+    handoff: tuple[Numbers, Numbers] | None
+    local: Numbers | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,12 @@ class Policy(Protocol):
     def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice: ...
 
 
-def lowest(among: Mask, scores: npt.NDArray[Any], random: Random) -> int:
+def lowest(among: Numbers, scores: npt.NDArray[Any], random: Random) -> int:
     """The number of the one with the lowest score; equal ones are as likely."""
-    numbers = np.flatnonzero(among)
-    own = scores[numbers]
-    least = np.flatnonzero(own == own.min())
-    chosen = least[0] if len(least) == 1 else least[random.randrange(len(least))]
-    return int(numbers[chosen])
+    own = scores.take(among)
+    least = int(own.argmin())
+    equal = own == own[least]
+    count = int(np.count_nonzero(equal))
+    if count > 1:
+        least = int(np.flatnonzero(equal)[random.randrange(count)])
+    return int(among[least])

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from random import Random
 
-import numpy as np
-
-from router.candidates import Counts, Mask
+from router.held_blocks import Counts, Numbers
 from router.policies.policy import Choice, Eligible, lowest
 from router.predictions import Predictions
 
@@ -18,17 +16,17 @@ class PrefixAffinity:
     """Workers of the same prefix and load are as likely."""
 
     def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice:
-        columns = predictions.candidates
-        held, sequences = columns.held, columns.sequences
+        loads, held = predictions.candidates.loads, predictions.candidates.held.blocks
+        sequences = loads.sequences
         if eligible.handoff is not None:
             prefillers, receivers = eligible.handoff
-            pending = columns.pending_prefill_tokens
+            pending = loads.pending_prefill_tokens
             prefill = _nearest(prefillers, held, pending, random)
             return Choice(_nearest(receivers, held, sequences, random), prefill)
         assert eligible.local is not None
         return Choice(_nearest(eligible.local, held, sequences, random))
 
 
-def _nearest(among: Mask, held: Counts, busy: Counts, random: Random) -> int:
-    most = held[among].max()
-    return lowest(np.logical_and(among, held == most), busy, random)
+def _nearest(among: Numbers, held: Counts, busy: Counts, random: Random) -> int:
+    own = held[among]
+    return lowest(among[own == own.max()], busy, random)

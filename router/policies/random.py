@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-import numpy as np
-
-from router.candidates import Mask
+from router.held_blocks import Numbers
 from router.policies.policy import Choice, Eligible
 from router.predictions import Predictions
 
@@ -22,6 +20,5 @@ class AnyWorker:
         return Choice(_any(eligible.local, random))
 
 
-def _any(among: Mask, random: Random) -> int:
-    numbers = np.flatnonzero(among)
-    return int(numbers[random.randrange(len(numbers))])
+def _any(among: Numbers, random: Random) -> int:
+    return int(among[random.randrange(len(among))])

@@ -6,7 +6,7 @@ from random import Random
 
 import numpy as np
 
-from router.candidates import Mask
+from router.held_blocks import Numbers
 from router.policies.policy import Choice, Eligible
 from router.predictions import Predictions
 
@@ -28,7 +28,6 @@ class RoundRobin:
         return Choice(self._last_decode)
 
 
-def _after(last: int, among: Mask) -> int:
+def _after(last: int, among: Numbers) -> int:
     """The next one by number; after the last one comes the first."""
-    numbers = np.flatnonzero(among)
-    return int(numbers[np.searchsorted(numbers, last, side="right") % len(numbers)])
+    return int(among[np.searchsorted(among, last, side="right") % len(among)])

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.latency_profile import FEMTOSECONDS, RowCurve, StepModel, TransferModel
+from core.prefill_order import DEFAULT_TTFT_S
 from core.request import Role
-from router.candidates import Candidates, PromptShape
+from router.candidates import Candidates, Counts, KnownWorker, PromptShape, UsableWorkers
 from router.cost_model import ClusterCosts, CostModel, EngineCosts
+from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
 from router.predictions import Predictions
 
@@ -55,28 +57,43 @@ def mixed(name: str, busy: int = 0, *, used: int = 0, held: int = 0, pending: in
     return Worker(name, Role.MIXED, busy, pending, used=used, held=held)
 
 
+@dataclass(frozen=True)
+class PlainLoads:
+    sequences: Counts
+    context_blocks: Counts
+    free_blocks: Counts
+    pending_prefill_tokens: Counts
+    late_tokens: Counts
+
+
+def usable(*workers: Worker) -> UsableWorkers:
+    known = {
+        worker.worker: KnownWorker(number, worker.role, worker.blocks, worker.places)
+        for number, worker in enumerate(workers)
+    }
+    return UsableWorkers.of(known, len(workers))
+
+
 def columns(*workers: Worker) -> Candidates:
-    def counts(name: str) -> np.ndarray:
+    def counts(name: str) -> Counts:
         return np.array([getattr(worker, name) for worker in workers], dtype=np.int64)
 
-    return Candidates(
-        workers=[worker.worker for worker in workers],
-        decode=np.array([worker.role.decodes for worker in workers]),
-        receive=np.array([worker.role.takes_handoffs for worker in workers]),
-        prefill=np.array([worker.role.prefills_for_others for worker in workers]),
-        num_blocks=counts("blocks"),
-        max_num_seqs=counts("places"),
-        held=counts("held"),
-        sequences=counts("busy"),
-        context_blocks=counts("used"),
-        free_blocks=counts("blocks") - counts("used"),
-        pending_prefill_tokens=counts("pending"),
-        late_tokens=counts("late"),
+    used = counts("used")
+    loads = PlainLoads(
+        counts("busy"), used, counts("blocks") - used, counts("pending"), counts("late")
     )
+    levels = sorted({0, *(worker.held for worker in workers)})
+    level_of = np.array([levels.index(worker.held) for worker in workers], dtype=np.intp)
+    return Candidates(usable(*workers), loads, HeldBlocks(levels, level_of))
 
 
 def predict(
-    *workers: Worker, tokens: int = 100, costs: ClusterCosts = COSTS, context: float = 0.0
+    *workers: Worker,
+    tokens: int = 100,
+    costs: ClusterCosts = COSTS,
+    context: float = 0.0,
+    answers: int = 1,
+    ttft_s: float = DEFAULT_TTFT_S,
 ) -> Predictions:
-    prompt = PromptShape(tokens, BLOCK)
-    return Predictions(CostModel(costs), prompt, columns(*workers), queued_context=context)
+    model, prompt = CostModel(costs, ttft_s), PromptShape(tokens, BLOCK)
+    return Predictions(model, prompt, columns(*workers), answers, context)

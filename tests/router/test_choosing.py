@@ -4,11 +4,11 @@ from dataclasses import replace
 from random import Random
 
 import pytest
-from predicted_workers import Worker, decode, mixed, predict, prefill
+from predicted_workers import Worker, decode, mixed, predict, prefill, usable
 
 from core.errors import Unavailable
 from router.candidates import PromptShape
-from router.choosing import choose
+from router.choosing import Eligibility, choose
 from router.placement import Disaggregation, Mode, Placement, WorkerId
 from router.policies.make import make_policy
 from router.policies.policy import PolicyName
@@ -26,14 +26,10 @@ def place(
     policy: PolicyName = PolicyName.KV_AWARE,
     seed: int = 0,
 ) -> Placement:
-    return choose(
-        PromptShape(100, 16),
-        predict(*workers),
-        frozenset(avoid or ()),
-        mode,
-        make_policy(policy, SloTargets()),
-        Random(seed),
+    eligible = Eligibility(usable(*workers), mode).of(
+        PromptShape(100, 16), avoid=frozenset(avoid or ())
     )
+    return choose(eligible, predict(*workers), make_policy(policy, SloTargets()), Random(seed))
 
 
 @EVERY_POLICY

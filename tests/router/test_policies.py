@@ -5,8 +5,11 @@ from random import Random
 
 import numpy as np
 import pytest
-from predicted_workers import Worker, columns, decode, mixed, predict, prefill
+from predicted_workers import Worker, decode, mixed, predict, prefill, usable
 
+from router.candidates import PromptShape
+from router.choosing import Eligibility
+from router.placement import Disaggregation
 from router.policies.make import make_policy
 from router.policies.policy import Choice, Eligible, Policy, PolicyName
 from router.slo import SloTargets
@@ -15,10 +18,9 @@ SLO = SloTargets(ttft_s=1.0, tpot_s=0.05)
 
 
 def eligible(workers: tuple[Worker, ...]) -> Eligible:
-    known = columns(*workers)
-    if known.prefill.any():
-        return Eligible((known.prefill, known.receive), None)
-    return Eligible(None, known.decode)
+    """No prefill worker's prompts are computed by others."""
+    mode = Disaggregation.PREFER
+    return Eligibility(usable(*workers), mode).of(PromptShape(1, 16))
 
 
 def chosen(
@@ -138,7 +140,7 @@ def test_round_robin_passes_over_who_is_gone() -> None:
     policy = make_policy(PolicyName.ROUND_ROBIN, SLO)
     workers = (mixed("a"), mixed("b"), mixed("c"))
     assert [chosen(*workers, policy=policy)[1] for _ in range(2)] == ["a", "b"]
-    without = Eligible(None, np.array([True, True, False]))
+    without = Eligible(None, np.array([0, 1]))
     assert policy.choose(without, predict(*workers), Random(0)) == Choice(0)
 
 
@@ -158,8 +160,7 @@ def test_random_takes_all_alike(kind: object) -> None:
 
 def alone_or_not(*workers: Worker, tokens: int = 100, slo: SloTargets = SLO) -> str | None:
     """The prefill worker's name; None: the decode worker does it alone."""
-    known = columns(*workers)
-    both = Eligible((known.prefill, known.receive), known.decode)
+    both = Eligibility(usable(*workers), Disaggregation.AUTO).of(PromptShape(1, 16))
     policy = make_policy(PolicyName.KV_AWARE, slo)
     choice = policy.choose(both, predict(*workers, tokens=tokens), Random(0))
     return None if choice.prefill is None else workers[choice.prefill].name

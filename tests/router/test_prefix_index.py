@@ -26,7 +26,7 @@ def overlaps(
     each = {worker: index.overlap(hashes(chain), worker) for worker in asked}
     numbers = {worker: index.number(worker) for worker in asked}
     together = index.overlaps(hashes(chain), max(numbers.values(), default=-1) + 1)
-    assert {worker: together[number] for worker, number in numbers.items()} == each
+    assert {worker: together.of(number) for worker, number in numbers.items()} == each
     return {worker: count for worker, count in each.items() if count}
 
 

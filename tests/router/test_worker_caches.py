@@ -43,7 +43,7 @@ def two_workers(max_blocks: int = 1 << 20) -> WorkerCaches:
 
 
 def overlaps(caches: WorkerCaches, *blocks: int) -> list[int]:
-    found: list[int] = caches.overlaps(hashes(*blocks), 2).tolist()
+    found: list[int] = caches.overlaps(hashes(*blocks), 2).blocks.tolist()
     assert found == [caches.overlap(hashes(*blocks), worker) for worker in (A, B)]
     return found
 

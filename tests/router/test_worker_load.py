@@ -45,7 +45,7 @@ def test_columns_are_what_each_worker_is_believed_to_do() -> None:
     loads.sent_prefill(0, TWO, 300, now=1.0)
     assert len(loads) == 3
     assert loads.sequences.tolist() == [0, 0, 6]
-    assert loads.free_blocks.tolist() == [30, 0, 0]
+    assert loads.free_blocks.tolist() == [30, 2**31, 0]
     assert loads.pending_prefill_tokens.tolist() == [300, 0, 75]
     loads.remove(2)
     assert loads.sequences.tolist() == [0, 0, 0]

@@ -24,7 +24,7 @@ from decode_worker.decoder import PrefillHere
 from prefill_worker.messages import Submit
 from router.admission import Admission
 from router.admission_messages import Arrived, DoorEvent, Ended, RoomChanged, Started
-from router.candidates import Counts, PromptShape
+from router.candidates import PromptShape
 from router.door import Door
 from router.flow import Flow
 from router.flow_messages import (
@@ -43,6 +43,7 @@ from router.flow_messages import (
     SendPrefill,
     Unroutable,
 )
+from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
 from router.routing_state import RoutedPrompt, RoutingState
 from router.worker_room import WorkerRoom
@@ -214,14 +215,14 @@ class SimulatedRouter:
             if load is not None:
                 self._routing.load_reported(worker, load, arrived / FEMTOSECONDS)
 
-    def _learn(self, prompt: RoutedPrompt) -> Counts:
+    def _learn(self, prompt: RoutedPrompt) -> HeldBlocks:
         """All that a placement of ``prompt`` may depend on. Returns what each worker holds."""
         self._read_inbox()
         routing, needed = self._routing, prompt.shape.num_blocks
         held, loads = routing.overlaps(prompt), routing.loads
         late = False
         for number in self._board.that_may_matter(held, loads, needed):
-            replica, known = self._workers[number], prompt.hashes[: held[number]]
+            replica, known = self._workers[number], prompt.hashes[: held.of(number)]
             if replica.steps_may_matter(int(loads.free_blocks[number]), needed, known):
                 replica.catch_up()
                 late = True

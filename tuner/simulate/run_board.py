@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from router.held_blocks import HeldBlocks
 from router.worker_load import LoadTable, context_grain
 
 Counts = npt.NDArray[np.int64]
@@ -34,11 +35,11 @@ class RunBoard:
         self._blocks[number] = 0
         self._evicts[number] = False
 
-    def that_may_matter(self, held: Counts, loads: LoadTable, needed: int) -> list[int]:
+    def that_may_matter(self, held: HeldBlocks, loads: LoadTable, needed: int) -> list[int]:
         """Workers whose run may change a cost: they may have too few blocks for ``needed`` more,
         evict what they hold of the prompt, or have the context of another grain."""
         left = loads.free_blocks - self._blocks
         grown = self._pools - left - loads.context_blocks >= self._grains
-        matters = (left < needed) | grown | (self._evicts & (held > 0))
+        matters = (left < needed) | grown | (self._evicts & (held.level_of > 0))
         found: list[int] = np.flatnonzero(matters & (self._blocks > 0)).tolist()
         return found

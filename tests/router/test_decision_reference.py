@@ -1,0 +1,106 @@
+"""The columns of a decision against the plain sums, for any workers and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from plain_costs import PlainCosts
+from predicted_workers import BLOCK, COSTS, ENGINE, MS, STEP, Worker, predict, usable
+
+from core.request import Role
+from router.candidates import PromptShape
+from router.choosing import Eligibility
+from router.placement import Disaggregation
+from router.policies.kv_aware import KvAware
+from router.slo import SloTargets
+
+# No sum of round times hits them by accident.
+SLO = SloTargets(ttft_s=1.00037, tpot_s=0.04913)
+SLOWER = replace(ENGINE, step=replace(STEP, per_prefill_pair=MS // 700), max_num_batched_tokens=120)
+CLUSTER = replace(COSTS, prefill=SLOWER)
+
+Best = set[tuple[int | None, int]]
+
+
+@st.composite
+def some_workers(draw: st.DrawFn, roles: st.SearchStrategy[Role], tokens: int) -> list[Worker]:
+    """Often with the same numbers, so that there are equals."""
+    blocks = -(-tokens // 16)
+    workers = []
+    for number in range(draw(st.integers(1, 7))):
+        role = draw(roles)
+        pending = draw(st.sampled_from([0, 0, 100, 350, 2000, 9000]))
+        workers.append(
+            Worker(
+                f"w{number}",
+                role,
+                busy=draw(st.sampled_from([0, 0, 1, 3, 20, 31, 32, 50])),
+                pending=pending,
+                late=draw(st.sampled_from([0, pending // 2, pending])),
+                used=draw(st.sampled_from([0, 0, 60, 500, 999])),
+                held=draw(st.sampled_from([0, 0, 0, blocks // 2, blocks - 1, tokens // 16])),
+                places=2**31 if role is Role.PREFILL else 32,
+            )
+        )
+    return workers
+
+
+@given(st.data())
+def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
+    tokens = data.draw(st.sampled_from([1, 16, 100, 250, 1000, 6000]))
+    answers = data.draw(st.sampled_from([1, 1, 1, 4]))
+    mode = data.draw(st.sampled_from([Disaggregation.AUTO, Disaggregation.PREFER]))
+    roles = data.draw(st.sampled_from([[Role.MIXED], [Role.PREFILL, Role.DECODE], list(Role)]))
+    workers = data.draw(some_workers(st.sampled_from(roles), tokens))
+    if not any(worker.role.decodes for worker in workers):
+        workers.append(Worker("d", Role.DECODE))
+    context = data.draw(st.sampled_from([0.0, 800.0]))
+    predictions = predict(
+        *workers, tokens=tokens, costs=CLUSTER, context=context, answers=answers, ttft_s=SLO.ttft_s
+    )
+    eligible = Eligibility(usable(*workers), mode).of(PromptShape(tokens, BLOCK), answers)
+    chosen = KvAware(SLO).choose(eligible, predictions, Random(0))
+    plain = PlainCosts(CLUSTER, SLO, tokens, answers, context)
+    assert (chosen.prefill, chosen.decode) in best(plain, workers, mode)
+
+
+def best(plain: PlainCosts, workers: list[Worker], mode: Disaggregation) -> Best:
+    decoders = [n for n, worker in enumerate(workers) if worker.role.decodes]
+    receivers = [n for n, worker in enumerate(workers) if worker.role.takes_handoffs]
+    prefillers = [n for n, worker in enumerate(workers) if worker.role.prefills_for_others]
+    if not (prefillers and receivers):
+        return {(None, n) for n in least(plain.alone, workers, decoders)}
+    pairs = {
+        (p, d)
+        for p in least(plain.first_at_prefill, workers, prefillers)
+        for d in least(plain.taking, workers, receivers)
+    }
+    if mode is not Disaggregation.AUTO:
+        return set(pairs)
+    able = [n for n in decoders if plain.spares_answers(workers[n])]
+    alone = least(plain.alone_beside_others, workers, able)
+    # Equal ones may be shipped a different part of the prompt.
+    return {choice for p, d in pairs for choice in against(plain, workers, alone, p, d)}
+
+
+def against(
+    plain: PlainCosts, workers: Sequence[Worker], alone: Sequence[int], prefill: int, decode: int
+) -> Best:
+    """The pair, or who costs less alone."""
+    limit = plain.pair(workers[prefill], workers[decode])
+    if alone and plain.alone_beside_others(workers[alone[0]]) < limit:
+        return {(None, n) for n in alone}
+    return {(prefill, decode)}
+
+
+def least(
+    cost: Callable[[Worker], float], workers: Sequence[Worker], among: Sequence[int]
+) -> list[int]:
+    """Of ``among``, those of the least cost, as exactly as floats tell."""
+    costs = {n: cost(workers[n]) for n in among}
+    limit = min(costs.values(), default=0.0) * (1 + 1e-9) + 1e-9
+    return [n for n, value in costs.items() if value <= limit]
