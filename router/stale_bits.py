@@ -8,15 +8,14 @@ asks for, is cleared as other changes arrive. Does not cover: whose a bit is
 
 from __future__ import annotations
 
-# Blocks that are looked at with one change: about a quarter of a millisecond.
-SLICE_BLOCKS = 4096
-
 
 class StaleBits:
-    """Of ``masks`` (block hash to a mask of bits); masks without any bit are dropped."""
+    """Of ``masks`` (block hash to a mask of bits); masks without any bit are dropped.
+    ``slice_blocks``: so many are looked at at a time."""
 
-    def __init__(self, masks: dict[int, int]) -> None:
+    def __init__(self, masks: dict[int, int], slice_blocks: int) -> None:
         self._masks = masks
+        self._slice = slice_blocks
         self._waiting = 0
         # What is being cleared, and where it is still to be looked for.
         self._clearing = 0
@@ -34,8 +33,8 @@ class StaleBits:
         if not self._clearing:
             self._clearing, self._waiting = self._waiting, 0
             self._blocks = list(self._masks)
-        blocks = self._blocks[-SLICE_BLOCKS:]
-        del self._blocks[-SLICE_BLOCKS:]
+        blocks = self._blocks[-self._slice :]
+        del self._blocks[-self._slice :]
         masks, kept = self._masks, ~self._clearing
         for block in blocks:
             mask = masks.get(block, 0)

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from amounts import examples
 from router.placement import WorkerId
@@ -84,9 +84,9 @@ BLOCKS = st.integers(1, 60)
 
 
 class IndexAgainstSets(RuleBasedStateMachine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.index = PrefixIndex()
+    @initialize(slice_blocks=st.sampled_from([2, 1000]))
+    def start(self, slice_blocks: int) -> None:
+        self.index = PrefixIndex(slice_blocks)
         self.held: dict[WorkerId, set[int]] = {worker: set() for worker in WORKERS}
 
     @rule(worker=st.sampled_from(WORKERS), block=BLOCKS)
@@ -126,7 +126,15 @@ class IndexAgainstSets(RuleBasedStateMachine):
         assert found == {worker: count for worker, count in counts.items() if count}
 
     @invariant()
-    def holds_nothing_more(self) -> None:
+    def knows_what_is_held(self) -> None:
+        held = set().union(*self.held.values())
+        assert len(self.index) >= len(held)
+        assert all(self.index.is_known(block) for block in held)
+
+    def teardown(self) -> None:
+        """In the end it holds nothing more: changes go on until all is cleared."""
+        for _ in range(200):
+            self.index.removed(A, hashes([]))
         assert len(self.index) == len(set().union(*self.held.values()))
 
 
