@@ -20,8 +20,8 @@ from router.held_blocks import HeldBlocks, Numbers
 from router.placement import WorkerId
 from router.stale_bits import StaleBits
 
-# Blocks that are looked at with one change: about a quarter of a millisecond.
-_SLICE_BLOCKS = 4096
+# Blocks that are looked at with one change: less than a millisecond.
+_SLICE_BLOCKS = 1024
 
 # (workers, number of leading blocks that they hold)
 Run = tuple[int, int]
@@ -65,7 +65,7 @@ class PrefixIndex:
         return block in self._masks
 
     def stored(self, worker: WorkerId, hashes: HashArray) -> None:
-        if self._stale:
+        if self._stale.is_due:
             self._clear_some()
         bit, masks = self._bit(worker), self._masks
         blocks = dict.fromkeys(hashes.tolist(), bit)
@@ -82,7 +82,7 @@ class PrefixIndex:
         self._held[worker] += sum([not mask & bit for mask in known])
 
     def removed(self, worker: WorkerId, hashes: HashArray) -> None:
-        if self._stale:
+        if self._stale.is_due:
             self._clear_some()
         bit, masks, blocks = self._bit(worker), self._masks, hashes.tolist()
         # Mostly nobody else holds them.
@@ -118,10 +118,10 @@ class PrefixIndex:
             return
         old, new = self._bits[worker], self._new_bit()
         self._bits[worker] = new
+        self._give_up(old, self._held[worker])
         self._held[worker] = 0
         for block in [block for block, mask in self._expected.items() if mask & old]:
             self._expected[block] += new - old
-        self._give_up(old)
         self._list_bits()
 
     def remove_worker(self, worker: WorkerId) -> None:
@@ -132,10 +132,7 @@ class PrefixIndex:
         self.unexpect(worker, list(self._expected))
         self._free_numbers.append(self._numbers.pop(worker))
         del self._bits[worker]
-        if self._held.pop(worker):
-            self._give_up(bit)
-        else:
-            self._free_bits.append(bit)
+        self._give_up(bit, self._held.pop(worker))
         self._list_bits()
 
     def number(self, worker: WorkerId) -> int:
@@ -230,8 +227,8 @@ class PrefixIndex:
             places[number] = self._bits[worker].bit_length() - 1
         self._places = places
 
-    def _give_up(self, bit: int) -> None:
-        self._stale.add(bit)
+    def _give_up(self, bit: int, num_blocks: int) -> None:
+        self._stale.add(bit, num_blocks)
         if len(self._masks) <= self._slice_blocks:
             self._clear_some()
 
