@@ -43,6 +43,10 @@ class RouterProcess:
         input."""
         return cls(await _spawn(program, settings_to_json(settings)), settings.drain_s)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     async def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Until it can answer prompts. Raises ``Unavailable`` if it ends or takes too long."""
         try:
