@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain, groupby
+from typing import Protocol
 
 from core.block_hash import HashArray, TokenArray
 from core.errors import CrossdockError
@@ -19,7 +20,16 @@ from router.flow_messages import Emit, Fail, Finish
 from router.placement import Placement
 
 AnswerEvent = Emit | Finish | Fail
-Deliver = Callable[[AnswerEvent], None]
+
+
+class Receiver(Protocol):
+    """Who gets the n answers to one prompt."""
+
+    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
+        """As `AnswerSink.tokens`, of answer ``index``."""
+        ...
+
+    def event(self, event: AnswerEvent) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +68,23 @@ class ChoiceEvent:
     event: Emit | Finish
 
 
+class AnswerSink(Protocol):
+    """Who gets what comes of all choices of a call, at the moment when it comes."""
+
+    def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
+        """More of an answer that has begun, without log-probabilities. ``token_ids`` is part of a
+        worker's message: who keeps it makes a copy."""
+        ...
+
+    def event(self, item: ChoiceEvent) -> None: ...
+
+
 class AnswerStream:
     """The answers to all prompts of one call: per choice any number of ``Emit``, then a ``Finish``.
 
-    Iterating raises the CrossdockError that ended one of the requests instead. ``close`` must be
-    called when nobody reads any more; requests that still run are cancelled by it.
+    Read it by `feed`, by `batches` or by iterating: all raise the CrossdockError that ended one of
+    the requests instead. ``close`` must be called when nobody reads any more; requests that still
+    run are cancelled by it.
     """
 
     def __init__(self, prompts: Sequence[Prompt]) -> None:
@@ -71,16 +93,20 @@ class AnswerStream:
         self.num_choices = sum(prompt.sampling.n for prompt in prompts)
         self._prompts = prompts
         self._close: list[Callable[[], None]] = []
-        self._events: asyncio.Queue[tuple[int, AnswerEvent]] = asyncio.Queue()
+        self._unfinished = self.num_choices
+        self._error: CrossdockError | None = None
+        self._inbox = _Inbox(prompts[0].sampling.n, self._wake)
+        self._reader: asyncio.Future[None] | None = None
+        self.sink: AnswerSink = self._inbox
 
-    def start(self, start: Callable[[Prompt, Deliver], Callable[[], None]]) -> None:
+    def start(self, start: Callable[[Prompt, Receiver], Callable[[], None]]) -> None:
         """Send all prompts on their way by ``start``, which returns how to end one again.
 
         If one can't start, none is left running.
         """
         try:
             for number, prompt in enumerate(self._prompts):
-                self._close.append(start(prompt, partial(self._arrived, number)))
+                self._close.append(start(prompt, _PromptAnswers(self, number, prompt.sampling.n)))
         except CrossdockError:
             self.close()
             raise
@@ -89,8 +115,26 @@ class AnswerStream:
         for close in self._close:
             close()
 
-    def _arrived(self, number: int, event: AnswerEvent) -> None:
-        self._events.put_nowait((number, event))
+    def arrived(self, prompt: int, choice: int, event: AnswerEvent) -> None:
+        if isinstance(event, Fail):
+            self._error = self._error or event.error
+            self._wake()
+            return
+        self.sink.event(ChoiceEvent(prompt, choice, event))
+        if isinstance(event, Finish):
+            self._unfinished -= 1
+            self._wake()
+
+    async def feed(self, sink: AnswerSink) -> None:
+        """Give ``sink`` all that comes, without a task in between, until all choices have ended."""
+        for item in self._inbox.take():
+            sink.event(item)
+        self.sink = sink
+        try:
+            while self._goes_on():
+                await self._news()
+        finally:
+            self.sink = self._inbox
 
     async def __aiter__(self) -> AsyncIterator[ChoiceEvent]:
         async for batch in self.batches():
@@ -99,25 +143,80 @@ class AnswerStream:
 
     async def batches(self) -> AsyncIterator[list[ChoiceEvent]]:
         """All that has come since the last batch, never empty."""
-        unfinished = self.num_choices
-        while unfinished:
-            arrived = [await self._events.get()]
-            while not self._events.empty():
-                arrived.append(self._events.get_nowait())
-            batch, error = self._until_failure(arrived)
-            unfinished -= sum(isinstance(item.event, Finish) for item in batch)
-            if batch:
+        while True:
+            if batch := self._inbox.take():
                 yield batch
-            if error is not None:
-                raise error
+            elif self._goes_on():
+                await self._news()
+            else:
+                return
 
-    def _until_failure(
-        self, arrived: list[tuple[int, AnswerEvent]]
-    ) -> tuple[list[ChoiceEvent], Exception | None]:
-        batch: list[ChoiceEvent] = []
-        for number, event in arrived:
-            if isinstance(event, Fail):
-                return batch, event.error
-            first = number * self._prompts[number].sampling.n
-            batch.append(ChoiceEvent(number, first + event.index, event))
-        return batch, None
+    def _goes_on(self) -> bool:
+        if self._error is not None:
+            raise self._error
+        return self._unfinished > 0
+
+    async def _news(self) -> None:
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+class _PromptAnswers:
+    """The receiver of the ``n`` answers to one prompt of a call."""
+
+    __slots__ = ("_call", "_first", "_prompt")
+
+    def __init__(self, call: AnswerStream, prompt: int, n: int) -> None:
+        self._call, self._prompt, self._first = call, prompt, prompt * n
+
+    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
+        self._call.sink.tokens(self._first + index, token_ids, text)
+
+    def event(self, event: AnswerEvent) -> None:
+        choice = self._first if isinstance(event, Fail) else self._first + event.index
+        self._call.arrived(self._prompt, choice, event)
+
+
+class _Inbox:
+    """What has come and was not taken yet."""
+
+    def __init__(self, n: int, wake: Callable[[], None]) -> None:
+        self._n, self._wake = n, wake
+        self._items: list[ChoiceEvent] = []
+
+    def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
+        prompt, index = divmod(choice, self._n)
+        self.event(ChoiceEvent(prompt, choice, Emit(tuple(token_ids), text, index)))
+
+    def event(self, item: ChoiceEvent) -> None:
+        self._items.append(item)
+        self._wake()
+
+    def take(self) -> list[ChoiceEvent]:
+        """What came of one answer one after the other is one ``Emit``, so that a reader who is
+        slow has fewer of them."""
+        items, self._items = self._items, []
+        if len(items) < 2:
+            return items
+        return [_joined(list(run)) for _, run in groupby(items, _run)]
+
+
+def _run(item: ChoiceEvent) -> tuple[bool, int]:
+    """Equal for what can be joined."""
+    event = item.event
+    joinable = isinstance(event, Emit) and not event.logprobs
+    return joinable, item.choice if joinable else id(item)
+
+
+def _joined(run: list[ChoiceEvent]) -> ChoiceEvent:
+    first = run[0]
+    if len(run) == 1:
+        return first
+    emits = [item.event for item in run if isinstance(item.event, Emit)]
+    ids = tuple(chain.from_iterable(emit.token_ids for emit in emits))
+    text = "".join(emit.text for emit in emits)
+    return ChoiceEvent(first.prompt, first.choice, Emit(ids, text, emits[0].index))

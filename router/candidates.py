@@ -55,7 +55,8 @@ class UsableWorkers:
 
     ``decode``, ``receive``, ``prefill`` (bool): who may get an attempt as what. ``num_blocks``: of
     the KV pool; ``max_num_seqs``: answers at a time; int64. ``fewest_blocks``, ``fewest_places``:
-    of anybody.
+    of anybody. ``largest_pool``: blocks of the largest worker that decodes, ``most_sequences``:
+    answers that one of them runs at a time; None while there is none.
     """
 
     workers: list[WorkerId | None]
@@ -66,6 +67,8 @@ class UsableWorkers:
     max_num_seqs: Counts
     fewest_blocks: int
     fewest_places: int
+    largest_pool: int | None
+    most_sequences: int | None
 
     @classmethod
     def of(cls, usable: Mapping[WorkerId, KnownWorker], count: int) -> UsableWorkers:
@@ -78,6 +81,7 @@ class UsableWorkers:
             return np.array([x is not None and fits(x[1].role) for x in by_number], dtype=np.bool_)
 
         places = [_NO_LIMIT if x is None else _places(x[1]) for x in by_number]
+        decoding = [known for known in usable.values() if known.role.decodes]
         return cls(
             [None if x is None else x[0] for x in by_number],
             mask(lambda role: role.decodes),
@@ -87,6 +91,8 @@ class UsableWorkers:
             np.array(places, dtype=np.int64),
             min((known.num_blocks for known in usable.values()), default=0),
             min(places, default=0),
+            max((known.num_blocks for known in decoding), default=None),
+            max((max(1, known.max_num_seqs) for known in decoding), default=None),
         )
 
     def among(self, workers: frozenset[WorkerId]) -> Mask:

@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import CrossdockError, InternalError, NotFound
 from core.request import AttemptKey, RequestKey
+from crossdock.v1.worker_pb2 import SequenceOutput
 from router.access_rules import AccessRules
 from router.admission import Admission
 from router.admission_messages import Started
-from router.answer_stream import Deliver, Prompt
+from router.answer_stream import Prompt, Receiver
 from router.assignments import abort_message, open_message, prefill_message
 from router.door import Door
 from router.flow import Flow, RetryLimits
@@ -49,6 +50,8 @@ from router.request_ids import RequestIds
 from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
 from router.running_request import RunningRequest
+from router.step_tokens import StepTokens
+from router.worker_answers import output_from_wire
 from router.worker_news import WorkerNews
 from router.worker_pool import LinkFactory
 from router.worker_room import WorkerRoom
@@ -93,19 +96,20 @@ class Dispatcher:
         self._limits = limits
         self._clock = clock
         self._ids = RequestIds()
-        self._running: dict[RequestKey, RunningRequest] = {}
+        # A request key is such a pair, too: steps look requests up without making one.
+        self._running: dict[tuple[str, str], RunningRequest] = {}
 
-    def start(self, prompt: Prompt, deliver: Deliver) -> Callable[[], None]:
+    def start(self, prompt: Prompt, answers: Receiver) -> Callable[[], None]:
         """Send a request on its way; raises AlreadyExists.
 
-        ``deliver`` is called with all that the client gets: in the end a Fail, or a Finish for
-        each of the n answers. What is returned ends the request if it still runs.
+        ``answers`` gets all that the client gets: in the end a Fail, or a Finish for each of the n
+        answers. What is returned ends the request if it still runs.
         """
         now = self._clock()
         self._ids.claim(prompt.key, now)
         flow = Flow(prompt.key, prompt.arrived, prompt.deadline, prompt.sampling.n, self._limits)
         routed = RoutedPrompt(prompt.shape(self.block_size), prompt.hashes, prompt.sampling.n)
-        running = RunningRequest(prompt, routed, flow, deliver)
+        running = RunningRequest(prompt, routed, flow, answers)
         self._running[prompt.key] = running
         self.idle.clear()
         if prompt.deadline is not None:
@@ -167,6 +171,24 @@ class Dispatcher:
         running = self._running.get(key)
         if running is not None:
             self._handle(running, event)
+
+    def produced(self, worker: WorkerId, outputs: Iterable[SequenceOutput]) -> None:
+        """Nearly all outputs are further tokens of an answer, so these are not made into events and
+        commands: they go to the client in one pass over the message."""
+        step = StepTokens(worker, self._clock())
+        for output in outputs:
+            key = output.key
+            running = self._running.get((key.tenant, key.request_id))
+            if running is None:
+                continue
+            try:
+                passed = step.pass_on(running, output)
+            except Exception as error:
+                self._give_up(running, error)
+                continue
+            if not passed:
+                self._handle(running, output_from_wire(worker, output))
+        step.count(self._metrics)
 
     def _handle(self, running: RunningRequest, event: FlowEvent) -> None:
         if self._running.get(running.prompt.key) is not running:
@@ -245,7 +267,7 @@ class Dispatcher:
         now, last = self._clock(), running.last_output_at.get(command.index)
         self._metrics.generated(running.prompt.key.tenant, len(command.token_ids))
         if last is not None:
-            self._metrics.next_output(now - last)
+            self._metrics.next_outputs(1, now - last)
         elif not running.last_output_at:
             self._metrics.first_output(
                 now - running.flow.arrived, now - running.dispatched_at, running.flow.placement
@@ -253,14 +275,14 @@ class Dispatcher:
             self._note_answer(running, now)
             self._door.tell(Started(running.prompt.key), now)
         running.last_output_at[command.index] = now
-        running.deliver(command)
+        running.answers.event(command)
 
     def _finish(self, running: RunningRequest, command: Finish | Fail) -> None:
         if isinstance(command, Finish):
             running.finishes.append(command)
         if isinstance(command, Fail) or running.flow.ended:
             self._end(running)
-        running.deliver(command)
+        running.answers.event(command)
 
     def _end(self, running: RunningRequest) -> None:
         for timer in running.timers:

@@ -22,7 +22,14 @@ from router.placement import Mode, Placement, WorkerView
 from router.slo import DEFAULT_CLASS, TPOT, TTFT, SloTargets, counts, tpot_s
 from router.tenant_metrics import REFUSED, TenantMetrics
 from router.vllm_names import VllmNames
-from wire.exposition import family, new_counter, new_gauge, new_histogram, single
+from wire.exposition import (
+    CountedHistogram,
+    family,
+    new_counter,
+    new_gauge,
+    new_histogram,
+    single,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +109,7 @@ class Metrics(Collector):
 
     def _make_histograms(self, registry: CollectorRegistry) -> None:
         self._ttft = new_histogram(table.TTFT, registry)
-        self._itl = new_histogram(table.ITL, registry)
+        self._itl = CountedHistogram(table.ITL, registry)
         self._tpot = new_histogram(table.TPOT, registry)
         self._e2e = new_histogram(table.E2E, registry)
         self._queue = new_histogram(table.QUEUE, registry)
@@ -173,9 +180,9 @@ class Metrics(Collector):
             self._predicted_ttft.observe(predicted)
             self._ttft_ratio.observe(since_dispatch_s / predicted)
 
-    def next_output(self, since_last_s: float) -> None:
-        """A further output of one answer."""
-        self._itl.observe(since_last_s)
+    def next_outputs(self, count: int, since_last_s: float) -> None:
+        """Further outputs, each of another answer, all so long after the one before."""
+        self._itl.observe(since_last_s, count)
 
     def ended(self, ended: EndedRequest) -> None:
         whose = self._tenants.of(ended.tenant, ended.slo_class)

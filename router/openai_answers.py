@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from router.answer_stream import AnswerStream, ChoiceEvent
@@ -141,6 +142,7 @@ class AnswerWriter:
         self._logprobs = [shape.logprobs_writer(tokens) for _ in range(answer.num_choices)]
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
+        self._around: dict[int, tuple[bytes, bytes]] = {}
 
     def whole(self, items: Sequence[ChoiceEvent]) -> Json:
         """The body with all choices, from all that came."""
@@ -173,6 +175,27 @@ class AnswerWriter:
                 continue
             chunks.append(self._chunk([part]))
         return b"".join(chunks)
+
+    def text(self, choice: int, tokens: int, text: str) -> bytes:
+        """As `parts`, of so many tokens that only bring text."""
+        self._usage.completion_tokens += tokens
+        if not text:
+            return b""
+        if self._continuous_usage:
+            return self._chunk([self._shape.part(choice, text, None, None)])
+        around = self._around.get(choice)
+        if around is None:
+            around = self._around[choice] = self._written_around(choice)
+        before, after = around
+        return before + encode_basestring(text).encode() + after
+
+    def _written_around(self, choice: int) -> tuple[bytes, bytes]:
+        """All that is the same in each chunk with text, before and after it."""
+        # No other string of a chunk is this one: names and ids are printable.
+        mark = "\0"
+        chunk = self._chunk([self._shape.part(choice, mark, None, None)])
+        before, _, after = chunk.partition(_json(mark))
+        return before, after
 
     def closing(self) -> bytes:
         """The end of a stream that ended well."""
@@ -210,5 +233,8 @@ class _Choice:
 
 def sse_event(body: Json) -> bytes:
     """One server-sent event."""
-    text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
-    return b"data: " + text.encode() + b"\n\n"
+    return b"data: " + _json(body) + b"\n\n"
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

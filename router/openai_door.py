@@ -11,6 +11,7 @@ import time
 from aiohttp import web
 
 from router.answer_stream import AnswerStream
+from router.event_stream import EventStream
 from router.grpc_errors import as_crossdock_error
 from router.http_access import tenant_of
 from router.http_bodies import read_body
@@ -109,16 +110,13 @@ async def _stream(
     request: web.Request, answer: AnswerStream, writer: AnswerWriter
 ) -> web.StreamResponse:
     """An error before the first token still gets its own HTTP status; later it is an event."""
-    batches = aiter(answer.batches())
-    batch = await anext(batches)
+    batch = await anext(aiter(answer.batches()))
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     response = web.StreamResponse(headers=headers)
     await response.prepare(request)
     try:
         await response.write(writer.opening() + writer.parts(batch))
-        async for batch in batches:
-            if chunks := writer.parts(batch):
-                await response.write(chunks)
+        await answer.feed(EventStream(request, writer))
         await response.write(writer.closing())
     except ConnectionError:
         raise

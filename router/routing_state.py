@@ -106,12 +106,6 @@ class RoutingState:
         ]
 
     @property
-    def most_sequences(self) -> int | None:
-        """Answers that the largest usable decode worker runs at a time; None while none is."""
-        known = self._usable.values()
-        return max((max(1, k.max_num_seqs) for k in known if k.role.decodes), default=None)
-
-    @property
     def columns(self) -> UsableWorkers:
         """The usable workers, by number."""
         return self._columns

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from core.lifecycle import State
 from core.request import AttemptKey
 from router.admission_messages import Arrived, Ended
-from router.answer_stream import Deliver, Prompt
+from router.answer_stream import Prompt, Receiver
 from router.flow import Flow
 from router.flow_messages import Finish
 from router.metrics import EndedRequest
@@ -27,7 +27,7 @@ class RunningRequest:
     prompt: Prompt
     routed: RoutedPrompt
     flow: Flow
-    deliver: Deliver
+    answers: Receiver
     dispatched_at: float = 0.0
     expected_cached: int = 0
     refused: bool = False

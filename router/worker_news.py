@@ -8,7 +8,7 @@ Does not cover: streams (``router.worker_link``), what is known by all that (``r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from core.request import RequestKey
@@ -19,7 +19,7 @@ from router.flow_messages import FlowEvent
 from router.metrics import Metrics
 from router.placement import WorkerId
 from router.routing_state import RoutingState
-from router.worker_answers import failure_from_wire, output_from_wire
+from router.worker_answers import failure_from_wire
 from router.worker_pool import LinkFactory, WorkerPool
 from wire.attempts import key_from_wire, load_from_wire
 from wire.cache_events import change_from_wire
@@ -32,6 +32,10 @@ class Requests(Protocol):
 
     def tell(self, key: RequestKey, event: FlowEvent) -> None:
         """One of them may have ended: it is told nothing."""
+        ...
+
+    def produced(self, worker: WorkerId, outputs: Iterable[pb.SequenceOutput]) -> None:
+        """What a step gave: the same for each of its requests."""
         ...
 
     def worker_lost(self, worker: WorkerId) -> None: ...
@@ -101,9 +105,7 @@ class WorkerNews:
             self._routing.load_reported(worker, load_from_wire(step.load), now)
         sequence = step.cache_sequence
         self._ask(worker, self._routing.caches.hears_of(worker, worker.epoch, sequence, now))
-        for output in step.outputs:
-            key = RequestKey(output.key.tenant, output.key.request_id)
-            self._requests.tell(key, output_from_wire(worker, output))
+        self._requests.produced(worker, step.outputs)
         self._requests.room_changed()
 
     def _failed(self, worker: WorkerId, failed: pb.AttemptFailed) -> None:

@@ -146,12 +146,11 @@ class WorkerPool:
 
     def largest_decode_pool(self) -> int | None:
         """Blocks of the largest KV pool that decodes; None while no such worker is usable."""
-        sizes = [view.num_blocks for view in self.candidates() if view.role.decodes]
-        return max(sizes, default=None)
+        return self._routing.columns.largest_pool
 
     def most_sequences(self) -> int | None:
         """Answers that the largest decode worker runs at a time; None while there is none."""
-        return self._routing.most_sequences
+        return self._routing.columns.most_sequences
 
     @property
     def ready(self) -> bool:

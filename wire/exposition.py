@@ -6,7 +6,10 @@ Does not cover: which metrics there are (``core.metric_spec`` and each process's
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from math import inf
 from typing import Protocol
 
 from prometheus_client import (
@@ -16,8 +19,14 @@ from prometheus_client import (
     Histogram,
     disable_created_metrics,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from core.metric_spec import MetricKind, MetricSpec
 
@@ -59,6 +68,29 @@ def family(spec: MetricSpec, samples: Samples) -> Metric:
 def single(spec: MetricSpec, value: float) -> Metric:
     """As `family`, of a metric without labels."""
     return family(spec, [((), value)])
+
+
+class CountedHistogram(Collector):
+    """A histogram without labels that takes a value as often as it came at once, and with a
+    tenth of the work: prometheus_client's looks for the bucket one by one and takes two locks."""
+
+    def __init__(self, spec: MetricSpec, registry: CollectorRegistry) -> None:
+        self._spec = spec
+        self._counts = [0] * (len(spec.edges) + 1)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, value: float, count: int = 1) -> None:
+        self._counts[bisect_left(self._spec.edges, value)] += count
+        self._sum += value * count
+
+    def collect(self) -> Iterator[Metric]:
+        spec = self._spec
+        edges = [floatToGoString(e) for e in (*spec.edges, inf)]  # type: ignore[no-untyped-call]
+        found = HistogramMetricFamily(spec.family, spec.text)
+        buckets = list(zip(edges, accumulate(self._counts), strict=True))
+        found.add_metric((), buckets, self._sum)
+        yield found
 
 
 class Labelled(Collector):

@@ -462,3 +462,24 @@ def test_whatever_happens_no_worker_is_left_with_an_attempt(story: list[FlowEven
                 # D ended with its last output, P when it had handed over.
                 open_at -= {(w, command.attempts) for w in command.placement.workers}
     assert open_at == set()
+
+
+@given(story=st.lists(events, max_size=40), n=answers)
+@settings(max_examples=examples(400), deadline=None)
+def test_the_short_way_of_further_tokens_leads_to_the_same(story: list[FlowEvent], n: int) -> None:
+    long, short = new_flow(n=n), new_flow(n=n)
+    for now, event in enumerate(story):
+        expected = long.handle(event, float(now))
+        if isinstance(event, Output) and _only_brings_tokens(event):
+            place = (event.worker, event.attempt, event.index)
+            if short.continues(*place, len(event.token_ids)):
+                assert expected == [Emit(event.token_ids, event.text, event.index)]
+                continue
+        assert [str(command) for command in short.handle(event, float(now))] == [
+            str(command) for command in expected
+        ]
+        assert short.lifecycle == long.lifecycle
+
+
+def _only_brings_tokens(event: Output) -> bool:
+    return bool(event.token_ids) and event.finish_reason is None and not event.cached_tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -9,6 +11,7 @@ from core.metric_spec import counter, gauge, histogram
 from wire.exposition import (
     OTHER,
     BoundedLabel,
+    CountedHistogram,
     Labelled,
     family,
     merge,
@@ -69,3 +72,16 @@ def test_labels_of_a_sample_win_over_those_of_the_process() -> None:
 def test_values_beyond_the_bound_share_one() -> None:
     label = BoundedLabel(2)
     assert [label.of(name) for name in ("a", "b", "c", "a", "d")] == ["a", "b", OTHER, "a", OTHER]
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.0625, 0.25, 1.0, 7.5]), st.integers(1, 3))))
+def test_a_histogram_that_counts_many_at_once_reads_like_any_other(
+    observed: list[tuple[float, int]],
+) -> None:
+    one_by_one, at_once = CollectorRegistry(), CollectorRegistry()
+    usual, counted = new_histogram(TIME, one_by_one), CountedHistogram(TIME, at_once)
+    for value, count in observed:
+        counted.observe(value, count)
+        for _ in range(count):
+            usual.observe(value)
+    assert generate_latest(at_once) == generate_latest(one_by_one)
