@@ -15,7 +15,8 @@ from core.errors import InvalidField
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
-MAX_SEED = 2**63 - 1
+SEED_BITS = 63
+MAX_SEED = 2**SEED_BITS - 1
 # As many as the OpenAI API allows.
 MAX_N = 128
 MAX_LOGPROBS = 20

@@ -111,6 +111,11 @@ class AnswerStream:
             self.close()
             raise
 
+    @property
+    def goes_on(self) -> bool:
+        """More will come than what has been read."""
+        return self._unfinished > 0
+
     def close(self) -> None:
         for close in self._close:
             close()
@@ -120,10 +125,10 @@ class AnswerStream:
             self._error = self._error or event.error
             self._wake()
             return
-        self.sink.event(ChoiceEvent(prompt, choice, event))
         if isinstance(event, Finish):
             self._unfinished -= 1
             self._wake()
+        self.sink.event(ChoiceEvent(prompt, choice, event))
 
     async def feed(self, sink: AnswerSink) -> None:
         """Give ``sink`` all that comes, without a task in between, until all choices have ended."""
@@ -131,7 +136,7 @@ class AnswerStream:
             sink.event(item)
         self.sink = sink
         try:
-            while self._goes_on():
+            while self._has_more():
                 await self._news()
         finally:
             self.sink = self._inbox
@@ -146,15 +151,15 @@ class AnswerStream:
         while True:
             if batch := self._inbox.take():
                 yield batch
-            elif self._goes_on():
+            elif self._has_more():
                 await self._news()
             else:
                 return
 
-    def _goes_on(self) -> bool:
+    def _has_more(self) -> bool:
         if self._error is not None:
             raise self._error
-        return self._unfinished > 0
+        return self.goes_on
 
     async def _news(self) -> None:
         self._reader = asyncio.get_running_loop().create_future()

@@ -56,7 +56,8 @@ class UsableWorkers:
     ``decode``, ``receive``, ``prefill`` (bool): who may get an attempt as what. ``num_blocks``: of
     the KV pool; ``max_num_seqs``: answers at a time; int64. ``fewest_blocks``, ``fewest_places``:
     of anybody. ``largest_pool``: blocks of the largest worker that decodes, ``most_sequences``:
-    answers that one of them runs at a time; None while there is none.
+    answers that one of them runs at a time; None while there is none. ``decode_blocks``: of all of
+    them.
     """
 
     workers: list[WorkerId | None]
@@ -69,6 +70,7 @@ class UsableWorkers:
     fewest_places: int
     largest_pool: int | None
     most_sequences: int | None
+    decode_blocks: int
 
     @classmethod
     def of(cls, usable: Mapping[WorkerId, KnownWorker], count: int) -> UsableWorkers:
@@ -93,6 +95,7 @@ class UsableWorkers:
             min(places, default=0),
             max((known.num_blocks for known in decoding), default=None),
             max((max(1, known.max_num_seqs) for known in decoding), default=None),
+            sum(known.num_blocks for known in decoding),
         )
 
     def among(self, workers: frozenset[WorkerId]) -> Mask:

@@ -11,23 +11,32 @@ from collections.abc import Sequence
 
 from aiohttp import HttpVersion11, web
 
-from router.answer_stream import ChoiceEvent
+from router.answer_stream import AnswerStream, ChoiceEvent
 from router.openai_answers import AnswerWriter
 
 
 class EventStream:
-    """For `AnswerStream.feed`. The response to ``request`` must have begun, its head written."""
+    """For `AnswerStream.feed`. The response to ``request`` must have begun, its head written.
 
-    def __init__(self, request: web.Request, writer: AnswerWriter) -> None:
+    ``last``: what came last of the answer, for who writes it with the end of the response.
+    """
+
+    def __init__(self, request: web.Request, answer: AnswerStream, writer: AnswerWriter) -> None:
+        self._answer = answer
         self._transport = request.transport
         self._writer = writer
         self._is_chunked = request.version >= HttpVersion11
+        self.last = b""
 
     def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
         self._write(self._writer.text(choice, len(token_ids), text))
 
     def event(self, item: ChoiceEvent) -> None:
-        self._write(self._writer.parts([item]))
+        chunk = self._writer.parts([item])
+        if self._answer.goes_on:
+            self._write(chunk)
+        else:
+            self.last += chunk
 
     def _write(self, chunk: bytes) -> None:
         transport = self._transport

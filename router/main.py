@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -56,6 +57,9 @@ async def _serve(settings: RouterSettings) -> None:
         loop.add_signal_handler(number, stopped.set)
     server = RouterServer(settings)
     grpc_address, http_address = await server.start()
+    # What is there now stays: the garbage collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     print(f"ready grpc={grpc_address} http={http_address}", flush=True)
     await stopped.wait()
     await server.stop()

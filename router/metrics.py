@@ -27,7 +27,6 @@ from wire.exposition import (
     family,
     new_counter,
     new_gauge,
-    new_histogram,
     single,
 )
 
@@ -108,23 +107,23 @@ class Metrics(Collector):
         targets.labels(TPOT).set(self._slo.tpot_s)
 
     def _make_histograms(self, registry: CollectorRegistry) -> None:
-        self._ttft = new_histogram(table.TTFT, registry)
+        self._ttft = CountedHistogram(table.TTFT, registry)
         self._itl = CountedHistogram(table.ITL, registry)
-        self._tpot = new_histogram(table.TPOT, registry)
-        self._e2e = new_histogram(table.E2E, registry)
-        self._queue = new_histogram(table.QUEUE, registry)
-        self._prefill_time = new_histogram(table.PREFILL_TIME, registry)
-        self._decode_time = new_histogram(table.DECODE_TIME, registry)
-        self._inference_time = new_histogram(table.INFERENCE_TIME, registry)
-        self._prompt_length = new_histogram(table.PROMPT_LENGTH, registry)
-        self._answer_length = new_histogram(table.ANSWER_LENGTH, registry)
-        self._longest_answer = new_histogram(table.LONGEST_ANSWER, registry)
-        self._computed_length = new_histogram(table.COMPUTED_LENGTH, registry)
-        self._decision_time = new_histogram(table.DECISION_TIME, registry)
-        self._predicted_ttft = new_histogram(table.PREDICTED_TTFT, registry)
-        self._ttft_ratio = new_histogram(table.TTFT_RATIO, registry)
-        self._predicted_tpot = new_histogram(table.PREDICTED_TPOT, registry)
-        self._tpot_ratio = new_histogram(table.TPOT_RATIO, registry)
+        self._tpot = CountedHistogram(table.TPOT, registry)
+        self._e2e = CountedHistogram(table.E2E, registry)
+        self._queue = CountedHistogram(table.QUEUE, registry)
+        self._prefill_time = CountedHistogram(table.PREFILL_TIME, registry)
+        self._decode_time = CountedHistogram(table.DECODE_TIME, registry)
+        self._inference_time = CountedHistogram(table.INFERENCE_TIME, registry)
+        self._prompt_length = CountedHistogram(table.PROMPT_LENGTH, registry)
+        self._answer_length = CountedHistogram(table.ANSWER_LENGTH, registry)
+        self._longest_answer = CountedHistogram(table.LONGEST_ANSWER, registry)
+        self._computed_length = CountedHistogram(table.COMPUTED_LENGTH, registry)
+        self._decision_time = CountedHistogram(table.DECISION_TIME, registry)
+        self._predicted_ttft = CountedHistogram(table.PREDICTED_TTFT, registry)
+        self._ttft_ratio = CountedHistogram(table.TTFT_RATIO, registry)
+        self._predicted_tpot = CountedHistogram(table.PREDICTED_TPOT, registry)
+        self._tpot_ratio = CountedHistogram(table.TPOT_RATIO, registry)
 
     # Routing
 

@@ -7,6 +7,7 @@ Does not cover: tokenizing (``router.tokenize_door``), health and metrics (``rou
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 
 from aiohttp import web
 
@@ -106,21 +107,34 @@ class OpenAIDoor:
         }
 
 
+class _EventResponse(web.StreamResponse):
+    # The head goes with the first chunk; without this attribute of aiohttp's it goes before.
+    _send_headers_immediately = False
+
+
 async def _stream(
     request: web.Request, answer: AnswerStream, writer: AnswerWriter
 ) -> web.StreamResponse:
     """An error before the first token still gets its own HTTP status; later it is an event."""
     batch = await anext(aiter(answer.batches()))
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-    response = web.StreamResponse(headers=headers)
-    await response.prepare(request)
-    try:
-        await response.write(writer.opening() + writer.parts(batch))
-        await answer.feed(EventStream(request, writer))
-        await response.write(writer.closing())
-    except ConnectionError:
-        raise
-    except Exception as error:
-        await response.write(sse_event(error_body(as_crossdock_error(error))))
-    await response.write_eof()
+    response = _EventResponse(headers=headers)
+    # A client that has gone in the meantime misses nothing.
+    with suppress(ConnectionError):
+        await response.prepare(request)
+        begun = writer.opening() + writer.parts(batch)
+        if answer.goes_on:
+            await response.write(begun)
+            begun = b""
+        rest = await _rest(answer, EventStream(request, answer, writer), writer)
+        await response.write_eof(begun + rest)
     return response
+
+
+async def _rest(answer: AnswerStream, stream: EventStream, writer: AnswerWriter) -> bytes:
+    """Lets ``stream`` write until the answer ends. Gives the end of the body, in one piece."""
+    try:
+        await answer.feed(stream)
+    except Exception as error:
+        return stream.last + sse_event(error_body(as_crossdock_error(error)))
+    return stream.last + writer.closing()

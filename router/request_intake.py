@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from core.block_hash import block_hashes
 from core.errors import CrossdockError, Unavailable
-from core.request import MAX_SEED, RequestKey
+from core.request import SEED_BITS, RequestKey
 from core.tenants import DEFAULT_TENANT
 from router.access_rules import AccessRules
 from router.answer_stream import AnswerStream, Prompt
@@ -83,14 +82,15 @@ class RequestIntake:
             raise
 
     async def submit(self, calls: Sequence[Call]) -> AnswerStream:
-        """Start one request for each call, all or none; raises CrossdockError if one is refused."""
+        """Start one request for each call, all or none; raises CrossdockError if one is refused.
+        ``calls``: at least one."""
         arrived = self._clock()
         try:
-            prompts = []
-            for call in calls:
-                prompts.append(await self._prompt(call, arrived))
+            prompts = [await self._prompt(calls[0], arrived)]
+            for call in calls[1:]:
                 # Between two prompts the streams of others go on.
                 await asyncio.sleep(0)
+                prompts.append(await self._prompt(call, arrived))
             answers = AnswerStream(prompts)
             answers.start(self._dispatcher.start)
         except CrossdockError:
@@ -123,12 +123,12 @@ class RequestIntake:
             call.prompt_field,
         )
         sampling = resolve_sampling(
-            call.sampling, room, secrets.randbelow(MAX_SEED), self.model.vocab_size
+            call.sampling, room, secrets.randbits(SEED_BITS), self.model.vocab_size
         )
         check_answers(sampling.n, pool.most_sequences())
         salt = self.salts.of(call.tenant)
         return Prompt(
-            key=RequestKey(call.tenant, call.request_id or uuid.uuid4().hex),
+            key=RequestKey(call.tenant, call.request_id or secrets.token_hex(16)),
             arrived=arrived,
             tokens=tokens,
             hashes=block_hashes(tokens, block_size, salt),

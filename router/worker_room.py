@@ -48,8 +48,7 @@ class WorkerRoom:
     @property
     def decode_blocks(self) -> int:
         """Of all workers that decode."""
-        columns = self._routing.columns
-        return int(columns.num_blocks[columns.decode].sum())
+        return self._routing.columns.decode_blocks
 
     def _busy(self) -> Mask:
         pending, most = self._routing.loads.pending_prefill_tokens, self._limits.prefill_backlog
