@@ -67,17 +67,23 @@ REQUEST_TABLE: TransitionTable[State, Event] = TransitionTable(
 class Lifecycle:
     """State of one request, driven by ``move`` and ``deliver`` only.
 
-    ``attempt`` is 0 until the first dispatch; ``tokens_delivered`` counts over all attempts and
-    answers.
+    ``numbered_after``: the number before that of the first attempt; ``attempts``: so far;
+    ``tokens_delivered`` counts over all attempts and answers.
     """
 
     key: RequestKey
-    attempt: int = 0
+    numbered_after: int = 0
+    attempts: int = 0
     tokens_delivered: int = 0
     _machine: StateMachine[State, Event] = field(init=False)
 
     def __post_init__(self) -> None:
         self._machine = StateMachine(REQUEST_TABLE, self.key.request_id)
+
+    @property
+    def attempt(self) -> int:
+        """The number of the latest one."""
+        return self.numbered_after + self.attempts
 
     @property
     def state(self) -> State:
@@ -91,7 +97,7 @@ class Lifecycle:
         """Apply ``event``; raises IllegalTransition if the table does not have it."""
         state = self._machine.advance(event)
         if event is Event.DISPATCHED:
-            self.attempt += 1
+            self.attempts += 1
         return state
 
     def deliver(self, tokens: int) -> None:

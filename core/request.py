@@ -36,7 +36,7 @@ class RequestKey(NamedTuple):
 
 
 class AttemptKey(NamedTuple):
-    """One try at a request. Only the router numbers attempts, from 1 upwards."""
+    """One try at a request. Only the router numbers attempts, upwards from a number of its own."""
 
     request: RequestKey
     attempt: int

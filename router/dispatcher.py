@@ -60,7 +60,9 @@ log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """All running requests. ``clock`` gives seconds, monotonic."""
+    """All running requests. ``clock`` gives seconds, monotonic. ``attempts_after``: attempts are
+    numbered from the next one on; another router has other numbers, so that workers never take an
+    attempt of one for that of another, also where both were given the same request id."""
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Dispatcher:
         limits: RetryLimits,
         access: AccessRules,
         max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS,
+        attempts_after: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
@@ -94,6 +97,7 @@ class Dispatcher:
         self.idle.set()
         self._metrics = metrics
         self._limits = limits
+        self._attempts_after = attempts_after
         self._clock = clock
         self._ids = RequestIds()
         # A request key is such a pair, too: steps look requests up without making one.
@@ -107,7 +111,14 @@ class Dispatcher:
         """
         now = self._clock()
         self._ids.claim(prompt.key, now)
-        flow = Flow(prompt.key, prompt.arrived, prompt.deadline, prompt.sampling.n, self._limits)
+        flow = Flow(
+            prompt.key,
+            prompt.arrived,
+            prompt.deadline,
+            prompt.sampling.n,
+            self._limits,
+            self._attempts_after,
+        )
         routed = RoutedPrompt(prompt.shape(self.block_size), prompt.hashes, prompt.sampling.n)
         running = RunningRequest(prompt, routed, flow, answers)
         self._running[prompt.key] = running
@@ -231,7 +242,7 @@ class Dispatcher:
             return
         began = self._clock()
         avoid = command.avoid
-        if not running.flow.lifecycle.attempt:
+        if not running.flow.lifecycle.attempts:
             avoid |= self._room.laden()
         try:
             placement = self.routing.place(running.routed, avoid)
@@ -246,7 +257,7 @@ class Dispatcher:
 
     def _send_open(self, running: RunningRequest, command: SendOpen) -> None:
         prompt, key = running.prompt, running.attempt_key
-        if command.attempt > 1:
+        if running.flow.lifecycle.attempts > 1:
             self._metrics.retried()
         now = self._clock()
         self.routing.sent_open(key, running.routed, command.worker, command.handoff, now)

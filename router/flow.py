@@ -82,8 +82,9 @@ class _Answer:
 class Flow:
     """One request with ``n`` answers, each of which ends by itself.
 
-    ``arrived`` and ``deadline`` in seconds on the caller's monotonic clock. The source of the
-    answers is the worker that sent the first output; nobody else can answer then.
+    ``arrived`` and ``deadline`` in seconds on the caller's monotonic clock; ``numbered_after``: see
+    `Lifecycle`. The source of the answers is the worker that sent the first output; nobody else can
+    answer then.
     """
 
     key: RequestKey
@@ -91,6 +92,7 @@ class Flow:
     deadline: float | None = None
     n: int = 1
     limits: RetryLimits = field(default_factory=RetryLimits)
+    numbered_after: int = 0
     lifecycle: Lifecycle = field(init=False)
     placement: Placement | None = field(default=None, init=False)
     _avoid: frozenset[WorkerId] = field(default=frozenset(), init=False)
@@ -103,7 +105,7 @@ class Flow:
     _unroutable_since: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self.lifecycle = Lifecycle(self.key)
+        self.lifecycle = Lifecycle(self.key, self.numbered_after)
         self._answers = [_Answer() for _ in range(self.n)]
 
     @property
@@ -184,7 +186,7 @@ class Flow:
             return []
         since = now if self._unroutable_since is None else self._unroutable_since
         patience = self.limits.attach_patience_s if event.hopeful else 0.0
-        if self.lifecycle.attempt:
+        if self.lifecycle.attempts:
             # It was taken, and its workers were lost: others are being started in their place.
             patience = self.limits.replacement_patience_s
         if now - since < patience:
@@ -250,7 +252,7 @@ class Flow:
             ttft_s=first - self.arrived,
             total_s=now - self.arrived,
             placement=placement,
-            attempts=self.lifecycle.attempt,
+            attempts=self.lifecycle.attempts,
             index=event.index,
         )
         return [finish]
@@ -371,7 +373,7 @@ class Flow:
         return 0.0 if self.deadline is None else max(0.001, self.deadline - now)
 
     def _tally(self) -> Tally:
-        return Tally(self.key, self.lifecycle.attempt, self.lifecycle.tokens_delivered)
+        return Tally(self.key, self.lifecycle.attempts, self.lifecycle.tokens_delivered)
 
 
 def _blamed(event: AttemptFailed, placement: Placement) -> WorkerId:

@@ -60,7 +60,7 @@ class RunningRequest:
         """For the door. What never went to a worker cost nothing."""
         lifecycle = self.flow.lifecycle
         cached = max((finish.cached_tokens for finish in self.finishes), default=0)
-        computed = len(self.prompt.tokens) - cached if lifecycle.attempt else 0
+        computed = len(self.prompt.tokens) - cached if lifecycle.attempts else 0
         return Ended(self.prompt.key, computed, lifecycle.tokens_delivered)
 
     def counted(self) -> EndedRequest:

@@ -42,6 +42,9 @@ from text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
+# Each router draws one of so many ranges of 2^32 numbers; a request has far fewer attempts.
+_ATTEMPTS = 2**12
+_NUMBERINGS = 2**32 // _ATTEMPTS
 _SERVICE = inference_pb2.DESCRIPTOR.services_by_name["Inference"].full_name
 
 
@@ -66,6 +69,7 @@ class RouterServer:
             limits=settings.limits,
             access=settings.access,
             max_index_blocks=settings.max_index_blocks,
+            attempts_after=_ATTEMPTS * secrets.randbelow(_NUMBERINGS),
         )
         self._intake = RequestIntake(
             model,

@@ -78,7 +78,7 @@ class RouterStreams:
 
     def __init__(self, handler: RouterHandler) -> None:
         self._handler = handler
-        self._streams: set[RouterStream] = set()
+        self._streams: list[RouterStream] = []
         self._owners: dict[AttemptKey, RouterStream] = {}
 
     @property
@@ -99,11 +99,14 @@ class RouterStreams:
         self, requests: AsyncIterator[pb.RouterMessage]
     ) -> AsyncIterator[pb.WorkerMessage]:
         """Serves one `Worker.Attach` call."""
-        first = await anext(requests)
+        first = await anext(requests, None)
+        if first is None:
+            # It was lost before it said who it is.
+            return
         stream = RouterStream(first.attach.router_id)
         for message in self._handler.greet(first.attach):
             stream.outbox.put_nowait(message)
-        self._streams.add(stream)
+        self._streams.append(stream)
         _log.info("router %s attached", stream.router_id)
         reader = asyncio.create_task(self._read(stream, requests))
         try:
@@ -146,7 +149,7 @@ class RouterStreams:
                 self._owners[key_from_wire(message.open.key)] = stream
 
     def _detach(self, stream: RouterStream) -> None:
-        self._streams.discard(stream)
+        self._streams.remove(stream)
         orphans = [key for key, owner in self._owners.items() if owner is stream]
         for key in orphans:
             del self._owners[key]

@@ -104,7 +104,7 @@ class SimulatedRouter:
             assert self._routing.number(replica.worker) == replica.number
         self._routing.use(self._by_id)
         self._access = access = cluster.access
-        self._room = WorkerRoom(self._routing, access.door)
+        self._room = WorkerRoom(self._routing, access.door, cluster.rules, cluster.block_size)
         self._door = Door(
             Admission(access.tenant, self._room, access.door.max_waiting, cluster.block_size),
             self._let_in,
@@ -254,7 +254,7 @@ class SimulatedRouter:
             case Finish():
                 self._finish(running, command)
             case Fail(error):
-                attempts = running.flow.lifecycle.attempt
+                attempts = running.flow.lifecycle.attempts
                 self._recorder.failed(running.index, self._at_client_s, attempts, _reason(error))
                 self._end(running)
 
@@ -265,7 +265,7 @@ class SimulatedRouter:
             return
         held = self._learn(running.routed)
         avoid = command.avoid
-        if not running.flow.lifecycle.attempt:
+        if not running.flow.lifecycle.attempts:
             avoid |= self._room.laden()
         try:
             placement = self._routing.place(running.routed, avoid, held)
@@ -333,7 +333,7 @@ class SimulatedRouter:
         self._settle(running)
         del self._running[running.index]
         lifecycle = running.flow.lifecycle
-        computed = len(running.tokens) - cached_tokens if lifecycle.attempt else 0
+        computed = len(running.tokens) - cached_tokens if lifecycle.attempts else 0
         self._tell_door(Ended(running.flow.key, computed, lifecycle.tokens_delivered))
 
     def _settle(self, running: _Running) -> None:
