@@ -34,12 +34,14 @@ from router.tenant_account import TenantAccount
 # A token of an answer costs as much as two of a prompt: the ratio of the OSDI paper, and of most
 # price lists not far away.
 PROMPT_COST, ANSWER_COST = 1.0, 2.0
+# Where such a prompt finds no room, none does: nobody's turn has to be found out.
+_LEAST_PROMPT = 1
 
 
 class Room(Protocol):
     """Of the workers; see ``router.worker_room``."""
 
-    def has_room(self) -> bool: ...
+    def has_room(self, prompt_tokens: int) -> bool: ...
 
     @property
     def decode_blocks(self) -> int: ...
@@ -128,12 +130,14 @@ class Admission:
     def _next(self) -> list[DoorCommand]:
         # While nothing is in, nothing will end and make room: whatever workers seem to have before
         # them is not known to this router, and old.
-        if not self._queue or (self._in and not self._room.has_room()):
+        if not self._queue or (self._in and not self._room.has_room(_LEAST_PROMPT)):
             return []
         waiting = self._queue.next(self._may_go)
         if waiting is None:
             return []
         held = self._held[waiting.key]
+        if self._in and not self._room.has_room(held.arrived.prompt_tokens):
+            return []
         held.is_in = True
         self._in += 1
         held.account.began(held.arrived.answers, held.blocks)

@@ -78,7 +78,7 @@ def choose(
         _worker(workers[choice.decode]),
         source,
         predictions.forecast(choice.decode, choice.prefill),
-        is_direct=source is None and eligible.handoff is not None,
+        is_direct=source is None and bool(candidates.prefill.any() and candidates.receive.any()),
     )
 
 

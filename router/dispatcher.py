@@ -89,7 +89,7 @@ class Dispatcher:
             clock=clock,
         )
         self.pool = self.workers.pool
-        self._room = WorkerRoom(self.routing, access.door)
+        self._room = WorkerRoom(self.routing, access.door, rules, block_size)
         self._admission = Admission(access.tenant, self._room, access.door.max_waiting, block_size)
         self._door = Door(self._admission, self._let_in, self._turn_away)
         self._ttft_s = rules.slo.ttft_s
@@ -243,7 +243,7 @@ class Dispatcher:
         began = self._clock()
         avoid = command.avoid
         if not running.flow.lifecycle.attempts:
-            avoid |= self._room.laden()
+            avoid |= self._room.laden(len(running.prompt.tokens))
         try:
             placement = self.routing.place(running.routed, avoid)
         except CrossdockError as error:

@@ -79,7 +79,8 @@ WORKERS = gauge("workers", "Workers that may get requests", "role")
 EXCLUDED = gauge("excluded_workers", "Workers that get no requests, by why", "reason")
 DECISIONS = counter(
     "router_decisions",
-    "Attempts placed: handoff; on D alone as nobody prefills (local) or as it is sooner (direct)",
+    "Attempts placed: handoff; on D alone as there are no prefill workers (local), or as it is "
+    "sooner, or as those have enough or failed (direct)",
     "mode",
 )
 DECISION_TIME = histogram("router_decision_seconds", "To choose the workers", DECISION_EDGES)

@@ -50,7 +50,7 @@ NO_FORECAST = Forecast()
 
 class Mode(Enum):
     """How an attempt is placed: by a handoff; on the decode worker alone, because nobody prefills
-    for others (LOCAL) or because that answers sooner (DIRECT)."""
+    for others (LOCAL) or though others do (DIRECT): it answers sooner, or they can't."""
 
     HANDOFF = "handoff"
     LOCAL = "local"

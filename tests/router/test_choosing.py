@@ -79,7 +79,7 @@ def test_workers_that_failed_this_request_are_avoided(policy: PolicyName) -> Non
 
 def test_when_every_prefill_worker_failed_the_decode_worker_prefills() -> None:
     workers = (prefill("p0"), decode("d0"))
-    assert place(*workers, avoid={P0}, mode=AUTO) == Placement(D0)
+    assert place(*workers, avoid={P0}, mode=AUTO) == Placement(D0, is_direct=True)
     assert place(*workers, avoid={P0}) == Placement(D0, P0)
 
 

@@ -35,7 +35,7 @@ class Cluster:
     def tenant(self, name: str) -> Tenant:
         return self.tenants.get(name, Tenant(name))
 
-    def has_room(self) -> bool:
+    def has_room(self, prompt_tokens: int) -> bool:
         return len(self.running) < self.slots
 
     def _admit(self, key: RequestKey) -> None:

@@ -266,7 +266,7 @@ class SimulatedRouter:
         held = self._learn(running.routed)
         avoid = command.avoid
         if not running.flow.lifecycle.attempts:
-            avoid |= self._room.laden()
+            avoid |= self._room.laden(len(running.tokens))
         try:
             placement = self._routing.place(running.routed, avoid, held)
         except CrossdockError as error:
