@@ -1,7 +1,7 @@
 """Which workers tell nothing of their caches though they must have something to tell.
 
-Pure: the clock is passed in. A worker that answers prompts with blocks that it did not have must
-have cached them; its events come before the answers.
+Pure: the clock is passed in. A worker that answers a prompt has cached its blocks; its events come
+before the answer, however long that took.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EventWatch:
         self._quiet.pop(worker, None)
 
     def answered(self, worker: WorkerId, now: float) -> bool:
-        """It answered a prompt with blocks that were new to it. Tells whether it is silent."""
+        """It answered a prompt with blocks that it never told of. Tells whether it is silent."""
         quiet = self._quiet.setdefault(worker, _Silence(0, now))
         quiet.answers += 1
         return quiet.answers >= SILENT_AFTER_ANSWERS and now - quiet.since >= SILENT_AFTER_S

@@ -47,12 +47,11 @@ class ExpectedBlocks:
         self._open[key, worker] = Expectation(new_blocks, now)
         self._index.expect(worker, new_blocks)
 
-    def settle(self, key: AttemptKey, worker: WorkerId) -> Expectation | None:
-        """The events have told by now. Returns what was expected, once."""
+    def settle(self, key: AttemptKey, worker: WorkerId) -> None:
+        """The events have told by now."""
         expectation = self._open.pop((key, worker), None)
         if expectation is not None:
             self._index.unexpect(worker, expectation.new_blocks)
-        return expectation
 
     def forget(self, worker: WorkerId) -> None:
         for key, whose in [entry for entry in self._open if entry[1] == worker]:

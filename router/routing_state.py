@@ -67,9 +67,10 @@ class RoutingState:
         self.loads.add(number, num_blocks)
 
     def lost(self, worker: WorkerId) -> None:
-        """Its load is unknown until it attaches again."""
+        """Its load is unknown until it attaches again, and its attempts are aborted."""
         known = self._attached.pop(worker, None)
         if known is not None:
+            self.caches.lost(worker)
             self.loads.remove(known.number)
 
     def gone(self, worker: WorkerId) -> None:

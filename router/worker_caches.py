@@ -62,10 +62,14 @@ class WorkerCaches:
             known.view.reattached()
         return self.index.number(worker)
 
+    def lost(self, worker: WorkerId) -> None:
+        """The stream broke: nothing that was sent to it is on its way any more."""
+        self._expected.forget(worker)
+
     def forget(self, worker: WorkerId) -> None:
         """It is gone for good."""
         self._known.pop(worker, None)
-        self._expected.forget(worker)
+        self.lost(worker)
         self._watch.forget(worker)
         self.index.remove_worker(worker)
 
@@ -84,11 +88,6 @@ class WorkerCaches:
     def is_guessed(self, worker: WorkerId) -> bool:
         known = self._known.get(worker)
         return known is not None and known.guessed is not None
-
-    @property
-    def partial(self) -> list[WorkerId]:
-        """Workers of which some blocks were left out."""
-        return [worker for worker, known in self._known.items() if known.is_partial]
 
     # Events
 
@@ -183,19 +182,21 @@ class WorkerCaches:
     def answered(self, key: AttemptKey, worker: WorkerId, hashes: HashArray, now: float) -> bool:
         """The attempt, whose prompt has these blocks (uint64), gave its first output. Tells whether
         ``worker`` gives no events, though it did so until now."""
-        expected, known = self._expected.settle(key, worker), self._known.get(worker)
+        self._expected.settle(key, worker)
+        known = self._known.get(worker)
         if known is None:
             return False
         if known.guessed is not None:
             known.guessed.used(hashes, now, self.max_blocks - len(self.index))
             return False
-        # What was new is forgotten after a while.
-        if expected is None or not expected.new_blocks:
-            return False
         # What was left out may be there already.
-        if known.is_partial or known.view.is_behind:
+        if known.is_partial or known.view.is_behind or self._told_of(worker, hashes):
             return False
         return self._watch.answered(worker, now)
+
+    def _told_of(self, worker: WorkerId, hashes: HashArray) -> bool:
+        """Whether its events named all these blocks: the last one is not there without the rest."""
+        return not len(hashes) or self.index.holds(worker, int(hashes[-1]))
 
     # Prompts
 

@@ -118,6 +118,24 @@ def test_a_worker_that_answers_and_tells_nothing_is_silent(caches: WorkerCaches)
     assert answer_prompts(caches, A, 1, first=SILENT_AFTER_ANSWERS - 1)
 
 
+def test_answers_that_take_long_show_silence_all_the_same(caches: WorkerCaches) -> None:
+    """By then nothing is expected of them any more: other prompts were sent meanwhile."""
+    numbers = range(SILENT_AFTER_ANSWERS)
+    for number in numbers:
+        caches.expect(key(str(number)), A, hashes(1000 + number), 0, float(number))
+    late = LIFETIME_S + SILENT_AFTER_ANSWERS
+    caches.expect(key("other"), B, hashes(9), 0, now=late)
+    told = [caches.answered(key(str(n)), A, hashes(1000 + n), late + n) for n in numbers]
+    assert told == [False] * (SILENT_AFTER_ANSWERS - 1) + [True]
+
+
+def test_what_was_sent_over_a_stream_that_broke_is_not_expected(caches: WorkerCaches) -> None:
+    caches.expect(key("one"), A, hashes(1, 2), 0, now=0.0)
+    assert overlaps(caches, 1, 2) == [2, 0]
+    caches.lost(A)
+    assert overlaps(caches, 1, 2) == [0, 0]
+
+
 def test_a_word_now_and_then_is_enough(caches: WorkerCaches) -> None:
     assert not answer_prompts(caches, A, SILENT_AFTER_ANSWERS - 1)
     caches.take(A, A.epoch, chain(1, 5), 1.0)
@@ -186,7 +204,7 @@ def test_what_finds_no_room_is_left_out_from_the_end() -> None:
     caches.take(B, B.epoch, chain(1, 1, 2, 8, 9), 0.0)
     assert overlaps(caches, 1, 2, 3) == [3, 2]
     assert overlaps(caches, 1, 2, 8, 9) == [2, 3]
-    assert (len(caches.index), caches.left_out, caches.partial) == (4, 1, [B])
+    assert (len(caches.index), caches.left_out) == (4, 1)
     # What hangs below a block that was left out is left out as well.
     caches.take(A, A.epoch, CacheChange(2, removed=hashes(3)), 0.1)
     caches.take(B, B.epoch, chain(2, 10, parent=9), 0.2)

