@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from fake_engine import FakeEngine, Step, expected_answer
+from handoff_memory import copy_piece, described
 
 from core.block_hash import TokenArray
 from core.block_pool import BlockPool
-from core.handoff import Announce, FailureCause, LeaseTimes, Piece, ToDecode, ToPrefill
+from core.handoff import FailureCause, LeaseTimes, ToDecode, ToPrefill
 from core.lease_events import (
     Aborted,
     Copied,
@@ -55,11 +56,6 @@ from prefill_worker.prefiller import Prefiller
 
 BLOCK_SIZE = 4
 SALT = 7
-
-
-def block_checksums(memory: np.ndarray, block_id: int) -> tuple[int, ...]:
-    """One for each stage."""
-    return tuple(hash(part.tobytes()) & (2**63 - 1) for part in memory[:, block_id])
 
 
 @dataclass
@@ -341,20 +337,11 @@ class World:
     def _deliver_to_decode(self, edge: tuple[str, str]) -> None:
         message = self.to_decode[edge].popleft()
         if isinstance(message, AnnouncePieces):
-            message = self._described(self.prefills[edge[0]], message)
+            message = described(self.prefills[edge[0]].engine, message)
         decode = self.decodes[edge[1]]
         event = FromPrefill(f"{edge[0]}/{self.lives[edge[0]]}", message)
         for _ in range(self._copies_of_a_message()):
             self._do_decode(decode, decode.brain.handle(event, self.now))
-
-    @staticmethod
-    def _described(prefill: SimPrefill, item: AnnouncePieces) -> Announce:
-        """Checksums are computed late: P may have given the blocks to somebody else by then."""
-        pieces = tuple(
-            Piece(block_id, generation, block_checksums(prefill.engine.memory, block_id))
-            for block_id, generation in zip(item.block_ids, item.generations, strict=True)
-        )
-        return Announce(item.key, item.lease_id, item.first, pieces)
 
     def _deliver_to_prefill(self, edge: tuple[str, str]) -> None:
         message = self.to_prefill[edge].popleft()
@@ -384,19 +371,11 @@ class World:
         self._do_decode(decode, decode.brain.handle(event, self.now))
 
     def _copy(self, prefill: SimPrefill, decode: SimDecode, item: PieceCopy) -> bool:
-        """Every stage of D takes its part of the block from the stage of P that has it."""
-        piece = item.piece
-        target = decode.engine.memory[:, item.destination]
-        source = np.arange(decode.engine.depth) % prefill.engine.depth
-        target[:] = prefill.engine.memory[source, piece.block_id]
-        if self.random.random() < self.faults.damage:
-            stage = self.random.randrange(decode.engine.depth)
-            target[stage, self.random.randrange(BLOCK_SIZE)] ^= np.uint64(1)
-        self.bytes_moved += target.nbytes
-        if int(prefill.generations[piece.block_id]) != piece.generation:
-            return False
-        expected = tuple(piece.checksums[stage] for stage in source)
-        return block_checksums(decode.engine.memory, item.destination) == expected
+        source, target = prefill.engine, decode.engine
+        self.bytes_moved += target.memory[:, item.destination].nbytes
+        return copy_piece(
+            source, prefill.generations, target, item, self.random, self.faults.damage
+        )
 
     def _step_prefill(self, prefill: SimPrefill) -> None:
         finished = self._move_engine(prefill)

@@ -1,0 +1,145 @@
+"""Routers of a cluster in virtual time: the production dispatcher behind links without sockets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from simulated_network import Network
+from simulated_workers import BLOCK_SIZE, AttachStream, SimWorker
+
+from core.tenants import DEFAULT_TENANT
+from crossdock.v1 import worker_pb2 as pb
+from crossdock.v1.registry_pb2 import WorkerRecord
+from router.access_rules import AccessRules
+from router.answer_stream import Deliver, Prompt
+from router.backoff import Backoff
+from router.dispatcher import Dispatcher
+from router.flow import RetryLimits
+from router.metrics import Metrics
+from router.placement import WorkerId
+from router.routing_rules import RoutingRules
+from router.worker_link import LinkListener, WorkerLink
+
+FindWorker = Callable[[WorkerId], SimWorker | None]
+
+
+class SimLink:
+    """What `router.worker_link.WorkerLink` is to a dispatcher."""
+
+    def __init__(
+        self, router: SimRouter, worker: WorkerId, endpoint: str, listener: LinkListener
+    ) -> None:
+        self.worker = worker
+        self.endpoint = endpoint
+        self.listed = True
+        self._router = router
+        self._network = router.network
+        self._listener = listener
+        self._backoff = Backoff()
+        self._stream: AttachStream | None = None
+        self._attached = False
+        self._closed = False
+        self._network.after(self._network.delay(), self._connect)
+
+    def _connect(self) -> None:
+        if self._closed or not self.listed:
+            return
+        found = self._router.find(self.worker)
+        if found is None:
+            self._network.after(self._backoff.next_pause(), self._connect)
+            return
+        stream = AttachStream(self._network, found, self._router, self._receive, self._lost)
+        attach = pb.Attach(
+            router_id=self._router.name,
+            cache_epoch=self.worker.epoch,
+            cache_sequence=self._listener.cache_sequence(self.worker),
+        )
+        stream.to_worker.send(pb.RouterMessage(attach=attach))
+        self._stream = stream
+
+    def _receive(self, message: pb.WorkerMessage) -> None:
+        if self._attached:
+            self._listener.on_message(self.worker, message)
+        elif message.HasField("welcome"):
+            self._attached = True
+            self._backoff.reset()
+            self._listener.on_attached(self.worker, message.welcome)
+
+    def _lost(self, stream: AttachStream) -> None:
+        if self._closed or stream is not self._stream:
+            return
+        self._stream = None
+        if self._attached:
+            self._attached = False
+            self._listener.on_lost(self.worker)
+        self._network.after(self._backoff.next_pause(), self._connect)
+
+    def send(self, message: pb.RouterMessage) -> None:
+        if self._attached and self._stream is not None:
+            self._stream.to_worker.send(message)
+
+    def delist(self) -> None:
+        self.listed = False
+        if not self._attached:
+            self.cut()
+
+    async def close(self) -> None:
+        self.cut()
+
+    def cut(self) -> None:
+        self._closed = True
+        if self._stream is not None:
+            self._stream.cut()
+
+
+class SimRouter:
+    """One life of one router. ``find``: a worker that can be reached."""
+
+    def __init__(
+        self,
+        network: Network,
+        name: str,
+        find: FindWorker,
+        rules: RoutingRules,
+        access: AccessRules,
+    ) -> None:
+        self.network, self.name, self.find = network, name, find
+        self.is_alive, self.stalled_until = True, 0.0
+        self.links: list[SimLink] = []
+        self.dispatcher = Dispatcher(
+            block_size=BLOCK_SIZE,
+            open_link=self._open_link,
+            rules=rules,
+            metrics=Metrics(DEFAULT_TENANT, rules.slo, ""),
+            random=random.Random(network.random.getrandbits(32)),
+            limits=RetryLimits(),
+            access=access,
+            attempts_after=network.random.randrange(2**20) * 2**12,
+            clock=lambda: network.now,
+        )
+
+    def _open_link(self, worker: WorkerId, endpoint: str, listener: LinkListener) -> WorkerLink:
+        link = SimLink(self, worker, endpoint, listener)
+        self.links.append(link)
+        return cast(WorkerLink, link)
+
+    def hear_list(self, records: Sequence[WorkerRecord]) -> None:
+        if self.is_alive:
+            self.dispatcher.workers.on_listed(records)
+
+    def start(self, prompt: Prompt, deliver: Deliver) -> Callable[[], None]:
+        """Raises AlreadyExists."""
+
+        def while_alive(event: Any) -> None:
+            if self.is_alive:
+                deliver(event)
+
+        return self.dispatcher.start(prompt, while_alive)
+
+    def die(self) -> None:
+        """kill −9: workers see broken streams."""
+        self.is_alive = False
+        for link in self.links:
+            link.cut()
