@@ -1,14 +1,16 @@
 """What has been measured so far, in a file beside the profile-to-be: a run that was interrupted
 goes on where it stopped.
 
-JSON lines: a header that says of what these findings are, then one finding each, written at once.
+JSON lines: a header that says of what these findings are, then one finding each with the time when
+it was made, written at once.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,13 +32,18 @@ class PartialFile:
     """Findings by section (an engine, the edges, serving) and name. A context: closes the file, and
     leaves none without findings."""
 
-    def __init__(self, path: Path, subject: Mapping[str, str]) -> None:
-        """``subject``: model, hardware and all else that findings depend on.
+    def __init__(
+        self, path: Path, subject: Mapping[str, str], clock: Callable[[], float] = time.time
+    ) -> None:
+        """``subject``: model, hardware and all else that findings depend on. ``clock``: seconds
+        since 1970.
 
         Raises ``Incompatible`` if the file at ``path`` is of another one, ``InvalidField`` if it is
         damaged or can't be written.
         """
         self._path = path
+        self._clock = clock
+        self._found_at: list[float] = []
         self._found: dict[tuple[str, str], Found] = {}
         header = {"format": _FORMAT, **subject}
         complete = _complete_lines(path)
@@ -53,6 +60,11 @@ class PartialFile:
     def __len__(self) -> int:
         return len(self._found)
 
+    @property
+    def age_s(self) -> float:
+        """Of the oldest finding, seconds."""
+        return max(0.0, self._clock() - min(self._found_at, default=self._clock()))
+
     def get(self, section: str, name: str) -> Found | None:
         return self._found.get((section, name))
 
@@ -63,7 +75,8 @@ class PartialFile:
     def add(self, section: str, found: Found) -> None:
         """On disk when this returns."""
         self._found[section, found.name] = found
-        line = {"section": section, **_found.dump_python(found)}
+        self._found_at.append(self._clock())
+        line = {"section": section, "at": self._found_at[-1], **_found.dump_python(found)}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
@@ -89,12 +102,13 @@ class PartialFile:
         for number, line in enumerate(lines, start=2):
             try:
                 content = json.loads(line)
-                section = content.pop("section")
+                section, at = content.pop("section"), float(content.pop("at"))
                 found = _found.validate_python(content)
             except (ValueError, RecursionError, AttributeError, KeyError, TypeError):
                 raise _damaged(self._path, f"line {number}") from None
-            if not 0 <= found.seconds < math.inf or not 0 <= found.waited < math.inf:
+            if not all(0 <= value < math.inf for value in (at, found.seconds, found.waited)):
                 raise _damaged(self._path, f"line {number}")
+            self._found_at.append(at)
             self._found[section, found.name] = found
 
 

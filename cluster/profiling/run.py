@@ -42,6 +42,8 @@ from tuner.profile.store import store_profile
 _LOADING = 25.0
 _SERVING = 60.0
 _FIRST_TOKENS = 15
+# Findings of an earlier run that are older (seconds) are told of in the profile's warnings.
+_OLD_S = 3600.0
 
 
 @dataclass(slots=True)
@@ -248,8 +250,7 @@ def measure_profile(subject: Subject, out: Path, progress: Progress) -> ProfileR
     check_writable(out)
     path = partial_path(out)
     with PartialFile(path, subject.identity) as partial:
-        if len(partial):
-            progress.note(f"{len(partial)} points are there already, from {path}")
+        warnings = _resumed(partial, path, progress)
         run = _Run(subject, partial)
         try:
             for setting in subject.engines:
@@ -259,10 +260,27 @@ def measure_profile(subject: Subject, out: Path, progress: Progress) -> ProfileR
         finally:
             run.bar.close()
         result = run.result()
+        result = replace(result, warnings=(*warnings, *result.warnings))
         write_profile(result.profile, out)
         partial.remove()
     _keep(result, progress)
     return result
+
+
+def _resumed(partial: PartialFile, path: Path, progress: Progress) -> tuple[str, ...]:
+    """Says what is there already. Returns a warning if it is old."""
+    if not len(partial):
+        return ()
+    age = f"{partial.age_s / 3600:.1f} h" if partial.age_s > _OLD_S else f"{partial.age_s:.0f} s"
+    progress.note(
+        f"{len(partial)} points are there already, from {path}; the oldest was measured {age} ago"
+    )
+    if partial.age_s <= _OLD_S:
+        return ()
+    return (
+        f"{len(partial)} points are of an earlier run, up to {age} old: if the machine was busier "
+        "or otherwise different then, the fits mix both; measure anew to be sure",
+    )
 
 
 def _keep(result: ProfileResult, progress: Progress) -> None:

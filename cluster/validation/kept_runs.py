@@ -11,10 +11,12 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import xxhash
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict
 
 from core.config import ClusterSpec
 from core.errors import InvalidField
@@ -24,9 +26,28 @@ from tuner.load.metrics import RunResult
 from tuner.load.records import RequestRecord
 from tuner.simulate.requests import RequestTrace
 
+_FORMAT = "crossdock measured run"
+
+
+class _Header(TypedDict):
+    format: Literal["crossdock measured run"]
+    code: str
+    measured: str
+
+
+_header = TypeAdapter(_Header)
 _adapter = TypeAdapter(RequestRecord)
 # Of the words in a file's name; what tells runs apart is the digest behind them.
 _LONGEST = 80
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRun:
+    """``code``: of what served it (``cluster.code_digest``); ``measured``: when, ISO 8601."""
+
+    run: RunResult
+    code: str
+    measured: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +81,24 @@ class RunKey:
         return digest.hexdigest()
 
 
-def keep_run(run: RunResult, path: Path) -> None:
+def keep_run(kept: KeptRun, path: Path) -> None:
     """Appears complete or not at all. Raises ``InvalidField`` if it can't be written."""
-    lines = [json.dumps(record.as_json()) + "\n" for record in run.records]
-    write_files({path: "".join(lines)}, "--records")
+    header = {"format": _FORMAT, "code": kept.code, "measured": kept.measured}
+    lines = [header, *(record.as_json() for record in kept.run.records)]
+    write_files({path: "".join(json.dumps(line) + "\n" for line in lines)}, "--records")
 
 
-def read_run(path: Path, window_s: float) -> RunResult | None:
+def read_run(path: Path, window_s: float) -> KeptRun | None:
     """None if there is no such file. ``window_s``: for how long its requests arrived. Raises
     ``InvalidField`` for a damaged one."""
     if not path.exists():
         return None
     try:
-        records = [_adapter.validate_json(line) for line in path.read_text().splitlines()]
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        first, *lines = path.read_text(encoding="utf-8").splitlines()
+        header = _header.validate_json(first)
+        records = [_adapter.validate_json(line) for line in lines]
+    except (OSError, ValueError) as error:
         raise InvalidField("--records", str(path), f"is damaged; delete it: {error}") from None
     elapsed = max((r.ended_s for r in records if r.ended_s is not None), default=0.0)
-    return RunResult(0, tuple(records), window_s or elapsed, elapsed)
+    run = RunResult(0, tuple(records), window_s or elapsed, elapsed)
+    return KeptRun(run, header["code"], header["measured"])

@@ -10,13 +10,15 @@ import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from cluster.code_digest import code_digest
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model
 from cluster.profiling.machine import usable_cores
 from cluster.progress import Progress
-from cluster.validation.kept_runs import RunKey, keep_run, read_run
+from cluster.validation.kept_runs import KeptRun, RunKey, keep_run, read_run
 from cluster.validation.replay import replay, warm_up
 from cluster.validation.served import served
 from core.config import ClusterSpec
@@ -114,7 +116,7 @@ def _measure(
     """Under each load."""
     paths = [validation.kept_path(configuration, load) for load in validation.loads]
     runs = [
-        None if path is None else read_run(path, load.trace.duration_s)
+        None if path is None else _kept(path, load, progress)
         for path, load in zip(paths, validation.loads, strict=True)
     ]
     if None in runs:
@@ -131,11 +133,25 @@ def _measure(
     return [_outcome(run, validation.slo) for run in runs if run is not None]
 
 
+def _kept(path: Path, load: OfferedLoad, progress: Progress) -> RunResult | None:
+    """Says so if other code served it than would now."""
+    kept = read_run(path, load.trace.duration_s)
+    if kept is None:
+        return None
+    if kept.code != code_digest():
+        progress.note(
+            f"{path} was measured on {kept.measured} with other code ({kept.code}, here it is "
+            f"{code_digest()}); delete it to measure this one"
+        )
+    return kept.run
+
+
 def _replayed(url: str, model: Path, load: OfferedLoad, path: Path | None) -> RunResult:
     """Kept at ``path``, so that what comes after may fail."""
     run = replay(url, model, load.trace)
     if path is not None:
-        keep_run(run, path)
+        measured = datetime.now(UTC).isoformat(timespec="seconds")
+        keep_run(KeptRun(run, code_digest(), measured), path)
     return run
 
 

@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cluster.validation.kept_runs import RunKey, keep_run, read_run
+from cluster.code_digest import code_digest
+from cluster.validation.kept_runs import KeptRun, RunKey, keep_run, read_run
+from cluster.validation.run import Configuration, OfferedLoad, Validation, validate
 from core.config import make_spec
 from core.errors import InvalidField
-from tuner.load.metrics import RunResult
+from tuner.load.metrics import RunResult, Slo
 from tuner.load.records import RequestRecord, Usage
 from tuner.profile import hardware, model_shape
 from tuner.profile.modelled import modelled_profile
 from tuner.simulate.requests import RequestTrace
+from tuner.validate.compare import Outcome
 
 TRACE = RequestTrace(
     "chats",
@@ -65,7 +68,7 @@ def test_another_run_is_another_file(other: RunKey, tmp_path: Path) -> None:
 def test_every_name_makes_a_file_of_the_folder(name: str, tmp_path: Path) -> None:
     path = replace(KEY, name=name).path(tmp_path)
     assert path.parent == tmp_path
-    keep_run(RunResult(0, (), 1.0, 1.0), path)
+    keep_run(KeptRun(RunResult(0, (), 1.0, 1.0), "c0de", "2026-11-22"), path)
     assert path.exists()
 
 
@@ -76,8 +79,47 @@ def test_a_kept_run_is_the_run(tmp_path: Path) -> None:
         RequestRecord(0, 0, 0.0, 20, 2, 0.01, 0.5, (0.3, 0.5), (1, 1), Usage(20, 2)),
         RequestRecord(0, 1, 0.3, 30, 6, 0.31, 0.4, error="TIMEOUT", detail="too late"),
     )
-    keep_run(RunResult(0, records, 2.0, 0.5), path)
-    assert read_run(path, 2.0) == RunResult(0, records, 2.0, 0.5)
-    path.write_text("{")
+    kept = KeptRun(RunResult(0, records, 2.0, 0.5), "c0de", "2026-11-22T08:00:00+00:00")
+    keep_run(kept, path)
+    assert read_run(path, 2.0) == kept
+
+
+@pytest.mark.parametrize("text", ["", "{", "{}\n", '{"session": 0}\n', "\xff"])
+def test_a_file_that_is_no_kept_run_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(text.encode("latin-1"))
     with pytest.raises(InvalidField, match="delete it"):
         read_run(path, 2.0)
+
+
+OUTCOME = Outcome(0.1, 0.2, 0.01, 0.02, goodput=1.0, share=1.0)
+
+
+class Told:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def step(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_it_is_told_which_runs_other_code_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.validation.run.predict", lambda what: OUTCOME)
+    record = RequestRecord(0, 0, 0.0, 20, 2, 0.01, 0.5, (0.3, 0.5), (1, 1), Usage(20, 2))
+    configuration = Configuration("1P:1D", make_spec({"model": "tiny"}))
+    loads = tuple(OfferedLoad("short", rate, TRACE.at_rate(rate)) for rate in (1.0, 2.0))
+    validation = Validation((configuration,), loads, PROFILE, Slo(60, 60), tmp_path, replicates=0)
+    for load, code in zip(loads, ("c0de", code_digest()), strict=True):
+        path = validation.kept_path(configuration, load)
+        assert path is not None
+        keep_run(KeptRun(RunResult(0, (record,), 1.0, 0.5), code, "2026-11-22"), path)
+    progress = Told()
+    assert len(validate(validation, progress)) == 2
+    [note] = progress.notes
+    assert "1P-1D-short-1-" in note
+    assert f"with other code (c0de, here it is {code_digest()})" in note

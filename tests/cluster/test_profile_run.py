@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_a_run_goes_on_where_it_stopped_and_ends_with_a_profile(
     out = tmp_path / "profile.json"
     alone, shared = subject.engines
     known = "decode 1 × 64"
-    with PartialFile(partial_path(out), subject.identity) as before:
+    two_hours_ago = time.time() - 7_200
+    with PartialFile(partial_path(out), subject.identity, lambda: two_hours_ago) as before:
         for point in subject.points(alone):
             before.add(f"engine {alone.name}", Found(point.name, 1.0 + point.work.rows, 5))
         for batch in subject.overhead_batches:
@@ -74,6 +76,7 @@ def test_a_run_goes_on_where_it_stopped_and_ends_with_a_profile(
     assert max(error.residuals) > 50, "123 s among milliseconds"
     assert [transfer.transport for transfer in profile.transfers] == ["shm", "tcp"]
     assert profile.message_s > 0
+    assert re.match(r"\d+ points are of an earlier run, up to 2\.\d h old", result.warnings[0])
     assert not partial_path(out).exists()
     assert find_newest(profile.model_hash, profile.hardware) == profile
 

@@ -71,6 +71,18 @@ def test_findings_are_there_again_after_an_interruption(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_it_is_known_how_old_findings_are(tmp_path: Path) -> None:
+    path = tmp_path / "p.partial.jsonl"
+    with PartialFile(path, MODEL, clock=lambda: 1_000.0) as partial:
+        assert partial.age_s == 0
+        partial.add("a", Found("one", 1.0, 1))
+    with PartialFile(path, MODEL, clock=lambda: 8_200.0) as again:
+        again.add("a", Found("two", 1.0, 1))
+        assert again.age_s == 7_200
+    with PartialFile(path, MODEL, clock=lambda: 500.0) as before_the_clock_was_set_back:
+        assert before_the_clock_was_set_back.age_s == 0
+
+
 def test_the_line_that_a_kill_cut_off_is_measured_again(tmp_path: Path) -> None:
     path = tmp_path / "p.partial.jsonl"
     with PartialFile(path, MODEL) as partial:
@@ -101,11 +113,13 @@ def test_few_runs_do_not_stand_for_many(subject: Subject, tmp_path: Path) -> Non
         PartialFile(path, thorough.identity)
 
 
-NOT_A_TIME = '{"section": "a", "name": "b", "seconds": NaN, "runs": 3}'
+NOT_A_TIME = '{"section": "a", "at": 1, "name": "b", "seconds": NaN, "runs": 3}'
+NEVER = '{"section": "a", "at": "now", "name": "b", "seconds": 1, "runs": 3}'
 
 
 @pytest.mark.parametrize(
-    "line", ["nonsense", "[]", '{"section": "a"}', '{"name": "b"}', "[" * 100_000, NOT_A_TIME]
+    "line",
+    ["nonsense", "[]", '{"section": "a"}', '{"name": "b"}', "[" * 100_000, NOT_A_TIME, NEVER],
 )
 def test_damaged_findings_are_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "p.partial.jsonl"

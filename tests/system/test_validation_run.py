@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.code_digest import code_digest
 from cluster.profiling.machine import hardware_name, usable_cores
 from cluster.progress import StderrProgress
 from cluster.validation.kept_runs import read_run
@@ -81,12 +82,13 @@ def test_a_cluster_is_served_and_measured_and_what_was_measured_is_kept(
     path = validation.kept_path(validation.configurations[0], validation.loads[0])
     assert path is not None
     assert path.name.startswith("1P-1D-short-6-")
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    header, *records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert header["code"] == code_digest()
     assert [r["usage"]["prompt_tokens"] for r in records] == trace.prompt_tokens.tolist()
     assert [r["usage"]["completion_tokens"] for r in records] == trace.output_tokens.tolist()
-    run = read_run(path, trace.duration_s)
-    assert run is not None
-    assert [record.as_json() for record in run.records] == [
+    kept = read_run(path, trace.duration_s)
+    assert kept is not None
+    assert [record.as_json() for record in kept.run.records] == [
         {**r, "chunk_times_s": tuple(r["chunk_times_s"]), "chunk_tokens": tuple(r["chunk_tokens"])}
         for r in records
     ]
