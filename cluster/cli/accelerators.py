@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,15 @@ from core.errors import InvalidField, NotFound
 from tuner.profile import hardware, model_shape
 from tuner.profile.model_shape import ModelShape, read_model_shape
 from tuner.profile.modelled import modelled_profile
-from tuner.search.space import Accelerators, Budget
+from tuner.search.space import Accelerators, Budget, Labels
 from tuner.simulate.from_spec import PoolProfiles
 
 # As many workers of one rank as a pool may have.
 MAX_GPUS = MAX_REPLICAS
+# Of Kubernetes: an optional domain, then up to 63 letters, digits and some signs.
+_NAME = r"[A-Za-z0-9](?:[-\w.]{0,61}[A-Za-z0-9])?"
+_LABEL = re.compile(rf"(?:[a-z0-9](?:[-a-z0-9.]{{0,251}}[a-z0-9])?/)?{_NAME}", re.ASCII)
+_VALUE = re.compile(rf"{_NAME}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class AcceleratorOptions:
     decode_profile: Path | None
     model: str | None
     base: ClusterSpec
+    prefill_nodes: str | None = None
+    decode_nodes: str | None = None
 
 
 def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
@@ -50,6 +57,8 @@ def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
             "--decode-profile": options.decode_profile,
         }
         refuse_given(of_pools, "belongs to --prefill-gpus and --decode-gpus; use --profile")
+        nodes = {"--prefill-nodes": options.prefill_nodes, "--decode-nodes": options.decode_nodes}
+        refuse_given(nodes, "belongs to --prefill-gpus and --decode-gpus")
         both, words = _pool(options, "--gpus", options.gpus, options.profile)
         [price] = hour_prices(options.gpu_hour_price, options.base, [both.profile.hardware])
         both = replace(both, hour_price=price)
@@ -73,9 +82,25 @@ def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
     kinds = [prefill.profile.hardware, decode.profile.hardware]
     prices = hour_prices(options.gpu_hour_price, options.base, kinds)
     names = kinds if kinds[0] != kinds[1] else ["prefill's", "decode's"]
-    prefill = replace(prefill, hour_price=prices[0], name=names[0])
-    decode = replace(decode, hour_price=prices[1], name=names[1])
+    places = [
+        parse_labels("--prefill-nodes", options.prefill_nodes),
+        parse_labels("--decode-nodes", options.decode_nodes),
+    ]
+    prefill = replace(prefill, hour_price=prices[0], name=names[0], nodes=places[0])
+    decode = replace(decode, hour_price=prices[1], name=names[1], nodes=places[1])
     return Budget(prefill, decode), (f"prefill: {of_prefill}", f"decode: {of_decode}")
+
+
+def parse_labels(option: str, text: str | None) -> Labels:
+    """``nvidia.com/gpu.product=NVIDIA-L40S,zone=a`` as Kubernetes takes node labels. Raises
+    ``InvalidField``."""
+    if text is None:
+        return ()
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    if not all(_LABEL.fullmatch(key) and _VALUE.fullmatch(value) for key, _, value in pairs):
+        fix = "must be labels of nodes, such as nvidia.com/gpu.product=NVIDIA-L40S"
+        raise InvalidField(option, text, fix)
+    return tuple((key, value) for key, _, value in pairs)
 
 
 def _pool(

@@ -54,6 +54,18 @@ def tune(
     decode_profile: Annotated[
         Path | None, typer.Option(help="Of the hardware of --decode-gpus.")
     ] = None,
+    prefill_nodes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL=VALUE",
+            help="For values.yaml: nodes with --prefill-gpus, such as "
+            "nvidia.com/gpu.product=NVIDIA-H100-80GB-HBM3.",
+        ),
+    ] = None,
+    decode_nodes: Annotated[
+        str | None,
+        typer.Option(metavar="LABEL=VALUE", help="The same for --decode-gpus."),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="For built-in kinds of GPUs: a built-in model's name, or a folder."),
@@ -117,6 +129,8 @@ def tune(
         profile=profile,
         prefill_profile=prefill_profile,
         decode_profile=decode_profile,
+        prefill_nodes=prefill_nodes,
+        decode_nodes=decode_nodes,
         model=model,
         config=config,
         limit=limit,

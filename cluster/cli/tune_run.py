@@ -47,6 +47,8 @@ class TuneOptions:
     profile: Path | None = None
     prefill_profile: Path | None = None
     decode_profile: Path | None = None
+    prefill_nodes: str | None = None
+    decode_nodes: str | None = None
     model: str | None = None
     config: Path | None = None
     limit: int | None = None
@@ -131,6 +133,8 @@ def read_question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
             decode_profile=options.decode_profile,
             model=options.model,
             base=base,
+            prefill_nodes=options.prefill_nodes,
+            decode_nodes=options.decode_nodes,
         )
     )
     if options.out is not None:

@@ -177,6 +177,15 @@ def test_an_slo_that_nobody_meets_names_the_nearest(
         (("--gpus", "l4:2"), "--gpus"),
         (("--gpus", "65", "--rate", "1"), "gpus"),
         (("--gpus", "2", "--decode-profile", "x.json"), "--decode-profile"),
+        (("--gpus", "2", "--decode-nodes", "zone=a"), "--decode-nodes"),
+        (
+            ("--prefill-gpus", "1", "--decode-gpus", "1", "--prefill-nodes", "zone: a"),
+            "--prefill-nodes",
+        ),
+        (
+            ("--prefill-gpus", "1", "--decode-gpus", "1", "--decode-nodes", "zone=a,"),
+            "--decode-nodes",
+        ),
         (("--gpus", "1025"), "--gpus"),
         (("--gpus", "2", "--gpu-hour-price", "l40=2"), "--gpu-hour-price"),
         (("--gpus", "2", "--profile", "/nowhere/x.json"), "profile"),

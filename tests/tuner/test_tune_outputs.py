@@ -53,6 +53,25 @@ def test_one_cluster_is_called_cluster(tmp_path: Path) -> None:
     assert names == ["cluster.yaml", "values.yaml"]
 
 
+def test_pods_of_two_kinds_are_led_to_the_nodes_that_were_named(tmp_path: Path) -> None:
+    fast = replace(named("h100"), nodes=(("gpu.kind", "h100"), ("zone", "a")))
+    cheap = replace(named("l40s"), nodes=(("gpu.kind", "l40s"),))
+    pools = [PoolChoice(kind, 1, ONE_RANK, LIMITS) for kind in (fast, cheap)]
+    write_outputs(Candidate(pools[0], (pools[1],)), ClusterSpec(), "", tmp_path)
+    values = yaml.safe_load((tmp_path / "values.yaml").read_text())
+    assert values["prefill"] == {"nodeSelector": {"gpu.kind": "h100", "zone": "a"}}
+    assert values["decode"] == {"nodeSelector": {"gpu.kind": "l40s"}}
+
+
+def test_colocated_clusters_of_two_kinds_each_get_their_nodes(tmp_path: Path) -> None:
+    fast = replace(named("h100"), nodes=(("gpu.kind", "h100"),))
+    write_outputs(colocated_on(fast, named("l40s")), ClusterSpec(), "", tmp_path)
+    of_fast = yaml.safe_load((tmp_path / "values-h100.yaml").read_text())
+    assert of_fast["decode"] == {"nodeSelector": {"gpu.kind": "h100"}}
+    assert "prefill" not in of_fast
+    assert yaml.safe_load((tmp_path / "values-l40s.yaml").read_text()).keys() == {"cluster"}
+
+
 @pytest.mark.parametrize("name", ["cluster.yaml", "values.yaml", "cluster-l4.yaml"])
 def test_what_stands_in_the_way_is_told_before_the_search(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()

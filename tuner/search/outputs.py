@@ -6,7 +6,7 @@ Does not cover: the chart itself (``helm``), charts to look at (``charts``).
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,15 @@ import yaml
 from core.config import ClusterSpec
 from core.errors import InvalidField
 from tuner.files import check_writable, write_files
-from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice
+from tuner.search.space import Accelerators, Budget, Candidate, Labels, PoolChoice
 from tuner.search.specs import spec_of
 
 # Ray knows kinds of accelerators by resources of these names; a sliver asks for the kind.
 _KIND = "accelerator_type:{}"
 _SLIVER = 0.001
+# By pool, as the chart calls them.
+Nodes = Mapping[str, Labels]
+_ANY_NODES: Nodes = {}
 _RAY_NAMES = {"a100": "A100", "h100": "H100", "h200": "H200", "b200": "B200", "l40s": "L40S"}
 _RAY_NAMES |= {"l4": "L4"}
 # Of a name of hardware in the name of a file.
@@ -37,8 +40,13 @@ def cluster_yaml(spec: ClusterSpec, comment: str) -> str:
     return _commented(comment) + _dump(_settings(spec))
 
 
-def values_yaml(spec: ClusterSpec, comment: str) -> str:
-    return _commented(comment) + _dump({"cluster": _settings(spec)})
+def values_yaml(spec: ClusterSpec, comment: str, nodes: Nodes = _ANY_NODES) -> str:
+    """``nodes``: labels of those that each pool's pods are to run on; none for any node."""
+    values: dict[str, Any] = {"cluster": _settings(spec)}
+    for pool, labels in nodes.items():
+        if labels:
+            values[pool] = {"nodeSelector": dict(labels)}
+    return _commented(comment) + _dump(values)
 
 
 def check_folder(folder: Path, budget: Budget) -> None:
@@ -55,11 +63,21 @@ def write_outputs(
 ) -> list[Path]:
     """Writes both files of each cluster; what was there before is replaced at once. Raises
     ``InvalidField`` if they can't be written."""
-    specs = cluster_specs(candidate, base)
-    texts = [write(spec, comment) for spec in specs for write in (cluster_yaml, values_yaml)]
+    texts = []
+    for pool, spec in zip(candidate.decode, cluster_specs(candidate, base), strict=True):
+        nodes = _nodes(candidate, pool)
+        texts += [cluster_yaml(spec, comment), values_yaml(spec, comment, nodes)]
     paths = _paths(folder, [pool.on for pool in candidate.decode])
     write_files(dict(zip(paths, texts, strict=True)))
     return paths
+
+
+def _nodes(candidate: Candidate, decode: PoolChoice) -> Nodes:
+    prefill = candidate.prefill
+    return {
+        "prefill": () if prefill is None else prefill.on.nodes,
+        "decode": decode.on.nodes,
+    }
 
 
 def _paths(folder: Path, kinds: Sequence[Accelerators]) -> list[Path]:

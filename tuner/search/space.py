@@ -16,17 +16,21 @@ from core.shards import ParallelShape
 from tuner.search.one_host import common_threads, threads_on_host
 from tuner.simulate.from_spec import blocks_of_replica
 
+# Pairs of name and value.
+Labels = tuple[tuple[str, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Accelerators:
     """``count`` of one kind at ``hour_price`` each (0: not known), and what was profiled on it.
     A profile of CPU workers counts ranks. ``name``: told in the names of clusters, where there are
-    two kinds."""
+    two kinds. ``nodes``: labels of the Kubernetes nodes that have them."""
 
     profile: LatencyProfile
     count: int
     hour_price: float = 0.0
     name: str = ""
+    nodes: Labels = ()
 
     def __post_init__(self) -> None:
         if self.count < 1:
