@@ -5,11 +5,13 @@ Does not cover: the router's process (``cluster.router_process``).
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from cluster.model_folder import ModelFolder
 from core.config import ClusterSpec
 from core.door_limits import door_limits
+from core.store_url import PASSWORD_VARIABLE, with_password
 from router.access_rules import AccessRules
 from router.cost_model import ClusterCosts
 from router.placement import Disaggregation
@@ -59,4 +61,5 @@ def router_settings(
         vllm_names=spec.metrics.vllm_names,
         access=AccessRules.of(spec.tenants, spec.needs_key, door_limits(spec)),
         max_index_blocks=spec.router.max_index_blocks,
+        store=with_password(spec.store, os.environ.get(PASSWORD_VARIABLE, "")),
     )

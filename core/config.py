@@ -27,6 +27,7 @@ from core.errors import InvalidField
 from core.prefill_order import DEFAULT_TTFT_S
 from core.request import REQUEST_ID_KEPT_S
 from core.shards import MAX_RANKS, ParallelShape
+from core.store_url import MEMORY, redis_place
 from core.tenant_config import (
     MAX_TENANTS,
     AdmissionSpec,
@@ -280,6 +281,10 @@ class ClusterSpec(Section):
     pools: PoolsSpec = PoolsSpec()
     kv: KVSpec = KVSpec()
     router: RouterSpec = RouterSpec()
+    store: str = Field(default=MEMORY, repr=False)
+    """Where several routers share what they know: "memory://" (one router, nothing is shared), or
+    a Redis: redis://HOST:PORT/DB, rediss://HOST:PORT/DB over TLS, unix:///PATH. It takes a password
+    from the environment variable `CROSSDOCK_STORE_PASSWORD`, if the URL has none."""
     slo: SloSpec = SloSpec()
     tenants: dict[TenantName, TenantSpec] = Field(default_factory=dict, max_length=MAX_TENANTS)
     """Who asks, by name. Without it all requests are those of one tenant, `default`."""
@@ -301,6 +306,12 @@ class ClusterSpec(Section):
             kv.transport,
             f"with engine.device = {engine.device} KV blocks can go over {valid}",
         )
+
+    @field_validator("store")
+    @classmethod
+    def _is_a_store(cls, store: str) -> str:
+        redis_place(store)
+        return store
 
     @field_validator("tenants")
     @classmethod
@@ -397,8 +408,9 @@ def _in_plain_words(error: ErrorDetails) -> InvalidField:
         section = ".".join(str(part) for part in error["loc"][:-1])
         return InvalidField(path, None, f"is missing: {section} needs it beside the others")
     message = error["msg"].removeprefix("Value error, ")
-    # What stands where a key's hash should be may be the key.
-    hidden = isinstance(error["input"], dict) or "api_key_sha256" in error["loc"]
+    # What stands where a key's hash should be may be the key, and a URL may hold a password.
+    secret = not {"api_key_sha256", "store"}.isdisjoint(error["loc"])
+    hidden = isinstance(error["input"], dict) or secret
     value = "…" if hidden else error["input"]
     return InvalidField(path or "config", value, message[0].lower() + message[1:])
 

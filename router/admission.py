@@ -29,6 +29,7 @@ from router.admission_messages import (
 )
 from router.departures import Departures
 from router.fair_queue import FairQueue, Waiting
+from router.replication.shared_tenants import Places, SharedTenants
 from router.tenant_account import TenantAccount
 
 # A token of an answer costs as much as two of a prompt: the ratio of the OSDI paper, and of most
@@ -59,13 +60,25 @@ class _Held:
     is_in: bool = False
     has_token: bool = False
 
+    @property
+    def places(self) -> Places:
+        return Places(self.arrived.answers, self.blocks)
+
 
 class Admission:
-    """``tenant``: by name. ``block_size``: tokens of a KV block."""
+    """``tenant``: by name. ``block_size``: tokens of a KV block. ``shared``: what tenants have and
+    pay at other doors, too; None: there is no other."""
 
     def __init__(
-        self, tenant: Callable[[str], Tenant], room: Room, max_waiting: int, block_size: int
+        self,
+        tenant: Callable[[str], Tenant],
+        room: Room,
+        max_waiting: int,
+        block_size: int,
+        shared: SharedTenants | None = None,
     ) -> None:
+        self._shared = shared
+        self._part = 1.0
         self._tenant = tenant
         self._room = room
         self._max_waiting = max_waiting
@@ -85,6 +98,20 @@ class Admission:
     def queued_of_tenants(self) -> dict[str, int]:
         return self._queue.waiting()
 
+    def tokens_of(self, tenant: str, prompt_tokens: int, answers: int, max_tokens: int) -> int:
+        """Of a request: its prompt's, and as many as its answers are expected to have."""
+        return prompt_tokens + self._account(tenant).expected_tokens(answers, max_tokens)
+
+    def allow(self, part: float, now: float) -> None:
+        """This door may let so much of each tenant's limits in, 1 for all of it."""
+        self._part = part
+        for account in self._accounts.values():
+            account.allow(part, now)
+
+    def paid_elsewhere(self, tenant: str, priority: int, cost: float) -> None:
+        """At other doors, weighted, since they were last heard of."""
+        self._queue.pay(tenant, priority, cost)
+
     def handle(self, event: DoorEvent, now: float) -> list[DoorCommand]:
         """At most one is let in at a time: what it takes has to be known before the next."""
         match event:
@@ -103,7 +130,8 @@ class Admission:
         account = self._account(event.key.tenant)
         expected = account.expected_tokens(event.answers, event.max_tokens)
         tokens = event.prompt_tokens + expected
-        refusal = account.refusal(event.answers, tokens, now)
+        is_shared = self._shared is not None and self._shared.is_shared
+        refusal = account.refusal(event.answers, tokens, now, by_budgets=not is_shared)
         if refusal is not None:
             return [Refuse(event.key, refusal)]
         account.arrived(tokens, now)
@@ -123,7 +151,7 @@ class Admission:
         wait = self._departures.wait_s(self._without_token)
         key = self._queue.last().key
         held = self._held[key]
-        held.account.correct(held.tokens, now)
+        self._correct(held, 0, now)
         self._forget(held)
         return Refuse(key, _too_many(self._max_waiting, wait))
 
@@ -141,12 +169,17 @@ class Admission:
         held.is_in = True
         self._in += 1
         held.account.began(held.arrived.answers, held.blocks)
+        if self._shared is not None:
+            self._shared.began(held.account.tenant, held.places)
         self._queue.leave(waiting)
         return [Admit(waiting.key)]
 
     def _may_go(self, waiting: Waiting) -> bool:
-        held = self._held[waiting.key]
-        return held.account.has_room(held.arrived.answers, held.blocks, self._room.decode_blocks)
+        held, blocks = self._held[waiting.key], self._room.decode_blocks
+        if not held.account.has_room(held.arrived.answers, held.blocks, blocks):
+            return False
+        tenant = held.account.tenant
+        return self._shared is None or self._shared.may_run(tenant, held.places, blocks)
 
     def _started(self, key: RequestKey, now: float) -> None:
         held = self._held.get(key)
@@ -162,8 +195,14 @@ class Admission:
         if held.is_in:
             self._settle(held, event)
         used = event.computed_tokens + event.generated_tokens if held.is_in else 0
-        held.account.correct(held.tokens - used, now)
+        self._correct(held, used, now)
         self._forget(held)
+
+    def _correct(self, held: _Held, used: int, now: float) -> None:
+        """So many of the tokens that were taken on arrival were used."""
+        held.account.correct(held.tokens - used, now)
+        if self._shared is not None:
+            self._shared.give_back(held.account.tenant, held.tokens - used)
 
     def _settle(self, held: _Held, event: Ended) -> None:
         """It was let in at an expected cost."""
@@ -171,6 +210,9 @@ class Admission:
         tenant, priority = held.account.tenant, held.arrived.priority
         self._queue.settle(tenant.name, priority, held.cost / tenant.weight, cost / tenant.weight)
         held.account.ended(held.arrived.answers, held.blocks, event.generated_tokens)
+        if self._shared is not None:
+            self._shared.ended(tenant, held.places)
+            self._shared.pay((priority, tenant.name), cost / tenant.weight)
         self._in -= 1
 
     def _forget(self, held: _Held) -> None:
@@ -185,6 +227,7 @@ class Admission:
         account = self._accounts.get(name)
         if account is None:
             account = self._accounts[name] = TenantAccount(self._tenant(name), self._block_size)
+            account.allow(self._part, 0.0)
         return account
 
 

@@ -16,26 +16,21 @@ from wire.grpc_streams import read
 
 log = logging.getLogger(__name__)
 
-WorkerListListener = Callable[[Sequence[pb.WorkerRecord]], None]
-SecretListener = Callable[[bytes], None]
+# Is told the workers, and the secret of the block hashes; b"": there is none.
+WorkerListListener = Callable[[Sequence[pb.WorkerRecord], bytes], None]
 _CHANNEL_OPTIONS = (("grpc.use_local_subchannel_pool", 1),)
 
 
 class Directory:
-    """Watches the registry at ``address`` (host:port) and passes each full list on, and the
+    """Watches the registry at ``address`` (host:port) and passes each full list on, with the
     cluster's secret for block hashes. ``start``, then ``close``."""
 
-    def __init__(
-        self,
-        address: str,
-        router_id: str,
-        listener: WorkerListListener,
-        secret_listener: SecretListener,
-    ) -> None:
+    def __init__(self, address: str, router_id: str, listener: WorkerListListener) -> None:
         self.address = address
-        self._secret_listener = secret_listener
         self._router_id = router_id
         self._listener = listener
+        # Is called whenever the list is not followed any more, or can't be.
+        self.lost: Callable[[], None] = lambda: None
         # Where the controller's /metrics is; "" while that is not known.
         self.metrics_address = ""
 
@@ -52,6 +47,11 @@ class Directory:
             told = await RegistryStub(channel).GetMetrics(GetMetricsRequest(), timeout=timeout_s)
             return bytes(told.text)
 
+    async def report(self, report: pb.RouterReport, timeout_s: float) -> None:
+        """For ``status``. Raises ``grpc.aio.AioRpcError``."""
+        async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
+            await RegistryStub(channel).ReportRouter(report, timeout=timeout_s)
+
     async def _follow(self) -> None:
         backoff = Backoff()
         while True:
@@ -61,6 +61,7 @@ class Directory:
                 log.info("registry %s: %s", self.address, error.details())
             except Exception:
                 log.exception("what the registry %s sent could not be used", self.address)
+            self.lost()
             await asyncio.sleep(backoff.next_pause())
 
     async def _watch(self, backoff: Backoff) -> None:
@@ -70,6 +71,4 @@ class Directory:
             while (listed := await read(call)) is not None:
                 backoff.reset()
                 self.metrics_address = listed.metrics_address
-                if listed.cache_secret:
-                    self._secret_listener(listed.cache_secret)
-                self._listener(listed.workers)
+                self._listener(listed.workers, listed.cache_secret)

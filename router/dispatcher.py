@@ -46,6 +46,7 @@ from router.flow_messages import (
 )
 from router.metrics import Metrics, RouterState
 from router.placement import WorkerId
+from router.replication.shared_tenants import SharedTenants
 from router.request_ids import RequestIds
 from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
@@ -76,6 +77,7 @@ class Dispatcher:
         access: AccessRules,
         max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS,
         attempts_after: int = 0,
+        shared: SharedTenants | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.block_size = block_size
@@ -90,7 +92,11 @@ class Dispatcher:
         )
         self.pool = self.workers.pool
         self._room = WorkerRoom(self.routing, access.door, rules, block_size)
-        self._admission = Admission(access.tenant, self._room, access.door.max_waiting, block_size)
+        self._admission = Admission(
+            access.tenant, self._room, access.door.max_waiting, block_size, shared
+        )
+        # Is told the key of each request that has ended.
+        self.ended: Callable[[RequestKey], None] = lambda key: None
         self._door = Door(self._admission, self._let_in, self._turn_away)
         self._ttft_s = rules.slo.ttft_s
         self.idle = asyncio.Event()
@@ -127,6 +133,29 @@ class Dispatcher:
             self._after(running, prompt.deadline - now, DeadlinePassed())
         self._door.tell(running.arrived(self._ttft_s), now)
         return lambda: self._handle(running, ClientGone())
+
+    def check_id(self, key: RequestKey) -> None:
+        """Raises AlreadyExists while the id is taken here."""
+        self._ids.check(key, self._clock())
+
+    def is_running(self, key: RequestKey) -> bool:
+        return key in self._running
+
+    def tokens_of(self, prompt: Prompt) -> int:
+        """Its own, and as many as its answers are expected to have."""
+        sampling = prompt.sampling
+        return self._admission.tokens_of(
+            prompt.key.tenant, len(prompt.tokens), sampling.n, sampling.max_tokens
+        )
+
+    def allow(self, part: float) -> None:
+        """So much of each tenant's limits is for this router, 1 for all of it."""
+        self._admission.allow(part, self._clock())
+        self.room_changed()
+
+    def paid_elsewhere(self, tenant: str, priority: int, cost: float) -> None:
+        """At other routers, weighted, since they were last heard of."""
+        self._admission.paid_elsewhere(tenant, priority, cost)
 
     def _let_in(self, key: RequestKey) -> None:
         self._handle(self._running[key], RouteDue())
@@ -301,6 +330,7 @@ class Dispatcher:
         self._settle_all(running)
         del self._running[running.prompt.key]
         self._ids.release(running.prompt.key, self._clock())
+        self.ended(running.prompt.key)
         if not running.refused:
             self._metrics.ended(running.counted())
         self._door.tell(running.ended(), self._clock())

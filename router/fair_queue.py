@@ -149,6 +149,14 @@ class FairQueue:
         self._paid[share] += actual - expected
         self._expected[share] -= expected
 
+    def pay(self, tenant: str, priority: int, cost: float) -> None:
+        """A request of the tenant has ended at another door, which shares with this one; weighted.
+        Who comes here after a pause starts level with it, too."""
+        share = priority, tenant
+        self._paid.setdefault(share, 0.0)
+        self._level[priority] = max(self._level.get(priority, 0.0), self._settled(share))
+        self._paid[share] += cost
+
     def _settled(self, share: _Share) -> float:
         return self._paid[share] - self._expected.get(share, 0.0)
 

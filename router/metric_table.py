@@ -125,6 +125,17 @@ INDEX_BLOCKS = gauge("router_index_blocks", "Different blocks in the prefix inde
 INDEX_LEFT_OUT = counter(
     "router_index_left_out_blocks", "Blocks of events for which the prefix index had no room"
 )
+STORE_SHARED = gauge(
+    "router_store_shared",
+    "Only with a store. 1: what routers share is up to date; 0: this one goes by what it knows",
+)
+STORE_FAILURES = counter("router_store_failures", "Times that the store failed or was too slow")
+STORE_TIME = histogram(
+    "router_store_seconds",
+    "What a request waited for the store: of those with an id of the client's choice, or limits",
+    DECISION_EDGES,
+)
+PEERS = gauge("router_peers", "Only with a store. Other routers that live, as far as known")
 SCRAPED = gauge(
     "scrape_success", "Only on /metrics/cluster. 1: this process told its metrics", "process"
 )
@@ -155,5 +166,6 @@ TABLE = (
     *(WORKERS, EXCLUDED, DECISIONS, DECISION_TIME, ROUTED_BLOCKS, OVERLAP_BLOCKS),
     *(PREDICTED_CACHED, PREDICTED_TTFT, TTFT_RATIO, PREDICTED_TPOT, TPOT_RATIO),
     *(KV_EVENTS, KV_GAPS, KV_GUESSED, INDEX_BLOCKS, INDEX_LEFT_OUT, KV_USAGE, KV_CONFIG),
+    *(STORE_SHARED, STORE_FAILURES, STORE_TIME, PEERS),
     SCRAPED,
 )

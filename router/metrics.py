@@ -7,7 +7,7 @@ Does not cover: names and meanings (``router.metric_table``), vLLM's names
 from __future__ import annotations
 
 from collections import Counter as CountOf
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
@@ -19,6 +19,7 @@ from core.request import FinishReason, Role
 from router import metric_table as table
 from router.flow_messages import Finish
 from router.placement import Mode, Placement, WorkerView
+from router.replication.store_state import StoreState
 from router.slo import DEFAULT_CLASS, TPOT, TTFT, SloTargets, counts, tpot_s
 from router.tenant_metrics import REFUSED, TenantMetrics
 from router.vllm_names import VllmNames
@@ -74,6 +75,8 @@ class Metrics(Collector):
         self._kv_events: CountOf[str] = CountOf()
         self._kv_gaps: CountOf[str] = CountOf()
         self._state = RouterState()
+        # With a store: how this router gets on with it.
+        self.store_state: Callable[[], StoreState] | None = None
         self._registry = CollectorRegistry()
         self._tenants = TenantMetrics(self._registry)
         self._unknown = self._tenants.of(tenant, DEFAULT_CLASS)
@@ -124,6 +127,7 @@ class Metrics(Collector):
         self._ttft_ratio = CountedHistogram(table.TTFT_RATIO, registry)
         self._predicted_tpot = CountedHistogram(table.PREDICTED_TPOT, registry)
         self._tpot_ratio = CountedHistogram(table.TPOT_RATIO, registry)
+        self._store_time = CountedHistogram(table.STORE_TIME, registry)
 
     # Routing
 
@@ -154,6 +158,10 @@ class Metrics(Collector):
     def kv_gap(self, worker: str) -> None:
         """Events of a worker were missing."""
         self._kv_gaps[worker] += 1
+
+    def asked_store(self, seconds: float) -> None:
+        """A request waited for the store, and got an answer."""
+        self._store_time.observe(seconds)
 
     # Requests
 
@@ -250,6 +258,14 @@ class Metrics(Collector):
         used = blocks - sum(view.load.free_blocks for view in decoders)
         yield single(table.KV_USAGE, used / blocks if blocks else 0.0)
         yield family(table.KV_CONFIG, [((str(state.block_size), str(blocks)), 1.0)])
+        if self.store_state is not None:
+            yield from _of_store(self.store_state())
+
+
+def _of_store(state: StoreState) -> Iterator[Metric]:
+    yield single(table.STORE_SHARED, float(state.is_shared))
+    yield single(table.STORE_FAILURES, state.failures)
+    yield single(table.PEERS, state.peers)
 
 
 def _category(reason: str) -> str:

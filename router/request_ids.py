@@ -16,16 +16,15 @@ class RequestIds:
         self._taken: set[RequestKey] = set()
         self._ended: deque[tuple[float, RequestKey]] = deque()
 
-    def claim(self, key: RequestKey, now: float) -> None:
-        """Take an id; raises AlreadyExists while it is taken."""
+    def check(self, key: RequestKey, now: float) -> None:
+        """Raises AlreadyExists while the id is taken."""
         self._forget(now)
         if key in self._taken:
-            raise AlreadyExists(
-                f"request_id {key.request_id!r} runs, or ended less than {self._kept_s:g} s ago; "
-                "choose another one",
-                reason="REQUEST_ID_TAKEN",
-                metadata={"request_id": key.request_id},
-            )
+            raise id_taken(key, self._kept_s)
+
+    def claim(self, key: RequestKey, now: float) -> None:
+        """Take an id; raises AlreadyExists while it is taken."""
+        self.check(key, now)
         self._taken.add(key)
 
     def release(self, key: RequestKey, now: float) -> None:
@@ -35,3 +34,12 @@ class RequestIds:
     def _forget(self, now: float) -> None:
         while self._ended and self._ended[0][0] <= now:
             self._taken.discard(self._ended.popleft()[1])
+
+
+def id_taken(key: RequestKey, kept_s: float = REQUEST_ID_KEPT_S) -> AlreadyExists:
+    return AlreadyExists(
+        f"request_id {key.request_id!r} runs, or ended less than {kept_s:g} s ago; "
+        "choose another one",
+        reason="REQUEST_ID_TAKEN",
+        metadata={"request_id": key.request_id},
+    )

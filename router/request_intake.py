@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from core.block_hash import block_hashes
@@ -72,6 +72,8 @@ class RequestIntake:
         self._access = access
         self._authentication = Authentication(access.api_keys, access.needs_key)
         self.salts = CacheSalts(model.digest)
+        # Asks the other routers, so to speak; told whether the client chose the request id.
+        self.claim: Callable[[Prompt, bool], Awaitable[None]] | None = None
 
     def tenant(self, authorization: str | None) -> str:
         """Whose call this is, by its Authorization header; raises Unauthenticated."""
@@ -91,6 +93,9 @@ class RequestIntake:
                 # Between two prompts the streams of others go on.
                 await asyncio.sleep(0)
                 prompts.append(await self._prompt(call, arrived))
+            if self.claim is not None:
+                for call, prompt in zip(calls, prompts, strict=True):
+                    await self.claim(prompt, bool(call.request_id))
             answers = AnswerStream(prompts)
             answers.start(self._dispatcher.start)
         except CrossdockError:

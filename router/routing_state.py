@@ -26,7 +26,7 @@ from router.predictions import Predictions
 from router.queued_context import QueuedContext
 from router.routing_rules import RoutingRules
 from router.worker_caches import WorkerCaches
-from router.worker_load import LoadTable
+from router.worker_load import InFlight, LoadTable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +95,18 @@ class RoutingState:
         known = self._attached.get(worker)
         if known is not None:
             self.loads.reported(known.number, load, now)
+
+    # What other routers say
+
+    def in_flight(self) -> dict[WorkerId, InFlight]:
+        """What this router has sent to each attached worker and no report includes."""
+        return {w: self.loads.sent_here(known.number) for w, known in self._attached.items()}
+
+    def sent_elsewhere(self, worker: WorkerId, sent: InFlight) -> None:
+        """The same of all other routers together. Nothing, while it is not attached here."""
+        known = self._attached.get(worker)
+        if known is not None:
+            self.loads.sent_elsewhere(known.number, sent)
 
     # Where an attempt goes
 

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import secrets
+from collections.abc import Sequence
 from importlib import metadata
 from random import Random
 
@@ -15,9 +16,11 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from core.errors import Unavailable
+from core.store_url import RedisPlace, redis_place
 from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
+from crossdock.v1.registry_pb2 import WorkerRecord
 from router.cluster_metrics import ClusterMetricsDoor
 from router.directory import Directory
 from router.dispatcher import Dispatcher
@@ -31,6 +34,11 @@ from router.model_info import ModelInfo
 from router.openai_door import OpenAIDoor
 from router.placement import WorkerId
 from router.prompt_reader import PromptReader
+from router.replication.redis_store import RedisStore
+from router.replication.replication import Replication
+from router.replication.router_reports import RouterReports
+from router.replication.shared_tenants import SharedTenants
+from router.replication.store_state import StoreState
 from router.request_intake import RequestIntake
 from router.service import InferenceService
 from router.settings import RouterSettings
@@ -60,6 +68,8 @@ class RouterServer:
         self._tokenizer = Tokenizer.load(settings.model)
         template = ChatTemplate.load(settings.model)
         self._prompts = PromptReader(model, self._tokenizer, template)
+        place = redis_place(settings.store)
+        shared = None if place is None else SharedTenants()
         self.dispatcher = Dispatcher(
             block_size=settings.block_size,
             open_link=self._open_link,
@@ -70,6 +80,7 @@ class RouterServer:
             access=settings.access,
             max_index_blocks=settings.max_index_blocks,
             attempts_after=_ATTEMPTS * secrets.randbelow(_NUMBERINGS),
+            shared=shared,
         )
         self._intake = RequestIntake(
             model,
@@ -78,6 +89,10 @@ class RouterServer:
             self._metrics,
             settings.access,
         )
+        self._replication: Replication | None = None
+        if place is not None and shared is not None:
+            self._replication = self._share(place, shared, model.digest)
+        self._reports: RouterReports | None = None
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         self._health_updates: set[asyncio.Task[None]] = set()
 
@@ -86,16 +101,54 @@ class RouterServer:
         settings = self._settings
         await self._set_health(False)
         self.dispatcher.workers.ready_changed = self._ready_changed
-        self._directory = Directory(
-            settings.registry,
-            self._router_id,
-            self.dispatcher.workers.on_listed,
-            self._intake.salts.use,
-        )
+        self._directory = Directory(settings.registry, self._router_id, self._listed)
         http = await self._start_http()
         grpc_address = await self._start_grpc()
         self._directory.start()
+        if self._replication is not None:
+            self._start_sharing(self._replication, grpc_address)
         return grpc_address, http
+
+    def _share(self, place: RedisPlace, tenants: SharedTenants, model: str) -> Replication:
+        settings = self._settings
+        replication = Replication(
+            self._router_id,
+            RedisStore(place, model),
+            self.dispatcher,
+            tenants,
+            settings.access.tenant,
+            listed=self.dispatcher.workers.on_listed,
+            use_secret=self._intake.salts.use,
+            took=self._metrics.asked_store,
+        )
+        self._metrics.store_state = lambda: replication.state
+        self._intake.claim = replication.claim
+        return replication
+
+    def _start_sharing(self, replication: Replication, grpc_address: str) -> None:
+        self._directory.lost = replication.controller_lost
+        self._reports = RouterReports(
+            self._directory,
+            self._router_id,
+            grpc_address,
+            str(redis_place(self._settings.store)),
+            lambda: replication.state,
+        )
+        replication.changed = self._reports.changed
+        self._reports.start()
+        replication.start()
+
+    def _listed(self, records: Sequence[WorkerRecord], secret: bytes) -> None:
+        if secret:
+            self._intake.salts.use(secret)
+        if self._replication is not None:
+            self._replication.controller_listed(records, secret)
+        self.dispatcher.workers.on_listed(records)
+
+    @property
+    def store_state(self) -> StoreState | None:
+        """Of the store that it shares by; None: it has none."""
+        return None if self._replication is None else self._replication.state
 
     async def stop(self) -> None:
         """Take no more requests, wait for those that run, then close everything."""
@@ -111,6 +164,10 @@ class RouterServer:
         await self._grpc.stop(grace=1.0)
         await self._http.cleanup()
         await self._directory.close()
+        if self._reports is not None:
+            await self._reports.close()
+        if self._replication is not None:
+            await self._replication.close()
         await self.dispatcher.pool.close()
         await asyncio.gather(*self._health_updates)
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import InvalidField
+from core.store_url import MEMORY
 from router.access_rules import AccessRules
 from router.flow import RetryLimits
 from router.routing_rules import RoutingRules
@@ -22,7 +23,8 @@ class RouterSettings:
     """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
     ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``access``: who
     may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well.
-    ``max_index_blocks``: what the prefix index holds at most."""
+    ``max_index_blocks``: what the prefix index holds at most. ``store``: where it shares what it
+    knows with other routers (``core.store_url``)."""
 
     registry: str
     model: Path
@@ -38,13 +40,14 @@ class RouterSettings:
     vllm_names: bool = False
     access: AccessRules = field(default_factory=AccessRules)
     max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS
+    store: str = field(default=MEMORY, repr=False)
 
 
 _adapter = TypeAdapter(RouterSettings)
 
 
 def settings_to_json(settings: RouterSettings) -> bytes:
-    """With the hashes of tenants' keys: for a pipe, not for a log."""
+    """With the hashes of tenants' keys and the store's password: for a pipe, not for a log."""
     return _adapter.dump_json(settings)
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from core.errors import CrossdockError, InvalidField, Overloaded
 from core.tenants import Tenant
-from router.token_bucket import TokenBucket
+from router.token_bucket import TokenBucket, request_budget, token_budget
 
-_MINUTE_S = 60.0
 # Of an answer, as long as none of the tenant's has ended.
 _FIRST_EXPECTED = 128.0
 # Each answer counts so much of the one after it.
@@ -26,9 +25,18 @@ class TenantAccount:
         self.blocks = 0
         self._block_size = block_size
         self._expected = _FIRST_EXPECTED
-        rate, tokens = limits.requests_per_second, limits.tokens_per_minute
-        self._requests = None if rate is None else TokenBucket(rate, max(1.0, rate))
-        self._tokens = None if tokens is None else TokenBucket(tokens / _MINUTE_S, tokens)
+        self._part = 1.0
+        self._of_requests, self._of_tokens = request_budget(limits), token_budget(limits)
+        self._requests = None if self._of_requests is None else TokenBucket(*self._of_requests)
+        self._tokens = None if self._of_tokens is None else TokenBucket(*self._of_tokens)
+
+    def allow(self, part: float, now: float) -> None:
+        """This router may let so much of each limit in, 1 for all of it."""
+        self._part = part
+        if self._requests is not None and self._of_requests is not None:
+            self._requests.become(self._of_requests.part(part), now)
+        if self._tokens is not None and self._of_tokens is not None:
+            self._tokens.become(self._of_tokens.part(part), now)
 
     def expected_tokens(self, answers: int, max_tokens: int) -> int:
         """Of all answers of a request: as many as the tenant's latest ones had."""
@@ -39,15 +47,17 @@ class TenantAccount:
         own = -(-expected_tokens // (answers * self._block_size))
         return -(-prompt_tokens // self._block_size) + answers * own
 
-    def refusal(self, answers: int, tokens: int, now: float) -> CrossdockError | None:
-        """Why a request may not come now."""
+    def refusal(
+        self, answers: int, tokens: int, now: float, *, by_budgets: bool = True
+    ) -> CrossdockError | None:
+        """Why a request may not come now. Without ``by_budgets`` others have looked at those."""
         most = self.tenant.limits.concurrent_sequences
         if most is not None and answers > most:
             return InvalidField("n", answers, f"at most {most} sequences at a time for this tenant")
-        for name, bucket, cost in self._buckets(tokens):
+        for name, bucket, cost in self._buckets(tokens) if by_budgets else ():
             wait = bucket.wait_s(cost, now)
             if wait > 0:
-                return _over_limit(self.tenant, name, wait)
+                return over_limit(self.tenant, name, wait)
         return None
 
     def arrived(self, tokens: int, now: float) -> None:
@@ -61,9 +71,9 @@ class TenantAccount:
         if not self.sequences:
             return True
         most, share = limits.concurrent_sequences, limits.cache_share
-        if most is not None and self.sequences + answers > most:
+        if most is not None and self.sequences + answers > most * self._part:
             return False
-        return share is None or self.blocks + blocks <= share * all_blocks
+        return share is None or self.blocks + blocks <= share * self._part * all_blocks
 
     def began(self, answers: int, blocks: int) -> None:
         self.sequences += answers
@@ -88,7 +98,8 @@ class TenantAccount:
         return [(name, bucket, cost) for name, bucket, cost in both if bucket is not None]
 
 
-def _over_limit(tenant: Tenant, name: str, wait_s: float) -> Overloaded:
+def over_limit(tenant: Tenant, name: str, wait_s: float) -> Overloaded:
+    """``name``: of the limit."""
     limit = getattr(tenant.limits, name)
     return Overloaded(
         f"tenant {tenant.name} has used up its {name} of {limit:g}; try again in {wait_s:.1f} s",

@@ -6,6 +6,35 @@ afterwards: so every request is possible, and the rate holds on average.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+from core.tenants import TenantLimits
+
+_MINUTE_S = 60.0
+
+
+class Budget(NamedTuple):
+    """``rate`` per second, ``burst`` at once."""
+
+    rate: float
+    burst: float
+
+    def part(self, part: float) -> Budget:
+        """Of several that share it; each lets one through at once all the same."""
+        return Budget(self.rate * part, max(1.0, self.burst * part))
+
+
+def request_budget(limits: TenantLimits) -> Budget | None:
+    """None: no limit."""
+    rate = limits.requests_per_second
+    return None if rate is None else Budget(rate, max(1.0, rate))
+
+
+def token_budget(limits: TenantLimits) -> Budget | None:
+    """None: no limit."""
+    tokens = limits.tokens_per_minute
+    return None if tokens is None else Budget(tokens / _MINUTE_S, tokens)
+
 
 class TokenBucket:
     """``rate`` per second, ``burst`` at once. Times in seconds."""
@@ -15,6 +44,12 @@ class TokenBucket:
         self._burst = burst
         self._level = burst
         self._at = 0.0
+
+    def become(self, budget: Budget, now: float) -> None:
+        """From now on it has another rate, and holds no more than the other burst."""
+        self._fill(now)
+        self._rate, self._burst = budget
+        self._level = min(self._level, self._burst)
 
     def wait_s(self, cost: float, now: float) -> float:
         """How long it takes until ``cost`` may be taken; 0 if it may be now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,19 @@ SETTLE_S = 0.02
 Counts = npt.NDArray[np.int64]
 
 _ENDLESS = 2**31
+
+
+class InFlight(NamedTuple):
+    """Sent to a worker and in no report yet, sums. ``late_tokens``: of prompts that will miss their
+    time, until their first output."""
+
+    prefill_tokens: int = 0
+    blocks: int = 0
+    sequences: int = 0
+    late_tokens: int = 0
+
+
+NOTHING_SENT = InFlight()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +55,8 @@ class _Ledger:
     """One worker: its last report, and what was sent since, with the sums."""
 
     __slots__ = (
-        *("blocks", "grain", "late", "late_tokens", "num_blocks", "reported", "sent", "sequences"),
-        *("settling", "tokens"),
+        *("blocks", "elsewhere", "grain", "late", "late_tokens", "num_blocks", "reported", "sent"),
+        *("sequences", "settling", "tokens"),
     )
 
     def __init__(self, num_blocks: int) -> None:
@@ -55,6 +69,8 @@ class _Ledger:
         # Prompts that will miss their time, from when they were sent until their first output.
         self.late: dict[AttemptKey, int] = {}
         self.late_tokens = 0
+        # By other routers.
+        self.elsewhere = NOTHING_SENT
 
     def add(self, key: AttemptKey, sent: _Sent) -> None:
         self.remove(key)
@@ -88,12 +104,13 @@ class _Ledger:
                 self.remove(key)
 
     def current(self) -> Load:
-        reported = self.reported
+        reported, elsewhere = self.reported, self.elsewhere
+        tokens = self.tokens + elsewhere.prefill_tokens
         return Load(
             running=reported.running,
-            waiting=reported.waiting + self.sequences,
-            free_blocks=max(0, reported.free_blocks - self.blocks),
-            pending_prefill_tokens=reported.pending_prefill_tokens + self.tokens,
+            waiting=reported.waiting + self.sequences + elsewhere.sequences,
+            free_blocks=max(0, reported.free_blocks - self.blocks - elsewhere.blocks),
+            pending_prefill_tokens=reported.pending_prefill_tokens + tokens,
         )
 
 
@@ -160,6 +177,16 @@ class LoadTable:
         ledger.settle(now)
         self._note(number)
 
+    def sent_here(self, number: int) -> InFlight:
+        """By this router."""
+        ledger = self._ledger(number)
+        return InFlight(ledger.tokens, ledger.blocks, ledger.sequences, ledger.late_tokens)
+
+    def sent_elsewhere(self, number: int, sent: InFlight) -> None:
+        """By all other routers together; in the place of what they had sent before."""
+        self._ledger(number).elsewhere = sent
+        self._note(number)
+
     def current(self, number: int) -> Load:
         return self._ledger(number).current()
 
@@ -176,12 +203,13 @@ class LoadTable:
             free = _ENDLESS
         else:
             running, waiting, free, pending = ledger.reported
-            sequences = running + waiting + ledger.sequences
-            free = max(0, free - ledger.blocks)
+            elsewhere = ledger.elsewhere
+            sequences = running + waiting + ledger.sequences + elsewhere.sequences
+            free = max(0, free - ledger.blocks - elsewhere.blocks)
             used = ledger.num_blocks - free
             context = used - used % ledger.grain
-            pending += ledger.tokens
-            late = min(pending, ledger.late_tokens)
+            pending += ledger.tokens + elsewhere.prefill_tokens
+            late = min(pending, ledger.late_tokens + elsewhere.late_tokens)
         self.sequences[number] = sequences
         self.context_blocks[number] = context
         self.late_tokens[number] = late

@@ -101,7 +101,8 @@ class FakeWorker(WorkerServicer):
         self.attaches: list[worker_pb2.Attach] = []
         self.received: list[worker_pb2.RouterMessage] = []
         self._news = asyncio.Condition()
-        self._outbox: asyncio.Queue[worker_pb2.WorkerMessage] = asyncio.Queue()
+        # One for each router.
+        self._outboxes: list[asyncio.Queue[worker_pb2.WorkerMessage]] = []
 
     async def start(self) -> FakeWorker:
         self._server, port = await serve(self, add_WorkerServicer_to_server)
@@ -128,7 +129,8 @@ class FakeWorker(WorkerServicer):
         assert first.attach.router_id
         self.attaches.append(first.attach)
         self.attached += 1
-        self._outbox = asyncio.Queue()
+        outbox: asyncio.Queue[worker_pb2.WorkerMessage] = asyncio.Queue()
+        self._outboxes.append(outbox)
         reader = asyncio.create_task(self._read(requests))
         welcome = worker_pb2.Welcome(
             worker=self.name,
@@ -146,8 +148,9 @@ class FakeWorker(WorkerServicer):
                 events = cache_events(self.epoch, 1, self.cached, cleared=True)
                 yield worker_pb2.WorkerMessage(cache=events)
             while True:
-                yield await self._outbox.get()
+                yield await outbox.get()
         finally:
+            self._outboxes.remove(outbox)
             reader.cancel()
 
     async def GetMetrics(self, request: Any, context: Any) -> metrics_pb2.MetricsText:
@@ -204,7 +207,8 @@ class FakeWorker(WorkerServicer):
         self.say(worker_pb2.WorkerMessage(failed=failed))
 
     def say(self, message: worker_pb2.WorkerMessage) -> None:
-        self._outbox.put_nowait(message)
+        for outbox in self._outboxes:
+            outbox.put_nowait(message)
 
 
 class FakeRegistry(RegistryServicer):
@@ -213,6 +217,8 @@ class FakeRegistry(RegistryServicer):
     def __init__(self) -> None:
         self.records: list[registry_pb2.WorkerRecord] = []
         self.metrics, self.metrics_address = b"", ""
+        self.secret = b""
+        self.reports: dict[str, registry_pb2.RouterReport] = {}
         self._changed = asyncio.Condition()
         self._version = 0
 
@@ -233,6 +239,12 @@ class FakeRegistry(RegistryServicer):
     async def GetMetrics(self, request: Any, context: Any) -> metrics_pb2.MetricsText:
         return metrics_pb2.MetricsText(text=self.metrics)
 
+    async def ReportRouter(
+        self, request: registry_pb2.RouterReport, context: Any
+    ) -> registry_pb2.RouterReported:
+        self.reports[request.router_id] = request
+        return registry_pb2.RouterReported()
+
     async def Watch(
         self, request: registry_pb2.WatchRequest, context: Any
     ) -> AsyncIterator[registry_pb2.WorkerList]:
@@ -240,7 +252,9 @@ class FakeRegistry(RegistryServicer):
         while True:
             seen = self._version
             yield registry_pb2.WorkerList(
-                workers=self.records, metrics_address=self.metrics_address
+                workers=self.records,
+                metrics_address=self.metrics_address,
+                cache_secret=self.secret,
             )
             async with self._changed:
                 await self._changed.wait_for(lambda seen=seen: self._version != seen)

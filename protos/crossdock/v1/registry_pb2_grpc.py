@@ -45,6 +45,11 @@ class RegistryStub(object):
                 request_serializer=crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
                 response_deserializer=crossdock_dot_v1_dot_metrics__pb2.MetricsText.FromString,
                 _registered_method=True)
+        self.ReportRouter = channel.unary_unary(
+                '/crossdock.v1.Registry/ReportRouter',
+                request_serializer=crossdock_dot_v1_dot_registry__pb2.RouterReport.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_registry__pb2.RouterReported.FromString,
+                _registered_method=True)
 
 
 class RegistryServicer(object):
@@ -64,6 +69,13 @@ class RegistryServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReportRouter(self, request, context):
+        """How a router that shares with others gets on with that, now and again and on each change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RegistryServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -76,6 +88,11 @@ def add_RegistryServicer_to_server(servicer, server):
                     servicer.GetMetrics,
                     request_deserializer=crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.FromString,
                     response_serializer=crossdock_dot_v1_dot_metrics__pb2.MetricsText.SerializeToString,
+            ),
+            'ReportRouter': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportRouter,
+                    request_deserializer=crossdock_dot_v1_dot_registry__pb2.RouterReport.FromString,
+                    response_serializer=crossdock_dot_v1_dot_registry__pb2.RouterReported.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +149,33 @@ class Registry(object):
             '/crossdock.v1.Registry/GetMetrics',
             crossdock_dot_v1_dot_metrics__pb2.GetMetricsRequest.SerializeToString,
             crossdock_dot_v1_dot_metrics__pb2.MetricsText.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportRouter(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.Registry/ReportRouter',
+            crossdock_dot_v1_dot_registry__pb2.RouterReport.SerializeToString,
+            crossdock_dot_v1_dot_registry__pb2.RouterReported.FromString,
             options,
             channel_credentials,
             insecure,

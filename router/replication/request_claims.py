@@ -1,0 +1,111 @@
+"""What a request needs of all routers before it starts: its id, and its tenant's budgets.
+
+One call to the store, only if the client chose the id or the tenant has limits on its rates, and
+bounded: a store that does not answer is waited for once. Then, and while the store is known to be
+lost, this router decides by what it knows itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from core.request import REQUEST_ID_KEPT_S, RequestKey
+from core.tenants import Tenant
+from router.answer_stream import Prompt
+from router.replication.redis_store import RedisStore, StoreLost
+from router.replication.store_health import StoreHealth
+from router.request_ids import id_taken
+from router.tenant_account import over_limit
+
+# An id is written anew this often, so that it outlives a store that was emptied.
+RENEW_S = REQUEST_ID_KEPT_S / 3
+
+
+class Requests(Protocol):
+    """``router.dispatcher.Dispatcher``."""
+
+    def check_id(self, key: RequestKey) -> None: ...
+    def is_running(self, key: RequestKey) -> bool: ...
+    def tokens_of(self, prompt: Prompt) -> int: ...
+
+
+class RequestClaims:
+    """``lost`` is told when the store fails, ``took`` how many seconds a call took. ``tenant``: by
+    name."""
+
+    def __init__(
+        self,
+        router: str,
+        store: RedisStore,
+        health: StoreHealth,
+        requests: Requests,
+        tenant: Callable[[str], Tenant],
+        lost: Callable[[StoreLost], None],
+        took: Callable[[float], None],
+    ) -> None:
+        self._router = router
+        self._store = store
+        self._health = health
+        self._requests = requests
+        self._tenant = tenant
+        self._lost = lost
+        self._took = took
+        # Running requests with an id of the client's choice, and those that have ended since the
+        # store was told last.
+        self._chosen: set[RequestKey] = set()
+        self._ended: dict[RequestKey, float] = {}
+
+    async def claim(self, prompt: Prompt, chosen: bool) -> None:
+        """Raises AlreadyExists or Overloaded. ``chosen``: by the client, else the id is new in any
+        case."""
+        key, tenant = prompt.key, self._tenant(prompt.key.tenant)
+        self._requests.check_id(key)
+        if chosen or _has_budgets(tenant):
+            if chosen:
+                self._chosen.add(key)
+            if self._health.is_shared:
+                await self._ask(key, tenant, self._requests.tokens_of(prompt), chosen)
+
+    async def _ask(self, key: RequestKey, tenant: Tenant, tokens: int, chosen: bool) -> None:
+        began = time.perf_counter()
+        try:
+            result = await self._store.claim(
+                self._router,
+                tenant.name,
+                tenant.limits,
+                tokens,
+                key if chosen else None,
+                REQUEST_ID_KEPT_S,
+            )
+        except StoreLost as error:
+            self._lost(error)
+            return
+        self._took(time.perf_counter() - began)
+        if result.is_taken:
+            self._chosen.discard(key)
+            raise id_taken(key)
+        if result.requests_wait_s > 0:
+            raise over_limit(tenant, "requests_per_second", result.requests_wait_s)
+        if result.tokens_wait_s > 0:
+            raise over_limit(tenant, "tokens_per_minute", result.tokens_wait_s)
+
+    def ended(self, key: RequestKey) -> None:
+        if key in self._chosen:
+            self._chosen.remove(key)
+            self._ended[key] = REQUEST_ID_KEPT_S
+
+    async def tell(self, *, all_of_them: bool) -> None:
+        """The store keeps ids for a while after their requests, and, now and again, those of all
+        that run. Raises ``StoreLost``."""
+        if all_of_them:
+            self._chosen = {key for key in self._chosen if self._requests.is_running(key)}
+            self._ended |= dict.fromkeys(self._chosen, REQUEST_ID_KEPT_S)
+        told, self._ended = self._ended, {}
+        await self._store.keep(self._router, told)
+
+
+def _has_budgets(tenant: Tenant) -> bool:
+    limits = tenant.limits
+    return (limits.requests_per_second, limits.tokens_per_minute) != (None, None)

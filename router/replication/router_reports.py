@@ -1,0 +1,70 @@
+"""Tells the controller, for `status`, how this router gets on with the store.
+
+On each change, and now and again: a controller that was restarted knows nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+
+import grpc.aio
+
+from crossdock.v1.registry_pb2 import RouterReport
+from router.directory import Directory
+from router.replication.store_state import StoreState
+
+log = logging.getLogger(__name__)
+
+REPORT_S = 5.0
+_LIMIT_S = 2.0
+
+
+class RouterReports:
+    """``store``: its URL without password; ``grpc_address``: of this router, host:port."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        router: str,
+        grpc_address: str,
+        store: str,
+        state: Callable[[], StoreState],
+    ) -> None:
+        self._directory = directory
+        self._router = router
+        self._grpc_address = grpc_address
+        self._store = store
+        self._state = state
+        self._changed = asyncio.Event()
+        self.changed = self._changed.set
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_reporting(), name="reports")
+
+    async def close(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _keep_reporting(self) -> None:
+        while True:
+            self._changed.clear()
+            try:
+                await self._directory.report(self._report(), _LIMIT_S)
+            except grpc.aio.AioRpcError as error:
+                log.info("the registry takes no report: %s", error.details())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPORT_S):
+                    await self._changed.wait()
+
+    def _report(self) -> RouterReport:
+        state = self._state()
+        return RouterReport(
+            router_id=self._router,
+            grpc_address=self._grpc_address,
+            store=self._store,
+            degraded="" if state.is_shared else state.why,
+            peers=state.peers,
+        )

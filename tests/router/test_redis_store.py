@@ -1,0 +1,219 @@
+"""What routers do with a real Redis: ids, budgets, places, leases, news."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.request import RequestKey
+from core.store_url import RedisPlace, redis_place
+from core.tenants import TenantLimits
+from redis_server import RedisServer, needs_redis, redis_server
+from router.placement import WorkerId
+from router.replication.redis_store import CALL_LIMIT_S, RedisStore, StoreLost
+from router.replication.registry_mirror import LeaseChange
+from router.replication.router_news import RouterNews
+from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked
+from router.worker_load import InFlight
+
+pytestmark = needs_redis
+
+KEY = RequestKey("alice", "first")
+NO_LIMITS = TenantLimits()
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+async def store(redis: RedisServer) -> AsyncIterator[RedisStore]:
+    redis.ask("FLUSHALL")
+    store = new_store(redis.url)
+    yield store
+    await store.close()
+
+
+def new_store(url: str, model: str = "tiny") -> RedisStore:
+    place = redis_place(url)
+    assert isinstance(place, RedisPlace)
+    return RedisStore(place, model)
+
+
+async def taken(store: RedisStore, router: str, key: RequestKey = KEY, kept_s: float = 60) -> bool:
+    result = await store.claim(router, key.tenant, NO_LIMITS, 0, key, kept_s)
+    return result.is_taken
+
+
+async def waits(store: RedisStore, limits: TenantLimits, tokens: int = 0) -> tuple[float, float]:
+    result = await store.claim("a", "alice", limits, tokens, None, 60)
+    return result.requests_wait_s, result.tokens_wait_s
+
+
+async def test_an_id_is_for_one_router_and_one_tenant(store: RedisStore) -> None:
+    assert not await taken(store, "a")
+    assert await taken(store, "b")
+    assert not await taken(store, "b", RequestKey("bob", "first"))
+
+
+async def test_an_id_may_come_again_when_its_time_is_over(store: RedisStore) -> None:
+    await store.keep("a", {KEY: 60})
+    assert await taken(store, "b")
+    await store.keep("a", {KEY: 0.01})
+    while await taken(store, "b"):  # noqa: ASYNC110 - ids end without a word
+        await asyncio.sleep(0.01)
+
+
+async def test_of_two_models_none_meets_the_other(redis: RedisServer, store: RedisStore) -> None:
+    other = new_store(redis.url, "other")
+    assert not await taken(store, "a")
+    assert not await taken(other, "b")
+    await other.close()
+
+
+async def test_a_second_s_worth_of_requests_may_come_at_once_from_all_routers(
+    store: RedisStore,
+) -> None:
+    limits = TenantLimits(requests_per_second=0.5)
+    assert await waits(store, limits) == (0, 0)
+    wait, _ = await waits(store, limits)
+    assert 1.5 < wait <= 2.0
+    again, _ = await waits(store, limits)
+    assert again <= wait, "who is refused pays nothing"
+
+
+async def test_tokens_are_paid_off_and_given_back(store: RedisStore) -> None:
+    limits = TenantLimits(tokens_per_minute=60)
+    assert await waits(store, limits, 1000) == (0, 0), "what is larger than the bucket may come"
+    _, wait = await waits(store, limits, 1)
+    assert 930 < wait <= 941
+    await store.give_back({"alice": 990, "nobody": 5})
+    assert await waits(store, limits, 40) == (0, 0)
+
+
+async def test_what_one_budget_refuses_costs_nothing_of_the_other(store: RedisStore) -> None:
+    limits = TenantLimits(requests_per_second=0.001, tokens_per_minute=600)
+    assert await waits(store, limits, 100) == (0, 0)
+    for _ in range(20):
+        requests_wait, tokens_wait = await waits(store, limits, 100)
+        assert requests_wait > 0
+        assert tokens_wait == 0
+
+
+def ask(has: int, wants: int, most: int = 2) -> PlacesAsked:
+    return PlacesAsked("alice", Places(has, 10 * has), Places(wants, 10 * wants), Places(most, -1))
+
+
+async def test_places_of_all_routers_together_are_limited(store: RedisStore) -> None:
+    assert await store.places("a", ask(0, 1))
+    assert await store.places("b", ask(0, 1))
+    assert not await store.places("a", ask(1, 1))
+    assert not await store.places("b", ask(0, 0)), "it gives its own back"
+    assert await store.places("a", ask(1, 1))
+
+
+async def test_who_waits_longest_for_a_place_gets_it(store: RedisStore) -> None:
+    assert await store.places("a", ask(0, 1, most=1))
+    assert not await store.places("b", ask(0, 1, most=1))
+    assert not await store.places("a", ask(0, 1, most=1)), "b was first"
+    assert await store.places("b", ask(0, 1, most=1))
+    assert not await store.places("a", ask(0, 1, most=1))
+    assert not await store.places("b", ask(0, 0, most=1))
+    assert await store.places("a", ask(0, 1, most=1))
+
+
+async def test_a_tenant_without_any_place_always_gets_one(store: RedisStore) -> None:
+    big = PlacesAsked("alice", NO_PLACES, Places(1, 1000), Places(-1, 10))
+    assert await store.places("a", big)
+    assert not await store.places("b", big)
+
+
+async def test_blocks_are_limited_as_sequences_are(store: RedisStore) -> None:
+    def want(has: int, wants: int) -> PlacesAsked:
+        return PlacesAsked("alice", Places(1, has), Places(1, wants), Places(-1, 100))
+
+    assert await store.places("a", want(40, 20))
+    assert not await store.places("b", want(30, 20))
+    assert await store.places("b", want(30, 10))
+
+
+async def test_leases_hold_what_was_written_byte_by_byte(store: RedisStore) -> None:
+    record = bytes(range(256))
+    await store.renew(LeaseChange(True, {"w@1": record, "v@2": b"v"}), b"\x00secret\xff")
+    leased = await store.leased()
+    assert sorted(leased.records) == sorted([record, b"v"])
+    assert leased.secret == b"\x00secret\xff"
+    await store.renew(LeaseChange(True, {"w@1": record}, ["v@2"]), b"")
+    assert list((await store.leased()).records) == [record]
+
+
+async def test_who_goes_by_leases_renews_them_and_changes_nothing(store: RedisStore) -> None:
+    await store.renew(LeaseChange(True, {"w@1": b"draining"}), b"right")
+    await store.renew(LeaseChange(False, {"w@1": b"ready", "v@1": b"new"}), b"wrong")
+    leased = await store.leased()
+    assert (sorted(leased.records), leased.secret) == ([b"draining", b"new"], b"right")
+
+
+async def test_leases_end_by_themselves(
+    redis: RedisServer, store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.replication.redis_store.LEASE_S", 0.01)
+    await store.renew(LeaseChange(True, {"w@1": b"w"}), b"")
+    while (await store.leased()).records:  # noqa: ASYNC110 - so do leases
+        await asyncio.sleep(0.005)
+    await store.renew(LeaseChange(True), b"")
+    assert redis.ask("--scan", "--pattern", "*workers") == "", "the next renewal drops them"
+
+
+async def test_news_reach_everybody_in_order(redis: RedisServer, store: RedisStore) -> None:
+    other = new_store(redis.url)
+    news = [RouterNews("a", False, {WorkerId("w", 1): InFlight(n, 0, 0, 0)}) for n in range(1, 4)]
+    await store.tell(news[0])
+    assert await other.hear() == news[:1]
+    waiting = asyncio.create_task(other.hear())
+    await store.tell(news[1])
+    assert await waiting == news[1:2]
+    await store.tell(news[2])
+    redis.ask("XADD", "{crossdock:tiny}:news", "*", "news", "nonsense")
+    assert await other.hear() == news[2:], "nonsense is left out"
+    assert await store.hear() == news, "who comes late hears what was said lately"
+    await other.close()
+
+
+async def test_a_store_that_does_not_answer_is_waited_for_once(
+    redis: RedisServer, store: RedisStore
+) -> None:
+    await store.probe()
+    loop = asyncio.get_running_loop()
+    redis.stop()
+    try:
+        began = loop.time()
+        with pytest.raises(StoreLost, match=r"no answer within 0\.05 s"):
+            await taken(store, "a")
+        assert loop.time() - began >= CALL_LIMIT_S
+    finally:
+        redis.go_on()
+    await store.probe()
+
+
+async def test_a_store_that_is_not_there_is_told_without_addresses(tmp_path: Path) -> None:
+    store = new_store(f"unix://{tmp_path}/nothing.sock")
+    with pytest.raises(StoreLost) as caught:
+        await store.probe()
+    assert str(tmp_path) not in str(caught.value)
+    await store.close()
+
+
+async def test_a_password_is_needed_where_there_is_one(tmp_path: Path) -> None:
+    with redis_server(tmp_path, "--requirepass", "secret") as server:
+        stranger, friend = new_store(server.url), new_store(f"unix://:secret@{server.socket}")
+        with pytest.raises(StoreLost, match="Authentication"):
+            await stranger.probe()
+        await friend.probe()
+        await stranger.close()
+        await friend.close()
