@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from cluster.wishes import Wish
 from cluster.worker_stats import ask_worker
 from core.errors import InvalidField
 from core.shards import ParallelShape
-from crossdock.v1 import admin_pb2, admin_pb2_grpc
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2
 from router.grpc_errors import abort, as_crossdock_error
 
 STATS_TIMEOUT_S = 2.0
@@ -48,7 +48,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 @dataclass(frozen=True, slots=True)
 class ClusterView:
     """What the controller knows without asking anybody. ``shapes``: of the workers of each pool;
-    ``utilization``: of each pool, None while it is not known; ``metrics_address``: host:port."""
+    ``utilization``: of each pool, None while it is not known; ``metrics_address``: host:port;
+    ``routers``: those that share by a store; ``registry_address``: host:port."""
 
     model: str
     grpc_address: str
@@ -60,6 +61,8 @@ class ClusterView:
     settled: bool
     utilization: Mapping[str, float | None] = field(default_factory=dict)
     metrics_address: str = ""
+    routers: Sequence[registry_pb2.RouterReport] = ()
+    registry_address: str = ""
 
 
 class Operations(Protocol):
@@ -106,6 +109,8 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
             prefill_utilization=view.utilization.get("prefill"),
             decode_utilization=view.utilization.get("decode"),
             metrics_address=view.metrics_address,
+            routers=view.routers,
+            registry_address=view.registry_address,
         )
 
     async def Scale(

@@ -377,6 +377,8 @@ class ServingCluster:
             settled=controller.settled if controller else False,
             utilization={pool: self._utilization.of(pool, names) for pool in POOLS},
             metrics_address=self._metrics_door.address,
+            routers=self._registry.router_reports,
+            registry_address=self.registry_address,
         )
 
 

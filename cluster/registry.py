@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import grpc
 
 from cluster.pool_messages import Member, MemberState
 from crossdock.v1 import metrics_pb2, registry_pb2, registry_pb2_grpc
+
+# Routers report every few seconds (``router.replication.router_reports``).
+REPORT_KEPT_S = 20.0
+_MOST_ROUTERS = 1024
 
 
 class Registry(registry_pb2_grpc.RegistryServicer):
@@ -28,6 +33,15 @@ class Registry(registry_pb2_grpc.RegistryServicer):
         self._changed = asyncio.Condition()
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_watchers = 0
+        self._reports: dict[str, tuple[float, registry_pb2.RouterReport]] = {}
+
+    @property
+    def router_reports(self) -> list[registry_pb2.RouterReport]:
+        """Of routers that share by a store and are there, in the order of their ids."""
+        latest = time.monotonic() - REPORT_KEPT_S
+        reports = self._reports.items()
+        self._reports = {router: told for router, told in reports if told[0] >= latest}
+        return [self._reports[router][1] for router in sorted(self._reports)]
 
     def publish(self, workers: Sequence[Member]) -> None:
         """``workers`` is the full list. A watcher that is behind skips to the newest."""
@@ -60,6 +74,16 @@ class Registry(registry_pb2_grpc.RegistryServicer):
                         await self._changed.wait()
         finally:
             self.num_watchers -= 1
+
+    async def ReportRouter(
+        self,
+        request: registry_pb2.RouterReport,
+        context: grpc.aio.ServicerContext[registry_pb2.RouterReport, registry_pb2.RouterReported],
+    ) -> registry_pb2.RouterReported:
+        now = time.monotonic()
+        if request.router_id in self._reports or len(self._reports) < _MOST_ROUTERS:
+            self._reports[request.router_id] = (now, request)
+        return registry_pb2.RouterReported()
 
     async def GetMetrics(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,8 @@ class RedisServer:
         self.socket = folder / "redis.sock"
         self._command = ["redis-server", "--port", "0", "--unixsocket", str(self.socket)]
         self._command += ["--save", "", "--appendonly", "no", "--dir", str(folder), *options]
+        # Of `redis-cli`, such as a password.
+        self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -55,7 +58,8 @@ class RedisServer:
     def ask(self, *words: str) -> str:
         """What `redis-cli` prints."""
         command = ["redis-cli", "-s", str(self.socket), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        environment = os.environ | self.environment
+        return subprocess.check_output(command, text=True, env=environment).strip()
 
     @property
     def _running(self) -> subprocess.Popen[str]:

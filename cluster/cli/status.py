@@ -62,6 +62,12 @@ def _print(found: dict[str, Any]) -> None:
          "cached", "leased", "prefilled", "decoded", "preempted"],
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
+    if found["routers"]:
+        print()
+        print_table(
+            ["router", "grpc", "shares by", "with", "degraded"],
+            [_router_row(router) for router in found["routers"]],
+        )
     for worker in found["workers"]:
         if worker["stats"]["routers_without_events"]:
             print(f"\n{_lacking_events(worker)}")
@@ -101,6 +107,11 @@ def _worker_row(worker: dict[str, Any]) -> list[object]:
         stats["decode_tokens"],
         stats["preemptions"],
     ]
+
+
+def _router_row(router: dict[str, Any]) -> list[object]:
+    head = [router["router_id"], router["grpc_address"], router["store"]]
+    return [*head, f"{router['peers']} others", router["degraded"]]
 
 
 def _edge_row(edge: dict[str, Any], worker: str, split: set[str]) -> list[object]:

@@ -18,7 +18,7 @@ from cluster.wishes import Wish
 from core.errors import InvalidField, NotFound, Overloaded
 from core.shards import ONE_RANK, ParallelShape
 from crossdock.client.errors import ServerError, decode
-from crossdock.v1 import admin_pb2, admin_pb2_grpc, worker_pb2, worker_pb2_grpc
+from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2, worker_pb2, worker_pb2_grpc
 
 P0, D0 = Slot("prefill", 0, "prefill"), Slot("decode", 0, "decode")
 
@@ -111,6 +111,15 @@ async def admin_stub(
         wanted=Wanted(1, 1),
         restarts=4,
         settled=True,
+        routers=[
+            registry_pb2.RouterReport(
+                router_id="router-1",
+                grpc_address="127.0.0.1:1",
+                store="redis://cache:6379/0",
+                degraded="no answer within 0.05 s",
+                peers=2,
+            )
+        ],
     )
     admin = ClusterAdmin(lambda: view, lambda: operations, timeout_s=0.5)
     async with (
@@ -172,6 +181,15 @@ async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
     shown = capsys.readouterr().out
     assert "pools 1P:1D  used ? : ?  restarts 4" in shown
     assert "prefill-0  decode-0  tcp        3       1099511.6 MB  shm: out of reach" in shown
+
+
+async def test_the_status_table_says_which_router_goes_by_what_it_knows_itself(capsys) -> None:
+    from cluster.cli.status import _print
+
+    _print(await status())
+    [shown] = [x for x in capsys.readouterr().out.splitlines() if x.startswith("router-1")]
+    words = ["router-1", "127.0.0.1:1", "redis://cache:6379/0", "2", "others"]
+    assert shown.split() == [*words, *["no", "answer", "within", "0.05", "s"]]
 
 
 async def test_workers_of_several_ranks_show_their_shape_and_edges_between_ranks(capsys) -> None:

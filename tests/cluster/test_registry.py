@@ -79,3 +79,14 @@ async def test_every_watcher_hears_of_every_change(registry: Registry, stub) -> 
     registry.publish([member("decode", 2)])
     for watch in watches:
         assert epochs(await watch.read()) == {"decode-0": 2}
+
+
+async def test_reports_of_routers_are_kept_for_a_while(
+    registry: Registry, stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for router, degraded in (("b", ""), ("a", "no answer"), ("b", "refused")):
+        await stub.ReportRouter(registry_pb2.RouterReport(router_id=router, degraded=degraded))
+    told = [(report.router_id, report.degraded) for report in registry.router_reports]
+    assert told == [("a", "no answer"), ("b", "refused")]
+    monkeypatch.setattr("cluster.registry.REPORT_KEPT_S", -1.0)
+    assert registry.router_reports == []
