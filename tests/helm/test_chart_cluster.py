@@ -38,7 +38,7 @@ def test_the_config_is_the_spec_in_the_values(path: Path) -> None:
     values = yaml.safe_load(path.read_text())
     given = make_spec(values.get("cluster"))
     read = config(values)
-    ours = {"model", "tls", "pools", "engine", "metrics"}
+    ours = {"model", "tls", "pools", "engine", "metrics", "store"}
     assert read.model_dump(exclude=ours) == given.model_dump(exclude=ours)
     for pool in ("prefill", "decode"):
         known, wanted = read.pools.of(pool), given.pools.of(pool)

@@ -13,6 +13,8 @@ import yaml
 from charts import CHART, Manifest, ci_values, containers, groups, kinds, one, pod_templates, render
 
 from cluster.cli.main import new_app
+from core.config import make_spec
+from core.store_url import PASSWORD_VARIABLE, redis_place
 
 
 def refusal(values: dict[str, Any]) -> str:
@@ -81,6 +83,63 @@ def test_a_redis_that_speaks_tls_is_let_through_by_its_port() -> None:
     manifests = render({"redis": {"external": {"address": "rediss://redis.db.svc:6380"}}})
     egress = one(manifests, "NetworkPolicy", "crossdock-egress")["spec"]["egress"]
     assert {"ports": [{"port": 6380, "protocol": "TCP"}]} in egress
+
+
+def store_of(values: dict[str, Any]) -> tuple[str | None, dict[str, Any] | None]:
+    """The routers' URL of Redis, and where they have its password from."""
+    manifests = render(values)
+    config = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+    [router] = one(manifests, "Deployment", "crossdock-router")["spec"]["template"]["spec"][
+        "containers"
+    ]
+    passwords = [e for e in router["env"] if e["name"] == PASSWORD_VARIABLE]
+    secret = passwords[0]["valueFrom"]["secretKeyRef"] if passwords else None
+    return config.get("store"), secret
+
+
+def test_routers_share_by_the_redis_of_the_release() -> None:
+    values = {"redis": {"enabled": True}}
+    url, secret = store_of(values)
+    assert url == "redis://crossdock-redis:6379/0?namespace=llm.crossdock"
+    assert secret == {"name": "crossdock-redis", "key": "password"}
+    assert make_spec({"store": url}).store == url
+    policy = one(render(values), "NetworkPolicy", "crossdock-redis")["spec"]["ingress"]
+    [who] = policy[0]["from"][0]["podSelector"]["matchExpressions"]
+    assert who["values"] == ["head", "router"]
+
+
+@pytest.mark.parametrize(
+    ("external", "url"),
+    [
+        ({"address": "r.db:6380"}, "redis://r.db:6380/0"),
+        ({"address": "redis://r.db:6380"}, "redis://r.db:6380/0"),
+        ({"address": "rediss://r.db:6380", "username": "ray"}, "rediss://ray@r.db:6380/0"),
+    ],
+)
+def test_routers_share_by_another_redis(external: dict[str, Any], url: str) -> None:
+    found, secret = store_of({"redis": {"external": external}})
+    assert (found, secret) == (f"{url}?namespace=llm.crossdock", None)
+    assert redis_place(f"{url}?namespace=llm.crossdock") is not None
+    with_secret = external | {"passwordSecret": {"name": "s"}}
+    assert store_of({"redis": {"external": with_secret}})[1] == {"name": "s", "key": "password"}
+
+
+def test_the_config_may_name_a_store_of_its_own() -> None:
+    assert store_of({}) == (None, None)
+    own = {"redis": {"enabled": True}, "cluster": {"store": "memory://"}}
+    assert store_of(own)[0] == "memory://"
+
+
+def test_another_store_restarts_routers_and_no_worker() -> None:
+    def checksum(url: str, part: str) -> str:
+        manifests = render({"cluster": {"store": url}})
+        template = one(manifests, *part.split())["spec"]["template"]["metadata"]["annotations"]
+        return str(template["checksum/config"])
+
+    first, second = "redis://first:6379/0", "redis://second:6379/0"
+    router, controller = "Deployment crossdock-router", "Deployment crossdock-controller"
+    assert checksum(first, router) != checksum(second, router)
+    assert checksum(first, controller) == checksum(second, controller)
 
 
 def test_the_made_password_is_under_the_key_that_pods_read() -> None:

@@ -123,6 +123,10 @@ has ranks. */}}
 {{- if .Values.tls.enabled }}
 {{- $_ := set $config "tls" (dict "ca" "/etc/crossdock-tls/ca.crt" "cert" "/etc/crossdock-tls/tls.crt" "key" "/etc/crossdock-tls/tls.key") }}
 {{- end }}
+{{- $store := include "crossdock.store" . }}
+{{- if and $store (not $config.store) }}
+{{- $_ := set $config "store" $store }}
+{{- end }}
 {{- $metrics := get $config "metrics" | default dict }}
 {{- range $process := list "worker" "controller" }}
 {{- $port := int (include "crossdock.metricsPort" (dict "root" $ "process" $process)) }}
@@ -153,7 +157,7 @@ has ranks. */}}
 {{- range $name := list "prefill" "decode" }}
 {{- $_ := unset (index $config "pools" $name) "replicas" }}
 {{- end }}
-{{- range $section := list "tenants" "auth" "admission" }}
+{{- range $section := list "tenants" "auth" "admission" "store" }}
 {{- $_ := unset $config $section }}
 {{- end }}
 {{- toYaml $config | sha256sum }}

@@ -1,4 +1,5 @@
-{{/* Where Ray's head keeps its state: the Redis of this release, or another one. */}}
+{{/* Where Ray's head keeps its state and routers share theirs: the Redis of this release, or another
+one. */}}
 
 {{- define "crossdock.redisHost" -}}
 {{ .Release.Name }}-redis
@@ -43,5 +44,34 @@ gcsFaultToleranceOptions:
   {{- end }}
   {{- end }}
   {{- end }}
+{{- end }}
+{{- end }}
+
+{{/* The router's URL of it; "" without one. */}}
+{{- define "crossdock.store" -}}
+{{- $external := .Values.redis.external }}
+{{- $address := $external.address | default (printf "%s:6379" (include "crossdock.redisHost" .)) }}
+{{- if or .Values.redis.enabled $external.address }}
+{{- $scheme := hasPrefix "rediss://" $address | ternary "rediss" "redis" }}
+{{- $host := regexReplaceAll "^rediss?://" $address "" }}
+{{- $user := $external.username | default "" | empty | ternary "" (printf "%s@" ($external.username | default "" | urlquery)) }}
+{{- printf "%s://%s%s/0?namespace=%s.%s" $scheme $user $host .Release.Namespace (include "crossdock.fullname" .) }}
+{{- end }}
+{{- end }}
+
+{{- define "crossdock.storePassword" -}}
+{{- $redis := .Values.redis }}
+{{- if $redis.enabled }}
+- name: CROSSDOCK_STORE_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ default (include "crossdock.redisHost" .) $redis.auth.existingSecret }}
+      key: {{ $redis.auth.existingSecretKey }}
+{{- else if and $redis.external.address $redis.external.passwordSecret.name }}
+- name: CROSSDOCK_STORE_PASSWORD
+  valueFrom:
+    secretKeyRef:
+      name: {{ $redis.external.passwordSecret.name }}
+      key: {{ $redis.external.passwordSecret.key }}
 {{- end }}
 {{- end }}
