@@ -71,14 +71,15 @@ def choose(
     eligible: Eligible, predictions: Predictions, policy: Policy, random: Random
 ) -> Placement:
     """What ``policy`` takes; ``random`` decides between equals."""
-    workers = predictions.candidates.usable.workers
+    usable = predictions.candidates.usable
+    workers = usable.workers
     choice = policy.choose(eligible, predictions, random)
     source = None if choice.prefill is None else _worker(workers[choice.prefill])
     return Placement(
         _worker(workers[choice.decode]),
         source,
         predictions.forecast(choice.decode, choice.prefill),
-        is_direct=source is None and bool(candidates.prefill.any() and candidates.receive.any()),
+        is_direct=source is None and bool(usable.prefill.any() and usable.receive.any()),
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from core.block_hash import block_hashes
-from core.errors import CrossdockError, Unavailable
+from core.errors import CrossdockError, NotFound, Unavailable
 from core.request import SEED_BITS, RequestKey
 from core.tenants import DEFAULT_TENANT
 from router.access_rules import AccessRules
@@ -72,8 +72,10 @@ class RequestIntake:
         self._access = access
         self._authentication = Authentication(access.api_keys, access.needs_key)
         self.salts = CacheSalts(model.digest)
-        # Asks the other routers, so to speak; told whether the client chose the request id.
+        # With other routers: what a request needs of all of them, told whether the client chose
+        # its id; and how to end one that another router runs, which tells whether there is one.
         self.claim: Callable[[Prompt, bool], Awaitable[None]] | None = None
+        self.abort_elsewhere: Callable[[RequestKey], Awaitable[bool]] | None = None
 
     def tenant(self, authorization: str | None) -> str:
         """Whose call this is, by its Authorization header; raises Unauthenticated."""
@@ -103,9 +105,14 @@ class RequestIntake:
             raise
         return answers
 
-    def abort(self, tenant: str, request_id: str) -> None:
+    async def abort(self, tenant: str, request_id: str) -> None:
         """End a running request of this tenant; raises NotFound."""
-        self._dispatcher.abort(RequestKey(tenant, request_id))
+        key = RequestKey(tenant, request_id)
+        try:
+            self._dispatcher.abort(key)
+        except NotFound:
+            if self.abort_elsewhere is None or not await self.abort_elsewhere(key):
+                raise
 
     async def _prompt(self, call: Call, arrived: float) -> Prompt:
         if self.draining:

@@ -63,7 +63,7 @@ class InferenceService(InferenceServicer):
     ) -> pb.AbortResponse:
         try:
             tenant = self._intake.tenant(_authorization(context))
-            self._intake.abort(tenant, request.request_id)
+            await self._intake.abort(tenant, request.request_id)
         except CrossdockError as error:
             await abort(context, error)
         return pb.AbortResponse()

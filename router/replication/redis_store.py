@@ -39,6 +39,8 @@ BACKGROUND_LIMIT_S = 1.0
 _LOOK_BACK_MS = 3_000
 _READ_BLOCK_MS = 1_000
 _KEPT_NEWS = 4_096
+# Stands in the place of the router at an id whose request has ended.
+_ENDED = "-"
 
 Answer = TypeVar("Answer")
 
@@ -114,14 +116,21 @@ class RedisStore:
         )
         return ClaimResult(bool(answer[0]), answer[1] / 1000, answer[2] / 1000)
 
-    async def keep(self, router: str, requests: Mapping[RequestKey, float]) -> None:
-        """These ids stay taken for so many seconds from now on."""
+    async def keep(self, router: str, requests: Mapping[RequestKey, bool], kept_s: float) -> None:
+        """These ids stay taken for so many seconds from now on; whether they run still."""
         if not requests:
             return
         calls = self._redis.pipeline(transaction=False)
-        for request, kept_s in requests.items():
-            calls.set(self._keys.request(request), router, px=round(kept_s * 1000))
+        for request, runs in requests.items():
+            whose = router if runs else _ENDED
+            calls.set(self._keys.request(request), whose, px=round(kept_s * 1000))
         await _bounded(calls.execute(), BACKGROUND_LIMIT_S)
+
+    async def owner(self, request: RequestKey) -> str | None:
+        """The router that runs it; None: nobody, as far as known."""
+        found: Any = await _bounded(self._redis.get(self._keys.request(request)), CALL_LIMIT_S)
+        owner = "" if found is None else found.decode()
+        return None if owner in ("", _ENDED) else owner
 
     async def give_back(self, tokens: Mapping[str, int]) -> None:
         """To budgets, by tenant."""

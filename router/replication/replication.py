@@ -14,6 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
+from core.errors import NotFound
+from core.request import RequestKey
 from core.tenants import Tenant
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.dispatcher import Dispatcher
@@ -75,6 +77,13 @@ class Replication:
         tenants.asked = self._wake.set
         dispatcher.ended = self._claims.ended
         self._tasks: list[asyncio.Task[None]] = []
+
+    async def abort_elsewhere(self, key: RequestKey) -> bool:
+        """End a request of another router. False: none is known to run it."""
+        if not await self._claims.is_elsewhere(key):
+            return False
+        await self._try(partial(self._store.tell, RouterNews(self._router, aborts=(key,))))
+        return self._health.is_shared
 
     def start(self) -> None:
         loops = (self._look_after, self._keep_telling, self._keep_hearing, self._keep_leases)
@@ -209,6 +218,9 @@ class Replication:
             self._dispatcher.routing.sent_elsewhere(worker, self._load.elsewhere(worker))
         for (priority, tenant), cost in heard.paid.items():
             self._dispatcher.paid_elsewhere(tenant, priority, cost)
+        for key in heard.aborts:
+            with contextlib.suppress(NotFound):
+                self._dispatcher.abort(key)
         if heard.workers:
             self._dispatcher.room_changed()
 

@@ -55,7 +55,7 @@ class RequestClaims:
         # Running requests with an id of the client's choice, and those that have ended since the
         # store was told last.
         self._chosen: set[RequestKey] = set()
-        self._ended: dict[RequestKey, float] = {}
+        self._ended: set[RequestKey] = set()
 
     async def claim(self, prompt: Prompt, chosen: bool) -> None:
         """Raises AlreadyExists or Overloaded. ``chosen``: by the client, else the id is new in any
@@ -91,19 +91,32 @@ class RequestClaims:
         if result.tokens_wait_s > 0:
             raise over_limit(tenant, "tokens_per_minute", result.tokens_wait_s)
 
+    async def is_elsewhere(self, key: RequestKey) -> bool:
+        """Whether another router runs it, as far as known."""
+        if not self._health.is_shared:
+            return False
+        try:
+            owner = await self._store.owner(key)
+        except StoreLost as error:
+            self._lost(error)
+            return False
+        return owner not in (None, self._router)
+
     def ended(self, key: RequestKey) -> None:
         if key in self._chosen:
             self._chosen.remove(key)
-            self._ended[key] = REQUEST_ID_KEPT_S
+            self._ended.add(key)
 
     async def tell(self, *, all_of_them: bool) -> None:
         """The store keeps ids for a while after their requests, and, now and again, those of all
         that run. Raises ``StoreLost``."""
         if all_of_them:
             self._chosen = {key for key in self._chosen if self._requests.is_running(key)}
-            self._ended |= dict.fromkeys(self._chosen, REQUEST_ID_KEPT_S)
-        told, self._ended = self._ended, {}
-        await self._store.keep(self._router, told)
+        told = dict.fromkeys(self._ended, False)
+        if all_of_them:
+            told |= dict.fromkeys(self._chosen, True)
+        self._ended = set()
+        await self._store.keep(self._router, told, REQUEST_ID_KEPT_S)
 
 
 def _has_budgets(tenant: Tenant) -> bool:

@@ -1,7 +1,8 @@
 """What a router tells the others through the stream of the store, as JSON. Pure.
 
-All of it is state, not change: sums that replace earlier ones and totals that only grow. So news
-that are lost, late or doubled are made good by the next ones, and nobody has to keep them.
+Nearly all of it is state, not change: sums that replace earlier ones and totals that only grow. So
+news that are lost, late or doubled are made good by the next ones, and nobody has to keep them.
+(Only an abort may be lost.)
 Does not cover: what is done with them (``router.replication.shared_load``).
 """
 
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import Incompatible
+from core.request import RequestKey
 from router.placement import WorkerId
 from router.worker_load import InFlight
 
@@ -27,12 +29,14 @@ Share = tuple[int, str]
 class RouterNews:
     """``in_flight``: what this router has sent to a worker and no report includes yet.
     ``is_full``: workers that are not named have nothing of it. ``paid``: weighted costs of all
-    requests that have ended, since this router started. ``leaves``: it is the last of its news."""
+    requests that have ended, since this router started. ``aborts``: requests that run elsewhere
+    and that a client wants to end. ``leaves``: it is the last of its news."""
 
     router: str
     is_full: bool = False
     in_flight: Mapping[WorkerId, InFlight] = field(default_factory=dict)
     paid: Mapping[Share, float] = field(default_factory=dict)
+    aborts: tuple[RequestKey, ...] = ()
     leaves: bool = False
 
 
@@ -44,6 +48,8 @@ def news_to_text(news: RouterNews) -> bytes:
         told["leaves"] = True
     if news.in_flight:
         told["workers"] = [[w.name, w.epoch, *sent] for w, sent in news.in_flight.items()]
+    if news.aborts:
+        told["aborts"] = news.aborts
     if news.paid:
         told["paid"] = [[priority, name, cost] for (priority, name), cost in news.paid.items()]
     return json.dumps(told, separators=(",", ":")).encode()
@@ -61,6 +67,7 @@ def news_from_text(text: bytes) -> RouterNews:
             bool(told.get("full")),
             {WorkerId(str(row[0]), int(row[1])): _in_flight(row[2:]) for row in workers},
             {(int(row[0]), str(row[1])): _cost(row[2]) for row in paid},
+            tuple(RequestKey(str(row[0]), str(row[1])) for row in told.get("aborts", [])),
             bool(told.get("leaves")),
         )
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:

@@ -62,11 +62,19 @@ async def test_an_id_is_for_one_router_and_one_tenant(store: RedisStore) -> None
 
 
 async def test_an_id_may_come_again_when_its_time_is_over(store: RedisStore) -> None:
-    await store.keep("a", {KEY: 60})
+    await store.keep("a", {KEY: True}, 60)
     assert await taken(store, "b")
-    await store.keep("a", {KEY: 0.01})
+    await store.keep("a", {KEY: False}, 0.01)
     while await taken(store, "b"):  # noqa: ASYNC110 - ids end without a word
         await asyncio.sleep(0.01)
+
+
+async def test_who_runs_a_request_is_known_while_it_runs(store: RedisStore) -> None:
+    assert await store.owner(KEY) is None
+    await taken(store, "a")
+    assert await store.owner(KEY) == "a"
+    await store.keep("a", {KEY: False}, 60)
+    assert await store.owner(KEY) is None
 
 
 async def test_of_two_models_none_meets_the_other(redis: RedisServer, store: RedisStore) -> None:

@@ -168,6 +168,24 @@ async def test_what_a_router_had_sent_is_forgotten_when_it_is_gone(cluster: Clus
         await running
 
 
+async def test_a_request_is_aborted_by_way_of_any_router(
+    cluster: Cluster, redis: RedisServer
+) -> None:
+    first, second = await cluster.add(), await cluster.add()
+    running = first.ask(request_id="mine")
+    await cluster.worker.got("open")
+    await second.client.abort("mine")
+    with pytest.raises(ServerError) as caught:
+        await running
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    await cluster.worker.got("abort")
+    await until(lambda: redis.ask("GET", _key(redis, "request:default:mine")) == "-")
+    for unknown in ("mine", "other"):
+        with pytest.raises(ServerError) as caught:
+            await second.client.abort(unknown)
+        assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+
 async def test_a_rate_holds_for_all_routers_together(cluster: Cluster) -> None:
     rules = limited(requests_per_second=2)
     replicas = [await cluster.add(access=rules) for _ in range(3)]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import Incompatible
+from core.request import RequestKey
 from router.placement import WorkerId
 from router.replication.router_news import RouterNews, news_from_text, news_to_text
 from router.replication.shared_load import BEAT_S, SILENT_AFTER_S, SharedLoad
@@ -23,6 +24,8 @@ ALICE = (0, "alice")
 def test_news_are_the_same_at_the_other_end() -> None:
     news = RouterNews("router-a", True, {W0: SOME, W1: NOTHING_SENT}, {ALICE: 12.5})
     assert news_from_text(news_to_text(news)) == news
+    aborting = RouterNews("router-a", aborts=(RequestKey("tenant", "request"),))
+    assert news_from_text(news_to_text(aborting)) == aborting
     leaving = RouterNews("router-a", leaves=True)
     assert news_from_text(news_to_text(leaving)) == leaving
 
@@ -38,6 +41,7 @@ def test_news_are_the_same_at_the_other_end() -> None:
         b'{"router":"a","workers":[["w",1,-1,0,0,0]]}',
         b'{"router":"a","workers":[["w","x",1,0,0,0]]}',
         b'{"router":"a","workers":7}',
+        b'{"router":"a","aborts":[["tenant"]]}',
         b'{"router":"a","paid":[[0,"alice",NaN]]}',
         b'{"router":"a","paid":[[0,"alice",-1]]}',
         b'{"router":"a","paid":[[0,"alice",1e300]]}',
