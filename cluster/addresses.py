@@ -42,20 +42,26 @@ def node_lost(node: str) -> Unavailable:
     )
 
 
-def exposure_warning(hosts: Mapping[Slot, Sequence[str]]) -> str:
+def exposure_warning(hosts: Mapping[Slot, Sequence[str]], encrypted: bool) -> str:
     """What people should know of workers that listen on a network; "" if none does. ``hosts``: the
-    address of each rank."""
+    address of each rank; ``encrypted``: all that we can encrypt is."""
     exposed = {
         (slot.name, host)
         for slot, of_ranks in hosts.items()
         for host in of_ranks
-        if not host.startswith("127.")
+        if not host.startswith("127.") and (len(of_ranks) > 1 or not encrypted)
     }
     if not exposed:
         return ""
     where = ", ".join(f"{name} on {host}" for name, host in sorted(exposed))
+    if encrypted:
+        return (
+            "warning: what the ranks of a worker compute together goes over torch's connections "
+            f"(gloo, NCCL), which are neither encrypted nor authenticated ({where}): close the "
+            "network between the nodes to others"
+        )
     return (
         f"warning: workers live on several nodes and listen on their addresses ({where}): whoever "
         "reaches these ports can use the workers, for nobody has to authenticate there; close "
-        "the network between the nodes to others"
+        "the network between the nodes to others, or set tls"
     )

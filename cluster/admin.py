@@ -27,6 +27,7 @@ from cluster.wishes import Wish
 from cluster.worker_stats import ask_worker
 from core.errors import InvalidField
 from core.shards import ParallelShape
+from core.tls_files import TlsFiles
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2
 from router.grpc_errors import abort, as_crossdock_error
 
@@ -49,7 +50,8 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ClusterView:
     """What the controller knows without asking anybody. ``shapes``: of the workers of each pool;
     ``utilization``: of each pool, None while it is not known; ``metrics_address``: host:port;
-    ``routers``: those that share by a store; ``registry_address``: host:port."""
+    ``routers``: those that share by a store; ``registry_address``: host:port; ``doors_tls``:
+    whether the router's addresses are over TLS."""
 
     model: str
     grpc_address: str
@@ -63,6 +65,7 @@ class ClusterView:
     metrics_address: str = ""
     routers: Sequence[registry_pb2.RouterReport] = ()
     registry_address: str = ""
+    doors_tls: bool = False
 
 
 class Operations(Protocol):
@@ -76,17 +79,19 @@ class Operations(Protocol):
 
 class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
     """``view`` and ``operations`` are called for each request; the latter gives None while the
-    cluster starts."""
+    cluster starts. ``tls``: by which workers are asked."""
 
     def __init__(
         self,
         view: Callable[[], ClusterView],
         operations: Callable[[], Operations | None],
         timeout_s: float | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
         self._view = view
         self._operations = operations
         self._timeout_s = timeout_s
+        self._tls = tls
 
     async def GetStatus(
         self, request: admin_pb2.GetStatusRequest, context: Context
@@ -94,7 +99,7 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
         view = self._view()
         timeout = self._timeout_s or (VALIDATE_TIMEOUT_S if request.validate else STATS_TIMEOUT_S)
         asked = (
-            _worker_status(member, view.shapes[member.slot.pool], request.validate, timeout)
+            self._worker_status(member, view.shapes[member.slot.pool], request.validate, timeout)
             for member in view.members
         )
         return admin_pb2.ClusterStatus(
@@ -111,6 +116,7 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
             metrics_address=view.metrics_address,
             routers=view.routers,
             registry_address=view.registry_address,
+            doors_tls=view.doors_tls,
         )
 
     async def Scale(
@@ -137,6 +143,28 @@ class ClusterAdmin(admin_pb2_grpc.ClusterAdminServicer):
         except Exception as error:
             await abort(context, as_crossdock_error(error))
         return admin_pb2.DrainNodeResponse(workers=sorted(slot.name for slot in leaving))
+
+    async def _worker_status(
+        self, member: Member, shape: ParallelShape, validate: bool, timeout: float
+    ) -> admin_pb2.WorkerStatus:
+        status = admin_pb2.WorkerStatus(
+            worker=member.slot.name,
+            endpoint=member.endpoint,
+            state=_NAMES[member.state],
+            detail=member.detail,
+            tensor_parallel_size=shape.tensor,
+            pipeline_parallel_size=shape.pipeline,
+        )
+        if member.state not in (MemberState.READY, MemberState.DRAINING):
+            return status
+        try:
+            stats = await ask_worker(member.endpoint, timeout, tls=self._tls, validate=validate)
+            status.stats.CopyFrom(stats)
+        except grpc.aio.AioRpcError as error:
+            if member.state is MemberState.READY:
+                why = f"{error.code().name}: {error.details()}"
+                status.state, status.detail = "unreachable", why
+        return status
 
     def _running(self) -> Operations:
         operations = self._operations()
@@ -172,24 +200,3 @@ def _limit(request: admin_pb2.DrainRequest | admin_pb2.DrainNodeRequest) -> floa
         fix = f"must be between 0 and {MAX_DRAIN_LIMIT_S:g} seconds"
         raise InvalidField("limit_s", limit, fix)
     return limit
-
-
-async def _worker_status(
-    member: Member, shape: ParallelShape, validate: bool, timeout: float
-) -> admin_pb2.WorkerStatus:
-    status = admin_pb2.WorkerStatus(
-        worker=member.slot.name,
-        endpoint=member.endpoint,
-        state=_NAMES[member.state],
-        detail=member.detail,
-        tensor_parallel_size=shape.tensor,
-        pipeline_parallel_size=shape.pipeline,
-    )
-    if member.state not in (MemberState.READY, MemberState.DRAINING):
-        return status
-    try:
-        status.stats.CopyFrom(await ask_worker(member.endpoint, timeout, validate=validate))
-    except grpc.aio.AioRpcError as error:
-        if member.state is MemberState.READY:
-            status.state, status.detail = "unreachable", f"{error.code().name}: {error.details()}"
-    return status

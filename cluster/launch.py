@@ -26,6 +26,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
+from cluster.admin_access import admin_files, admin_interceptors
 from cluster.controller import Controller
 from cluster.gpu import require_gpu
 from cluster.memory_plan import PoolBlocks, plan_blocks, plan_max_model_len
@@ -51,10 +52,13 @@ from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
 from core.shards import ONE_RANK
+from core.tls_files import ServerFiles, server_files
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc, worker_pb2
 from engine.memory import available_memory
 from router.cost_model import ROUGH_COSTS, ClusterCosts
 from wire.metrics_door import MetricsDoor
+from wire.peer_check import members_only
+from wire.tls_grpc import open_port
 
 KILL_PATIENCE_S = 5.0
 LEAVE_RAY_S = 10.0
@@ -160,6 +164,10 @@ class ServingCluster:
         return f"grpc={self.grpc_address} http={self.http_address}"
 
     @property
+    def _own_files(self) -> ServerFiles | None:
+        return server_files(self._spec.tls_files)
+
+    @property
     def grpc_address(self) -> str:
         return self._router.grpc_address if self._router else ""
 
@@ -188,7 +196,9 @@ class ServingCluster:
         self._after_ray()
         slots = list_slots(self._spec)
         places = Places(self._ray, self._spec, model, blocks)
-        await self._metrics_door.start(self._options.host, self._spec.metrics.controller_port)
+        await self._metrics_door.start(
+            self._options.host, self._spec.metrics.controller_port, self._own_files
+        )
         self._registry.metrics_address = self._metrics_door.address
         await self._serve_registry()
         await self._serve_admin()
@@ -313,7 +323,7 @@ class ServingCluster:
         )
 
     async def _ask_worker(self, endpoint: str, timeout_s: float) -> worker_pb2.WorkerStats:
-        stats = await ask_worker(endpoint, timeout_s)
+        stats = await ask_worker(endpoint, timeout_s, tls=self._spec.tls_files)
         self._utilization.told(stats, asyncio.get_running_loop().time())
         return stats
 
@@ -321,24 +331,28 @@ class ServingCluster:
         return self._metrics.render()
 
     async def _serve_registry(self) -> None:
-        server = _new_server()
+        server = _new_server(members_only(self._spec.tls_files))
         registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, server)
         elsewhere = self._options.elsewhere
         # A router of our own asks on loopback.
         host, port = (self._options.host, elsewhere.registry_port) if elsewhere else (LOOPBACK, 0)
-        self.registry_address = f"{host}:{await self._listen(server, host, port)}"
+        self.registry_address = f"{host}:{await self._listen(server, host, port, self._own_files)}"
 
     async def _serve_admin(self) -> None:
-        server = _new_server()
-        admin = ClusterAdmin(self._view, lambda: self._controller)
+        server = _new_server(admin_interceptors(self._spec))
+        admin = ClusterAdmin(self._view, lambda: self._controller, tls=self._spec.tls_files)
         admin_pb2_grpc.add_ClusterAdminServicer_to_server(admin, server)
         await _add_health_and_reflection(server)
-        port = await self._listen(server, self._options.host, self._options.admin_port)
-        self.admin_address = f"{self._options.host}:{port}"
+        host = self._options.host
+        files = admin_files(self._spec)
+        port = await self._listen(server, host, self._options.admin_port, files)
+        self.admin_address = f"{host}:{port}"
         self._progress.note(f"admin={self.admin_address}")
 
-    async def _listen(self, server: grpc.aio.Server, host: str, port: int) -> int:
-        bound = server.add_insecure_port(f"{host}:{port}")
+    async def _listen(
+        self, server: grpc.aio.Server, host: str, port: int, files: ServerFiles | None
+    ) -> int:
+        bound = open_port(server, f"{host}:{port}", files)
         await server.start()
         self._servers.append(server)
         return bound
@@ -379,12 +393,13 @@ class ServingCluster:
             metrics_address=self._metrics_door.address,
             routers=self._registry.router_reports,
             registry_address=self.registry_address,
+            doors_tls=self._spec.door_files is not None,
         )
 
 
-def _new_server() -> grpc.aio.Server:
+def _new_server(interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:  # type: ignore[type-arg]
     # Two clusters must not share a port by accident.
-    return grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    return grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=interceptors)
 
 
 async def _add_health_and_reflection(server: grpc.aio.Server) -> None:

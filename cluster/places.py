@@ -123,7 +123,7 @@ class Places:
     def exposure_warning(self) -> str:
         """What people should know of workers that listen on a network; "" if none does."""
         hosts = {slot: [rank.host for rank in ranks] for slot, ranks in self._places.items()}
-        return exposure_warning(hosts)
+        return exposure_warning(hosts, self._spec.tls_files is not None)
 
     def check_room(self, slots: Sequence[Slot], heirs: Mapping[Slot, Slot] | None = None) -> None:
         """Raises ``Unavailable`` or ``Overloaded`` if these workers find no room now.

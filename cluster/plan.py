@@ -19,7 +19,6 @@ from core.peak_rates import DECLARED, PeakRates
 from core.request import Role
 from core.shards import check_kv_split
 from core.step_budget import step_budget
-from core.tls_files import TlsFiles
 from core.worker_settings import RankSettings, WorkerSettings
 
 POOLS = ("prefill", "decode")
@@ -169,7 +168,7 @@ def replica_settings(
         ttft_s=spec.slo.ttft,
         shape=pool.shape,
         tcp_streams=spec.kv.tcp_streams,
-        tls=TlsFiles(**spec.tls.model_dump()) if spec.tls is not None else None,
+        tls=spec.tls_files,
         peak=_declared_peak(spec),
         metrics_port=spec.metrics.worker_port,
         cache_events=spec.kv.events,

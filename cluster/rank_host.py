@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cluster.process_binding import bind_process, exempt_from_collection
 from core.errors import Unavailable
+from core.tls_files import server_files
 from core.worker_settings import LeaderAddress, RankSettings
 from wire.metrics_door import MetricsDoor
 from worker.daemon_call import call_in_daemon
@@ -45,7 +46,9 @@ class RankHost:
         # Imported only now: torch reads the affinity of the process when it is imported.
         from worker.ranks.follower import Follower
 
-        connection = await call_in_daemon(lambda: connect_to_leader(leader), "rank-connect")
+        connection = await call_in_daemon(
+            lambda: connect_to_leader(leader, settings.worker.tls), "rank-connect"
+        )
         follower = self._follower = Follower(settings, connection)
         try:
             await follower.join()
@@ -76,7 +79,8 @@ class RankHost:
         """On a port that monitors know; nobody else is told of it."""
         first_port = self._settings.worker.metrics_port
         if first_port:
-            await self._metrics_door.start(self._settings.host, first_port)
+            files = server_files(self._settings.worker.tls)
+            await self._metrics_door.start(self._settings.host, first_port, files)
 
     async def _load(self, follower: Follower) -> LoadedRank:
         """Fails at once if the leader is lost, also while torch waits for it."""

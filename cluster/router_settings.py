@@ -62,4 +62,6 @@ def router_settings(
         access=AccessRules.of(spec.tenants, spec.needs_key, door_limits(spec)),
         max_index_blocks=spec.router.max_index_blocks,
         store=with_password(spec.store, os.environ.get(PASSWORD_VARIABLE, "")),
+        tls=spec.tls_files,
+        doors=spec.door_files,
     )

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -24,7 +24,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class RunningCluster:
-    """``started`` in clock ticks since boot; addresses are host:port, "" until it is ready."""
+    """``started`` in clock ticks since boot; addresses are host:port, "" until it is ready.
+    ``tls_…``: its own certificate, "" if it has none; ``door_…``: what its doors show, and a DNS
+    name in it."""
 
     name: str
     pid: int
@@ -34,6 +36,12 @@ class RunningCluster:
     grpc: str = ""
     http: str = ""
     admin: str = ""
+    tls_ca: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    tls_name: str = ""
+    door_cert: str = ""
+    door_name: str = ""
 
     @property
     def ready(self) -> bool:
@@ -59,11 +67,14 @@ class Claim:
             _file(self._cluster.name).unlink(missing_ok=True)
 
 
-def claim_name(name: str, drain_s: float, log: str = "") -> Claim:
-    """Raises ``AlreadyExists`` if a cluster runs under this name."""
+def claim_name(
+    name: str, drain_s: float, log: str = "", files: Mapping[str, str] | None = None
+) -> Claim:
+    """``files``: its ``tls_…`` and ``door_…``. Raises ``AlreadyExists`` if a cluster runs under
+    this name."""
     check_name(name)
     pid = os.getpid()
-    cluster = RunningCluster(name, pid, _start_time(pid) or 0, drain_s, log)
+    cluster = RunningCluster(name, pid, _start_time(pid) or 0, drain_s, log, **(files or {}))
     with _locked_folder():
         other = find_running(name)
         if other is not None:
@@ -83,6 +94,19 @@ def find_running(name: str) -> RunningCluster | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return cluster if cluster.alive else None
+
+
+def find_by_address(address: str) -> RunningCluster | None:
+    """The living cluster with a door at ``address`` (host:port)."""
+    try:
+        names = sorted(path.stem for path in state_folder().glob("*.json"))
+    except (OSError, PreconditionFailed):
+        return None
+    for name in names:
+        cluster = find_running(name)
+        if cluster is not None and address in (cluster.grpc, cluster.http, cluster.admin):
+            return cluster
+    return None
 
 
 def find_address(door: str, name: str | None, default: str) -> str:

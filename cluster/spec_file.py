@@ -14,16 +14,19 @@ from core.yaml_text import parse_yaml
 _OF_TENANTS = ("tenants", "auth")
 
 
-def load_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
+def load_spec(
+    path: Path | None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    opens_doors: bool = True,
+) -> ClusterSpec:
     """The spec in the file at ``path`` (None: all defaults), with ``overrides`` by dotted path.
 
     Raises ``InvalidField`` if the file can't be read, is not YAML, or says what can't be served,
-    or if a file that it names for ``tls`` can't be used.
+    or if a file that it names for ``tls`` can't be used; those of its doors are looked at only by
+    who ``opens_doors``.
     """
-    spec = read_spec(path, overrides)
-    if spec.tls is None:
-        return spec
-    return spec.model_copy(update={"tls": usable_tls(spec.tls)})
+    return _with_usable_files(read_spec(path, overrides), opens_doors)
 
 
 def read_spec(path: Path | None, overrides: Mapping[str, object] | None = None) -> ClusterSpec:
@@ -32,16 +35,22 @@ def read_spec(path: Path | None, overrides: Mapping[str, object] | None = None) 
 
 
 def read_router_spec(path: Path, tenants: Path | None) -> ClusterSpec:
-    """As ``read_spec``. ``tenants``: a file whose sections `tenants` and `auth`, it may have no
+    """As ``load_spec``. ``tenants``: a file whose sections `tenants` and `auth`, it may have no
     others, stand in the place of those in ``path``; such as a mounted Secret."""
     if tenants is None:
-        return read_spec(path)
+        return load_spec(path)
     instead = _read(tenants, "--tenants")
     for name in instead:
         if name not in _OF_TENANTS:
             fix = f"may be no section of {tenants}: it has {' and '.join(_OF_TENANTS)} only"
             raise InvalidField("--tenants", name, fix)
-    return make_spec({**_read(path), **instead})
+    return _with_usable_files(make_spec({**_read(path), **instead}), opens_doors=True)
+
+
+def _with_usable_files(spec: ClusterSpec, opens_doors: bool) -> ClusterSpec:
+    if spec.tls is None:
+        return spec
+    return spec.model_copy(update={"tls": usable_tls(spec.tls, opens_doors=opens_doors)})
 
 
 def _read(path: Path, field: str = "config") -> Mapping[str, object]:

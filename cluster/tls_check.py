@@ -1,28 +1,57 @@
 """Whether the files that a spec's ``tls`` names can be used, before anything starts.
 
-Does not cover: other nodes, where each worker reads them at the same paths when it starts.
+Does not cover: other nodes, where each process reads them at the same paths when it starts.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from core.config import TlsSpec
+from core.config import ClusterSpec, DoorsTlsSpec, TlsSpec
 from core.errors import InvalidField
-from core.tls_files import TlsFiles
-from kv_transfer.tls import server_context
+from wire.tls_check import check_door, check_member
+
+_OF_MEMBERS = ("ca", "cert", "key")
+_OF_DOORS = ("cert", "key", "client_ca")
 
 
-def usable_tls(tls: TlsSpec) -> TlsSpec:
-    """The same with absolute paths: workers have working folders of their own.
+def usable_tls(tls: TlsSpec, *, opens_doors: bool) -> TlsSpec:
+    """The same with absolute paths: workers have working folders of their own. ``opens_doors``:
+    this process's host has the files of the doors.
 
     Raises ``InvalidField`` with the field of the file that is missing or wrong.
     """
-    absolute = {name: str(Path(path).absolute()) for name, path in tls.model_dump().items()}
-    for name, path in absolute.items():
-        _check_readable(f"tls.{name}", path)
-    server_context(TlsFiles(**absolute))
-    return TlsSpec(**absolute)
+    changes: dict[str, object] = _absolute(tls, _OF_MEMBERS, "tls")
+    if opens_doors and tls.doors is not None:
+        changes["doors"] = tls.doors.model_copy(update=_absolute(tls.doors, _OF_DOORS, "tls.doors"))
+    found = tls.model_copy(update=changes)
+    if found.files is not None:
+        check_member(found.files)
+    if opens_doors and found.door_files is not None:
+        check_door(found.door_files)
+    return found
+
+
+def files_for_commands(spec: ClusterSpec) -> dict[str, str]:
+    """What commands on this machine need to speak to the cluster; see ``RunningCluster``."""
+    files, door = spec.tls_files, spec.door_files
+    told: dict[str, str] = {}
+    if files is not None:
+        told = {"tls_ca": files.ca, "tls_cert": files.cert, "tls_key": files.key}
+        told["tls_name"] = files.name
+    if door is not None:
+        told |= {"door_cert": door.cert, "door_name": next(iter(check_door(door)), "")}
+    return told
+
+
+def _absolute(
+    spec: TlsSpec | DoorsTlsSpec, names: tuple[str, ...], field: str
+) -> dict[str, object]:
+    given = {name: getattr(spec, name) for name in names}
+    paths = {name: str(Path(path).absolute()) for name, path in given.items() if path is not None}
+    for name, path in paths.items():
+        _check_readable(f"{field}.{name}", path)
+    return dict(paths)
 
 
 def _check_readable(field: str, path: str) -> None:

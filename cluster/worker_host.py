@@ -18,8 +18,11 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from cluster.process_binding import bind_cores, bind_process, exempt_from_collection
+from core.tls_files import server_files
 from core.worker_settings import LeaderAddress, WorkerSettings
 from kv_transfer.prefill_session import MAX_MESSAGE_BYTES
+from wire.peer_check import members_only
+from wire.tls_grpc import open_port
 from worker.daemon_call import call_in_daemon
 from worker.ranks.group import RankGroup
 
@@ -97,10 +100,13 @@ class WorkerHost:
         epoch = secrets.randbits(62) + 1
         self._service = make_service(settings, epoch, self._rank, self._group)
         self._service.closed.add_done_callback(self._on_closed)
-        self._server = grpc.aio.server(options=_SERVER_OPTIONS)
+        self._server = grpc.aio.server(
+            options=_SERVER_OPTIONS, interceptors=members_only(settings.tls)
+        )
         self._service.register(self._server)
-        port = self._server.add_insecure_port(f"{settings.host}:0")
-        await self._service.metrics_door.start(settings.host, settings.metrics_port)
+        files = server_files(settings.tls)
+        port = open_port(self._server, f"{settings.host}:0", files)
+        await self._service.metrics_door.start(settings.host, settings.metrics_port, files)
         self._service.start()
         await self._server.start()
         exempt_from_collection()

@@ -30,6 +30,7 @@ from core.shards import MAX_RANKS, ParallelShape
 from core.store_url import MEMORY, redis_place
 from core.tenant_config import (
     MAX_TENANTS,
+    AdminSpec,
     AdmissionSpec,
     AuthSpec,
     TenantName,
@@ -37,6 +38,7 @@ from core.tenant_config import (
     check_keys,
 )
 from core.tenants import DEFAULT_TENANT
+from core.tls_files import MEMBER_NAME, OPERATOR_NAME, ServerFiles, TlsFiles
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -53,6 +55,8 @@ DEFAULT_TPOT_S = 0.05
 DEFAULT_MAX_INDEX_BLOCKS = 1 << 23
 
 DType = Literal["auto", "bfloat16", "float16", "float32"]
+# Settings that hold hashes of secrets.
+_HASHES = {"api_key_sha256", "token_sha256"}
 _TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
 
 
@@ -73,6 +77,11 @@ ByteSize = Annotated[
 ]
 ParallelSize = Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)]
 Amount = Annotated[float, Field(gt=0)]
+FilePath = Annotated[str, Field(min_length=1)]
+DnsName = Annotated[
+    str,
+    Field(max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$"),
+]
 
 
 class PeakSpec(Section):
@@ -255,16 +264,64 @@ class MetricsSpec(Section):
     """That of the controller; 0: any free one."""
 
 
-class TlsSpec(Section):
-    """PEM files, at the same paths on every node. With them, KV blocks that go over TCP do so by
-    mutual TLS."""
+class DoorsTlsSpec(Section):
+    """PEM files for the doors that clients come to, gRPC and HTTP, on the routers' hosts."""
 
-    ca: str = Field(min_length=1)
-    """Who signed all certificates."""
-    cert: str = Field(min_length=1)
-    """This cluster's certificate."""
-    key: str = Field(min_length=1)
+    cert: FilePath
+    """The certificate that clients see, with those between it and its authority."""
+    key: FilePath
     """Its key."""
+    client_ca: FilePath | None = None
+    """Who signs clients' certificates. With it, clients without one are refused; but for `/health`
+    and `/ready`, which probes ask."""
+
+
+class TlsSpec(Section):
+    """Encryption. PEM files, at the same paths on every node; renewed ones are taken up. With `ca`,
+    `cert` and `key`, processes of the cluster speak by mutual TLS only."""
+
+    ca: FilePath | None = None
+    """Who signed the certificates of all processes of the cluster, and of its operators."""
+    cert: FilePath | None = None
+    """The certificate that processes of the cluster show to each other."""
+    key: FilePath | None = None
+    """Its key."""
+    name: DnsName = MEMBER_NAME
+    """The DNS name that the certificates of the cluster's processes have, and no others: who shows
+    it is one of them. Addresses are not compared."""
+    operator_name: DnsName = OPERATOR_NAME
+    """The DNS name of operators' certificates, which open the admin port and no other one."""
+    unencrypted_nccl: bool = False
+    """On GPUs, what goes over NCCL is not encrypted: KV blocks between hosts, and what the ranks of
+    a worker tell each other. True: so be it; else such a cluster is refused."""
+    doors: DoorsTlsSpec | None = None
+    """Without it clients are answered in the clear: put TLS in front."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> TlsSpec:
+        given = {"ca": self.ca, "cert": self.cert, "key": self.key}
+        if any(given.values()):
+            for name, path in given.items():
+                if path is None:
+                    fix = "is missing: tls needs it beside the others"
+                    raise InvalidField(f"tls.{name}", None, fix)
+        elif self.doors is None:
+            raise ValueError("give ca, cert and key, or doors, or leave tls out")
+        return self
+
+    @property
+    def files(self) -> TlsFiles | None:
+        """Of the cluster's processes."""
+        if self.ca is None or self.cert is None or self.key is None:
+            return None
+        return TlsFiles(self.ca, self.cert, self.key, self.name)
+
+    @property
+    def door_files(self) -> ServerFiles | None:
+        doors = self.doors
+        if doors is None:
+            return None
+        return ServerFiles(doors.cert, doors.key, doors.client_ca, "tls.doors")
 
 
 class ClusterSpec(Section):
@@ -289,6 +346,7 @@ class ClusterSpec(Section):
     tenants: dict[TenantName, TenantSpec] = Field(default_factory=dict, max_length=MAX_TENANTS)
     """Who asks, by name. Without it all requests are those of one tenant, `default`."""
     auth: AuthSpec = AuthSpec()
+    admin: AdminSpec = AdminSpec()
     admission: AdmissionSpec = AdmissionSpec()
     metrics: MetricsSpec = MetricsSpec()
     tls: TlsSpec | None = None
@@ -333,14 +391,30 @@ class ClusterSpec(Section):
         cls, tls: TlsSpec | None, info: ValidationInfo
     ) -> TlsSpec | None:
         engine, kv = info.data.get("engine"), info.data.get("kv")
-        if tls is None or engine is None or kv is None:
+        pools = info.data.get("pools")
+        if tls is None or tls.files is None or engine is None or kv is None or pools is None:
             return tls
-        if engine.device == "cuda" and kv.transport in ("auto", "nccl"):
+        if engine.device != "cuda" or tls.unencrypted_nccl:
+            return tls
+        split = any(pools.of(pool).shape.num_ranks > 1 for pool in ("prefill", "decode"))
+        if kv.transport in ("auto", "nccl") or split:
+            what = "the ranks of a worker speak" if split else "KV blocks go"
             raise ValueError(
-                "on GPUs KV blocks go over NCCL, which is not encrypted: leave tls out, or set "
-                "kv.transport to cuda_ipc, which leaves no host"
+                f"on GPUs {what} over NCCL, which is not encrypted: set tls.unencrypted_nccl to "
+                "true if that may be, leave tls out, or keep to workers of one rank with "
+                "kv.transport cuda_ipc, which leaves no host"
             )
         return tls
+
+    @property
+    def tls_files(self) -> TlsFiles | None:
+        """Of the cluster's processes; None: they speak in the clear."""
+        return None if self.tls is None else self.tls.files
+
+    @property
+    def door_files(self) -> ServerFiles | None:
+        """Of the doors for clients; None: in the clear."""
+        return None if self.tls is None else self.tls.door_files
 
     @property
     def needs_key(self) -> bool:
@@ -409,7 +483,7 @@ def _in_plain_words(error: ErrorDetails) -> InvalidField:
         return InvalidField(path, None, f"is missing: {section} needs it beside the others")
     message = error["msg"].removeprefix("Value error, ")
     # What stands where a key's hash should be may be the key, and a URL may hold a password.
-    secret = not {"api_key_sha256", "store"}.isdisjoint(error["loc"])
+    secret = not (_HASHES | {"store"}).isdisjoint(error["loc"])
     hidden = isinstance(error["input"], dict) or secret
     value = "…" if hidden else error["input"]
     return InvalidField(path or "config", value, message[0].lower() + message[1:])

@@ -71,6 +71,15 @@ class AuthSpec(Section):
     it: as soon as a tenant has a key. A wrong key is refused in any case."""
 
 
+class AdminSpec(Section):
+    """Who may operate the cluster (`status`, `scale`, `drain`, `flip`). Without anything here: with
+    `tls.ca` who has a certificate of the cluster or of an operator, else who reaches the port."""
+
+    token_sha256: list[Sha256] = Field(default_factory=list, max_length=MAX_KEYS)
+    """SHA-256 of each token that opens the operators' port, as `crossdock api-key` makes them; no
+    certificate is asked for then."""
+
+
 class AdmissionSpec(Section):
     """What a router lets in, and when. What waits at its door is ordered by priority, then by the
     tenants' weighted shares, then by when the first token is due."""

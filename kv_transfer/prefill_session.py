@@ -19,6 +19,7 @@ from core.errors import Incompatible
 from core.handoff import Announce, Commit, FailureCause, ToDecode, ToPrefill
 from core.request import AttemptKey
 from core.shards import ParallelShape
+from core.tls_files import TlsFiles
 from core.transfer_plan import EdgePlan
 from crossdock.v1 import handoff_pb2 as pb
 from crossdock.v1 import handoff_pb2_grpc
@@ -28,6 +29,7 @@ from kv_transfer.outbox import Outbox, messages_of
 from kv_transfer.rank_ports import RankSender
 from kv_transfer.replica_sender import ReplicaSender
 from wire.grpc_streams import read, written_by
+from wire.tls_grpc import open_channel
 
 _log = logging.getLogger(__name__)
 
@@ -83,12 +85,15 @@ class PrefillSession:
         blocks_per_announcement: int,
         on_message: Callable[[ToPrefill], None],
         on_lost: Callable[[FailureCause, str], None],
+        tls: TlsFiles | None = None,
     ) -> None:
-        """``senders``: of P's ranks, in their order; ``stream``: what they call this one.
+        """``senders``: of P's ranks, in their order; ``stream``: what they call this one; ``tls``
+        None: in the clear.
 
         Long announcements are split, so that D copies one part while P describes the next.
         """
         self._endpoint = endpoint
+        self._tls = tls
         self._decode_epoch = decode_epoch
         self._identity = identity
         self._sender = ReplicaSender(senders)
@@ -119,7 +124,7 @@ class PrefillSession:
 
     async def _run(self) -> None:
         try:
-            async with grpc.aio.insecure_channel(self._endpoint, CHANNEL_OPTIONS) as channel:
+            async with open_channel(self._endpoint, self._tls, CHANNEL_OPTIONS) as channel:
                 await self._converse(channel)
             cause, detail = FailureCause.DECODE_LOST, "the decode worker closed the stream"
         except Incompatible as error:

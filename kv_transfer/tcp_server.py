@@ -18,7 +18,6 @@ from kv_transfer import tcp_wire as wire
 from kv_transfer.iovecs import over, over_parts
 from kv_transfer.regions import PoolBytes
 from kv_transfer.tcp_channel import Channel, receive_bytes, send_bytes
-from kv_transfer.tls import server_context
 from kv_transfer.token_listener import Admitted, TokenListener
 from kv_transfer.transport import Generations
 
@@ -40,7 +39,7 @@ class TcpServer(TokenListener):
         self._pool = pool
         self._generations = generations
         # Peers may come from here on.
-        super().__init__(host, "tcp", self._send_blocks, server_context(tls) if tls else None)
+        super().__init__(host, "tcp", self._send_blocks, tls)
 
     def _send_blocks(self, peer: Admitted) -> None:
         runs = self._wanted_part(peer)

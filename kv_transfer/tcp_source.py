@@ -18,7 +18,6 @@ from core.lease_events import PieceCopy
 from core.tls_files import TlsFiles
 from kv_transfer.socket_io import resolve
 from kv_transfer.tcp_stream import CONNECT_LIMIT_S, TcpStream
-from kv_transfer.tls import client_context
 from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import TCP, CopyResult, EdgeTarget
 
@@ -45,7 +44,6 @@ class TcpSource:
         ``streams``: connections that share the pieces of a copy. ``tls``: None is in the clear.
         """
         self._limit_s = limit_s
-        context = client_context(tls) if tls is not None else None
         # Resolved once: no deadline bounds that, and one life of P stays where it is.
         try:
             places = resolve(address.host, address.port)
@@ -53,7 +51,7 @@ class TcpSource:
             raise Incompatible(
                 f"{address} can't be reached: {error}", reason="TCP_UNREACHABLE"
             ) from error
-        self._streams = [TcpStream(address, places, target, context) for _ in range(streams)]
+        self._streams = [TcpStream(address, places, target, tls) for _ in range(streams)]
         self._helpers = ThreadPoolExecutor(max(1, streams - 1), thread_name_prefix="kv-tcp")
         with self._closed_on_failure():
             deadline = time.monotonic() + CONNECT_LIMIT_S

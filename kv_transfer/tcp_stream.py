@@ -13,7 +13,6 @@ import hmac
 import itertools
 import logging
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 
 from core.errors import Incompatible
 from core.lease_events import PieceCopy
+from core.tls_files import TlsFiles
 from kv_transfer import tcp_wire as wire
 from kv_transfer.iovecs import over_parts
 from kv_transfer.regions import digest, part_view
@@ -29,6 +29,7 @@ from kv_transfer.socket_io import SocketPlace, prepare, start_connecting, wait_c
 from kv_transfer.tcp_channel import Channel, channel_over, receive_bytes, send_bytes
 from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import EdgeTarget
+from wire.tls_contexts import client_context
 
 _log = logging.getLogger(__name__)
 # Connecting and the self-test together.
@@ -46,9 +47,10 @@ class TcpStream:
         address: TokenAddress,
         places: Sequence[tuple[int, SocketPlace]],
         target: EdgeTarget,
-        tls: ssl.SSLContext | None,
+        tls: TlsFiles | None,
     ) -> None:
-        """``places``: what ``address`` stands for. Connects when told to."""
+        """``places``: what ``address`` stands for. Connects when told to; ``tls`` None: in the
+        clear."""
         self._address = address
         self._places = places
         self._target = target
@@ -160,7 +162,9 @@ class TcpStream:
     def _wrap(self, connection: socket.socket) -> socket.socket:
         if self._tls is None:
             return connection
-        wrapped = self._tls.wrap_socket(connection, do_handshake_on_connect=False)
+        wrapped = client_context(self._tls).wrap_socket(
+            connection, do_handshake_on_connect=False, server_hostname=self._tls.name
+        )
         self._hold(wrapped)
         return wrapped
 

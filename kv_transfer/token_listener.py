@@ -17,9 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.errors import Incompatible
+from core.tls_files import TlsFiles
 from kv_transfer import tcp_wire as wire
 from kv_transfer.socket_io import prepare, wake
 from kv_transfer.tcp_channel import Channel, channel_over, receive_bytes, send_bytes
+from wire.tls_contexts import require_name, server_context
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_LIMIT_S = 5.0
@@ -78,11 +80,12 @@ class TokenListener:
         host: str,
         name: str,
         serve: Callable[[Admitted], None],
-        tls: ssl.SSLContext | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
-        """``tls``: take only peers with a certificate; None: in the clear."""
+        """``tls``: take only members of the cluster; None: in the clear."""
         self._name = name
         self._tls = tls
+        self._context = server_context(tls.as_server) if tls is not None else None
         self._serve_admitted = serve
         self._lock = threading.Lock()
         self._tokens: list[bytes] = []
@@ -143,9 +146,11 @@ class TokenListener:
 
     def _wrap(self, connection: socket.socket) -> socket.socket:
         """Says nothing yet: a peer that does not answer must not hold up others."""
-        if self._tls is None:
+        if self._context is None:
             return connection
-        return self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return self._context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        )
 
     def _welcome(self, connection: socket.socket) -> None:
         with self._lock:
@@ -186,6 +191,8 @@ class TokenListener:
         channel = channel_over(connection)
         deadline = time.monotonic() + _HANDSHAKE_LIMIT_S
         channel.shake_hands(deadline)
+        if self._tls is not None and isinstance(connection, ssl.SSLSocket):
+            require_name(connection, self._tls.name)
         challenge = wire.new_challenge()
         send_bytes(channel, wire.pack_greeting(challenge), deadline)
         proof = receive_bytes(channel, wire.PROOF_BYTES, deadline)

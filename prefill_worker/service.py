@@ -174,6 +174,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             blocks_per_announcement=self._blocks_per_announcement,
             on_message=self._on_message,
             on_lost=on_lost,
+            tls=self.settings.tls,
         )
         self._sessions[worker] = session
         return session

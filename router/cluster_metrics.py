@@ -32,7 +32,20 @@ CONTROLLER = "controller"
 
 
 class ClusterMetricsDoor:
-    def __init__(self, dispatcher: Dispatcher, metrics: Metrics, directory: Directory) -> None:
+    """``doors_tls``, ``workers_tls``: whether this router's own metrics, and those of workers and
+    controller, are over TLS."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        directory: Directory,
+        *,
+        doors_tls: bool = False,
+        workers_tls: bool = False,
+    ) -> None:
+        self._own_scheme = _scheme(doors_tls)
+        self._scheme = _scheme(workers_tls)
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._directory = directory
@@ -57,11 +70,12 @@ class ClusterMetricsDoor:
         )
 
     async def _list_targets(self, request: web.Request) -> web.Response:
-        targets = [_target("router", request.host)]
+        targets = [_target("router", request.host, self._own_scheme)]
         if self._directory.metrics_address:
-            targets.append(_target(CONTROLLER, self._controller_address(request)))
+            address = self._controller_address(request)
+            targets.append(_target(CONTROLLER, address, self._scheme))
         targets += [
-            _target("worker", pooled.metrics_address)
+            _target("worker", pooled.metrics_address, self._scheme)
             for pooled in self._dispatcher.pool.attached_workers()
             if pooled.metrics_address
         ]
@@ -95,6 +109,11 @@ def _scraped(answered: dict[str, bool]) -> bytes:
     return generate_latest(registry)
 
 
-def _target(process: str, address: str) -> dict[str, object]:
+def _scheme(tls: bool) -> dict[str, str]:
+    """The label by which Prometheus is told."""
+    return {"__scheme__": "https"} if tls else {}
+
+
+def _target(process: str, address: str, scheme: dict[str, str]) -> dict[str, object]:
     """``process`` is a label of the target; ``worker`` and ``role`` are on the samples."""
-    return {"targets": [address], "labels": {"process": process}}
+    return {"targets": [address], "labels": {"process": process, **scheme}}

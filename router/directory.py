@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 
 import grpc.aio
 
+from core.tls_files import TlsFiles
 from crossdock.v1 import registry_pb2 as pb
 from crossdock.v1.metrics_pb2 import GetMetricsRequest
 from crossdock.v1.registry_pb2_grpc import RegistryStub
 from router.backoff import Backoff
 from wire.grpc_streams import read
+from wire.tls_grpc import open_channel
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +27,15 @@ class Directory:
     """Watches the registry at ``address`` (host:port) and passes each full list on, with the
     cluster's secret for block hashes. ``start``, then ``close``."""
 
-    def __init__(self, address: str, router_id: str, listener: WorkerListListener) -> None:
+    def __init__(
+        self,
+        address: str,
+        router_id: str,
+        listener: WorkerListListener,
+        tls: TlsFiles | None = None,
+    ) -> None:
         self.address = address
+        self._tls = tls
         self._router_id = router_id
         self._listener = listener
         # Is called whenever the list is not followed any more, or can't be.
@@ -43,13 +52,13 @@ class Directory:
 
     async def metrics(self, timeout_s: float) -> bytes:
         """What the controller's ``/metrics`` shows. Raises ``grpc.aio.AioRpcError``."""
-        async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
+        async with open_channel(self.address, self._tls, _CHANNEL_OPTIONS) as channel:
             told = await RegistryStub(channel).GetMetrics(GetMetricsRequest(), timeout=timeout_s)
             return bytes(told.text)
 
     async def report(self, report: pb.RouterReport, timeout_s: float) -> None:
         """For ``status``. Raises ``grpc.aio.AioRpcError``."""
-        async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
+        async with open_channel(self.address, self._tls, _CHANNEL_OPTIONS) as channel:
             await RegistryStub(channel).ReportRouter(report, timeout=timeout_s)
 
     async def _follow(self) -> None:
@@ -65,7 +74,7 @@ class Directory:
             await asyncio.sleep(backoff.next_pause())
 
     async def _watch(self, backoff: Backoff) -> None:
-        async with grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS) as channel:
+        async with open_channel(self.address, self._tls, _CHANNEL_OPTIONS) as channel:
             stub = RegistryStub(channel)
             call = stub.Watch(pb.WatchRequest(router_id=self._router_id))
             while (listed := await read(call)) is not None:

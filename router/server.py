@@ -42,11 +42,14 @@ from router.replication.store_state import StoreState
 from router.request_intake import RequestIntake
 from router.service import InferenceService
 from router.settings import RouterSettings
-from router.status_door import StatusDoor
+from router.status_door import PROBED_PATHS, StatusDoor
 from router.tokenize_door import TokenizeDoor
 from router.worker_link import LinkListener, WorkerLink
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
+from wire.http_certificates import require_certificate
+from wire.tls_contexts import server_context
+from wire.tls_grpc import open_port
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +104,9 @@ class RouterServer:
         settings = self._settings
         await self._set_health(False)
         self.dispatcher.workers.ready_changed = self._ready_changed
-        self._directory = Directory(settings.registry, self._router_id, self._listed)
+        self._directory = Directory(
+            settings.registry, self._router_id, self._listed, settings.tls
+        )
         http = await self._start_http()
         grpc_address = await self._start_grpc()
         self._directory.start()
@@ -173,7 +178,7 @@ class RouterServer:
         await asyncio.gather(*self._health_updates)
 
     def _open_link(self, worker: WorkerId, endpoint: str, listener: LinkListener) -> WorkerLink:
-        return WorkerLink(worker, endpoint, self._router_id, listener)
+        return WorkerLink(worker, endpoint, self._router_id, listener, self._settings.tls)
 
     async def _start_grpc(self) -> str:
         settings = self._settings
@@ -186,7 +191,8 @@ class RouterServer:
         names = (_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._grpc)
         try:
-            port = self._grpc.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+            address = f"{settings.host}:{settings.grpc_port}"
+            port = open_port(self._grpc, address, settings.doors)
         except RuntimeError as error:
             await self._http.cleanup()
             raise _port_taken("grpc", settings.host, settings.grpc_port) from error
@@ -204,7 +210,9 @@ class RouterServer:
             auto_decompress=False,
         )
         await self._http.setup()
-        site = web.TCPSite(self._http, settings.host, settings.http_port)
+        doors = settings.doors
+        context = None if doors is None else server_context(doors, open_paths=True)
+        site = web.TCPSite(self._http, settings.host, settings.http_port, ssl_context=context)
         try:
             await site.start()
         except OSError as error:
@@ -220,9 +228,17 @@ class RouterServer:
             OpenAIDoor(self._intake, self._tokenizer.token_bytes, version),
             TokenizeDoor(self._intake.model, self._tokenizer, self._prompts),
             StatusDoor(self._intake, self.dispatcher, self._metrics, version),
-            ClusterMetricsDoor(self.dispatcher, self._metrics, self._directory),
+            ClusterMetricsDoor(
+                self.dispatcher,
+                self._metrics,
+                self._directory,
+                doors_tls=self._settings.doors is not None,
+                workers_tls=self._settings.tls is not None,
+            ),
         )
         middlewares = [answer_errors, access_middleware(self._intake.tenant)]
+        if self._settings.doors is not None and self._settings.doors.client_ca is not None:
+            middlewares.insert(1, require_certificate(PROBED_PATHS))
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
         for door in doors:
             app.add_routes(door.routes())

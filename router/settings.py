@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import InvalidField
 from core.store_url import MEMORY
+from core.tls_files import ServerFiles, TlsFiles
 from router.access_rules import AccessRules
 from router.flow import RetryLimits
 from router.routing_rules import RoutingRules
@@ -24,7 +25,8 @@ class RouterSettings:
     ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``access``: who
     may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well.
     ``max_index_blocks``: what the prefix index holds at most. ``store``: where it shares what it
-    knows with other routers (``core.store_url``)."""
+    knows with other routers (``core.store_url``). ``tls``: by which it speaks to workers and
+    controller, ``doors``: what it shows to clients; None: in the clear."""
 
     registry: str
     model: Path
@@ -41,6 +43,8 @@ class RouterSettings:
     access: AccessRules = field(default_factory=AccessRules)
     max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS
     store: str = field(default=MEMORY, repr=False)
+    tls: TlsFiles | None = None
+    doors: ServerFiles | None = None
 
 
 _adapter = TypeAdapter(RouterSettings)

@@ -12,6 +12,9 @@ from router.metrics import Metrics
 from router.request_intake import RequestIntake
 from wire.exposition import CONTENT_TYPE
 
+# By those who have nothing to show: Kubernetes, and who starts the router.
+PROBED_PATHS = frozenset({"/health", "/ready"})
+
 
 class StatusDoor:
     def __init__(

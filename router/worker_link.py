@@ -14,12 +14,14 @@ from typing import Protocol
 import grpc.aio
 
 from core.errors import Incompatible, Unavailable
+from core.tls_files import TlsFiles
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.metrics_pb2 import GetMetricsRequest
 from crossdock.v1.worker_pb2_grpc import WorkerStub
 from router.backoff import Backoff
 from router.placement import WorkerId
 from wire.grpc_streams import read, written_by
+from wire.tls_grpc import open_channel
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +58,18 @@ class LinkListener(Protocol):
 class WorkerLink:
     """Keeps the stream to ``worker`` at ``endpoint`` up until ``close`` or ``delist``.
 
-    ``listed``: whether to connect again when the stream breaks.
+    ``listed``: whether to connect again when the stream breaks. ``tls`` None: in the clear.
     """
 
     def __init__(
-        self, worker: WorkerId, endpoint: str, router_id: str, listener: LinkListener
+        self,
+        worker: WorkerId,
+        endpoint: str,
+        router_id: str,
+        listener: LinkListener,
+        tls: TlsFiles | None = None,
     ) -> None:
+        self._tls = tls
         self.worker = worker
         self.endpoint = endpoint
         self._router_id = router_id
@@ -111,7 +119,7 @@ class WorkerLink:
 
     async def _session(self, backoff: Backoff) -> None:
         self._outbox = asyncio.Queue()
-        async with grpc.aio.insecure_channel(self.endpoint, options=_CHANNEL_OPTIONS) as channel:
+        async with open_channel(self.endpoint, self._tls, _CHANNEL_OPTIONS) as channel:
             self._stub = WorkerStub(channel)
             call = self._stub.Attach()
             async with written_by(call, lambda: self._write(call)):

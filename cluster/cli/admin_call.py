@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection
 from typing import Any
 
+from cluster.cli.identity import admin_metadata, admin_tls
 from cluster.progress import Progress
-from core.errors import CrossdockError, Unavailable
+from core.errors import CrossdockError, InvalidField, Unavailable
 
 # Before a change every worker is asked how busy it is; one that hangs takes 10 s.
 _TIMEOUT_S = 30.0
 _POLL_S = 0.5
+# What gRPC says when one side speaks TLS and the other does not, or shows no certificate.
+_SPEAKS_OTHERWISE = re.compile(r"(?i)ssl|handshake|tls|socket closed|connection reset|broken pipe")
 
 
 def call_admin(address: str, method: str, request: Any) -> Any:
@@ -21,18 +25,40 @@ def call_admin(address: str, method: str, request: Any) -> Any:
     from crossdock.client.errors import decode
     from crossdock.v1 import admin_pb2_grpc
 
-    with grpc.insecure_channel(address) as channel:
+    metadata = admin_metadata()
+    with open_admin_channel(address) as channel:
         stub = admin_pb2_grpc.ClusterAdminStub(channel)
         try:
-            return getattr(stub, method)(request, timeout=_TIMEOUT_S)
+            return getattr(stub, method)(request, timeout=_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as error:
             told = decode(error)
-    if told.reason:
-        raise Unavailable(f"{told.message} ({told.code.name})", reason=told.reason)
+    if told.reason or told.code is grpc.StatusCode.UNAUTHENTICATED:
+        raise Unavailable(f"{told.message} ({told.code.name})", reason=told.reason or "REFUSED")
+    if told.code is grpc.StatusCode.UNAVAILABLE and _SPEAKS_OTHERWISE.search(told.message):
+        raise Unavailable(
+            f"no answer from {address} ({told.message}): where the cluster has `tls`, commands "
+            "need --tls-ca, and --tls-cert and --tls-key of an operator, before their name",
+            reason="TLS_REFUSED",
+        )
     raise Unavailable(
         f"no answer from {address} ({told.code.name}): is `crossdock serve` running?",
         reason="NO_ANSWER",
     )
+
+
+def open_admin_channel(address: str) -> Any:
+    """Raises ``InvalidField`` if a file of ``tls`` can't be read."""
+    from crossdock.client.tls import open_channel
+
+    tls = admin_tls(address)
+    try:
+        return open_channel(address, tls, ())
+    except OSError as error:
+        raise InvalidField(
+            "--tls-ca, --tls-cert or --tls-key",
+            str(error.filename),
+            f"can't be read: {error.strerror}",
+        ) from None
 
 
 def fetch_status(address: str, validate: bool = False) -> Any:

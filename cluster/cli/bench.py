@@ -26,8 +26,8 @@ def bench(
     target: Annotated[
         str | None,
         typer.Option(
-            help="http(s)://HOST:PORT of an OpenAI server, or grpc://HOST:PORT. Else: the cluster "
-            "that `up` started, or the default port of `serve`."
+            help="http(s)://HOST:PORT of an OpenAI server, or grpc(s)://HOST:PORT. Else: the "
+            "cluster that `up` started, or the default port of `serve`."
         ),
     ] = None,
     name: ClusterNameOption = None,

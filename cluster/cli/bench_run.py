@@ -7,10 +7,12 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvloop
 
 from cluster.cli.bench_plans import LoadOptions, choose, make_load, refuse_given
+from cluster.cli.identity import door_tls
 from cluster.model_folder import find_model
 from cluster.progress import StderrProgress
 from cluster.stop_signal import StopSignal
@@ -51,7 +53,7 @@ class BenchOptions:
 
     @property
     def is_grpc(self) -> bool:
-        return self.target.startswith("grpc://")
+        return self.target.startswith(("grpc://", "grpcs://"))
 
     @property
     def protocol(self) -> str:
@@ -115,10 +117,20 @@ def _open_target(options: BenchOptions) -> Target:
         from tuner.load.grpc_target import GrpcTarget, grpc_address
 
         address = grpc_address("--target", options.target)
-        return GrpcTarget(address, options.ignore_eos, options.api_key)
+        tls = door_tls(address, options.target.startswith("grpcs://"))
+        return GrpcTarget(address, options.ignore_eos, options.api_key, tls)
     endpoint = Endpoint(options.protocol)
+    secure = options.target.startswith("https://")
+    tls = door_tls(urlsplit(options.target).netloc, wanted=True) if secure else None
     return OpenAITarget(
-        OpenAIOptions(options.target, endpoint, options.model, options.ignore_eos, options.api_key)
+        OpenAIOptions(
+            options.target,
+            endpoint,
+            options.model,
+            options.ignore_eos,
+            options.api_key,
+            tls=tls,
+        )
     )
 
 

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 import typer
 
+from cluster.cli.http_call import open_connection
+from cluster.cli.identity import door_tls
 from cluster.cli.options import ApiKeyOption, ClusterNameOption, http_url
 from core.errors import InvalidField, Unavailable
 
@@ -120,10 +122,11 @@ def _answer(
 ) -> Iterator[http.client.HTTPResponse]:
     """An answer with status 200; anything else is raised as ``Unavailable``."""
     address = urlsplit(server.url)
-    if not address.hostname:
-        raise InvalidField("--url", server.url, "must look like http://127.0.0.1:8000")
-    port = address.port or 80
-    connection = http.client.HTTPConnection(address.hostname, port, timeout=_TIMEOUT_S)
+    if not address.hostname or address.scheme not in ("http", "https"):
+        fix = "must look like http://127.0.0.1:8000, or begin with https://"
+        raise InvalidField("--url", server.url, fix)
+    tls = door_tls(address.netloc, wanted=True) if address.scheme == "https" else None
+    connection = open_connection(address.netloc, tls, _TIMEOUT_S)
     try:
         content = None if body is None else json.dumps(body)
         connection.request(method, path, content, server.headers)

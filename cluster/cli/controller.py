@@ -59,7 +59,7 @@ def controller(
     from cluster.spec_file import load_spec
 
     options = ServeOptions(
-        spec=load_spec(config),
+        spec=load_spec(config, opens_doors=False),
         host=host,
         admin_port=admin_port,
         drain_s=drain_s,

@@ -21,6 +21,7 @@ def new_app() -> typer.Typer:
         controller,
         doctor,
         generate,
+        identity,
         model,
         operate,
         profile,
@@ -32,11 +33,11 @@ def new_app() -> typer.Typer:
 
     app = typer.Typer(
         name="crossdock",
-        help="Serve a language model with separate prefill and decode workers.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    app.callback()(identity.remember_identity)
     app.command("serve")(serve.serve)
     app.command("up")(background.up)
     app.command("down")(background.down)

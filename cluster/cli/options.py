@@ -93,6 +93,8 @@ def admin_address(given: str | None, name: str | None) -> str:
 
 def http_url(name: str | None) -> str:
     """Of the cluster that `up` started, or of `serve` at its default port."""
+    from cluster.cli.identity import door_tls
     from cluster.running import find_address
 
-    return f"http://{find_address('http', name, f'{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}')}"
+    address = find_address("http", name, f"{DEFAULT_HOST}:{DEFAULT_HTTP_PORT}")
+    return f"{'http' if door_tls(address) is None else 'https'}://{address}"

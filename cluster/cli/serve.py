@@ -63,6 +63,7 @@ def serve(
     from cluster.progress import StderrProgress
     from cluster.running import claim_name
     from cluster.spec_file import load_spec
+    from cluster.tls_check import files_for_commands
     from core.errors import InvalidField
 
     if patience and ray_address is None:
@@ -93,7 +94,7 @@ def serve(
     if name is None:
         run_serve(options, StderrProgress())
         return
-    claim = claim_name(name, drain_s, log)
+    claim = claim_name(name, drain_s, log, files_for_commands(options.spec))
     try:
         run_serve(options, StderrProgress(), claim.tell_ready)
     finally:

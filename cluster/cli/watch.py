@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import time
-import urllib.error
-import urllib.request
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cluster.cli.admin_call import fetch_status
+from cluster.cli.http_call import open_connection
+from cluster.cli.identity import door_tls
 from cluster.cli.output import Output, plain
 from core.errors import Unavailable
 
@@ -78,7 +79,7 @@ def _intervals(watched: Watched) -> Iterator[tuple[dict[str, Any], Interval]]:
     scrapes: deque[Scrape] = deque()
     while True:
         status = plain(fetch_status(watched.admin))
-        text = _fetch(watched.router or status["http_address"], watched.admin)
+        text = _fetch(watched, status)
         scrapes.append(Scrape.parse(text, time.monotonic()))
         while len(scrapes) > 2 and scrapes[-1].at - scrapes[1].at >= _WINDOW_S:
             scrapes.popleft()
@@ -88,8 +89,9 @@ def _intervals(watched: Watched) -> Iterator[tuple[dict[str, Any], Interval]]:
         time.sleep(wait_s if len(scrapes) > 1 else min(wait_s, _FIRST_WAIT_S))
 
 
-def _fetch(http_address: str, admin: str) -> str:
+def _fetch(watched: Watched, status: dict[str, Any]) -> str:
     """All metrics, through the router."""
+    http_address: str = watched.router or status["http_address"]
     if not http_address:
         raise Unavailable(
             "the cluster has no router of its own yet; try again, or name one with --router",
@@ -97,10 +99,22 @@ def _fetch(http_address: str, admin: str) -> str:
         )
     host, _, port = http_address.rpartition(":")
     if host in _ANY_HOST:
-        host = admin.rpartition(":")[0]
-    url = f"http://{host}:{port}/metrics/cluster"
+        host = watched.admin.rpartition(":")[0]
+    address = f"{host}:{port}"
+    tls = door_tls(address, status["doors_tls"])
+    # The operators' port has told the address, and a door's certificate is for what clients call.
+    named = watched.router is not None or (tls is not None and tls.server_name != "")
+    connection = open_connection(address, tls, _TIMEOUT_S, compare_names=named)
+    url = f"{'http' if tls is None else 'https'}://{address}/metrics/cluster"
     try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
-            return str(response.read().decode())
-    except (OSError, urllib.error.URLError) as error:
+        connection.request("GET", "/metrics/cluster")
+        response = connection.getresponse()
+        text = response.read().decode()
+    except (OSError, http.client.HTTPException) as error:
         raise Unavailable(f"no metrics from {url}: {error}", reason="NO_ANSWER") from None
+    finally:
+        connection.close()
+    if response.status != http.HTTPStatus.OK:
+        why = f"no metrics from {url}: {response.status} {response.reason}"
+        raise Unavailable(why, reason="NO_ANSWER")
+    return text

@@ -9,6 +9,7 @@ from core.errors import InvalidField
 from core.handoff import LeaseTimes
 from core.request import REQUEST_ID_KEPT_S
 from core.shards import ONE_RANK, ParallelShape
+from core.tls_files import TlsFiles
 
 TLS = {"ca": "ca.pem", "cert": "worker.pem", "key": "worker.key"}
 
@@ -46,6 +47,7 @@ def test_a_full_config_is_taken_as_written() -> None:
         }
     )
     assert spec.tls == TlsSpec(**TLS)
+    assert spec.tls_files == TlsFiles(**TLS)
     assert (spec.kv.lease, spec.kv.beat) == (9.0, 2.0)
     assert spec.pools.prefill.resources == {"CPU": 0.5}
     assert spec.pools.decode.max_num_batched_tokens == 256
@@ -120,7 +122,15 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
         ({"tls": {"ca": "ca.pem", "cert": "worker.pem"}},
          "tls.key = None: is missing: tls needs it beside the others"),
         ({"tls": {"ca": "", "cert": "worker.pem", "key": "worker.key"}}, "tls.ca = ''"),
-        ({"tls": TLS, "engine": {"device": "cuda"}}, "NCCL, which is not encrypted: leave tls out"),
+        ({"tls": TLS, "engine": {"device": "cuda"}},
+             "KV blocks go over NCCL, which is not encrypted: set tls.unencrypted_nccl to true"),
+            ({"tls": TLS, "engine": {"device": "cuda"}, "kv": {"transport": "cuda_ipc"},
+              "pools": {"decode": {"tensor_parallel_size": 2}}},
+             "the ranks of a worker speak over NCCL, which is not encrypted"),
+            ({"tls": {}}, "tls = '…': give ca, cert and key, or doors, or leave tls out"),
+            ({"tls": TLS | {"name": "*"}}, "tls.name = '*'"),
+            ({"tls": {"doors": {"cert": "door.pem"}}}, "tls.doors.key"),
+            ({"admin": {"token_sha256": ["secret"]}}, "admin.token_sha256.0 = '…'"),
     ],
 )  # fmt: skip
 def test_what_can_not_be_served_is_refused_by_name(settings: dict, words: str) -> None:

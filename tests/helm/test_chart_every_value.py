@@ -26,7 +26,13 @@ ALL_ON: dict[str, Any] = {
     "redis": {"enabled": True, "auth": {"existingSecret": "password"}},
     "autoscaling": {"enabled": True},
     "gangScheduling": {"scheduler": "volcano", "queue": "serving"},
-    "tls": {"enabled": True, "issuerRef": {"name": "authority"}},
+    "tls": {
+        "enabled": True,
+        "issuerRef": {"name": "authority"},
+        "unencryptedNccl": True,
+        "doors": {"enabled": True, "issuerRef": {"name": "public"}, "clientCaSecret": "clients"},
+    },
+    "controller": {"tokenSecret": {"name": "token"}},
     "ingress": {"enabled": True, "hosts": ["a"], "grpc": {"enabled": True, "hosts": ["b"]}},
     "gateway": {
         "parentRefs": [{"name": "public"}],
@@ -41,6 +47,7 @@ ALL_ON: dict[str, Any] = {
     "dashboards": {"enabled": True},
 }
 
+SINGLE = {"tensor_parallel_size": 1}
 # What excludes something of the above comes instead of it.
 INSTEAD: dict[str, dict[str, Any]] = {
     "model.pvc.": {"model": {"source": "pvc", "pvc": {"claimName": "models"}}},
@@ -51,6 +58,7 @@ INSTEAD: dict[str, dict[str, Any]] = {
             "external": {"address": "r:6379", "passwordSecret": {"name": "s"}},
         }
     },
+    "tls.unencryptedNccl": {"cluster": {"pools": {"prefill": SINGLE, "decode": SINGLE}}},
     "router.replicas": {"autoscaling": {"enabled": False}},
 }
 

@@ -192,7 +192,7 @@ def test_the_certificate_is_where_the_config_says() -> None:
     config = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
     certificate = one(manifests, "Certificate", "crossdock-workers")["spec"]
     for pod, template in pod_templates(manifests):
-        if not pod.endswith(("prefill", "decode", "controller")):
+        if not pod.endswith(("prefill", "decode", "controller", "router")):
             assert "tls" not in [v["name"] for v in template["spec"].get("volumes", [])], pod
             continue
         [volume] = [v for v in template["spec"]["volumes"] if v["name"] == "tls"]
@@ -201,7 +201,71 @@ def test_the_certificate_is_where_the_config_says() -> None:
         [mount] = [m for m in container["volumeMounts"] if m["name"] == "tls"]
         # Keys of every Secret that cert-manager makes.
         files = {"ca": "ca.crt", "cert": "tls.crt", "key": "tls.key"}
-        assert config["tls"] == {k: f"{mount['mountPath']}/{v}" for k, v in files.items()}
+        paths = {k: f"{mount['mountPath']}/{v}" for k, v in files.items()}
+        assert config["tls"] | paths == config["tls"]
+
+
+def test_members_operators_and_monitors_have_names_of_their_own() -> None:
+    manifests = render(ci_values("tls"))
+    config = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+
+    def names(certificate: str) -> list[str]:
+        return one(manifests, "Certificate", f"crossdock-{certificate}")["spec"]["dnsNames"]
+
+    assert [config["tls"]["name"]] == names("workers")
+    assert [config["tls"]["operator_name"]] == names("operator")
+    opened = {config["tls"]["name"], config["tls"]["operator_name"]}
+    assert not opened & {*names("monitoring"), *names("doors")}
+    monitor = one(manifests, "PodMonitor", "crossdock-workers")["spec"]["podMetricsEndpoints"][0]
+    assert monitor["scheme"] == "https"
+    assert [monitor["tlsConfig"]["serverName"]] == names("workers")
+
+
+def test_doors_are_opened_with_their_own_certificate() -> None:
+    manifests = render(ci_values("tls"))
+    config = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+    spec = one(manifests, "Deployment", "crossdock-router")["spec"]["template"]["spec"]
+    [container] = spec["containers"]
+    [mount] = [m for m in container["volumeMounts"] if m["name"] == "doors"]
+    files = {"cert": "tls.crt", "key": "tls.key"}
+    assert config["tls"]["doors"] == {k: f"{mount['mountPath']}/{v}" for k, v in files.items()}
+    [volume] = [v for v in spec["volumes"] if v["name"] == "doors"]
+    certificate = one(manifests, "Certificate", "crossdock-doors")["spec"]
+    assert volume["secret"]["secretName"] == certificate["secretName"]
+    assert {"llm.example.com", "crossdock-router.llm.svc"} <= set(certificate["dnsNames"])
+    probes = [container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+    assert {probe["scheme"] for probe in probes} == {"HTTPS"}
+
+
+def test_clients_of_the_doors_need_certificates_where_their_authority_is_given() -> None:
+    doors = {"enabled": True, "secretName": "mine", "clientCaSecret": "clients"}
+    manifests = render({"tls": {"doors": doors}})
+    config = yaml.safe_load(one(manifests, "ConfigMap", "crossdock-config")["data"]["cluster.yaml"])
+    assert config["tls"]["doors"]["client_ca"] == "/etc/crossdock-clients/ca.crt"
+    assert "ca" not in config["tls"]
+    assert "Certificate" not in kinds(manifests)
+
+
+def test_the_controllers_probes_do_without_a_certificate() -> None:
+    [container] = one(render(ci_values("tls")), "Deployment", "crossdock-controller")["spec"][
+        "template"
+    ]["spec"]["containers"]
+    named = {port["name"] for port in container["ports"]}
+    for kind in ("startup", "liveness", "readiness"):
+        probe = container[f"{kind}Probe"]["httpGet"]
+        assert (probe["path"], probe["scheme"]) == ("/health", "HTTPS")
+        assert probe["port"] in named
+
+
+def test_a_port_for_operators_by_token_needs_one_for_pods_that_end() -> None:
+    cluster = {"admin": {"token_sha256": ["0" * 64]}}
+    assert "controller.tokenSecret.name" in refusal({"cluster": cluster})
+    manifests = render({"cluster": cluster, "controller": {"tokenSecret": {"name": "operators"}}})
+    for pod, template in pod_templates(manifests):
+        if pod.endswith(("prefill", "decode", "controller")):
+            [container] = template["spec"]["containers"]
+            [token] = [e for e in container["env"] if e["name"] == "CROSSDOCK_ADMIN_TOKEN"]
+            assert token["valueFrom"]["secretKeyRef"] == {"name": "operators", "key": "token"}
 
 
 def test_an_authority_is_made_unless_there_is_one() -> None:
@@ -272,7 +336,7 @@ def test_an_ingress_for_each_door() -> None:
         [path] = rule["http"]["paths"]
         assert path["backend"]["service"] == {"name": "crossdock-router", "port": {"name": name}}
     grpc = one(manifests, "Ingress", "crossdock-grpc")["metadata"]["annotations"]
-    assert grpc["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPC"
+    assert grpc["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPCS"
 
 
 def test_the_notes_show_commands_that_exist() -> None:

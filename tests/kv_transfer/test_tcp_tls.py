@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +24,9 @@ from kv_transfer import tcp_server, tcp_stream
 from kv_transfer.regions import checksum_parts
 from kv_transfer.tcp_server import TcpServer
 from kv_transfer.tcp_source import TcpSource
-from kv_transfer.tls import server_context
 from kv_transfer.token_listener import TokenAddress
 from kv_transfer.transport import EdgeTarget
+from wire.tls_contexts import server_context
 
 # Larger than what is encrypted by one call.
 LAYOUT = KVLayout(num_layers=5, num_kv_heads=4, head_dim=64, block_size=32, dtype="float32")
@@ -180,6 +182,19 @@ def test_a_copy_that_gets_no_answer_ends_in_time(
     source.close()
 
 
+def test_peers_of_the_authority_that_are_no_members_are_refused(
+    server: TcpServer, ours: TlsFiles, target: EdgeTarget
+) -> None:
+    """Such as an operator: the name in the certificate counts, on both sides."""
+    folder = Path(ours.ca).parent
+    operator = make_worker(folder, "operator", folder, "crossdock-operator")
+    address = TokenAddress(HOST, server.port, server.invite())
+    with pytest.raises(Incompatible, match="self-test"):
+        TcpSource(address, target, tls=operator)
+    with pytest.raises(Incompatible, match="Hostname mismatch"):
+        TcpSource(address, target, tls=replace(ours, name="others"))
+
+
 def test_files_that_cannot_be_used_are_named(ours: TlsFiles) -> None:
     wrong = {
         "tls.ca": TlsFiles(ours.key, ours.cert, ours.key),
@@ -187,5 +202,5 @@ def test_files_that_cannot_be_used_are_named(ours: TlsFiles) -> None:
     }
     for field, files in wrong.items():
         with pytest.raises(InvalidField, match=f"{field} = .* can't be used") as refused:
-            server_context(files)
+            server_context(files.as_server)
         assert refused.value.field == field

@@ -15,12 +15,13 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grpc
 import psutil
 
+from crossdock.client.tls import Tls, open_channel
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc, worker_pb2
 from waiting import wait_until
 
@@ -28,16 +29,34 @@ START_TIMEOUT_S = 180
 STOP_TIMEOUT_S = 90
 
 
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """By what clients and operators come; None: in the clear."""
+
+    client: Tls | None = None
+    operator: Tls | None = None
+
+
+IN_THE_CLEAR = Identity()
+
+
 class ServedCluster:
     """One running cluster and how to speak to it."""
 
-    def __init__(self, process: subprocess.Popen[str], grpc_address: str, http: str, admin: str):
+    def __init__(
+        self,
+        process: subprocess.Popen[str],
+        grpc_address: str,
+        http: str,
+        admin: str,
+        identity: Identity,
+    ):
         self.process = process
         self.grpc_address = grpc_address
-        self.http_url = f"http://{http}"
+        self.http_url = f"{'http' if identity.client is None else 'https'}://{http}"
         self.admin_address = admin
-        self._channel = grpc.insecure_channel(grpc_address)
-        self._admin_channel = grpc.insecure_channel(admin)
+        self._channel = open_channel(grpc_address, identity.client, ())
+        self._admin_channel = open_channel(admin, identity.operator, ())
         self.inference = inference_pb2_grpc.InferenceStub(self._channel)
         self.admin = admin_pb2_grpc.ClusterAdminStub(self._admin_channel)
 
@@ -142,7 +161,12 @@ def _is_idle(stats: worker_pb2.WorkerStats) -> bool:
 
 @contextmanager
 def served(
-    model: Path, prefill: int, decode: int, *options: str, cwd: Path | None = None
+    model: Path,
+    prefill: int,
+    decode: int,
+    *options: str,
+    cwd: Path | None = None,
+    identity: Identity = IN_THE_CLEAR,
 ) -> Iterator[ServedCluster]:
     """Starts `crossdock serve`, and stops it by SIGTERM; fails if anything is left behind.
 
@@ -153,13 +177,13 @@ def served(
             config = Path(folder, "handoffs.yaml")
             config.write_text("router: {disaggregation: prefer}\n")
             options = (*options, "--config", str(config))
-        with _served(model, prefill, decode, *options, cwd=cwd) as cluster:
+        with _served(model, prefill, decode, *options, cwd=cwd, identity=identity) as cluster:
             yield cluster
 
 
 @contextmanager
 def _served(
-    model: Path, prefill: int, decode: int, *options: str, cwd: Path | None
+    model: Path, prefill: int, decode: int, *options: str, cwd: Path | None, identity: Identity
 ) -> Iterator[ServedCluster]:
     command = [
         *(sys.executable, "-P", "-m", "cluster.cli.main", "serve", "--model", str(model)),
@@ -180,7 +204,7 @@ def _served(
     notes: list[str] = []
     cluster: ServedCluster | None = None
     try:
-        cluster = _wait_ready(process, notes)
+        cluster = _wait_ready(process, notes, identity)
         yield cluster
         if process.poll() is None:
             cluster.assert_nothing_is_held()
@@ -218,7 +242,9 @@ def _marked(mark: dict[str, str]) -> list[psutil.Process]:
     return found
 
 
-def _wait_ready(process: subprocess.Popen[str], notes: list[str]) -> ServedCluster:
+def _wait_ready(
+    process: subprocess.Popen[str], notes: list[str], identity: Identity
+) -> ServedCluster:
     assert process.stdout is not None
     assert process.stderr is not None
     threading.Thread(target=_collect, args=(process.stderr, notes), daemon=True).start()
@@ -229,7 +255,7 @@ def _wait_ready(process: subprocess.Popen[str], notes: list[str]) -> ServedClust
     ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", line)
     assert ready is not None, f"no ready line but {line!r}; stderr: {notes[-20:]}"
     admin = next(note.partition("=")[2] for note in notes if note.startswith("admin="))
-    return ServedCluster(process, ready[1], ready[2], admin)
+    return ServedCluster(process, ready[1], ready[2], admin, identity)
 
 
 def _collect(stream: Iterator[str], notes: list[str]) -> None:

@@ -12,6 +12,7 @@ from core.errors import InvalidField, Unavailable
 from crossdock.client.connection import CHANNEL_OPTIONS, authorization
 from crossdock.client.errors import decode
 from crossdock.client.requests import generate_request
+from crossdock.client.tls import Tls, open_async_channel
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
 from tuner.load.prompts import Prompt
@@ -23,14 +24,21 @@ CONNECTIONS = 8
 
 
 class GrpcTarget:
-    """Made inside a running event loop; must be closed. ``address``: host:port."""
+    """Made inside a running event loop; must be closed. ``address``: host:port; ``tls`` None: in
+    the clear."""
 
-    def __init__(self, address: str, ignore_eos: bool = True, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        ignore_eos: bool = True,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._address = address
         self._ignore_eos = ignore_eos
         self._metadata = authorization(api_key)
         self._channels = [
-            grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS) for _ in range(CONNECTIONS)
+            open_async_channel(address, tls, CHANNEL_OPTIONS) for _ in range(CONNECTIONS)
         ]
         self._stubs = cycle([InferenceStub(channel) for channel in self._channels])
 
@@ -88,7 +96,7 @@ class GrpcTarget:
 
 
 def grpc_address(option: str, url: str) -> str:
-    """host:port of `grpc://host:port`; raises ``InvalidField``."""
+    """host:port of `grpc://host:port` or `grpcs://host:port`; raises ``InvalidField``."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from core.errors import CrossdockError, Incompatible, InvalidField, Unavailable
+from crossdock.client.tls import Tls
 from tuner.load.openai_stream import OpenAIStream, error_message
 from tuner.load.prompts import Prompt
 from tuner.load.records import CONNECT_FAILED, DISCONNECTED, MALFORMED_STREAM
@@ -39,7 +40,8 @@ class Endpoint(StrEnum):
 class OpenAIOptions:
     """``url``: http(s)://host:port, with or without ``/v1``. ``model`` None: the first one that the
     server lists. ``ignore_eos``: ask for answers of exactly the wanted length. ``count_hidden``:
-    ask for a usage with each piece, and count pieces without text as well."""
+    ask for a usage with each piece, and count pieces without text as well. ``tls``: whom to
+    trust over https, None: the authorities that everybody knows."""
 
     url: str
     endpoint: Endpoint = Endpoint.COMPLETIONS
@@ -47,6 +49,7 @@ class OpenAIOptions:
     ignore_eos: bool = True
     api_key: str | None = None
     count_hidden: bool = False
+    tls: Tls | None = None
 
 
 class OpenAITarget:
@@ -59,11 +62,12 @@ class OpenAITarget:
             "/v1/chat/completions"
         )  # fmt: skip
         self._url = self._base + path
+        self._server_name = (options.tls.server_name or None) if options.tls else None
         headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
         if options.api_key:
             headers["Authorization"] = f"Bearer {options.api_key}"
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, socket_factory=_undelayed_socket),
+            connector=_connector(options.tls),
             timeout=_NO_TIMEOUT,
             headers=headers,
         )
@@ -153,7 +157,9 @@ class OpenAITarget:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with status 200; all else is raised as ``Unavailable``."""
         try:
-            async with self._session.request(method, url, data=body) as response:
+            async with self._session.request(
+                method, url, data=body, server_hostname=self._server_name
+            ) as response:
                 if response.status != 200:
                     message = await _words(response)
                     raise Unavailable(message, reason=f"HTTP_{response.status}")
@@ -190,6 +196,11 @@ async def _words(response: aiohttp.ClientResponse) -> str:
         if line and not line.startswith("<"):
             return f"{status}: {line}"
         return f"{status}: is it an OpenAI-compatible server?" if response.status < 500 else status
+
+
+def _connector(tls: Tls | None) -> aiohttp.TCPConnector:
+    context = True if tls is None else tls.ssl_context()
+    return aiohttp.TCPConnector(limit=0, socket_factory=_undelayed_socket, ssl=context)
 
 
 def _undelayed_socket(info: aiohttp.AddrInfoType) -> socket.socket:

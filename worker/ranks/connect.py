@@ -7,8 +7,10 @@ import socket
 import time
 
 from core.errors import Unavailable
+from core.tls_files import TlsFiles
 from core.worker_settings import LeaderAddress
 from worker.ranks.handshake import introduce
+from worker.ranks.tls_connection import RankSocket, secured_client
 
 # As long as the leader waits for all to join.
 _LIMIT_S = 120.0
@@ -19,9 +21,14 @@ _PASSING = (TimeoutError, ConnectionResetError, BrokenPipeError)
 
 
 def connect_to_leader(
-    leader: LeaderAddress, limit_s: float = _LIMIT_S, attempt_s: float = _ATTEMPT_S
-) -> socket.socket:
-    """A connection on which both sides have shown that they know the token.
+    leader: LeaderAddress,
+    tls: TlsFiles | None = None,
+    *,
+    limit_s: float = _LIMIT_S,
+    attempt_s: float = _ATTEMPT_S,
+) -> RankSocket:
+    """A connection on which both sides have shown that they know the token, over TLS unless
+    ``tls`` is None.
 
     A leader that says nothing for ``attempt_s`` or hangs up is tried again; no attempt begins after
     ``limit_s``. Raises ``Unavailable``, naming the address and what failed at last.
@@ -29,16 +36,16 @@ def connect_to_leader(
     last_start = time.monotonic() + limit_s
     while True:
         try:
-            return _attempt(leader, attempt_s)
+            return _attempt(leader, tls, attempt_s)
         except Unavailable as error:
             if not isinstance(error.__cause__, _PASSING) or time.monotonic() >= last_start:
                 raise
         time.sleep(_PAUSE_S)
 
 
-def _attempt(leader: LeaderAddress, limit_s: float) -> socket.socket:
+def _attempt(leader: LeaderAddress, tls: TlsFiles | None, limit_s: float) -> RankSocket:
     try:
-        return _connect(leader, time.monotonic() + limit_s)
+        return _connect(leader, tls, time.monotonic() + limit_s)
     except OSError as error:
         place = f"{leader.host}:{leader.port}"
         raise Unavailable(
@@ -48,11 +55,12 @@ def _attempt(leader: LeaderAddress, limit_s: float) -> socket.socket:
         ) from error
 
 
-def _connect(leader: LeaderAddress, deadline: float) -> socket.socket:
+def _connect(leader: LeaderAddress, tls: TlsFiles | None, deadline: float) -> RankSocket:
     left_s = deadline - time.monotonic()
     with contextlib.ExitStack() as on_failure:
         connection = socket.create_connection((leader.host, leader.port), left_s)
         on_failure.enter_context(connection)
-        introduce(connection, leader.token, deadline)
+        secured = secured_client(connection, tls, deadline)
+        introduce(secured, leader.token, deadline)
         on_failure.pop_all()
-    return connection
+    return secured

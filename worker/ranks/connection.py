@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from core.errors import CrossdockError, Incompatible, InternalError
 from crossdock.v1 import rank_pb2 as pb
 from worker.ranks.framing import FrameBuffer, pack_frame
+from worker.ranks.tls_connection import RankSocket
 
 Answer = Future[pb.RankMessage]
 
@@ -42,7 +43,7 @@ class RankConnection:
     ``name``: of the peer, for errors and threads.
     """
 
-    def __init__(self, connection: socket.socket, name: str, silence_s: float) -> None:
+    def __init__(self, connection: RankSocket, name: str, silence_s: float) -> None:
         self.name = name
         self._socket = connection
         self._silence_s = silence_s

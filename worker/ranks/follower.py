@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 from collections.abc import Callable
 
 from core.block_pool import Generations
@@ -28,6 +27,7 @@ from worker.ranks.intervals import StepIntervals
 from worker.ranks.key_values import RemoteKeyValues
 from worker.ranks.membership import join_message
 from worker.ranks.own_stats import own_stats
+from worker.ranks.tls_connection import RankSocket
 
 _log = logging.getLogger(__name__)
 # The leader pings every 2 s. It is given longer than it gives us: a leader that hung for a while,
@@ -46,7 +46,7 @@ class Follower:
     the replica in order. ``finished``: the steps that this rank has computed. Made on the event
     loop that its commands run on."""
 
-    def __init__(self, settings: RankSettings, connection: socket.socket) -> None:
+    def __init__(self, settings: RankSettings, connection: RankSocket) -> None:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()

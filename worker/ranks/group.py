@@ -14,7 +14,6 @@ import contextlib
 import functools
 import logging
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from worker.ranks.handshake import TOKEN_BYTES
 from worker.ranks.key_values import LeaderKeyValues
 from worker.ranks.listener import RankListener
 from worker.ranks.membership import Membership
+from worker.ranks.tls_connection import RankSocket
 
 _log = logging.getLogger(__name__)
 PING_S = 2.0
@@ -62,7 +62,7 @@ class RankGroup:
         self._connections: set[RankConnection] = set()
         self._ended = threading.Event()
         token = secrets.token_bytes(TOKEN_BYTES)
-        self._listener = RankListener(settings.host, token, self._admitted)
+        self._listener = RankListener(settings.host, token, self._admitted, settings.tls)
         self.address = LeaderAddress(settings.host, self._listener.port, token)
         self._pinger = threading.Thread(target=self._ping, name="rank-ping", daemon=True)
         self._pinger.start()
@@ -160,7 +160,7 @@ class RankGroup:
 
     # On the threads that read
 
-    def _admitted(self, connection: socket.socket) -> None:
+    def _admitted(self, connection: RankSocket) -> None:
         """A connection of somebody who knows the token; its first message says which rank it is."""
         peer = _Peer(RankConnection(connection, "a new rank", _LOADING_SILENCE_S))
         with self._lock:

@@ -5,16 +5,18 @@
     leader → rank  Proof     HMAC that shows that the leader knows it too
 
 The token never travels here; a stranger hears the greeting, which is the same for everybody but
-for 16 random bytes. What follows is not encrypted.
+for 16 random bytes. This and what follows is encrypted only if the cluster has certificates
+(``worker.ranks.tls_connection``).
 """
 
 from __future__ import annotations
 
 import hmac
 import secrets
-import socket
 import struct
 import time
+
+from worker.ranks.tls_connection import RankSocket
 
 TOKEN_BYTES = 16
 
@@ -26,7 +28,7 @@ _RANK_PROOF = struct.Struct(f"<{_CHALLENGE_BYTES}s32s")
 _LEADER_PROOF = struct.Struct("<32s")
 
 
-def admit(connection: socket.socket, token: bytes, deadline: float) -> None:
+def admit(connection: RankSocket, token: bytes, deadline: float) -> None:
     """The leader's part. ``deadline``: monotonic seconds. Raises ``OSError`` for strangers."""
     leader = secrets.token_bytes(_CHALLENGE_BYTES)
     _send(connection, _GREETING.pack(_MAGIC, _VERSION, leader), deadline)
@@ -36,7 +38,7 @@ def admit(connection: socket.socket, token: bytes, deadline: float) -> None:
     _send(connection, _LEADER_PROOF.pack(_sign(token, b"leader", leader, rank)), deadline)
 
 
-def introduce(connection: socket.socket, token: bytes, deadline: float) -> None:
+def introduce(connection: RankSocket, token: bytes, deadline: float) -> None:
     """The rank's part. Raises ``OSError`` if it is not our leader who listens there."""
     greeting = _receive(connection, _GREETING.size, deadline)
     magic, version, leader = _GREETING.unpack(greeting)
@@ -55,12 +57,12 @@ def _sign(token: bytes, who: bytes, leader: bytes, rank: bytes) -> bytes:
     return hmac.digest(token, who + leader + rank, "sha256")
 
 
-def _send(connection: socket.socket, data: bytes, deadline: float) -> None:
+def _send(connection: RankSocket, data: bytes, deadline: float) -> None:
     _limit(connection, deadline)
     connection.sendall(data)
 
 
-def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
+def _receive(connection: RankSocket, size: int, deadline: float) -> bytes:
     data = b""
     while len(data) < size:
         _limit(connection, deadline)
@@ -71,7 +73,7 @@ def _receive(connection: socket.socket, size: int, deadline: float) -> bytes:
     return data
 
 
-def _limit(connection: socket.socket, deadline: float) -> None:
+def _limit(connection: RankSocket, deadline: float) -> None:
     """Bounds the next call on the connection."""
     left_s = deadline - time.monotonic()
     if left_s <= 0:

@@ -13,7 +13,10 @@ import threading
 import time
 from collections.abc import Callable
 
+from core.tls_files import TlsFiles
+from wire.tls_contexts import server_context
 from worker.ranks.handshake import admit
+from worker.ranks.tls_connection import RankSocket, secured_server
 
 _log = logging.getLogger(__name__)
 _HANDSHAKE_LIMIT_S = 5.0
@@ -25,8 +28,17 @@ _MAX_STRANGERS = 64
 class RankListener:
     """Listens on ``host``, any free port; ``admitted`` gets each connection, on some thread."""
 
-    def __init__(self, host: str, token: bytes, admitted: Callable[[socket.socket], None]) -> None:
+    def __init__(
+        self,
+        host: str,
+        token: bytes,
+        admitted: Callable[[RankSocket], None],
+        tls: TlsFiles | None = None,
+    ) -> None:
+        """``tls``: take only members of the cluster; None: in the clear."""
         self._token = token
+        self._tls = tls
+        self._context = server_context(tls.as_server) if tls is not None else None
         self._admitted = admitted
         self._lock = threading.Lock()
         self._strangers: dict[socket.socket, threading.Thread] = {}
@@ -76,16 +88,24 @@ class RankListener:
 
     def _shake_hands(self, connection: socket.socket) -> None:
         try:
-            admit(connection, self._token, time.monotonic() + _HANDSHAKE_LIMIT_S)
+            secured = self._secure(connection, time.monotonic() + _HANDSHAKE_LIMIT_S)
         except OSError as error:
             _log.debug("a connection was not admitted: %s", error)
             self._forget(connection)
             connection.close()
             return
         if self._forget(connection):
-            self._admitted(connection)
+            self._admitted(secured)
         else:
             connection.close()
+
+    def _secure(self, connection: socket.socket, deadline: float) -> RankSocket:
+        """Raises ``OSError`` for strangers."""
+        secured: RankSocket = connection
+        if self._tls is not None and self._context is not None:
+            secured = secured_server(connection, self._context, self._tls.name, deadline)
+        admit(secured, self._token, deadline)
+        return secured
 
     def _forget(self, connection: socket.socket) -> bool:
         """Whether newcomers are still wanted."""

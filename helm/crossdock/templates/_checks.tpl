@@ -30,12 +30,17 @@
 {{- end }}
 
 {{- define "crossdock.checkTls" -}}
-{{- if .Values.tls.enabled }}
-{{- if .Values.cluster.tls }}
-{{- fail "cluster.tls: leave it out with tls.enabled, which makes the files and names them" }}
-{{- else if and (eq (include "crossdock.device" .) "cuda") (ne (dig "kv" "transport" "auto" .Values.cluster) "cuda_ipc") }}
-{{- fail "tls.enabled: on GPUs KV blocks go over NCCL, which is not encrypted; leave it false, or set cluster.kv.transport to cuda_ipc, which leaves no host" }}
+{{- if and .Values.cluster.tls (or .Values.tls.enabled .Values.tls.doors.enabled) }}
+{{- fail "cluster.tls: leave it out with tls.enabled and tls.doors.enabled, which make the files and name them" }}
 {{- end }}
+{{- if and .Values.tls.enabled (eq (include "crossdock.device" .) "cuda") (not .Values.tls.unencryptedNccl) }}
+{{- $ranks := max (int (include "crossdock.ranks" (dict "root" . "pool" "prefill"))) (int (include "crossdock.ranks" (dict "root" . "pool" "decode"))) }}
+{{- if or (gt $ranks 1) (ne (dig "kv" "transport" "auto" .Values.cluster) "cuda_ipc") }}
+{{- fail "tls.enabled: on GPUs ranks and KV blocks go over NCCL, which is not encrypted; set tls.unencryptedNccl to true if that may be, leave it false, or keep to workers of one rank with cluster.kv.transport cuda_ipc, which leaves no host" }}
+{{- end }}
+{{- end }}
+{{- if and (dig "admin" "token_sha256" list .Values.cluster) (not .Values.controller.tokenSecret.name) }}
+{{- fail "controller.tokenSecret.name: is missing; with cluster.admin.token_sha256 pods need a token to drain when they end" }}
 {{- end }}
 {{- end }}
 

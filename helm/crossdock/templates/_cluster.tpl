@@ -120,8 +120,8 @@ has ranks. */}}
 {{- $config := deepCopy .Values.cluster }}
 {{- $_ := set $config "model" (include "crossdock.modelPath" .) }}
 {{- $_ := set $config "engine" (include "crossdock.engine" . | fromYaml) }}
-{{- if .Values.tls.enabled }}
-{{- $_ := set $config "tls" (dict "ca" "/etc/crossdock-tls/ca.crt" "cert" "/etc/crossdock-tls/tls.crt" "key" "/etc/crossdock-tls/tls.key") }}
+{{- with include "crossdock.tlsConfig" . | fromYaml }}
+{{- $_ := set $config "tls" . }}
 {{- end }}
 {{- $store := include "crossdock.store" . }}
 {{- if and $store (not $config.store) }}

@@ -47,6 +47,7 @@ template:
           {{- end }}
         env:
           {{- include "crossdock.env" $root | nindent 10 }}
+          {{- include "crossdock.operatorEnv" $root | nindent 10 }}
         resources:
           {{- include "crossdock.workerResources" . | nindent 10 }}
         lifecycle:

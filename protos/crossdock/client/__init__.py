@@ -19,6 +19,7 @@ from crossdock.client.errors import (
 )
 from crossdock.client.retries import RetryPolicy
 from crossdock.client.sync import Client
+from crossdock.client.tls import Tls
 
 __all__ = [
     "Aborted",
@@ -34,6 +35,7 @@ __all__ = [
     "Overloaded",
     "RetryPolicy",
     "ServerError",
+    "Tls",
     "Unauthenticated",
     "Unavailable",
 ]

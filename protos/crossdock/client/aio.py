@@ -21,6 +21,7 @@ from crossdock.client.connection import CHANNEL_OPTIONS, authorization
 from crossdock.client.errors import Cancelled, Unavailable, decode
 from crossdock.client.requests import generate_request, retry_id
 from crossdock.client.retries import RetryPolicy, Tries
+from crossdock.client.tls import Tls, open_async_channel
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
 
@@ -29,7 +30,8 @@ _END: Any = grpc.aio.EOF  # type: ignore[attr-defined]
 
 class AsyncClient:
     """Talks to a router at ``address`` (host:port). All methods raise ``ServerError``.
-    ``api_key``: as the cluster's operator gave it; None where none is needed.
+    ``api_key``: as the cluster's operator gave it; None where none is needed. ``tls`` None: in the
+    clear.
 
     Tasks of one event loop may share it. ``close`` it, or use it as a context manager. ``timeout``
     is in seconds everywhere, for everything that a call does: its tries, the pauses between them,
@@ -37,9 +39,14 @@ class AsyncClient:
     """
 
     def __init__(
-        self, address: str, *, api_key: str | None = None, retries: RetryPolicy | None = None
+        self,
+        address: str,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        retries: RetryPolicy | None = None,
     ) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = open_async_channel(address, tls, CHANNEL_OPTIONS)
         self._stub = InferenceStub(self._channel)
         self._metadata = authorization(api_key)
         self._policy = retries or RetryPolicy()

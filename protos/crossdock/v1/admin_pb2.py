@@ -26,7 +26,7 @@ from crossdock.v1 import registry_pb2 as crossdock_dot_v1_dot_registry__pb2
 from crossdock.v1 import worker_pb2 as crossdock_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63rossdock/v1/admin.proto\x12\x0c\x63rossdock.v1\x1a\x1b\x63rossdock/v1/registry.proto\x1a\x19\x63rossdock/v1/worker.proto\"$\n\x10GetStatusRequest\x12\x10\n\x08validate\x18\x01 \x01(\x08\"\x9b\x03\n\rClusterStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x14\n\x0chttp_address\x18\x03 \x01(\t\x12\x16\n\x0eprefill_wanted\x18\x04 \x01(\r\x12\x15\n\rdecode_wanted\x18\x05 \x01(\r\x12+\n\x07workers\x18\x06 \x03(\x0b\x32\x1a.crossdock.v1.WorkerStatus\x12\x10\n\x08restarts\x18\x07 \x01(\r\x12\x0f\n\x07settled\x18\x08 \x01(\x08\x12 \n\x13prefill_utilization\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x64\x65\x63ode_utilization\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fmetrics_address\x18\x0b \x01(\t\x12+\n\x07routers\x18\x0c \x03(\x0b\x32\x1a.crossdock.v1.RouterReport\x12\x18\n\x10registry_address\x18\r \x01(\tB\x16\n\x14_prefill_utilizationB\x15\n\x13_decode_utilization\"\xb7\x01\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12(\n\x05stats\x18\x05 \x01(\x0b\x32\x19.crossdock.v1.WorkerStats\x12\x1c\n\x14tensor_parallel_size\x18\x06 \x01(\r\x12\x1e\n\x16pipeline_parallel_size\x18\x07 \x01(\r\"P\n\x0cScaleRequest\x12\x14\n\x07prefill\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06\x64\x65\x63ode\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\n\n\x08_prefillB\t\n\x07_decode\"T\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x12\n\nno_replace\x18\x02 \x01(\x08\x12\x14\n\x07limit_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_limit_s\"\x1d\n\x0b\x46lipRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"E\n\x10\x44rainNodeRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x14\n\x07limit_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_limit_s\"$\n\x11\x44rainNodeResponse\x12\x0f\n\x07workers\x18\x01 \x03(\t\"0\n\rWantedWorkers\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r2\xea\x02\n\x0c\x43lusterAdmin\x12H\n\tGetStatus\x12\x1e.crossdock.v1.GetStatusRequest\x1a\x1b.crossdock.v1.ClusterStatus\x12@\n\x05Scale\x12\x1a.crossdock.v1.ScaleRequest\x1a\x1b.crossdock.v1.WantedWorkers\x12@\n\x05\x44rain\x12\x1a.crossdock.v1.DrainRequest\x1a\x1b.crossdock.v1.WantedWorkers\x12>\n\x04\x46lip\x12\x19.crossdock.v1.FlipRequest\x1a\x1b.crossdock.v1.WantedWorkers\x12L\n\tDrainNode\x12\x1e.crossdock.v1.DrainNodeRequest\x1a\x1f.crossdock.v1.DrainNodeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63rossdock/v1/admin.proto\x12\x0c\x63rossdock.v1\x1a\x1b\x63rossdock/v1/registry.proto\x1a\x19\x63rossdock/v1/worker.proto\"$\n\x10GetStatusRequest\x12\x10\n\x08validate\x18\x01 \x01(\x08\"\xae\x03\n\rClusterStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\x14\n\x0chttp_address\x18\x03 \x01(\t\x12\x16\n\x0eprefill_wanted\x18\x04 \x01(\r\x12\x15\n\rdecode_wanted\x18\x05 \x01(\r\x12+\n\x07workers\x18\x06 \x03(\x0b\x32\x1a.crossdock.v1.WorkerStatus\x12\x10\n\x08restarts\x18\x07 \x01(\r\x12\x0f\n\x07settled\x18\x08 \x01(\x08\x12 \n\x13prefill_utilization\x18\t \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x64\x65\x63ode_utilization\x18\n \x01(\x01H\x01\x88\x01\x01\x12\x17\n\x0fmetrics_address\x18\x0b \x01(\t\x12+\n\x07routers\x18\x0c \x03(\x0b\x32\x1a.crossdock.v1.RouterReport\x12\x18\n\x10registry_address\x18\r \x01(\t\x12\x11\n\tdoors_tls\x18\x0e \x01(\x08\x42\x16\n\x14_prefill_utilizationB\x15\n\x13_decode_utilization\"\xb7\x01\n\x0cWorkerStatus\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12(\n\x05stats\x18\x05 \x01(\x0b\x32\x19.crossdock.v1.WorkerStats\x12\x1c\n\x14tensor_parallel_size\x18\x06 \x01(\r\x12\x1e\n\x16pipeline_parallel_size\x18\x07 \x01(\r\"P\n\x0cScaleRequest\x12\x14\n\x07prefill\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x13\n\x06\x64\x65\x63ode\x18\x02 \x01(\x05H\x01\x88\x01\x01\x42\n\n\x08_prefillB\t\n\x07_decode\"T\n\x0c\x44rainRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x12\n\nno_replace\x18\x02 \x01(\x08\x12\x14\n\x07limit_s\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_limit_s\"\x1d\n\x0b\x46lipRequest\x12\x0e\n\x06worker\x18\x01 \x01(\t\"E\n\x10\x44rainNodeRequest\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x14\n\x07limit_s\x18\x02 \x01(\x01H\x00\x88\x01\x01\x42\n\n\x08_limit_s\"$\n\x11\x44rainNodeResponse\x12\x0f\n\x07workers\x18\x01 \x03(\t\"0\n\rWantedWorkers\x12\x0f\n\x07prefill\x18\x01 \x01(\r\x12\x0e\n\x06\x64\x65\x63ode\x18\x02 \x01(\r2\xea\x02\n\x0c\x43lusterAdmin\x12H\n\tGetStatus\x12\x1e.crossdock.v1.GetStatusRequest\x1a\x1b.crossdock.v1.ClusterStatus\x12@\n\x05Scale\x12\x1a.crossdock.v1.ScaleRequest\x1a\x1b.crossdock.v1.WantedWorkers\x12@\n\x05\x44rain\x12\x1a.crossdock.v1.DrainRequest\x1a\x1b.crossdock.v1.WantedWorkers\x12>\n\x04\x46lip\x12\x19.crossdock.v1.FlipRequest\x1a\x1b.crossdock.v1.WantedWorkers\x12L\n\tDrainNode\x12\x1e.crossdock.v1.DrainNodeRequest\x1a\x1f.crossdock.v1.DrainNodeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,21 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=98
   _globals['_GETSTATUSREQUEST']._serialized_end=134
   _globals['_CLUSTERSTATUS']._serialized_start=137
-  _globals['_CLUSTERSTATUS']._serialized_end=548
-  _globals['_WORKERSTATUS']._serialized_start=551
-  _globals['_WORKERSTATUS']._serialized_end=734
-  _globals['_SCALEREQUEST']._serialized_start=736
-  _globals['_SCALEREQUEST']._serialized_end=816
-  _globals['_DRAINREQUEST']._serialized_start=818
-  _globals['_DRAINREQUEST']._serialized_end=902
-  _globals['_FLIPREQUEST']._serialized_start=904
-  _globals['_FLIPREQUEST']._serialized_end=933
-  _globals['_DRAINNODEREQUEST']._serialized_start=935
-  _globals['_DRAINNODEREQUEST']._serialized_end=1004
-  _globals['_DRAINNODERESPONSE']._serialized_start=1006
-  _globals['_DRAINNODERESPONSE']._serialized_end=1042
-  _globals['_WANTEDWORKERS']._serialized_start=1044
-  _globals['_WANTEDWORKERS']._serialized_end=1092
-  _globals['_CLUSTERADMIN']._serialized_start=1095
-  _globals['_CLUSTERADMIN']._serialized_end=1457
+  _globals['_CLUSTERSTATUS']._serialized_end=567
+  _globals['_WORKERSTATUS']._serialized_start=570
+  _globals['_WORKERSTATUS']._serialized_end=753
+  _globals['_SCALEREQUEST']._serialized_start=755
+  _globals['_SCALEREQUEST']._serialized_end=835
+  _globals['_DRAINREQUEST']._serialized_start=837
+  _globals['_DRAINREQUEST']._serialized_end=921
+  _globals['_FLIPREQUEST']._serialized_start=923
+  _globals['_FLIPREQUEST']._serialized_end=952
+  _globals['_DRAINNODEREQUEST']._serialized_start=954
+  _globals['_DRAINNODEREQUEST']._serialized_end=1023
+  _globals['_DRAINNODERESPONSE']._serialized_start=1025
+  _globals['_DRAINNODERESPONSE']._serialized_end=1061
+  _globals['_WANTEDWORKERS']._serialized_start=1063
+  _globals['_WANTEDWORKERS']._serialized_end=1111
+  _globals['_CLUSTERADMIN']._serialized_start=1114
+  _globals['_CLUSTERADMIN']._serialized_end=1476
 # @@protoc_insertion_point(module_scope)

@@ -15,7 +15,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self, validate: bool = ...) -> None: ...
 
 class ClusterStatus(_message.Message):
-    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts", "settled", "prefill_utilization", "decode_utilization", "metrics_address", "routers", "registry_address")
+    __slots__ = ("model", "grpc_address", "http_address", "prefill_wanted", "decode_wanted", "workers", "restarts", "settled", "prefill_utilization", "decode_utilization", "metrics_address", "routers", "registry_address", "doors_tls")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     HTTP_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class ClusterStatus(_message.Message):
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ROUTERS_FIELD_NUMBER: _ClassVar[int]
     REGISTRY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DOORS_TLS_FIELD_NUMBER: _ClassVar[int]
     model: str
     grpc_address: str
     http_address: str
@@ -42,7 +43,8 @@ class ClusterStatus(_message.Message):
     metrics_address: str
     routers: _containers.RepeatedCompositeFieldContainer[_registry_pb2.RouterReport]
     registry_address: str
-    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ..., settled: bool = ..., prefill_utilization: _Optional[float] = ..., decode_utilization: _Optional[float] = ..., metrics_address: _Optional[str] = ..., routers: _Optional[_Iterable[_Union[_registry_pb2.RouterReport, _Mapping]]] = ..., registry_address: _Optional[str] = ...) -> None: ...
+    doors_tls: bool
+    def __init__(self, model: _Optional[str] = ..., grpc_address: _Optional[str] = ..., http_address: _Optional[str] = ..., prefill_wanted: _Optional[int] = ..., decode_wanted: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[WorkerStatus, _Mapping]]] = ..., restarts: _Optional[int] = ..., settled: bool = ..., prefill_utilization: _Optional[float] = ..., decode_utilization: _Optional[float] = ..., metrics_address: _Optional[str] = ..., routers: _Optional[_Iterable[_Union[_registry_pb2.RouterReport, _Mapping]]] = ..., registry_address: _Optional[str] = ..., doors_tls: bool = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
     __slots__ = ("worker", "endpoint", "state", "detail", "stats", "tensor_parallel_size", "pipeline_parallel_size")

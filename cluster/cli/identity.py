@@ -1,0 +1,120 @@
+"""Whom commands trust and what they show of themselves: options of `crossdock` before any command.
+
+A cluster that runs under a name on this machine is known with its files. Does not cover: API keys
+of tenants (``cluster.cli.options``).
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from crossdock.client import Tls
+
+_TOKEN_VARIABLE = "CROSSDOCK_ADMIN_TOKEN"
+
+CaOption = Annotated[
+    Path | None,
+    typer.Option(envvar="CROSSDOCK_TLS_CA", help="PEM file of who signed servers' certificates."),
+]
+CertOption = Annotated[
+    Path | None,
+    typer.Option(envvar="CROSSDOCK_TLS_CERT", help="PEM file of the certificate to show."),
+]
+KeyOption = Annotated[
+    Path | None, typer.Option(envvar="CROSSDOCK_TLS_KEY", help="PEM file of its key.")
+]
+NameOption = Annotated[
+    str,
+    typer.Option(
+        envvar="CROSSDOCK_TLS_NAME",
+        help="DNS name that servers' certificates must have; else that in the address, or "
+        "`crossdock` at the operators' port.",
+    ),
+]
+TokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CROSSDOCK_ADMIN_TOKEN_FILE",
+        help=f"File with an operator's token; or the token itself in {_TOKEN_VARIABLE}.",
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """As the options say. ``name``: "" is the usual one."""
+
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    name: str = ""
+    token_file: Path | None = None
+
+
+# Of the command that runs.
+_NOTHING = Identity()
+_GIVEN: ContextVar[Identity] = ContextVar("identity", default=_NOTHING)
+
+
+def remember_identity(
+    tls_ca: CaOption = None,
+    tls_cert: CertOption = None,
+    tls_key: KeyOption = None,
+    tls_name: NameOption = "",
+    admin_token_file: TokenFileOption = None,
+) -> None:
+    """Serve a language model with separate prefill and decode workers."""
+    if (tls_cert is None) != (tls_key is None):
+        raise typer.BadParameter("give both --tls-cert and --tls-key, or neither")
+    _GIVEN.set(Identity(tls_ca, tls_cert, tls_key, tls_name, admin_token_file))
+
+
+def admin_tls(address: str) -> Tls | None:
+    """For the operators' port at ``address``; None: in the clear."""
+    from cluster.running import find_by_address
+    from core.tls_files import MEMBER_NAME
+    from crossdock.client import Tls
+
+    own = _GIVEN.get()
+    if own.ca is not None:
+        return Tls(own.ca, own.cert, own.key, own.name or MEMBER_NAME)
+    cluster = find_by_address(address)
+    if cluster is None or not cluster.tls_ca:
+        return None
+    return Tls(cluster.tls_ca, cluster.tls_cert, cluster.tls_key, cluster.tls_name)
+
+
+def door_tls(address: str, wanted: bool = False) -> Tls | None:
+    """For a door for clients at ``address``; None: in the clear. ``wanted``: TLS in any case."""
+    from cluster.running import find_by_address
+    from crossdock.client import Tls
+
+    cluster = find_by_address(address)
+    known = cluster is not None and bool(cluster.door_cert)
+    if not wanted and not known:
+        return None
+    own = _GIVEN.get()
+    if cluster is None or not known:
+        return Tls(own.ca, own.cert, own.key, own.name)
+    return Tls(own.ca or cluster.door_cert, own.cert, own.key, own.name or cluster.door_name)
+
+
+def admin_metadata() -> tuple[tuple[str, str], ...]:
+    """What a call of operators carries. Raises ``InvalidField`` if the token can't be read."""
+    from core.errors import InvalidField
+    from crossdock.client.connection import authorization
+
+    path = _GIVEN.get().token_file
+    if path is None:
+        return authorization(os.environ.get(_TOKEN_VARIABLE) or None)
+    try:
+        return authorization(path.read_text(encoding="utf-8").strip())
+    except (OSError, ValueError) as error:
+        raise InvalidField("--admin-token-file", str(path), f"holds no token: {error}") from None
