@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import grpc
 import numpy as np
 
 from cluster.worker_host import WorkerPlace
+from core.tls_files import TlsFiles
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1 import worker_pb2_grpc
+from wire.tls_grpc import open_channel
 
 ANSWER_TIMEOUT_S = 60.0
+NO_TLS: Mapping[str, TlsFiles] = {}
 _numbers = itertools.count(1)
 
 
@@ -23,9 +26,11 @@ class HandoffFailed(Exception):
 
 
 class HandoffDriver:
-    """Attached to the workers at ``places``, by name."""
+    """Attached to the workers at ``places``, by name; over TLS to those that ``tls`` has files
+    for."""
 
-    def __init__(self, places: Sequence[WorkerPlace]) -> None:
+    def __init__(self, places: Sequence[WorkerPlace], tls: Mapping[str, TlsFiles]) -> None:
+        self._tls = tls
         self._places = {place.worker: place for place in places}
         self._calls: dict[str, grpc.aio.StreamStreamCall] = {}  # type: ignore[type-arg]
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -34,7 +39,7 @@ class HandoffDriver:
 
     async def attach(self) -> None:
         for name, place in self._places.items():
-            channel = self._channels[name] = grpc.aio.insecure_channel(place.endpoint)
+            channel = self._channels[name] = open_channel(place.endpoint, self._tls.get(name))
             call = self._calls[name] = worker_pb2_grpc.WorkerStub(channel).Attach()
             await call.write(pb.RouterMessage(attach=pb.Attach(router_id="driver")))
             self._readers.append(asyncio.create_task(self._read(call)))
@@ -103,8 +108,10 @@ class HandoffDriver:
 
 
 @contextlib.asynccontextmanager
-async def attached(places: Sequence[WorkerPlace]) -> AsyncIterator[HandoffDriver]:
-    driver = HandoffDriver(places)
+async def attached(
+    places: Sequence[WorkerPlace], tls: Mapping[str, TlsFiles] = NO_TLS
+) -> AsyncIterator[HandoffDriver]:
+    driver = HandoffDriver(places, tls)
     try:
         await driver.attach()
         yield driver

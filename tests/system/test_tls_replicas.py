@@ -1,4 +1,4 @@
-"""A cluster's setting ``tls`` reaches every rank: blocks go over TCP, and only between members."""
+"""A cluster's setting ``tls`` reaches every rank: steps and blocks go between members only."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ def test_only_decode_workers_with_a_certificate_get_blocks(
     stranger = replace(decode, worker="stranger", shape=ParallelShape(), tls=None)
 
     async def check(replicas) -> None:
-        async with attached([replica.place for replica in replicas]) as driver:
+        members = {"prefill": tls, "decode": tls}
+        async with attached([replica.place for replica in replicas], members) as driver:
             assert len(await driver.answer("prefill", "decode", PROMPT, count=4)) == 4
             edges = (await driver.stats("decode")).edges
             assert [edge.transport for edge in edges] == ["tcp"] * 4
             assert all(edge.blocks for edge in edges)
-            with pytest.raises(HandoffFailed, match="takes only peers with TLS"):
+            with pytest.raises(HandoffFailed, match="UNAVAILABLE"):
                 await driver.answer("prefill", "stranger", PROMPT, count=4)
 
     with forked_replicas(prefill, decode, stranger) as replicas:
