@@ -52,7 +52,8 @@ def status(
 
 
 def _print(found: dict[str, Any]) -> None:
-    print(f"model {found['model']}  grpc {found['grpc_address']}  http {found['http_address']}")
+    http = "https" if found["doors_tls"] else "http"
+    print(f"model {found['model']}  grpc {found['grpc_address']}  {http} {found['http_address']}")
     ratio = f"{found['prefill_wanted']}P:{found['decode_wanted']}D"
     settled = "" if found["settled"] else "  (changing)"
     used = [_percent(found[f"{pool}_utilization"]) for pool in ("prefill", "decode")]

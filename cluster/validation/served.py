@@ -48,8 +48,11 @@ def served(spec: ClusterSpec) -> Iterator[str]:
 
 
 def _open(spec: ClusterSpec) -> ClusterSpec:
-    """To whoever reaches its loopback: the load generator has no tenant's key."""
-    return spec.model_copy(update={"tenants": {}, "auth": AuthSpec()})
+    """To whoever reaches its loopback: the load generator has neither key nor certificate."""
+    tls = spec.tls
+    if tls is not None:
+        tls = tls.model_copy(update={"doors": None}) if tls.files is not None else None
+    return spec.model_copy(update={"tenants": {}, "auth": AuthSpec(), "tls": tls})
 
 
 def _spawn(config: Path, log: IO[str]) -> subprocess.Popen[str]:

@@ -83,6 +83,35 @@ def test_a_key_of_another_certificate_is_refused(certified: Path) -> None:
         load_spec(write(certified, TLS.replace("worker.key", "ca.key")))
 
 
+def test_a_certificate_without_the_members_name_is_refused(certified: Path) -> None:
+    with pytest.raises(InvalidField, match=r"tls.cert = .* is for crossdock: it must have others"):
+        load_spec(write(certified, TLS.replace("}", ", name: others}")))
+
+
+DOORS = "tls: {doors: {cert: worker.pem, key: worker.key, client_ca: ca.pem}}"
+
+
+def test_doors_may_have_tls_without_the_rest(certified: Path) -> None:
+    spec = load_spec(write(certified, DOORS))
+    assert spec.tls_files is None
+    assert spec.door_files is not None
+    assert spec.door_files.client_ca == str(certified / "ca.pem")
+
+
+def test_a_doors_files_are_only_needed_where_it_is_opened(certified: Path) -> None:
+    config = write(certified, DOORS.replace("worker.key", "elsewhere.key"))
+    with pytest.raises(InvalidField, match=r"tls.doors.key = .* can't be read"):
+        load_spec(config)
+    assert load_spec(config, opens_doors=False).door_files is not None
+
+
+def test_a_router_of_its_own_looks_at_its_files(certified: Path) -> None:
+    (certified / "worker.key").unlink()
+    for text in (TLS, DOORS):
+        with pytest.raises(InvalidField, match=r"key = .* can't be read"):
+            read_router_spec(write(certified, text), None)
+
+
 # Tenants in a file of their own
 
 KEY = "0" * 64
