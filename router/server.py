@@ -104,9 +104,7 @@ class RouterServer:
         settings = self._settings
         await self._set_health(False)
         self.dispatcher.workers.ready_changed = self._ready_changed
-        self._directory = Directory(
-            settings.registry, self._router_id, self._listed, settings.tls
-        )
+        self._directory = Directory(settings.registry, self._router_id, self._listed, settings.tls)
         http = await self._start_http()
         grpc_address = await self._start_grpc()
         self._directory.start()
