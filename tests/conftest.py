@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,18 @@ from oracle import Oracle
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.register_profile(FAST, deadline=None, max_examples=examples(100, FAST))
 hypothesis.settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no collection of garbage needs to look at all of it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """What the end of the interpreter finds uncollected, some modules call a leak of theirs."""
+    gc.unfreeze()
+
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -63,17 +64,21 @@ class Pair:
         return Stepper(self.one, chunk), Stepper(self.several, chunk)
 
 
+MakeModel = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: make_model(tmp_path_factory.mktemp("model"), name) for name in MODELS}
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> MakeModel:
+    """Each model is made when it is first asked for."""
+    return cache(lambda name: make_model(tmp_path_factory.mktemp("model"), name))
 
 
 @pytest.fixture(scope="module", params=CASES)
-def pair(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, folder_of: MakeModel) -> Iterator[Pair]:
     name, shape = request.param
     size = {"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE}
-    one = load_runner(folders[name], dtype="float32", device="cpu", **size)
-    several = Replica(folders[name], shape_of(shape), **size)
+    one = load_runner(folder_of(name), dtype="float32", device="cpu", **size)
+    several = Replica(folder_of(name), shape_of(shape), **size)
     yield Pair(one, several)
     several.close()
     one.pool.close()
@@ -132,13 +137,11 @@ def test_steps_that_mix_chunks_and_single_tokens_answer_alike(pair: Pair) -> Non
     assert_pools_are_slices(pair)
 
 
-def test_seeded_answers_and_forks_are_those_of_one_rank(
-    folders: dict[str, Path],
-) -> None:
+def test_seeded_answers_and_forks_are_those_of_one_rank(folder_of: MakeModel) -> None:
     """Forks copy blocks on every rank; the draws are the same because they count positions."""
     size = {"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE}
-    one = load_runner(folders["llama"], dtype="float32", device="cpu", **size)
-    several = Replica(folders["llama"], ParallelShape(2, 3), **size)
+    one = load_runner(folder_of("llama"), dtype="float32", device="cpu", **size)
+    several = Replica(folder_of("llama"), ParallelShape(2, 3), **size)
     params = SamplingParams(9, temperature=1.0, seed=3, n=4, frequency_penalty=0.5, logprobs=2)
     answers = []
     for stepper in Pair(one, several).steppers(chunk=64):
@@ -152,11 +155,11 @@ def test_seeded_answers_and_forks_are_those_of_one_rank(
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precisions_stay_close(folders: dict[str, Path], dtype: str) -> None:
+def test_lower_precisions_stay_close(folder_of: MakeModel, dtype: str) -> None:
     """A split rounds sums elsewhere; both are as near to float32 as the dtype allows."""
     size = {"num_blocks": NUM_BLOCKS, "block_size": BLOCK_SIZE}
-    exact = load_runner(folders["llama"], dtype="float32", device="cpu", **size)
-    several = Replica(folders["llama"], ParallelShape(2, 2), dtype=dtype, **size)
+    exact = load_runner(folder_of("llama"), dtype="float32", device="cpu", **size)
+    several = Replica(folder_of("llama"), ParallelShape(2, 2), dtype=dtype, **size)
     logits = [
         stepper.logits(stepper.add(random_tokens(40)))
         for stepper in (Stepper(exact), Stepper(several))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 from collections.abc import Iterator
@@ -28,17 +27,22 @@ def ci_values(name: str) -> dict[str, Any]:
 
 def render(values: dict[str, Any] | None = None, name: str = "crossdock") -> list[Manifest]:
     """Every object that an installation into the namespace llm creates, sorted by kind and name."""
-    return copy.deepcopy(_render(json.dumps(values or {}), name))
+    found = [m for text in _render(json.dumps(values or {}), name) for m in json.loads(text)]
+    return sorted(found, key=lambda m: (m["kind"], m["metadata"]["name"]))
 
 
 @functools.cache
-def _render(values: str, name: str) -> list[Manifest]:
+def _render(values: str, name: str) -> list[str]:
+    """Each file's objects, as JSON: whoever asks gets objects of their own."""
     with helm_python.Chart.load(CHART) as chart:
         files = chart.render(json.loads(values), name=name, namespace="llm", is_install=True)
-    texts = [text for path, text in files.items() if not path.endswith(".txt")]
-    # PyYAML's own parser takes longer than Helm.
-    found = [m for text in texts for m in yaml.load_all(text, yaml.CSafeLoader) if m]
-    return sorted(found, key=lambda m: (m["kind"], m["metadata"]["name"]))
+    return [_as_json(text) for path, text in files.items() if not path.endswith(".txt")]
+
+
+@functools.cache
+def _as_json(text: str) -> str:
+    """Most files say the same whatever the values are, and YAML takes longer to read than JSON."""
+    return json.dumps([m for m in yaml.load_all(text, yaml.CSafeLoader) if m])
 
 
 def one(manifests: list[Manifest], kind: str, name: str) -> Manifest:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from amounts import examples
 from core.errors import CrossdockError, InvalidField
 from core.request import RequestKey
 from core.tenants import Tenant, TenantLimits
@@ -240,7 +241,7 @@ def test_a_thousand_that_end_as_they_are_let_in_nest_no_calls() -> None:
     assert cluster.admission.queued == 0
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.integers(1, 3), st.integers(0, 2), st.integers(0, 5))

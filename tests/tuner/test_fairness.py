@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_clusters import STEP, cluster, clusters, trace, traces, workers
 
+from amounts import examples
 from core.latency_profile import FEMTOSECONDS, StepWork, chunk_pairs
 from core.request import Role
 from core.tenants import DoorLimits, Tenant, TenantLimits
@@ -72,7 +73,7 @@ def chunk_s() -> float:
     return STEP.time(work) / FEMTOSECONDS
 
 
-@pytest.mark.parametrize("name", CLUSTERS)
+@pytest.mark.parametrize("name", [pytest.param("split", marks=pytest.mark.thorough), "mixed"])
 def test_a_flood_moves_another_tenants_p99_by_less_than_a_tenth_and_a_chunk(name: str) -> None:
     model = with_rules(CLUSTERS[name], Tenant(QUIET), Tenant(LOUD))
     p99 = []
@@ -114,7 +115,7 @@ def test_a_lower_class_gets_what_the_first_one_leaves() -> None:
     assert (in_time & of(requests, "later")).sum() < 10
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60))
 @given(traces(), clusters(), st.data())
 def test_with_a_door_runs_of_steps_change_nothing_either(
     requests: RequestTrace, model: ClusterModel, data: st.DataObject
