@@ -7,6 +7,7 @@ All times are milliseconds as floats. Does not cover: where a profile comes from
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -100,17 +101,22 @@ class EngineTimes:
 
     def prompt_ms(self, uncached: int, prompt_tokens: int) -> float:
         """To compute the last ``uncached`` tokens of a prompt, 1 or more, alone."""
-        pairs = uncached * (prompt_tokens + 0.5 - 0.5 * uncached)
-        rows = self._rows
-        place = bisect_right(rows, uncached) - 1
-        beyond = self._slopes[place] * (uncached - rows[place])
-        return self._row_ms[place] + beyond + self._pair_ms * pairs
+        return self.prompts_ms([uncached], prompt_tokens)[0]
 
-    def waiting_ms(self, tokens: Counts, context: float) -> Times:
-        """To compute ``tokens`` of prompts in full chunks, each after ``context`` others: a new
-        column."""
-        times: Times = tokens * (self._token_ms + self._pair_ms * context)
-        return times
+    def prompts_ms(self, uncached: Iterable[int], prompt_tokens: int) -> list[float]:
+        """`prompt_ms` of each."""
+        rows, row_ms, slopes, pair_ms = self._rows, self._row_ms, self._slopes, self._pair_ms
+        places = [(bisect_right(rows, tokens) - 1, tokens) for tokens in uncached]
+        return [
+            row_ms[i]
+            + slopes[i] * (tokens - rows[i])
+            + pair_ms * tokens * (prompt_tokens + 0.5 - 0.5 * tokens)
+            for i, tokens in places
+        ]
+
+    def waiting_token_ms(self, context: float) -> float:
+        """To compute a token of prompts in full chunks, after ``context`` others."""
+        return self._token_ms + self._pair_ms * context
 
     def step_ms(self, sequences: Counts) -> Times:
         """A step of so many decoding sequences, without their context: a new column."""

@@ -38,7 +38,3 @@ class HeldBlocks:
     def spread(self, values: list[Any]) -> npt.NDArray[Any]:
         """A column: for each worker the value of its level."""
         return np.array(values).take(self.level_of)
-
-    def highest(self, among: Numbers) -> int:
-        """The level of those who hold most, of ``among``."""
-        return int(self.level_of.take(among).max())

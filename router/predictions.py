@@ -9,7 +9,9 @@ not cover: what is better than what (``router.policies``).
 
 from __future__ import annotations
 
-from typing import Any
+from bisect import bisect_left
+from operator import neg
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,16 @@ Times = npt.NDArray[Any]
 
 # How long an answer is that nobody knows yet: a usual one of a chat.
 ANSWER_TOKENS = 64
+
+
+class Alone(NamedTuple):
+    """One worker as D alone, in ms: to the first token; of that, to compute the prompt, and what
+    waits there before it; what the prompt adds to the steps there."""
+
+    first_ms: float
+    own_ms: float
+    waiting_ms: float
+    stall_ms: float
 
 
 class Predictions:
@@ -155,17 +167,35 @@ class Predictions:
         """What the prompt adds to the steps of each as D."""
         return self.local_own_ms - self._costs.decode.least_ms
 
-    def least_local_ms(self, among: Numbers) -> float:
-        """Of ``among`` as D, the least that computing takes where most of the prompt is held."""
-        uncached = self._uncached[self.candidates.held.highest(among)]
-        return self._costs.decode.prompt_ms(uncached, self._prompt.num_tokens)
+    def that_compute(self, among: Numbers, limit_ms: float) -> Numbers:
+        """Those of ``among`` that compute the prompt alone in less than ``limit_ms``: they hold
+        much of it, or it is short."""
+        # The more is held, the less is to be computed.
+        enough = bisect_left(self._local_own, -limit_ms, key=neg)
+        if enough == 0:
+            return among
+        if enough == len(self._local_own):
+            return among[:0]
+        return among[self.candidates.held.level_of.take(among) >= enough]
+
+    def alone(self, number: int) -> Alone:
+        """Of one worker: what `local_ms` and the other columns say of it."""
+        loads, engine, limit = self.candidates.loads, self._costs.decode, self._costs.is_late
+        level = self.candidates.held.level_of.item(number)
+        own, tpot = self._local_own[level], self.tpot_ms.item(number)
+        pending, late = loads.pending_prefill_tokens.item(number), loads.late_tokens.item(number)
+        ahead = pending if limit(own) else pending - late + min(late, engine.budget)
+        waiting = ahead * engine.waiting_token_ms(self._queued_context)
+        steps = -(-(pending + self._uncached[level]) // engine.budget)
+        room = 0.0 if self.all_have_room else self.room_ms.item(number)
+        first = waiting + own + steps * (tpot - engine.least_ms) + room
+        return Alone(first, own, waiting, own - engine.least_ms)
 
     # Both
 
     def _own(self, engine: EngineTimes) -> list[float]:
         """To compute the prompt alone, by level of what is held."""
-        length = self._prompt.num_tokens
-        return [engine.prompt_ms(uncached, length) for uncached in self._uncached]
+        return engine.prompts_ms(self._uncached, self._prompt.num_tokens)
 
     def _waiting_ms(self, engine: EngineTimes, own_ms: list[float]) -> Times:
         """Until each has computed what comes before this prompt, which takes it so long. What is
@@ -176,7 +206,8 @@ class Predictions:
             passing = ahead - late + np.minimum(late, engine.budget)
             are_late = [self._costs.is_late(time) for time in own_ms]
             ahead = np.where(self.candidates.held.spread(are_late), ahead, passing)
-        return engine.waiting_ms(ahead, self._queued_context)
+        times: Times = ahead * engine.waiting_token_ms(self._queued_context)
+        return times
 
     def handoff_ms(self, prefill: int, decode: int) -> float:
         """To the first token. Blocks are shipped while later ones are computed: what the transfer
@@ -184,22 +215,22 @@ class Predictions:
         costs, level = self._costs, self.candidates.held.level_of.item(prefill)
         last = min(self._uncached[level], costs.prefill.budget)
         tail = costs.batch_ms + costs.token_ms * last
-        shipping = float(self.transfer_ms[decode])
+        shipping: float = self.transfer_ms.item(decode)
         shipping = max(min(tail, shipping), shipping - self._prefill_own[level])
-        computing = float(self.prefill_ms[prefill])
-        room = 0.0 if self.all_have_room else float(self.room_ms[decode])
+        computing = self.prefill_ms.item(prefill)
+        room = 0.0 if self.all_have_room else self.room_ms.item(decode)
         return computing + shipping + room + 2 * costs.message_ms
 
     def forecast(self, decode: int, prefill: int | None) -> Forecast:
         """Of one placement, in seconds."""
         held = self.candidates.held
         if prefill is None:
-            first_ms, prefill_held = float(self.local_ms[decode]), 0
+            first_ms, prefill_held = self.alone(decode).first_ms, 0
         else:
             first_ms, prefill_held = self.handoff_ms(prefill, decode), held.of(prefill)
         return Forecast(
             ttft_s=first_ms / 1000,
-            tpot_s=float(self.tpot_ms[decode]) / 1000,
+            tpot_s=self.tpot_ms.item(decode) / 1000,
             prefill_held=prefill_held,
             decode_held=held.of(decode),
         )

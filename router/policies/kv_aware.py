@@ -12,6 +12,7 @@ whose answers would miss their TPOT by that.
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import numpy as np
@@ -26,6 +27,8 @@ MISS_MS = 10_000.0
 # A millisecond of computing weighs so much more than one of waiting: it keeps those that come after
 # waiting, and evicts what they would have found.
 COMPUTING_WEIGHT = 4.0
+# So many workers are looked at one by one; more are faster together.
+_FEW = 5
 
 
 class KvAware:
@@ -48,7 +51,7 @@ class KvAware:
             taking += predictions.room_ms
         decode = lowest(receivers, taking, random)
         if eligible.local is not None:
-            limit = self._pair_cost(predictions, prefill, decode) + float(answer[decode])
+            limit = self._pair_cost(predictions, prefill, decode) + answer.item(decode)
             alone = self._cheaper_alone(eligible.local, predictions, answer, limit, random)
             if alone is not None:
                 return Choice(alone)
@@ -60,22 +63,40 @@ class KvAware:
         """The D that costs least alone, if that is less than ``limit``."""
         # Most prompts are too long, which two numbers tell.
         answers = answer.take(local)
-        computing = (1 + COMPUTING_WEIGHT) * predictions.least_local_ms(local)
-        if computing + float(answers[answers.argmin()]) >= limit:
+        left = limit - answers.item(answers.argmin())
+        near = predictions.that_compute(local, left / (1 + COMPUTING_WEIGHT))
+        if not len(near):
             return None
-        able = local[self._spares_answers(predictions).take(local)]
-        if not len(able):
-            return None
+        if len(near) <= _FEW:
+            costs = np.array([self._alone(predictions, n, answer.item(n)) for n in near.tolist()])
+        else:
+            costs = self._all_alone(predictions, answer).take(near)
+        chosen = lowest(np.arange(len(near)), costs, random)
+        return int(near[chosen]) if costs[chosen] < limit else None
+
+    def _alone(self, predictions: Predictions, number: int, answer: float) -> float:
+        """What one D costs alone, with the others that wait for it; it may not keep answers from
+        their TPOT."""
+        alone, others = predictions.alone(number), predictions.candidates.loads.sequences
+        running = others.item(number)
+        stall = (alone.waiting_ms + alone.stall_ms) / ANSWER_TOKENS
+        if running and predictions.tpot_ms.item(number) + stall > self._tpot_ms:
+            return math.inf
+        missed = MISS_MS if alone.first_ms > self._ttft_ms else 0.0
+        own = alone.first_ms + COMPUTING_WEIGHT * alone.own_ms + missed
         # Somebody's answer waits for it: if there is none, that of who comes next.
+        return own + answer + alone.stall_ms * max(1, running)
+
+    def _all_alone(self, predictions: Predictions, answer: Times) -> Times:
+        """The same of all."""
         others = np.maximum(predictions.candidates.loads.sequences, 1)
         costs = self._local_cost(predictions) + answer + predictions.stall_ms * others
-        alone = lowest(able, costs, random)
-        return alone if costs[alone] < limit else None
+        return np.where(self._spares_answers(predictions), costs, math.inf)
 
     def _pair_cost(self, predictions: Predictions, prefill: int, decode: int) -> float:
         """To the first token."""
         first_ms = predictions.handoff_ms(prefill, decode)
-        computing = COMPUTING_WEIGHT * float(predictions.prefill_own_ms[prefill])
+        computing = COMPUTING_WEIGHT * predictions.prefill_own_ms.item(prefill)
         return first_ms + computing + (MISS_MS if first_ms > self._ttft_ms else 0.0)
 
     def _local_cost(self, predictions: Predictions) -> Times:
