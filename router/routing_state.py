@@ -155,9 +155,11 @@ class RoutingState:
         if known is not None:
             held = self.caches.overlap(prompt.hashes, worker)
             blocks = prompt.shape.num_blocks - held
-            tokens = 0 if handoff else prompt.shape.uncached_tokens(held)
-            self.loads.sent_open(known.number, key, tokens, blocks, prompt.answers)
-            if not handoff:
+            if handoff:
+                self.loads.sent_open(known.number, key, blocks, prompt.answers)
+            else:
+                tokens = prompt.shape.uncached_tokens(held)
+                self.loads.sent_local(known.number, key, tokens, blocks, prompt.answers, now)
                 self._queued(known.number, key, prompt, tokens)
             self.caches.expect(key, worker, prompt.hashes, held, now)
 

@@ -102,6 +102,9 @@ class _Ledger:
             sent = self.sent.get(key)
             if sent is not None and sent.included_from == included_from:
                 self.remove(key)
+                if sent.blocks:
+                    # It takes them when it is computed, not when it is taken.
+                    self.add(key, _Sent(0, sent.blocks, 0, math.inf))
 
     def current(self) -> Load:
         reported, elsewhere = self.reported, self.elsewhere
@@ -154,14 +157,20 @@ class LoadTable:
         self._ledger(number).add(key, _Sent(tokens, 0, 0, now + SETTLE_S))
         self._note(number)
 
-    def sent_open(
-        self, number: int, key: AttemptKey, prefill_tokens: int, blocks: int, sequences: int
-    ) -> None:
+    def sent_open(self, number: int, key: AttemptKey, blocks: int, sequences: int) -> None:
         """``sequences`` answers will be decoded here; their prompt takes ``blocks`` new ones.
 
         No report counts them before their first output, as a handoff may still be on its way.
         """
-        self._ledger(number).add(key, _Sent(prefill_tokens, blocks, sequences, math.inf))
+        self._ledger(number).add(key, _Sent(0, blocks, sequences, math.inf))
+        self._note(number)
+
+    def sent_local(
+        self, number: int, key: AttemptKey, tokens: int, blocks: int, sequences: int, now: float
+    ) -> None:
+        """The same with ``tokens`` to be computed here, too: so reports count them from the start,
+        as they do those of `sent_prefill`."""
+        self._ledger(number).add(key, _Sent(tokens, blocks, sequences, now + SETTLE_S))
         self._note(number)
 
     def settled(self, number: int, key: AttemptKey) -> None:

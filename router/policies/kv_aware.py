@@ -26,7 +26,7 @@ from router.slo import SloTargets
 MISS_MS = 10_000.0
 # A millisecond of computing weighs so much more than one of waiting: it keeps those that come after
 # waiting, and evicts what they would have found.
-COMPUTING_WEIGHT = 4.0
+COMPUTING_WEIGHT = 5.0
 # So many workers are looked at one by one; more are faster together.
 _FEW = 5
 
@@ -96,7 +96,7 @@ class KvAware:
     def _pair_cost(self, predictions: Predictions, prefill: int, decode: int) -> float:
         """To the first token."""
         first_ms = predictions.handoff_ms(prefill, decode)
-        computing = COMPUTING_WEIGHT * predictions.prefill_own_ms.item(prefill)
+        computing: float = COMPUTING_WEIGHT * predictions.prefill_own_ms.item(prefill)
         return first_ms + computing + (MISS_MS if first_ms > self._ttft_ms else 0.0)
 
     def _local_cost(self, predictions: Predictions) -> Times:

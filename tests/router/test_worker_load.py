@@ -25,10 +25,10 @@ def test_a_prompt_counts_until_a_report_that_must_include_it() -> None:
 
 def test_an_open_counts_until_its_first_output() -> None:
     loads = one_worker()
-    loads.sent_open(0, ONE, 0, 20, sequences=1)
-    loads.sent_open(0, TWO, 100, 40, sequences=4)
+    loads.sent_open(0, ONE, 20, sequences=1)
+    loads.sent_open(0, TWO, 40, sequences=4)
     loads.reported(0, Load(3, 0, 50, 0), now=100.0)
-    assert loads.current(0) == Load(3, 5, 0, 100)
+    assert loads.current(0) == Load(3, 5, 0, 0)
     loads.settled(0, TWO)
     assert loads.current(0) == Load(3, 1, 30, 0)
     loads.settled(0, ONE)
@@ -36,12 +36,23 @@ def test_an_open_counts_until_its_first_output() -> None:
     assert loads.current(0) == Load(3, 0, 50, 0)
 
 
+def test_a_prompt_that_is_computed_where_it_is_answered_is_not_counted_twice() -> None:
+    """Only its blocks are, until its first output: they are taken while it is computed."""
+    loads = one_worker()
+    loads.sent_local(0, ONE, 100, 7, sequences=1, now=1.0)
+    assert loads.current(0) == Load(0, 1, 43, 100)
+    loads.reported(0, Load(0, 1, 50, 100), now=1.0 + SETTLE_S)
+    assert loads.current(0) == Load(0, 1, 43, 100)
+    loads.settled(0, ONE)
+    assert loads.current(0) == Load(0, 1, 50, 100)
+
+
 def test_columns_are_what_each_worker_is_believed_to_do() -> None:
     loads = LoadTable()
     loads.add(2, num_blocks=50)
     loads.add(0, num_blocks=30)
     loads.reported(2, Load(3, 1, 40, 70), now=1.0)
-    loads.sent_open(2, ONE, 5, 45, sequences=2)
+    loads.sent_local(2, ONE, 5, 45, sequences=2, now=0.0)
     loads.sent_prefill(0, TWO, 300, now=1.0)
     assert len(loads) == 3
     assert loads.sequences.tolist() == [0, 0, 6]
