@@ -217,8 +217,8 @@ class Predictions:
         tail = costs.batch_ms + costs.token_ms * last
         shipping: float = self.transfer_ms.item(decode)
         shipping = max(min(tail, shipping), shipping - self._prefill_own[level])
-        computing = self.prefill_ms.item(prefill)
-        room = 0.0 if self.all_have_room else self.room_ms.item(decode)
+        computing: float = self.prefill_ms.item(prefill)
+        room: float = 0.0 if self.all_have_room else self.room_ms.item(decode)
         return computing + shipping + room + 2 * costs.message_ms
 
     def forecast(self, decode: int, prefill: int | None) -> Forecast:
