@@ -7,6 +7,9 @@ Does not cover: who is told (``worker``), the cache (``core.prefix_cache``).
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
+
 import numpy as np
 
 from core.block_hash import HashArray
@@ -45,7 +48,7 @@ def _joined(parts: list[_Hashes]) -> HashArray:
     values: list[int] = []
     for hashes in parts:
         values += _listed(hashes)
-    return np.array(values, dtype=np.uint64)
+    return _hashes(values)
 
 
 def _listed(hashes: _Hashes) -> list[int]:
@@ -63,4 +66,9 @@ def _net(log: list[tuple[bool, _Hashes]]) -> tuple[HashArray, HashArray]:
         into.update(dict.fromkeys(values))
         for value in again:
             del opposite[value], into[value]
-    return np.array(list(stored), dtype=np.uint64), np.array(list(removed), dtype=np.uint64)
+    return _hashes(stored), _hashes(removed)
+
+
+def _hashes(values: Iterable[int]) -> HashArray:
+    """Several times as fast as `np.array`."""
+    return np.frombuffer(array("Q", values), dtype=np.uint64)

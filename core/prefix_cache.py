@@ -248,8 +248,8 @@ class PrefixCache:
         """`_forget` of all but the last of ``chain``, each the only child of the next one."""
         block_ids = chain[:-1]
         hashes = self._hash.take(block_ids)
-        for value in hashes.tolist():
-            del self._block_of[value]
+        for _ in map(self._block_of.__delitem__, hashes.tolist()):
+            pass
         self.changes.removed(hashes)
         self._in_cache.put(block_ids, False)
         self._children.put(chain[1:], 0)

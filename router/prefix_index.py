@@ -67,19 +67,16 @@ class PrefixIndex:
     def stored(self, worker: WorkerId, hashes: HashArray) -> None:
         if self._stale.is_due:
             self._clear_some()
-        bit, masks = self._bit(worker), self._masks
-        blocks = dict.fromkeys(hashes.tolist(), bit)
-        if masks.keys().isdisjoint(blocks):
-            masks.update(blocks)
-            self._held[worker] += len(blocks)
-            return
-        known = list(map(masks.get, blocks, repeat(0)))
-        if len(set(known)) == 1:
-            # A whole prompt that the same others hold.
-            masks.update(dict.fromkeys(blocks, known[0] | bit))
-        else:
-            masks.update(zip(blocks, [mask | bit for mask in known], strict=True))
-        self._held[worker] += sum([not mask & bit for mask in known])
+        bit, masks, blocks = self._bit(worker), self._masks, hashes.tolist()
+        before = len(masks)
+        # Mostly nobody held them.
+        found = list(map(masks.setdefault, blocks, repeat(bit)))
+        new = len(masks) - before
+        if new < len(blocks):
+            known = {block: m for block, m in zip(blocks, found, strict=True) if m != bit}
+            masks.update((block, m | bit) for block, m in known.items())
+            new += sum([not m & bit for m in known.values()])
+        self._held[worker] += new
 
     def removed(self, worker: WorkerId, hashes: HashArray) -> None:
         if self._stale.is_due:
@@ -97,11 +94,10 @@ class PrefixIndex:
     def expect(self, worker: WorkerId, blocks: list[int]) -> None:
         """``worker`` will have these soon: they count as held by it until `unexpect`."""
         bit, expected = self._bit(worker), self._expected
-        if expected.keys().isdisjoint(blocks):
-            expected.update(dict.fromkeys(blocks, bit))
-        else:
-            for block in blocks:
-                expected[block] = expected.get(block, 0) | bit
+        before = len(expected)
+        found = list(map(expected.setdefault, blocks, repeat(bit)))
+        if len(expected) - before < len(blocks):
+            expected.update((b, m | bit) for b, m in zip(blocks, found, strict=True) if m != bit)
 
     def unexpect(self, worker: WorkerId, blocks: list[int]) -> None:
         bit, expected = self._bits.get(worker, 0), self._expected
