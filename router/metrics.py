@@ -97,9 +97,8 @@ class Metrics(Collector):
         self._defects = new_counter(table.DEFECTS, registry)
         self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
         self._turned_away = new_counter(table.TURNED_AWAY, registry)
-        self._answers = new_counter(table.FINISHES, registry)
-        for reason in FinishReason:
-            self._answers.labels(reason.value)
+        answers = new_counter(table.FINISHES, registry)
+        self._ended_by = {reason: answers.labels(reason.value) for reason in FinishReason}
         self._decisions = new_counter(table.DECISIONS, registry)
         self._blocks = new_counter(table.ROUTED_BLOCKS, registry)
         self._overlap = new_counter(table.OVERLAP_BLOCKS, registry)
@@ -214,7 +213,7 @@ class Metrics(Collector):
         self._longest_answer.observe(max(f.completion_tokens for f in ended.finishes))
         self._expected_cached.inc(ended.expected_cached)
         for finish in ended.finishes:
-            self._answers.labels(finish.reason.value).inc()
+            self._ended_by[finish.reason].inc()
             self._answer_length.observe(finish.completion_tokens)
             self._decode_time.observe(finish.total_s - finish.ttft_s)
             tpot = tpot_s(finish)
