@@ -75,7 +75,7 @@ def refuse_given(options: Mapping[str, object], fix: str) -> None:
     """Raises ``InvalidField`` for the first option that is not None: none is ignored in silence."""
     for option, value in options.items():
         if value is not None:
-            raise InvalidField(option, value, fix)
+            raise InvalidField(option, str(value) if isinstance(value, Path) else value, fix)
 
 
 def _from_trace(options: LoadOptions, path: Path) -> Load:

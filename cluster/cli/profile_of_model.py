@@ -60,9 +60,10 @@ def _find(profile: LatencyProfile, model: str) -> Path | None:
     """None if it is not here and has the name that the profile knows it by."""
     try:
         return find_model(model)
-    except NotFound:
+    except NotFound as error:
         if Path(model).name != profile.model:
-            raise
+            known = f"{error.message}; the profile is of {profile.model}"
+            raise NotFound(known, reason=error.reason, metadata=error.metadata) from None
     return None
 
 

@@ -50,6 +50,28 @@ def test_mooncake(tmp_path: Path) -> None:
     ]
 
 
+def test_times_of_azure_may_name_their_zone(tmp_path: Path) -> None:
+    """The traces of 2024 do."""
+    plain = read_trace(written(tmp_path, AZURE))
+    zoned = AZURE.replace("9799600", "979960+00:00").replace("4799600", "479960+00:00")
+    assert read_trace(written(tmp_path, zoned)) == plain
+    earlier = AZURE.replace("05.4799600", "05.4799600+05:00")
+    with pytest.raises(InvalidField, match="earlier than the request before it"):
+        read_trace(written(tmp_path, earlier))
+
+
+@pytest.mark.parametrize("row", ["2023-11-16 18:17:06,1,000,8", "2023-11-16 18:17:06,1_000,8"])
+def test_numbers_with_thousands_marks_are_refused(row: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidField, match="line 4"):
+        read_trace(written(tmp_path, AZURE + row))
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    twice = AZURE.replace("ContextTokens", "ContextTokens,ContextTokens")
+    with pytest.raises(InvalidField, match="has the column ContextTokens twice"):
+        read_trace(written(tmp_path, twice))
+
+
 def test_azure(tmp_path: Path) -> None:
     first, second = read_trace(written(tmp_path, AZURE))
     quoted = AZURE.replace("Azure", "").replace(",", '", "').replace("\n", '"\n"').strip('"')

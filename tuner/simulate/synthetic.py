@@ -18,6 +18,7 @@ Does not cover: real traces (``tuner.load.traces``).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -138,11 +139,25 @@ def read_description(path: Path) -> Description:
     try:
         return Description.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A name that is misspelt is told rather than the one that is missing by that.
+        first, *others = error.errors()
+        if first["type"] == "missing":
+            first = next((one for one in others if one["type"] == "extra_forbidden"), first)
         entry = ".".join(map(str, first["loc"])) or path.name
         value = "…" if isinstance(first["input"], Mapping) else first["input"]
+        if first["type"] == "extra_forbidden":
+            raise InvalidField(entry, value, _unknown(str(first["loc"][-1]))) from None
         message = first["msg"].removeprefix("Value error, ")
         raise InvalidField(entry, value, message[0].lower() + message[1:]) from None
+
+
+def _unknown(name: str) -> str:
+    parts = (Description, PromptMix, SystemPrompts)
+    known = [field for part in parts for field in part.model_fields]
+    close = get_close_matches(name, known, n=1)
+    return (
+        f"is no field of traffic; did you mean {close[0]}?" if close else "is no field of traffic"
+    )
 
 
 def draw_requests(description: Description, name: str, seed: int | None = None) -> RequestTrace:
