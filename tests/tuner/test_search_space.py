@@ -56,14 +56,18 @@ def test_colocated_is_among_them_in_every_shape() -> None:
 
 def test_two_kinds_have_a_pool_each_or_serve_colocated_alone_or_together() -> None:
     prefill, decode = Accelerators(profile_of("h100"), 4), Accelerators(L40S, 8)
-    colocated = set()
+    colocated, one_to_one = set(), set()
     for candidate in all_candidates(Budget(prefill, decode), 4000, LIMITS):
         if candidate.prefill is None:
             colocated.add(tuple(pool.on.profile.hardware for pool in candidate.decode))
+            continue
+        assert candidate.prefill.on is prefill
+        if candidate.is_one_to_one:
+            one_to_one.add(str(candidate))
         else:
-            assert candidate.prefill.on is prefill
             assert candidate.prefill.accelerators == 4
             assert candidate.decode[0].accelerators == 8
+    assert {"4P:4D, tp 1/tp 1", "4P:4D, tp 1/tp 2", "2P:2D, tp 2/tp 4"} <= one_to_one
     assert colocated == {("h100",), ("l40s",), ("h100", "l40s")}
 
 

@@ -5,7 +5,7 @@ Pure. Does not cover: which of them is good (``bounds``, ``halving``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -169,10 +169,11 @@ def all_candidates(
     """Those whose every worker can hold a request of ``longest`` tokens, and between whose pools
     transfers were profiled.
 
-    ``spend_all``: only clusters to which no further replica can be added (and colocated serving on
-    one of two kinds), for the most goodput that the budget can give; else also all smaller ones, to
-    find the cheapest that suffices. ``prefill_limits``: of prefill workers, None: ``limits``;
-    ``kv``, ``threads`` (of each rank, on CPUs; None: as suits their number): of all workers.
+    ``spend_all``: only clusters to which no further replica can be added (with two kinds also
+    colocated serving on one of them, and 1:1), for the most goodput that the budget can give; else
+    also all smaller ones, to find the cheapest that suffices. ``prefill_limits``: of prefill
+    workers, None: ``limits``; ``kv``, ``threads`` (of each rank, on CPUs; None: as suits their
+    number): of all workers.
     Raises ``InvalidField`` if no replica can hold the longest request.
     """
     wanted = _Wanted(
@@ -319,19 +320,30 @@ def _has_edge(kind: Accelerators, source: ParallelShape, target: ParallelShape) 
 def _counts_of_both(
     budget: Budget, source: ParallelShape, target: ParallelShape, spend_all: bool
 ) -> Iterator[tuple[int, int]]:
+    if not budget.is_shared:
+        yield from _counts_of_two_kinds(budget, source, target, spend_all)
+        return
     for prefills in range(1, budget.prefill.count // source.num_ranks + 1):
-        left = budget.decode.count
-        if budget.is_shared:
-            left -= prefills * source.num_ranks
+        left = budget.decode.count - prefills * source.num_ranks
         most = left // target.num_ranks
         if most < 1:
             return
-        if budget.is_shared:
-            for decodes in _counts(most, spend_all):
-                if not spend_all or left - decodes * target.num_ranks < source.num_ranks:
-                    yield prefills, decodes
-        elif not spend_all or prefills == budget.prefill.count // source.num_ranks:
-            yield from ((prefills, decodes) for decodes in _counts(most, spend_all))
+        for decodes in _counts(most, spend_all):
+            if not spend_all or left - decodes * target.num_ranks < source.num_ranks:
+                yield prefills, decodes
+
+
+def _counts_of_two_kinds(
+    budget: Budget, source: ParallelShape, target: ParallelShape, spend_all: bool
+) -> Iterable[tuple[int, int]]:
+    """All of both kinds, and the rival 1:1 though it leaves some of one kind idle: where all are
+    spent, shapes that happen to give equal numbers would stand for it."""
+    prefills = budget.prefill.count // source.num_ranks
+    decodes = budget.decode.count // target.num_ranks
+    if not spend_all:
+        return product(range(1, prefills + 1), range(1, decodes + 1))
+    equal = min(prefills, decodes)
+    return dict.fromkeys([(prefills, decodes), (equal, equal)])
 
 
 def _counts(most: int, only_most: bool) -> range:
