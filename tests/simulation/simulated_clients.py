@@ -5,10 +5,8 @@ They try again as ``crossdock.client`` does: with a new id, and only while nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 from fake_engine import expected_answer
 from simulated_network import Network
@@ -24,7 +22,7 @@ from core.errors import (
     Unavailable,
 )
 from core.request import RequestKey, SamplingParams
-from router.answer_stream import Prompt
+from router.answer_stream import AnswerEvent, Prompt
 from router.flow_messages import Emit, Fail, Finish
 
 SALT = 7
@@ -74,7 +72,7 @@ class Client:
         self.tries += 1
         self.call = call = Call(self.network.random.choice(routers), self.tries)
         # The router may answer at once.
-        call.close = call.router.start(self._prompt(), partial(self._hear, call))
+        call.close = call.router.start(self._prompt(), _Heard(self, call))
 
     def _prompt(self) -> Prompt:
         now, patience = self.network.now, self.patience_s
@@ -113,7 +111,7 @@ class Client:
         self.outcome = outcome
         self.network.note(f"{self.name} {outcome} {self.answers}")
 
-    def _hear(self, call: Call, event: Any) -> None:
+    def hear(self, call: Call, event: AnswerEvent) -> None:
         assert call is self.call
         assert call.is_open, f"{self.name} hears {event} after its end"
         match event:
@@ -163,3 +161,16 @@ class Client:
             whole = expected_answer(self.tokens, self.params.max_tokens, index)
             assert tokens == whole[: len(tokens)], f"{self.name} got other tokens, or some twice"
             assert self.texts[index].split() == [str(token) for token in tokens]
+
+
+class _Heard:
+    """The receiver of one try."""
+
+    def __init__(self, client: Client, call: Call) -> None:
+        self._client, self._call = client, call
+
+    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
+        self.event(Emit(tuple(token_ids), text, index))
+
+    def event(self, event: AnswerEvent) -> None:
+        self._client.hear(self._call, event)

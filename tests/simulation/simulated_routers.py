@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 from simulated_network import Network
 from simulated_workers import BLOCK_SIZE, AttachStream, SimWorker
@@ -13,7 +13,7 @@ from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.access_rules import AccessRules
-from router.answer_stream import Deliver, Prompt
+from router.answer_stream import AnswerEvent, Prompt, Receiver
 from router.backoff import Backoff
 from router.dispatcher import Dispatcher
 from router.flow import RetryLimits
@@ -94,6 +94,21 @@ class SimLink:
             self._stream.cut()
 
 
+class _WhileAlive:
+    """What a dead router's timers bring reaches nobody."""
+
+    def __init__(self, router: SimRouter, answers: Receiver) -> None:
+        self._router, self._answers = router, answers
+
+    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
+        if self._router.is_alive:
+            self._answers.tokens(index, token_ids, text)
+
+    def event(self, event: AnswerEvent) -> None:
+        if self._router.is_alive:
+            self._answers.event(event)
+
+
 class SimRouter:
     """One life of one router. ``find``: a worker that can be reached."""
 
@@ -129,14 +144,9 @@ class SimRouter:
         if self.is_alive:
             self.dispatcher.workers.on_listed(records)
 
-    def start(self, prompt: Prompt, deliver: Deliver) -> Callable[[], None]:
+    def start(self, prompt: Prompt, answers: Receiver) -> Callable[[], None]:
         """Raises AlreadyExists."""
-
-        def while_alive(event: Any) -> None:
-            if self.is_alive:
-                deliver(event)
-
-        return self.dispatcher.start(prompt, while_alive)
+        return self.dispatcher.start(prompt, _WhileAlive(self, answers))
 
     def die(self) -> None:
         """kill −9: workers see broken streams."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import pytest
 from at_rest import expect_rest
@@ -23,6 +23,7 @@ from core.errors import AlreadyExists
 from core.request import Role
 from core.tenants import DoorLimits, Tenant, TenantLimits
 from router.access_rules import AccessRules
+from router.answer_stream import AnswerEvent
 from router.placement import Disaggregation
 from router.policies.policy import PolicyName
 from router.routing_rules import RoutingRules
@@ -61,6 +62,16 @@ def rules(
     policy: PolicyName = PolicyName.KV_AWARE,
 ) -> RoutingRules:
     return RoutingRules(disaggregation, policy)
+
+
+class Nobody:
+    """Who gets no answer."""
+
+    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
+        raise AssertionError
+
+    def event(self, event: AnswerEvent) -> None:
+        raise AssertionError
 
 
 def ask_many(world: World, count: int, within_s: float) -> None:
@@ -151,7 +162,7 @@ def test_an_id_that_runs_is_refused_and_what_runs_goes_on() -> None:
         assert client.call is not None
         assert not client.outcome
         with pytest.raises(AlreadyExists):
-            client.call.router.start(client._prompt(), lambda event: None)
+            client.call.router.start(client._prompt(), Nobody())
         await world.until_all_have_ended()
         assert client.outcome == "finished"
 
