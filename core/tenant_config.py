@@ -28,8 +28,9 @@ Sha256 = Annotated[
 
 
 class TenantLimitsSpec(Section):
-    """What a tenant may ask for. A key that is left out sets no limit. Each router counts by
-    itself: with several, a tenant that spreads its requests gets as many times as much."""
+    """What a tenant may ask for. A key that is left out sets no limit. They hold for all routers
+    together if these have a `store`; else each counts by itself, and a tenant that spreads its
+    requests over several gets as many times as much."""
 
     requests_per_second: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """On average; a second's worth may come at once. More are refused, with the time after which to
