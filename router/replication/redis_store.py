@@ -83,10 +83,10 @@ class RedisStore:
         await self._redis.aclose()
 
     async def probe(self) -> None:
-        """Answers if everything that is asked later can be."""
-        await _bounded(self._redis.ping(), BACKGROUND_LIMIT_S)
+        """Answers if everything that is asked later can be, and as soon as a request would wait."""
         for script in (self._claim, self._places, self._give_back, self._renew, self._leased):
             await _bounded(self._redis.script_load(script.script), BACKGROUND_LIMIT_S)
+        await _bounded(self._redis.ping(), CALL_LIMIT_S)
 
     # Requests
 

@@ -130,7 +130,7 @@ class Replication:
         self._store.hear_anew()
         self._load.begin_anew(time.monotonic())
         self._tenants.not_told()
-        if self._health.answered():
+        if self._health.answered(time.monotonic()):
             log.warning("the store answers: %s shares with the other routers", self._router)
             self._tenants.is_shared = True
             self._gone.clear()
@@ -140,7 +140,7 @@ class Replication:
 
     def _lost(self, error: StoreLost) -> None:
         self._failures += 1
-        if self._health.failed(str(error)):
+        if self._health.failed(str(error), time.monotonic()):
             routers = 1 + self._load.peers
             log.warning(
                 "the store is lost (%s): this router goes by what it knows itself, with one part "
