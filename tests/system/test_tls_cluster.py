@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 import subprocess
 import sys
@@ -256,11 +257,32 @@ async def test_metrics_of_workers_are_for_who_has_a_certificate(
     assert all(f'{{process="{name}"}} 1.0' in text for name in ("prefill-0", "decode-0"))
 
 
-def test_a_renewed_certificate_is_taken_up_while_the_cluster_serves(
+def shown_at(address: str) -> str:
+    """The certificate of who listens there, as PEM."""
+    host, _, port = address.removeprefix("https://").rpartition(":")
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with (
+        socket.create_connection((host, int(port)), LIMIT_S) as connection,
+        context.wrap_socket(connection) as secured,
+    ):
+        certificate = secured.getpeercert(binary_form=True)
+    assert certificate is not None
+    return ssl.DER_cert_to_PEM_cert(certificate)
+
+
+def test_renewed_certificates_are_taken_up_while_the_cluster_serves(
     cluster: ServedCluster, certificates: Certificates
 ) -> None:
-    """New workers, new connections: all with what is on the disk now."""
-    make_worker(certificates.folder, "member", certificates.folder)
+    """New workers, new connections: all with what is on the disk now, the doors too."""
+    doors = Path(certificates.door.cert).parent
+    renewed = {
+        make_worker(certificates.folder, "member", certificates.folder): [cluster.admin_address],
+        make_worker(doors, "door", doors, DOOR_NAME): [cluster.grpc_address, cluster.http_url],
+    }
+    for files, addresses in renewed.items():
+        for address in addresses:
+            assert shown_at(address) == Path(files.cert).read_text()
     cluster.scale(decode=2)
     assert len(cluster.answer(PROMPT[::-1], 8)) == 8
     cluster.scale(decode=1)
