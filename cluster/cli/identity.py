@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from core.tls_files import MEMBER_NAME
+
 if TYPE_CHECKING:
     from crossdock.client import Tls
 
@@ -34,8 +36,14 @@ NameOption = Annotated[
     str,
     typer.Option(
         envvar="CROSSDOCK_TLS_NAME",
-        help="DNS name that servers' certificates must have; else that in the address, or "
-        "`crossdock` at the operators' port.",
+        help="DNS name that certificates of routers must have; else that in the address.",
+    ),
+]
+MemberNameOption = Annotated[
+    str,
+    typer.Option(
+        envvar="CROSSDOCK_TLS_MEMBER_NAME",
+        help="DNS name that the certificate at the operators' port must have: `tls.name`.",
     ),
 ]
 TokenFileOption = Annotated[
@@ -49,12 +57,14 @@ TokenFileOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As the options say. ``name``: "" is the usual one."""
+    """As the options say. ``name``: of routers, "" is that in the address; ``member_name``: of the
+    cluster's processes."""
 
     ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
     name: str = ""
+    member_name: str = MEMBER_NAME
     token_file: Path | None = None
 
 
@@ -68,23 +78,24 @@ def remember_identity(
     tls_cert: CertOption = None,
     tls_key: KeyOption = None,
     tls_name: NameOption = "",
+    tls_member_name: MemberNameOption = MEMBER_NAME,
     admin_token_file: TokenFileOption = None,
 ) -> None:
     """Serve a language model with separate prefill and decode workers."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key, or neither")
-    _GIVEN.set(Identity(tls_ca, tls_cert, tls_key, tls_name, admin_token_file))
+    given = Identity(tls_ca, tls_cert, tls_key, tls_name, tls_member_name, admin_token_file)
+    _GIVEN.set(given)
 
 
 def admin_tls(address: str) -> Tls | None:
     """For the operators' port at ``address``; None: in the clear."""
     from cluster.running import find_by_address
-    from core.tls_files import MEMBER_NAME
     from crossdock.client import Tls
 
     own = _GIVEN.get()
     if own.ca is not None:
-        return Tls(own.ca, own.cert, own.key, own.name or MEMBER_NAME)
+        return Tls(own.ca, own.cert, own.key, own.member_name)
     cluster = find_by_address(address)
     if cluster is None or not cluster.tls_ca:
         return None

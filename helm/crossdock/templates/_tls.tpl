@@ -102,7 +102,7 @@
   value: /etc/crossdock-tls/tls.crt
 - name: CROSSDOCK_TLS_KEY
   value: /etc/crossdock-tls/tls.key
-- name: CROSSDOCK_TLS_NAME
+- name: CROSSDOCK_TLS_MEMBER_NAME
   value: {{ include "crossdock.memberName" . }}
 {{- end }}
 {{- with .Values.controller.tokenSecret }}
