@@ -16,6 +16,7 @@ from core.errors import Unavailable
 from core.tls_files import server_files
 from core.worker_settings import LeaderAddress, RankSettings
 from wire.metrics_door import MetricsDoor
+from wire.tls_check import check_files
 from worker.daemon_call import call_in_daemon
 from worker.ranks.connect import connect_to_leader
 from worker.ranks.metrics import RankMetrics
@@ -39,10 +40,11 @@ class RankHost:
         """Joins the replica and loads; returns this process's id when the rank is ready.
 
         Raises ``Unavailable`` if the leader can't be reached or is lost meanwhile, ``Incompatible``
-        if it refuses this rank.
+        if it refuses this rank, ``InvalidField`` if this node's files of ``tls`` can't be used.
         """
         settings = self._settings
         bind_process(settings.cores, settings.threads)
+        check_files(settings.worker.tls)
         # Imported only now: torch reads the affinity of the process when it is imported.
         from worker.ranks.follower import Follower
 

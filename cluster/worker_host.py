@@ -22,6 +22,7 @@ from core.tls_files import server_files
 from core.worker_settings import LeaderAddress, WorkerSettings
 from kv_transfer.prefill_session import MAX_MESSAGE_BYTES
 from wire.peer_check import members_only
+from wire.tls_check import check_files
 from wire.tls_grpc import open_port
 from worker.daemon_call import call_in_daemon
 from worker.ranks.group import RankGroup
@@ -80,7 +81,8 @@ class WorkerHost:
         return self._group.address
 
     async def start(self) -> WorkerPlace:
-        """Returns when all ranks have loaded the model and the worker accepts work."""
+        """Returns when all ranks have loaded the model and the worker accepts work. Raises
+        ``InvalidField`` if files of ``tls`` can't be used, and what loading does."""
         alone = self._settings.shape.num_ranks == 1
         assert alone or self._group is not None, "the other ranks are told where by prepare()"
         bind_process(self._settings.cores, self._settings.threads)
@@ -93,6 +95,8 @@ class WorkerHost:
 
     async def _start(self) -> WorkerPlace:
         settings = self._settings
+        # Those of this node, which nobody else has looked at.
+        check_files(settings.tls)
         # Imported only now: torch reads the affinity of the process when it is imported.
         from cluster.worker_parts import make_service
 

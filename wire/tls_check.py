@@ -14,6 +14,12 @@ from core.tls_files import ServerFiles, TlsFiles
 from wire.tls_contexts import dns_names, new_client_context, server_context
 
 
+def check_files(files: TlsFiles | None) -> None:
+    """As `check_member`, where there may be none."""
+    if files is not None:
+        check_member(files)
+
+
 def check_member(files: TlsFiles) -> None:
     """Raises ``InvalidField`` if these files don't make a member of the cluster."""
     client, server = new_client_context(files), server_context(files.as_server)

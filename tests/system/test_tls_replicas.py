@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from certificates import make_authority, make_worker
+from certificates import make_authority, make_expired, make_worker
 from forked_replicas import forked_replicas
 from handoff_driver import HandoffFailed, attached
 
+from cluster.worker_host import WorkerHost
+from core.errors import InvalidField
 from core.request import Role
 from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
@@ -18,6 +20,17 @@ from core.worker_settings import WorkerSettings
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 PROMPT = [(7 * i) % 250 for i in range(200)]
+
+
+def test_a_worker_whose_certificate_has_expired_says_so_at_its_start(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its node's files may be others than those that were looked at where the cluster began."""
+    make_authority(tmp_path)
+    expired = make_expired(tmp_path, "expired", tmp_path)
+    settings = WorkerSettings("late", Role.MIXED, str(tiny_model), num_blocks=64, tls=expired)
+    with pytest.raises(InvalidField, match="certificate has expired"):
+        asyncio.run(WorkerHost(settings).start())
 
 
 def test_only_decode_workers_with_a_certificate_get_blocks(
