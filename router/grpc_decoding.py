@@ -16,7 +16,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 
 from core.errors import InvalidField
-from router.grpc_errors import abort
+from wire.grpc_errors import abort
 
 if TYPE_CHECKING:  # The type stubs' generics are plain classes at run time.
     Context = grpc.aio.ServicerContext[Any, Any]

@@ -11,9 +11,10 @@ from core.errors import CrossdockError, InvalidField
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceServicer
 from router.flow_messages import Emit, Finish
-from router.grpc_errors import abort, as_crossdock_error
+from router.grpc_errors import as_crossdock_error
 from router.request_intake import Call, RequestIntake
 from router.validation import AskedSampling
+from wire.grpc_errors import abort
 
 Context = grpc.aio.ServicerContext[pb.GenerateRequest, pb.GenerateResponse]
 

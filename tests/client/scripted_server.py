@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from core.errors import CrossdockError
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
-from router.grpc_errors import abort
+from wire.grpc_errors import abort
 
 SERVICE = "crossdock.v1.Inference"
 

@@ -21,7 +21,7 @@ from cluster.running import claim_name
 from cluster.shadowing import our_root
 from core.errors import NotFound
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
-from router.grpc_errors import to_rpc_status
+from wire.grpc_errors import to_rpc_status
 
 
 def run(monkeypatch, *arguments: str) -> int:

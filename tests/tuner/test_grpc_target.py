@@ -12,10 +12,10 @@ import pytest
 from core.errors import InvalidField, Unavailable
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
-from router.grpc_errors import abort
 from tuner.load.grpc_target import GrpcTarget, grpc_address
 from tuner.load.records import Usage
 from tuner.load.target import AnswerLog
+from wire.grpc_errors import abort
 
 PROMPT = np.array([5, 6, 7], dtype=np.int32)
 
