@@ -172,6 +172,8 @@ def replica_settings(
         peak=_declared_peak(spec),
         metrics_port=spec.metrics.worker_port,
         cache_events=spec.kv.events,
+        token_stream_port=spec.token_streams.port if spec.token_streams.enabled else None,
+        doors=spec.door_files if spec.token_streams.enabled else None,
     )
     others = range(1, len(places))
     return ReplicaSettings(

@@ -108,9 +108,8 @@ class WorkerHost:
             options=_SERVER_OPTIONS, interceptors=members_only(settings.tls)
         )
         self._service.register(self._server)
-        files = server_files(settings.tls)
-        port = open_port(self._server, f"{settings.host}:0", files)
-        await self._service.metrics_door.start(settings.host, settings.metrics_port, files)
+        port = open_port(self._server, f"{settings.host}:0", server_files(settings.tls))
+        await self._service.open_doors()
         self._service.start()
         await self._server.start()
         exempt_from_collection()
@@ -155,7 +154,7 @@ class WorkerHost:
 
     async def _end(self) -> None:
         await self._server.stop(_STREAM_GRACE_S)
-        await self._service.metrics_door.stop()
+        await self._service.close_doors()
         await self._service.stop()
         if self._service.closed.done():
             return  # It crashed meanwhile: what its engine may work on stays.

@@ -264,6 +264,16 @@ class MetricsSpec(Section):
     """That of the controller; 0: any free one."""
 
 
+class TokenStreamsSpec(Section):
+    """Clients may read tokens from the decode workers themselves, with a ticket of the router."""
+
+    enabled: bool = False
+    """They may. Clients have to reach the decode workers' nodes then; those that don't get their
+    tokens from the router. With `tls.doors` these nodes need its files, too."""
+    port: int = Field(default=0, ge=0, le=65535, strict=True)
+    """The first port that the decode workers of a node try. 0: any free one."""
+
+
 class DoorsTlsSpec(Section):
     """PEM files for the doors that clients come to, gRPC and HTTP, on the routers' hosts."""
 
@@ -349,6 +359,7 @@ class ClusterSpec(Section):
     admin: AdminSpec = AdminSpec()
     admission: AdmissionSpec = AdmissionSpec()
     metrics: MetricsSpec = MetricsSpec()
+    token_streams: TokenStreamsSpec = TokenStreamsSpec()
     tls: TlsSpec | None = None
     """Without it nothing is encrypted."""
 

@@ -139,6 +139,7 @@ class FailureCause(Enum):
     DEADLINE = "deadline"
     DRAINING = "draining"
     INTERNAL = "internal"
+    READER_LOST = "reader_lost"
 
 
 @dataclass(frozen=True, slots=True)

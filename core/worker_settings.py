@@ -8,7 +8,7 @@ from core.peak_rates import PeakRates
 from core.prefill_order import DEFAULT_TTFT_S
 from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
-from core.tls_files import TlsFiles
+from core.tls_files import ServerFiles, TlsFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,9 @@ class WorkerSettings:
     ``tcp_streams`` connections carry the KV blocks of an edge over TCP, by ``tls`` (None: in the
     clear); times are in seconds, ``ttft_s`` is ``slo.ttft``; ``peak``: of one rank, if the config
     declares it; ``metrics_port``: the first that is tried by every rank, 0 any free one for rank 0
-    alone; ``cache_events``: whether routers are told what is cached.
+    alone; ``cache_events``: whether routers are told what is cached; ``token_stream_port``: the
+    first that is tried for clients that read tokens from this worker, 0 any free one, None: there
+    are none; ``doors``: what these are shown, None: in the clear.
     """
 
     worker: str
@@ -48,6 +50,8 @@ class WorkerSettings:
     peak: PeakRates | None = None
     metrics_port: int = 0
     cache_events: bool = True
+    token_stream_port: int | None = None
+    doors: ServerFiles | None = None
 
 
 @dataclass(frozen=True, slots=True)

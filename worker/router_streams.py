@@ -27,8 +27,9 @@ _SLOW_AT = 4096
 class RouterStream:
     """One router, from its Attach to the end of its stream."""
 
-    def __init__(self, router_id: str) -> None:
+    def __init__(self, router_id: str, ticket_key: bytes = b"") -> None:
         self.router_id = router_id
+        self.ticket_key = ticket_key
         self.outbox: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
         self.lacks_events = False
         self._last_load: pb.Load | None = None
@@ -95,6 +96,15 @@ class RouterStreams:
         """All that routers still wait for."""
         return tuple(self._owners)
 
+    def ticket_key(self, router_id: str) -> bytes | None:
+        """With which an attached router signs tickets; None if it is not attached."""
+        keys = (stream.ticket_key for stream in self._streams if stream.router_id == router_id)
+        return next(keys, None)
+
+    def owners_ticket_key(self, key: AttemptKey) -> bytes:
+        """With which the attempt's router signs; raises KeyError if nobody waits for it."""
+        return self._owners[key].ticket_key
+
     async def attach(
         self, requests: AsyncIterator[pb.RouterMessage]
     ) -> AsyncIterator[pb.WorkerMessage]:
@@ -103,7 +113,7 @@ class RouterStreams:
         if first is None:
             # It was lost before it said who it is.
             return
-        stream = RouterStream(first.attach.router_id)
+        stream = RouterStream(first.attach.router_id, first.attach.ticket_key)
         for message in self._handler.greet(first.attach):
             stream.outbox.put_nowait(message)
         self._streams.append(stream)

@@ -24,6 +24,7 @@ from core.handoff import FailureCause
 from core.outputs import TokenOutput
 from core.request import AttemptKey, SamplingParams
 from core.step import StepPlan, StepResult
+from core.tls_files import server_files
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import metrics_pb2, worker_pb2_grpc
 from crossdock.v1 import worker_pb2 as pb
@@ -97,6 +98,20 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     # Life
 
+    @property
+    def token_stream_address(self) -> str:
+        """Where clients read tokens from this worker, host:port; "": nowhere."""
+        return ""
+
+    async def open_doors(self) -> None:
+        """Those beside `Worker`. Raises ``Unavailable`` if a port is taken."""
+        settings = self.settings
+        files = server_files(settings.tls)
+        await self.metrics_door.start(settings.host, settings.metrics_port, files)
+
+    async def close_doors(self) -> None:
+        await self.metrics_door.stop()
+
     def register(self, server: grpc.aio.Server) -> None:
         """Adds what this worker serves to a gRPC server."""
         worker_pb2_grpc.add_WorkerServicer_to_server(self, server)
@@ -132,8 +147,13 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def cut(self, reason: str) -> None:
         """Ends every attempt that is left. The router retries those that have no token yet."""
-        for key in self.streams.attempts:
+        for key in self.attempts:
             self._refuse(key, reason)
+
+    @property
+    def attempts(self) -> Iterable[AttemptKey]:
+        """All that somebody still waits for. A role may add to them."""
+        return self.streams.attempts
 
     def _refuse(self, key: AttemptKey, reason: str) -> None:
         self.fail(key, FailureCause.DRAINING, reason)
@@ -152,7 +172,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def _note_idleness(self) -> None:
         with self.engine.lock:
             idle = self.brain.idle and not self._decided
-        (self._idle.set if idle else self._idle.clear)()
+        (self._idle.set if idle and self.all_told else self._idle.clear)()
+
+    @property
+    def all_told(self) -> bool:
+        """Nobody waits for what was computed. A role may have more to tell."""
+        return True
 
     def submit(self, event: Event) -> None:
         """Lets the brain decide about an event and carries the decision out."""
@@ -208,6 +233,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         while True:
             await asyncio.sleep(_TICK_S)
             self.submit(self.tick_event())
+            self.after_tick()
+
+    def after_tick(self) -> None:
+        """Time has passed. A role may add to it."""
 
     # What a role adds
 
@@ -239,12 +268,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def _carry_out(self, commands: list[Command]) -> None:
         told = [
-            self._answers.tell(command, self.streams.new_output)
+            self._answers.tell(command, self.new_output)
             for command in commands
             if isinstance(command, TokenOutput)
         ]
         # Tokens leave first: another command may end the attempt they belong to.
-        self._tell_state()
+        self.tell_state()
         for end in told:
             if end is not None:
                 self._end_answer(end)
@@ -253,13 +282,21 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
                 self.carry_out(command)
         self._note_idleness()
 
+    def new_output(self, key: AttemptKey) -> pb.SequenceOutput:
+        """A place for an output, for whoever gets it: a role may have others than routers."""
+        return self.streams.new_output(key)
+
     def _end_answer(self, end: AnswerEnd) -> None:
         if end.stopped:
             self._stop_computing(end.key, end.index)
         if end.last:
-            self.finish(end.key)
+            self.complete(end.key)
 
-    def _tell_state(self) -> None:
+    def complete(self, key: AttemptKey) -> None:
+        """All answers of an attempt have ended."""
+        self.finish(key)
+
+    def tell_state(self) -> None:
         """Tells routers what changed in the prefix cache, and with the outputs the load of that
         moment."""
         with self.engine.lock:
@@ -298,8 +335,12 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def finish(self, key: AttemptKey) -> None:
         """Forgets an attempt that ended."""
-        self._answers.forget(key)
         self.streams.forget(key)
+        self.end_computing(key)
+
+    def end_computing(self, key: AttemptKey) -> None:
+        """There will be no more tokens of this attempt, nor a reason to expire it."""
+        self._answers.forget(key)
         timer = self._timers.pop(key, None)
         if timer is not None:
             timer.cancel()
@@ -321,7 +362,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def on_router_message(self, message: pb.RouterMessage) -> None:
         kind = message.WhichOneof("message")
         if kind == "abort":
-            self._abort(key_from_wire(message.abort.key))
+            self.abort(key_from_wire(message.abort.key))
             return
         assignment = message.prefill if kind == "prefill" else message.open
         if self._draining:
@@ -337,9 +378,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def on_router_lost(self, attempts: Iterable[AttemptKey]) -> None:
         for key in attempts:
-            self._abort(key)
+            self.abort(key)
 
-    def _abort(self, key: AttemptKey) -> None:
+    def abort(self, key: AttemptKey) -> None:
+        """Nobody wants the attempt any more."""
         self.finish(key)
         self.submit(self.abort_event(key))
 
@@ -353,6 +395,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             max_num_seqs=self.settings.max_num_seqs,
             metrics_address=self.metrics_door.address,
             cache_events=self._cache.enabled,
+            token_stream_address=self.token_stream_address,
         )
         load, missing = self._catch_up(attach.cache_epoch, attach.cache_sequence)
         return [

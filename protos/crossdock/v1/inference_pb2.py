@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rossdock/v1/inference.proto\x12\x0c\x63rossdock.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xbf\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.crossdock.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.crossdock.v1.SamplingParams\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x01\x88\x01\x01\x42\x07\n\x05inputB\x0b\n\t_priority\"\x9d\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x08 \x01(\x05H\x07\x88\x01\x01\x12\x17\n\nmin_tokens\x18\t \x01(\x05H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x17\n\nignore_eos\x18\x0c \x01(\x08H\t\x88\x01\x01\x12\x11\n\x04seed\x18\r \x01(\x03H\n\x88\x01\x01\x12\x0e\n\x01n\x18\x0e \x01(\x05H\x0b\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0f \x01(\x05H\x0c\x88\x01\x01\x12?\n\nlogit_bias\x18\x10 \x03(\x0b\x32+.crossdock.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobs\"|\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.crossdock.v1.ChunkH\x00\x12*\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\x16.crossdock.v1.CompleteH\x00\x42\x07\n\x05\x65vent\"V\n\x05\x43hunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.crossdock.v1.TokenLogprob\"\x94\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x31\n\x03top\x18\x03 \x03(\x0b\x32$.crossdock.v1.TokenLogprob.Candidate\x1a.\n\tCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x92\x01\n\x08\x43omplete\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12&\n\x07timings\x18\x05 \x01(\x0b\x32\x15.crossdock.v1.Timings\"|\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x04 \x01(\t\x12\x15\n\rdecode_worker\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0f\n\rAbortResponse\"\x15\n\x13GetModelInfoRequest\"{\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r2\xf1\x01\n\tInference\x12K\n\x08Generate\x12\x1d.crossdock.v1.GenerateRequest\x1a\x1e.crossdock.v1.GenerateResponse0\x01\x12@\n\x05\x41\x62ort\x12\x1a.crossdock.v1.AbortRequest\x1a\x1b.crossdock.v1.AbortResponse\x12U\n\x0cGetModelInfo\x12!.crossdock.v1.GetModelInfoRequest\x1a\".crossdock.v1.GetModelInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63rossdock/v1/inference.proto\x12\x0c\x63rossdock.v1\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xd2\x01\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.crossdock.v1.TokenIdsH\x00\x12.\n\x08sampling\x18\x04 \x01(\x0b\x32\x1c.crossdock.v1.SamplingParams\x12\x15\n\x08priority\x18\x05 \x01(\x05H\x01\x88\x01\x01\x12\x11\n\tby_ticket\x18\x06 \x01(\x08\x42\x07\n\x05inputB\x0b\n\t_priority\"\x9d\x05\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x01H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x01H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x01H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x01H\x06\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x08 \x01(\x05H\x07\x88\x01\x01\x12\x17\n\nmin_tokens\x18\t \x01(\x05H\x08\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x17\n\nignore_eos\x18\x0c \x01(\x08H\t\x88\x01\x01\x12\x11\n\x04seed\x18\r \x01(\x03H\n\x88\x01\x01\x12\x0e\n\x01n\x18\x0e \x01(\x05H\x0b\x88\x01\x01\x12\x15\n\x08logprobs\x18\x0f \x01(\x05H\x0c\x88\x01\x01\x12?\n\nlogit_bias\x18\x10 \x03(\x0b\x32+.crossdock.v1.SamplingParams.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x07\n\x05_seedB\x04\n\x02_nB\x0b\n\t_logprobs\"\xa8\x01\n\x10GenerateResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.crossdock.v1.ChunkH\x00\x12*\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\x16.crossdock.v1.CompleteH\x00\x12*\n\x06ticket\x18\x04 \x01(\x0b\x32\x18.crossdock.v1.ReadTicketH\x00\x42\x07\n\x05\x65vent\"V\n\x05\x43hunk\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12,\n\x08logprobs\x18\x03 \x03(\x0b\x32\x1a.crossdock.v1.TokenLogprob\"\x94\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x31\n\x03top\x18\x03 \x03(\x0b\x32$.crossdock.v1.TokenLogprob.Candidate\x1a.\n\tCandidate\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\"\x92\x01\n\x08\x43omplete\x12\x15\n\rfinish_reason\x18\x01 \x01(\t\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x03 \x01(\r\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12&\n\x07timings\x18\x05 \x01(\x0b\x32\x15.crossdock.v1.Timings\"|\n\x07Timings\x12\x0f\n\x07queue_s\x18\x01 \x01(\x01\x12\x0e\n\x06ttft_s\x18\x02 \x01(\x01\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12\x16\n\x0eprefill_worker\x18\x04 \x01(\t\x12\x15\n\rdecode_worker\x18\x05 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x06 \x01(\r\"?\n\nReadTicket\x12\x0f\n\x07\x61ttempt\x18\x01 \x01(\r\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0e\n\x06ticket\x18\x03 \x01(\x0c\"K\n\x12RelayTokensRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x10\n\x08position\x18\x03 \x01(\x04\"\x15\n\x13RelayTokensResponse\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x0f\n\rAbortResponse\"\x15\n\x13GetModelInfoRequest\"{\n\x14GetModelInfoResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x12\n\nvocab_size\x18\x02 \x01(\r\x12\x15\n\rmax_model_len\x18\x03 \x01(\r\x12\x12\n\nblock_size\x18\x04 \x01(\r\x12\x15\n\reos_token_ids\x18\x05 \x03(\r2\xc5\x02\n\tInference\x12K\n\x08Generate\x12\x1d.crossdock.v1.GenerateRequest\x1a\x1e.crossdock.v1.GenerateResponse0\x01\x12@\n\x05\x41\x62ort\x12\x1a.crossdock.v1.AbortRequest\x1a\x1b.crossdock.v1.AbortResponse\x12R\n\x0bRelayTokens\x12 .crossdock.v1.RelayTokensRequest\x1a!.crossdock.v1.RelayTokensResponse\x12U\n\x0cGetModelInfo\x12!.crossdock.v1.GetModelInfoRequest\x1a\".crossdock.v1.GetModelInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,31 +36,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENIDS']._serialized_start=46
   _globals['_TOKENIDS']._serialized_end=69
   _globals['_GENERATEREQUEST']._serialized_start=72
-  _globals['_GENERATEREQUEST']._serialized_end=263
-  _globals['_SAMPLINGPARAMS']._serialized_start=266
-  _globals['_SAMPLINGPARAMS']._serialized_end=935
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=702
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=750
-  _globals['_GENERATERESPONSE']._serialized_start=937
-  _globals['_GENERATERESPONSE']._serialized_end=1061
-  _globals['_CHUNK']._serialized_start=1063
-  _globals['_CHUNK']._serialized_end=1149
-  _globals['_TOKENLOGPROB']._serialized_start=1152
-  _globals['_TOKENLOGPROB']._serialized_end=1300
-  _globals['_TOKENLOGPROB_CANDIDATE']._serialized_start=1254
-  _globals['_TOKENLOGPROB_CANDIDATE']._serialized_end=1300
-  _globals['_COMPLETE']._serialized_start=1303
-  _globals['_COMPLETE']._serialized_end=1449
-  _globals['_TIMINGS']._serialized_start=1451
-  _globals['_TIMINGS']._serialized_end=1575
-  _globals['_ABORTREQUEST']._serialized_start=1577
-  _globals['_ABORTREQUEST']._serialized_end=1611
-  _globals['_ABORTRESPONSE']._serialized_start=1613
-  _globals['_ABORTRESPONSE']._serialized_end=1628
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1630
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1651
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1653
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1776
-  _globals['_INFERENCE']._serialized_start=1779
-  _globals['_INFERENCE']._serialized_end=2020
+  _globals['_GENERATEREQUEST']._serialized_end=282
+  _globals['_SAMPLINGPARAMS']._serialized_start=285
+  _globals['_SAMPLINGPARAMS']._serialized_end=954
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=721
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=769
+  _globals['_GENERATERESPONSE']._serialized_start=957
+  _globals['_GENERATERESPONSE']._serialized_end=1125
+  _globals['_CHUNK']._serialized_start=1127
+  _globals['_CHUNK']._serialized_end=1213
+  _globals['_TOKENLOGPROB']._serialized_start=1216
+  _globals['_TOKENLOGPROB']._serialized_end=1364
+  _globals['_TOKENLOGPROB_CANDIDATE']._serialized_start=1318
+  _globals['_TOKENLOGPROB_CANDIDATE']._serialized_end=1364
+  _globals['_COMPLETE']._serialized_start=1367
+  _globals['_COMPLETE']._serialized_end=1513
+  _globals['_TIMINGS']._serialized_start=1515
+  _globals['_TIMINGS']._serialized_end=1639
+  _globals['_READTICKET']._serialized_start=1641
+  _globals['_READTICKET']._serialized_end=1704
+  _globals['_RELAYTOKENSREQUEST']._serialized_start=1706
+  _globals['_RELAYTOKENSREQUEST']._serialized_end=1781
+  _globals['_RELAYTOKENSRESPONSE']._serialized_start=1783
+  _globals['_RELAYTOKENSRESPONSE']._serialized_end=1804
+  _globals['_ABORTREQUEST']._serialized_start=1806
+  _globals['_ABORTREQUEST']._serialized_end=1840
+  _globals['_ABORTRESPONSE']._serialized_start=1842
+  _globals['_ABORTRESPONSE']._serialized_end=1857
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1859
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1880
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1882
+  _globals['_GETMODELINFORESPONSE']._serialized_end=2005
+  _globals['_INFERENCE']._serialized_start=2008
+  _globals['_INFERENCE']._serialized_end=2333
 # @@protoc_insertion_point(module_scope)

@@ -44,6 +44,11 @@ class InferenceStub(object):
                 request_serializer=crossdock_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
                 response_deserializer=crossdock_dot_v1_dot_inference__pb2.AbortResponse.FromString,
                 _registered_method=True)
+        self.RelayTokens = channel.unary_unary(
+                '/crossdock.v1.Inference/RelayTokens',
+                request_serializer=crossdock_dot_v1_dot_inference__pb2.RelayTokensRequest.SerializeToString,
+                response_deserializer=crossdock_dot_v1_dot_inference__pb2.RelayTokensResponse.FromString,
+                _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/crossdock.v1.Inference/GetModelInfo',
                 request_serializer=crossdock_dot_v1_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
@@ -69,6 +74,14 @@ class InferenceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RelayTokens(self, request, context):
+        """The client can't read from the worker that its ticket names: the rest comes by the stream of its
+        Generate call. NOT_FOUND if no such request of this tenant is running.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModelInfo(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -87,6 +100,11 @@ def add_InferenceServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=crossdock_dot_v1_dot_inference__pb2.AbortRequest.FromString,
                     response_serializer=crossdock_dot_v1_dot_inference__pb2.AbortResponse.SerializeToString,
+            ),
+            'RelayTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.RelayTokens,
+                    request_deserializer=crossdock_dot_v1_dot_inference__pb2.RelayTokensRequest.FromString,
+                    response_serializer=crossdock_dot_v1_dot_inference__pb2.RelayTokensResponse.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -148,6 +166,33 @@ class Inference(object):
             '/crossdock.v1.Inference/Abort',
             crossdock_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
             crossdock_dot_v1_dot_inference__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RelayTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/crossdock.v1.Inference/RelayTokens',
+            crossdock_dot_v1_dot_inference__pb2.RelayTokensRequest.SerializeToString,
+            crossdock_dot_v1_dot_inference__pb2.RelayTokensResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -69,30 +69,34 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("attach", "prefill", "open", "abort", "cache_request", "cache_fallback")
+    __slots__ = ("attach", "prefill", "open", "abort", "cache_request", "cache_fallback", "relay")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     CACHE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     CACHE_FALLBACK_FIELD_NUMBER: _ClassVar[int]
+    RELAY_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     prefill: Prefill
     open: Open
     abort: Abort
     cache_request: CacheRequest
     cache_fallback: CacheFallback
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., cache_request: _Optional[_Union[CacheRequest, _Mapping]] = ..., cache_fallback: _Optional[_Union[CacheFallback, _Mapping]] = ...) -> None: ...
+    relay: RelayTokens
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., cache_request: _Optional[_Union[CacheRequest, _Mapping]] = ..., cache_fallback: _Optional[_Union[CacheFallback, _Mapping]] = ..., relay: _Optional[_Union[RelayTokens, _Mapping]] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("router_id", "cache_epoch", "cache_sequence")
+    __slots__ = ("router_id", "cache_epoch", "cache_sequence", "ticket_key")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     CACHE_EPOCH_FIELD_NUMBER: _ClassVar[int]
     CACHE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    TICKET_KEY_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     cache_epoch: int
     cache_sequence: int
-    def __init__(self, router_id: _Optional[str] = ..., cache_epoch: _Optional[int] = ..., cache_sequence: _Optional[int] = ...) -> None: ...
+    ticket_key: bytes
+    def __init__(self, router_id: _Optional[str] = ..., cache_epoch: _Optional[int] = ..., cache_sequence: _Optional[int] = ..., ticket_key: _Optional[bytes] = ...) -> None: ...
 
 class CacheRequest(_message.Message):
     __slots__ = ("after_sequence",)
@@ -127,7 +131,7 @@ class Prefill(_message.Message):
     def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., decode_worker: _Optional[str] = ..., decode_endpoint: _Optional[str] = ..., decode_epoch: _Optional[int] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("key", "mode", "token_ids", "sampling", "salt", "deadline_s")
+    __slots__ = ("key", "mode", "token_ids", "sampling", "salt", "deadline_s", "read")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[Open.Mode]
@@ -142,13 +146,31 @@ class Open(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     SALT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
+    READ_FIELD_NUMBER: _ClassVar[int]
     key: AttemptKey
     mode: Open.Mode
     token_ids: bytes
     sampling: Sampling
     salt: int
     deadline_s: float
-    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., mode: _Optional[_Union[Open.Mode, str]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ...) -> None: ...
+    read: ReadByTicket
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., mode: _Optional[_Union[Open.Mode, str]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ..., read: _Optional[_Union[ReadByTicket, _Mapping]] = ...) -> None: ...
+
+class ReadByTicket(_message.Message):
+    __slots__ = ("valid_s", "prompt_tokens")
+    VALID_S_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    valid_s: float
+    prompt_tokens: int
+    def __init__(self, valid_s: _Optional[float] = ..., prompt_tokens: _Optional[int] = ...) -> None: ...
+
+class RelayTokens(_message.Message):
+    __slots__ = ("key", "position")
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    key: AttemptKey
+    position: int
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., position: _Optional[int] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("key",)
@@ -169,7 +191,7 @@ class WorkerMessage(_message.Message):
     def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., step: _Optional[_Union[Step, _Mapping]] = ..., failed: _Optional[_Union[AttemptFailed, _Mapping]] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size", "max_num_seqs", "metrics_address", "cache_events")
+    __slots__ = ("worker", "epoch", "role", "num_blocks", "block_size", "max_num_seqs", "metrics_address", "cache_events", "token_stream_address")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -178,6 +200,7 @@ class Welcome(_message.Message):
     MAX_NUM_SEQS_FIELD_NUMBER: _ClassVar[int]
     METRICS_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     CACHE_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_STREAM_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     worker: str
     epoch: int
     role: str
@@ -186,7 +209,8 @@ class Welcome(_message.Message):
     max_num_seqs: int
     metrics_address: str
     cache_events: bool
-    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ..., cache_events: bool = ...) -> None: ...
+    token_stream_address: str
+    def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ..., cache_events: bool = ..., token_stream_address: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
     __slots__ = ("outputs", "load", "cache_sequence")
@@ -199,7 +223,7 @@ class Step(_message.Message):
     def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_sequence: _Optional[int] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
-    __slots__ = ("key", "token_ids", "text", "finish_reason", "cached_tokens", "index", "logprobs")
+    __slots__ = ("key", "token_ids", "text", "finish_reason", "cached_tokens", "index", "logprobs", "read_tokens", "counted")
     KEY_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +231,8 @@ class SequenceOutput(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    READ_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
     key: AttemptKey
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     text: str
@@ -214,7 +240,9 @@ class SequenceOutput(_message.Message):
     cached_tokens: int
     index: int
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
-    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., index: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    read_tokens: int
+    counted: bool
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., finish_reason: _Optional[str] = ..., cached_tokens: _Optional[int] = ..., index: _Optional[int] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., read_tokens: _Optional[int] = ..., counted: bool = ...) -> None: ...
 
 class TokenLogprobs(_message.Message):
     __slots__ = ("logprob", "top_token_ids", "top_logprobs")
@@ -252,6 +280,7 @@ class AttemptFailed(_message.Message):
         DEADLINE: _ClassVar[AttemptFailed.Cause]
         DRAINING: _ClassVar[AttemptFailed.Cause]
         INTERNAL: _ClassVar[AttemptFailed.Cause]
+        READER_LOST: _ClassVar[AttemptFailed.Cause]
     CAUSE_UNSPECIFIED: AttemptFailed.Cause
     NO_ROOM: AttemptFailed.Cause
     DECODE_LOST: AttemptFailed.Cause
@@ -262,6 +291,7 @@ class AttemptFailed(_message.Message):
     DEADLINE: AttemptFailed.Cause
     DRAINING: AttemptFailed.Cause
     INTERNAL: AttemptFailed.Cause
+    READER_LOST: AttemptFailed.Cause
     KEY_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
