@@ -37,7 +37,7 @@ class Prompt:
     """A validated request. ``tokens`` int32 [n]; ``hashes`` uint64 of its full blocks.
 
     ``arrived`` and ``deadline`` in seconds on the router's monotonic clock. ``priority``: class, 0
-    is served first.
+    is served first. ``by_ticket``: the client may read tokens from D itself.
     """
 
     key: RequestKey
@@ -48,6 +48,7 @@ class Prompt:
     sampling: SamplingParams
     deadline: float | None
     priority: int = 0
+    by_ticket: bool = False
 
     def shape(self, block_size: int) -> PromptShape:
         return PromptShape(len(self.tokens), block_size)
@@ -213,7 +214,7 @@ class _Inbox:
 def _run(item: ChoiceEvent) -> tuple[bool, int]:
     """Equal for what can be joined."""
     event = item.event
-    joinable = isinstance(event, Emit) and not event.logprobs
+    joinable = isinstance(event, Emit) and not event.logprobs and event.ticket is None
     return joinable, item.choice if joinable else id(item)
 
 

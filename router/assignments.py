@@ -8,8 +8,11 @@ from __future__ import annotations
 from core.request import AttemptKey
 from crossdock.v1 import worker_pb2 as pb
 from router.answer_stream import Prompt
-from router.flow_messages import SendOpen, SendPrefill
+from router.flow_messages import SendOpen, SendPrefill, SendRelay
 from wire.attempts import key_to_wire, sampling_to_wire, tokens_to_wire
+
+# In which the client has to come with its ticket. It is sent when the attempt begins.
+_TICKET_VALID_S = 10.0
 
 
 def open_message(key: AttemptKey, prompt: Prompt, command: SendOpen) -> pb.RouterMessage:
@@ -22,6 +25,8 @@ def open_message(key: AttemptKey, prompt: Prompt, command: SendOpen) -> pb.Route
         salt=prompt.salt,
         deadline_s=command.deadline_s,
     )
+    if command.by_ticket:
+        message.read.valid_s, message.read.prompt_tokens = _TICKET_VALID_S, len(prompt.tokens)
     return pb.RouterMessage(open=message)
 
 
@@ -40,6 +45,10 @@ def prefill_message(
         deadline_s=command.deadline_s,
     )
     return pb.RouterMessage(prefill=message)
+
+
+def relay_message(key: AttemptKey, command: SendRelay) -> pb.RouterMessage:
+    return pb.RouterMessage(relay=pb.RelayTokens(key=key_to_wire(key), position=command.position))
 
 
 def abort_message(key: AttemptKey) -> pb.RouterMessage:

@@ -22,17 +22,20 @@ from router.access_rules import AccessRules
 from router.admission import Admission
 from router.admission_messages import Started
 from router.answer_stream import Prompt, Receiver
-from router.assignments import abort_message, open_message, prefill_message
+from router.assignments import abort_message, open_message, prefill_message, relay_message
 from router.door import Door
 from router.flow import Flow, RetryLimits
 from router.flow_messages import (
     ClientGone,
     Command,
+    CountRead,
     DeadlinePassed,
     Emit,
     Fail,
     Finish,
     FlowEvent,
+    GiveTicket,
+    RelayAsked,
     ReportDefect,
     Route,
     Routed,
@@ -41,11 +44,14 @@ from router.flow_messages import (
     SendAbort,
     SendOpen,
     SendPrefill,
+    SendRelay,
+    Ticket,
     Unroutable,
     WorkerLost,
 )
 from router.metrics import Metrics, RouterState
 from router.placement import WorkerId
+from router.read_tickets import ReadTickets
 from router.replication.shared_tenants import SharedTenants
 from router.request_ids import RequestIds
 from router.routing_rules import RoutingRules
@@ -75,6 +81,7 @@ class Dispatcher:
         random: Random,
         limits: RetryLimits,
         access: AccessRules,
+        tickets: ReadTickets,
         max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS,
         attempts_after: int = 0,
         shared: SharedTenants | None = None,
@@ -105,6 +112,7 @@ class Dispatcher:
         self._limits = limits
         self._attempts_after = attempts_after
         self._clock = clock
+        self._tickets = tickets
         self._ids = RequestIds()
         # A request key is such a pair, too: steps look requests up without making one.
         self._running: dict[tuple[str, str], RunningRequest] = {}
@@ -124,6 +132,7 @@ class Dispatcher:
             prompt.sampling.n,
             self._limits,
             self._attempts_after,
+            prompt.by_ticket,
         )
         routed = RoutedPrompt(prompt.shape(self.block_size), prompt.hashes, prompt.sampling.n)
         running = RunningRequest(prompt, routed, flow, answers)
@@ -168,6 +177,13 @@ class Dispatcher:
 
     def abort(self, key: RequestKey) -> None:
         """End a running request; raises NotFound."""
+        self._handle(self._found(key), ClientGone("ABORTED_BY_CLIENT"))
+
+    def relay(self, key: RequestKey, attempt: int, position: int) -> None:
+        """The client can't read the tokens of this attempt itself; raises NotFound."""
+        self._handle(self._found(key), RelayAsked(attempt, position))
+
+    def _found(self, key: RequestKey) -> RunningRequest:
         running = self._running.get(key)
         if running is None:
             raise NotFound(
@@ -175,7 +191,7 @@ class Dispatcher:
                 reason="REQUEST_NOT_FOUND",
                 metadata={"request_id": key.request_id},
             )
-        self._handle(running, ClientGone("ABORTED_BY_CLIENT"))
+        return running
 
     @property
     def state(self) -> RouterState:
@@ -251,19 +267,34 @@ class Dispatcher:
         match command:
             case Route():
                 self._route(running, command)
+            case SendOpen() | SendPrefill() | SendAbort() | SendRelay():
+                self._send(running, command)
+            case GiveTicket():
+                self._give_ticket(running, command)
+            case Emit():
+                self._emit(running, command)
+            case CountRead():
+                self._metrics.read(command.tokens)
+                self._note_output(running, command.index, command.tokens, self._clock())
+            case Finish() | Fail():
+                self._finish(running, command)
+            case ReportDefect():
+                log.error("worker %s: %s", command.worker, command.detail)
+                self._metrics.defect()
+
+    def _send(
+        self, running: RunningRequest, command: SendOpen | SendPrefill | SendAbort | SendRelay
+    ) -> None:
+        match command:
             case SendOpen():
                 self._send_open(running, command)
             case SendPrefill():
                 self._send_prefill(running, command)
             case SendAbort():
                 self._send_abort(running, command)
-            case Emit():
-                self._emit(running, command)
-            case Finish() | Fail():
-                self._finish(running, command)
-            case ReportDefect():
-                log.error("worker %s: %s", command.worker, command.detail)
-                self._metrics.defect()
+            case SendRelay():
+                self._metrics.relayed()
+                self.pool.send(command.worker, relay_message(running.attempt_key, command))
 
     def _route(self, running: RunningRequest, command: Route) -> None:
         if command.delay_s > 0:
@@ -282,7 +313,8 @@ class Dispatcher:
         running.expected_cached = running.prompt.expected_cached(placement, self.block_size)
         blocks = running.routed.shape.num_blocks
         self._metrics.placed(placement, blocks, running.dispatched_at - began)
-        self._handle(running, Routed(placement))
+        readable = bool(self.pool.token_stream(placement.decode))
+        self._handle(running, Routed(placement, readable))
 
     def _send_open(self, running: RunningRequest, command: SendOpen) -> None:
         prompt, key = running.prompt, running.attempt_key
@@ -303,19 +335,30 @@ class Dispatcher:
         self.routing.settled(key, (command.worker,))
         self.pool.send(command.worker, abort_message(key))
 
+    def _give_ticket(self, running: RunningRequest, command: GiveTicket) -> None:
+        endpoint, ticket = "", b""
+        if command.worker is not None:
+            endpoint = self.pool.token_stream(command.worker)
+            ticket = self._tickets.issue(command.worker, running.attempt_key)
+        running.answers.event(Emit((), "", ticket=Ticket(command.attempt, endpoint, ticket)))
+
     def _emit(self, running: RunningRequest, command: Emit) -> None:
-        now, last = self._clock(), running.last_output_at.get(command.index)
-        self._metrics.generated(running.prompt.key.tenant, len(command.token_ids))
-        if last is not None:
-            self._metrics.next_outputs(1, now - last)
-        elif not running.last_output_at:
+        if not command.counted:
+            now, last = self._clock(), running.last_output_at.get(command.index)
+            if last is not None:
+                self._metrics.next_outputs(1, now - last)
+            self._note_output(running, command.index, len(command.token_ids), now)
+        running.answers.event(command)
+
+    def _note_output(self, running: RunningRequest, index: int, tokens: int, now: float) -> None:
+        self._metrics.generated(running.prompt.key.tenant, tokens)
+        if not running.last_output_at:
             self._metrics.first_output(
                 now - running.flow.arrived, now - running.dispatched_at, running.flow.placement
             )
             self._note_answer(running, now)
             self._door.tell(Started(running.prompt.key), now)
-        running.last_output_at[command.index] = now
-        running.answers.event(command)
+        running.last_output_at[index] = now
 
     def _finish(self, running: RunningRequest, command: Finish | Fail) -> None:
         if isinstance(command, Finish):

@@ -26,12 +26,15 @@ from router.flow_messages import (
     AttemptFailed,
     ClientGone,
     Command,
+    CountRead,
     DeadlinePassed,
     Emit,
     Fail,
     Finish,
     FlowEvent,
+    GiveTicket,
     Output,
+    RelayAsked,
     ReportDefect,
     Route,
     Routed,
@@ -40,6 +43,7 @@ from router.flow_messages import (
     SendAbort,
     SendOpen,
     SendPrefill,
+    SendRelay,
     Unroutable,
     WorkerLost,
 )
@@ -84,7 +88,8 @@ class Flow:
 
     ``arrived`` and ``deadline`` in seconds on the caller's monotonic clock; ``numbered_after``: see
     `Lifecycle`. The source of the answers is the worker that sent the first output; nobody else can
-    answer then.
+    answer then. ``by_ticket``: the client may read tokens from D itself, until it asks for them
+    here.
     """
 
     key: RequestKey
@@ -93,6 +98,7 @@ class Flow:
     n: int = 1
     limits: RetryLimits = field(default_factory=RetryLimits)
     numbered_after: int = 0
+    by_ticket: bool = False
     lifecycle: Lifecycle = field(init=False)
     placement: Placement | None = field(default=None, init=False)
     _avoid: frozenset[WorkerId] = field(default=frozenset(), init=False)
@@ -101,6 +107,7 @@ class Flow:
     _dispatched_at: float | None = field(default=None, init=False)
     _source: WorkerId | None = field(default=None, init=False)
     _answers: list[_Answer] = field(init=False)
+    _relayed: bool = field(default=False, init=False)
     _no_room_since: float | None = field(default=None, init=False)
     _unroutable_since: float | None = field(default=None, init=False)
 
@@ -120,11 +127,13 @@ class Flow:
             case RouteDue():
                 return self._route(0.0)
             case Routed():
-                return self._dispatch(event.placement, now)
+                return self._dispatch(event, now)
             case Unroutable():
                 return self._unroutable(event, now)
             case Output():
                 return self._output(event, now)
+            case RelayAsked():
+                return self._relay(event)
             case AttemptFailed():
                 return self._attempt_failed(event, now)
             case WorkerLost():
@@ -166,20 +175,31 @@ class Flow:
             return []
         return [Route(self._avoid, delay_s)]
 
-    def _dispatch(self, placement: Placement, now: float) -> list[Command]:
+    def _dispatch(self, event: Routed, now: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
             return []
         self.lifecycle.move(Event.DISPATCHED)
-        self.placement = placement
+        self.placement = placement = event.placement
         self._unroutable_since = None
         if self._dispatched_at is None:
             self._dispatched_at = now
         attempt, left = self.lifecycle.attempt, self._deadline_left(now)
         handoff = placement.prefill is not None
-        commands: list[Command] = [SendOpen(placement.decode, attempt, handoff, left)]
+        readable = self.by_ticket and event.readable and not self._relayed
+        commands: list[Command] = [SendOpen(placement.decode, attempt, handoff, left, readable)]
         if placement.prefill is not None:
             commands.append(SendPrefill(placement.prefill, attempt, placement.decode, left))
+        if self.by_ticket:
+            commands.append(GiveTicket(placement.decode if readable else None, attempt))
         return commands
+
+    def _relay(self, event: RelayAsked) -> list[Command]:
+        """Of an earlier attempt it means nothing any more."""
+        placement, attempt = self.placement, self.lifecycle.attempt
+        if placement is None or event.attempt != attempt or self._relayed:
+            return []
+        self._relayed = True
+        return [SendRelay(placement.decode, attempt, event.position)]
 
     def _unroutable(self, event: Unroutable, now: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
@@ -201,6 +221,8 @@ class Flow:
             return []
         if not self._may_answer(event, placement):
             return []
+        if event.counted and event.index < self.n:
+            return [_emit(event)]
         if not self._expects(event.index):
             return [ReportDefect(event.worker, f"output for answer {event.index} of {self.n}")]
         self._cached_tokens = max(self._cached_tokens, event.cached_tokens)
@@ -223,14 +245,17 @@ class Flow:
         return index < self.n and not self._answers[index].finished
 
     def _emit(self, event: Output, now: float) -> list[Command]:
-        if not event.token_ids and not event.text:
+        tokens = event.read_tokens or len(event.token_ids)
+        if not tokens and not event.text:
             return []
         answer = self._answers[event.index]
-        answer.tokens += len(event.token_ids)
+        answer.tokens += tokens
         if answer.first_token_at is None:
             answer.first_token_at = now
-        self.lifecycle.deliver(len(event.token_ids))
-        return [Emit(event.token_ids, event.text, event.index, event.logprobs)]
+        self.lifecycle.deliver(tokens)
+        if event.read_tokens:
+            return [CountRead(tokens, event.index)]
+        return [_emit(event)]
 
     def _finish(
         self, event: Output, reason: FinishReason, placement: Placement, now: float
@@ -374,6 +399,10 @@ class Flow:
 
     def _tally(self) -> Tally:
         return Tally(self.key, self.lifecycle.attempts, self.lifecycle.tokens_delivered)
+
+
+def _emit(event: Output) -> Emit:
+    return Emit(event.token_ids, event.text, event.index, event.logprobs, event.counted)
 
 
 def _blamed(event: AttemptFailed, placement: Placement) -> WorkerId:

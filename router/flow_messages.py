@@ -19,7 +19,10 @@ class RouteDue:
 
 @dataclass(frozen=True, slots=True)
 class Routed:
+    """``readable``: clients may read tokens from this D itself."""
+
     placement: Placement
+    readable: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class Unroutable:
 class Output:
     """New tokens of one of an attempt's n answers, ``logprobs`` beside each if asked for.
 
-    ``cached_tokens`` is set with the first output.
+    ``cached_tokens`` is set with the first output. ``read_tokens``: so many were read from D
+    itself; the output has none then. ``counted``: that was told of this output before.
     """
 
     worker: WorkerId
@@ -45,6 +49,16 @@ class Output:
     cached_tokens: int = 0
     index: int = 0
     logprobs: Sequence[TokenLogprobs] = ()
+    read_tokens: int = 0
+    counted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RelayAsked:
+    """The client can't read from D and wants the rest by the router: what follows ``position``."""
+
+    attempt: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,7 @@ FlowEvent = (
     | Routed
     | Unroutable
     | Output
+    | RelayAsked
     | AttemptFailed
     | WorkerLost
     | ClientGone
@@ -100,12 +115,31 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class SendOpen:
-    """``handoff``: a prefill worker will bring the prompt. ``deadline_s`` 0: none."""
+    """``handoff``: a prefill worker will bring the prompt. ``deadline_s`` 0: none. ``by_ticket``:
+    the client reads the tokens itself."""
 
     worker: WorkerId
     attempt: int
     handoff: bool
     deadline_s: float
+    by_ticket: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GiveTicket:
+    """Tell the client that an attempt begins; ``worker``: where it may read, None: nowhere."""
+
+    worker: WorkerId | None
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendRelay:
+    """D is to send what follows ``position`` to the router."""
+
+    worker: WorkerId
+    attempt: int
+    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +157,33 @@ class SendAbort:
 
 
 @dataclass(frozen=True, slots=True)
+class Ticket:
+    """With which the client reads an attempt's tokens at ``endpoint`` (host:port); "": nowhere."""
+
+    attempt: int
+    endpoint: str
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
-    """New tokens of answer ``index`` for the client."""
+    """New tokens of answer ``index`` for the client. ``counted``: as read from D, before.
+    ``ticket``: an attempt begins; there are no tokens then."""
 
     token_ids: Sequence[int]
     text: str
     index: int = 0
     logprobs: Sequence[TokenLogprobs] = ()
+    counted: bool = False
+    ticket: Ticket | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CountRead:
+    """The client has read so many tokens of answer ``index`` from D itself."""
+
+    tokens: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,4 +219,16 @@ class ReportDefect:
     detail: str
 
 
-Command = Route | SendOpen | SendPrefill | SendAbort | Emit | Finish | Fail | ReportDefect
+Command = (
+    Route
+    | SendOpen
+    | SendPrefill
+    | SendAbort
+    | SendRelay
+    | GiveTicket
+    | Emit
+    | CountRead
+    | Finish
+    | Fail
+    | ReportDefect
+)

@@ -34,9 +34,17 @@ DEFECTS = counter("worker_defects", "Outputs of workers that made no sense")
 PROMPT_TOKENS = counter("prompt_tokens", "Prompt tokens of finished requests", "tenant")
 CACHED_TOKENS = counter("cached_tokens", "Of those, tokens that were in some cache", "tenant")
 GENERATED = counter("generation_tokens", "Tokens sent to clients, all answers", "tenant")
+READ_TOKENS = counter("tokens_read", "Of those, tokens that clients read from workers with tickets")
+RELAYED = counter(
+    "read_tickets_relayed", "Answers whose clients could not read them from the worker (any more)"
+)
 
 TTFT = histogram("time_to_first_token_seconds", "Arrival to first token", TTFT_EDGES)
-ITL = histogram("inter_token_latency_seconds", "Between outputs of an answer", ITL_EDGES)
+ITL = histogram(
+    "inter_token_latency_seconds",
+    "Between outputs of an answer that pass this router",
+    ITL_EDGES,
+)
 TPOT = histogram(
     "time_per_output_token_seconds",
     "Of an answer: first to last token, by the number of tokens after the first",
@@ -159,7 +167,7 @@ TABLE = (
         FAILED_ATTEMPTS,
         DEFECTS,
     ),
-    *(PROMPT_TOKENS, CACHED_TOKENS, GENERATED),
+    *(PROMPT_TOKENS, CACHED_TOKENS, GENERATED, READ_TOKENS, RELAYED),
     *(TTFT, ITL, TPOT, E2E, QUEUE, PREFILL_TIME, DECODE_TIME, INFERENCE_TIME),
     *(PROMPT_LENGTH, COMPUTED_LENGTH, ANSWER_LENGTH, LONGEST_ANSWER, FINISHES),
     *(SLO_TARGET, SLO_REQUESTS, SLO_MET, GOODPUT),

@@ -95,6 +95,8 @@ class Metrics(Collector):
         self._retries = new_counter(table.RETRIES, registry)
         self._failed_attempts = new_counter(table.FAILED_ATTEMPTS, registry)
         self._defects = new_counter(table.DEFECTS, registry)
+        self._read = new_counter(table.READ_TOKENS, registry)
+        self._relayed = new_counter(table.RELAYED, registry)
         self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
         self._turned_away = new_counter(table.TURNED_AWAY, registry)
         answers = new_counter(table.FINISHES, registry)
@@ -149,6 +151,14 @@ class Metrics(Collector):
 
     def defect(self) -> None:
         self._defects.inc()
+
+    def read(self, tokens: int) -> None:
+        """A client has read so many tokens from a worker itself."""
+        self._read.inc(tokens)
+
+    def relayed(self) -> None:
+        """A client wants the rest of an answer by this router."""
+        self._relayed.inc()
 
     def kv_event(self, worker: str) -> None:
         """A worker told of its cached blocks."""

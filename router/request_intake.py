@@ -40,7 +40,7 @@ class Call:
 
     ``prompt_field``: what the client calls the prompt, for refusals.
     ``deadline_s``: seconds from now, None for no deadline. ``tenant``: as ``RequestIntake.tenant``
-    said.
+    said. ``by_ticket``: it may read tokens from the decode worker itself.
     """
 
     prompt: PromptInput
@@ -49,6 +49,7 @@ class Call:
     deadline_s: float | None = None
     prompt_field: str = "prompt"
     tenant: str = DEFAULT_TENANT
+    by_ticket: bool = False
 
 
 class RequestIntake:
@@ -105,6 +106,10 @@ class RequestIntake:
             raise
         return answers
 
+    def relay(self, tenant: str, request_id: str, attempt: int, position: int) -> None:
+        """The client can't read the attempt's tokens from its worker; raises NotFound."""
+        self._dispatcher.relay(RequestKey(tenant, request_id), attempt, position)
+
     async def abort(self, tenant: str, request_id: str) -> None:
         """End a running request of this tenant; raises NotFound."""
         key = RequestKey(tenant, request_id)
@@ -148,4 +153,5 @@ class RequestIntake:
             sampling=sampling,
             deadline=None if call.deadline_s is None else arrived + call.deadline_s,
             priority=priority,
+            by_ticket=call.by_ticket,
         )

@@ -34,6 +34,7 @@ from router.model_info import ModelInfo
 from router.openai_door import OpenAIDoor
 from router.placement import WorkerId
 from router.prompt_reader import PromptReader
+from router.read_tickets import ReadTickets
 from router.replication.redis_store import RedisStore
 from router.replication.replication import Replication
 from router.replication.router_reports import RouterReports
@@ -73,6 +74,7 @@ class RouterServer:
         self._prompts = PromptReader(model, self._tokenizer, template)
         place = redis_place(settings.store)
         shared = None if place is None else SharedTenants()
+        self._tickets = ReadTickets(self._router_id)
         self.dispatcher = Dispatcher(
             block_size=settings.block_size,
             open_link=self._open_link,
@@ -81,6 +83,7 @@ class RouterServer:
             random=Random(),
             limits=settings.limits,
             access=settings.access,
+            tickets=self._tickets,
             max_index_blocks=settings.max_index_blocks,
             attempts_after=_ATTEMPTS * secrets.randbelow(_NUMBERINGS),
             shared=shared,
@@ -176,7 +179,8 @@ class RouterServer:
         await asyncio.gather(*self._health_updates)
 
     def _open_link(self, worker: WorkerId, endpoint: str, listener: LinkListener) -> WorkerLink:
-        return WorkerLink(worker, endpoint, self._router_id, listener, self._settings.tls)
+        settings, ticket_key = self._settings, self._tickets.key
+        return WorkerLink(worker, endpoint, self._router_id, listener, settings.tls, ticket_key)
 
     async def _start_grpc(self) -> str:
         settings = self._settings

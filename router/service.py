@@ -10,7 +10,7 @@ import grpc.aio
 from core.errors import CrossdockError, InvalidField
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceServicer
-from router.flow_messages import Emit, Finish
+from router.flow_messages import Emit, Finish, Ticket
 from router.grpc_errors import as_crossdock_error
 from router.request_intake import Call, RequestIntake
 from router.validation import AskedSampling
@@ -69,6 +69,18 @@ class InferenceService(InferenceServicer):
             await abort(context, error)
         return pb.AbortResponse()
 
+    async def RelayTokens(
+        self,
+        request: pb.RelayTokensRequest,
+        context: grpc.aio.ServicerContext[pb.RelayTokensRequest, pb.RelayTokensResponse],
+    ) -> pb.RelayTokensResponse:
+        try:
+            tenant = self._intake.tenant(_authorization(context))
+            self._intake.relay(tenant, request.request_id, request.attempt, request.position)
+        except CrossdockError as error:
+            await abort(context, error)
+        return pb.RelayTokensResponse()
+
     async def GetModelInfo(
         self,
         request: pb.GetModelInfoRequest,
@@ -110,11 +122,21 @@ def call_from_wire(request: pb.GenerateRequest, deadline_s: float | None, tenant
         priority=request.priority if request.HasField("priority") else None,
     )
     prompt = request.text if kind == "text" else request.token_ids.ids
-    return Call(prompt, asked, request.request_id, deadline_s, prompt_field=kind, tenant=tenant)
+    return Call(
+        prompt,
+        asked,
+        request.request_id,
+        deadline_s,
+        prompt_field=kind,
+        tenant=tenant,
+        by_ticket=request.by_ticket,
+    )
 
 
 def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateResponse:
     if isinstance(event, Emit):
+        if event.ticket is not None:
+            return pb.GenerateResponse(ticket=_ticket_to_wire(event.ticket))
         return pb.GenerateResponse(index=event.index, chunk=_chunk_to_wire(event))
     prefill = event.placement.prefill
     timings = pb.Timings(
@@ -133,6 +155,10 @@ def _event_to_wire(event: Emit | Finish, prompt_tokens: int) -> pb.GenerateRespo
         timings=timings,
     )
     return pb.GenerateResponse(index=event.index, complete=complete)
+
+
+def _ticket_to_wire(ticket: Ticket) -> pb.ReadTicket:
+    return pb.ReadTicket(attempt=ticket.attempt, endpoint=ticket.endpoint, ticket=ticket.ticket)
 
 
 def _chunk_to_wire(emit: Emit) -> pb.Chunk:

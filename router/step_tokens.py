@@ -1,8 +1,8 @@
 """Tokens of a worker's step that go straight to their clients, and what is counted of them.
 
 An output is taken if it is more of an answer that has begun, and neither ends it nor brings
-log-probabilities: then what `Flow.handle` would make of it is known beforehand. Everything else
-takes the way of all events. Metrics are counted once for the whole step.
+log-probabilities, nor was read elsewhere: then what `Flow.handle` would make of it is known
+beforehand. Everything else takes the way of all events. Metrics are counted once a step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class StepTokens:
 
     def pass_on(self, running: RunningRequest, output: SequenceOutput) -> bool:
         """Whether the output was one to take."""
-        if output.finish_reason or output.logprobs:
+        if output.finish_reason or output.logprobs or output.counted:
             return False
         index, token_ids = output.index, output.token_ids
         count, attempt = len(token_ids), output.key.attempt

@@ -30,6 +30,8 @@ def output_from_wire(worker: WorkerId, output: pb.SequenceOutput) -> Output | At
         output.cached_tokens,
         output.index,
         tuple(logprobs_from_wire(logprobs) for logprobs in output.logprobs),
+        output.read_tokens,
+        output.counted,
     )
 
 

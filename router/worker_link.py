@@ -59,6 +59,7 @@ class WorkerLink:
     """Keeps the stream to ``worker`` at ``endpoint`` up until ``close`` or ``delist``.
 
     ``listed``: whether to connect again when the stream breaks. ``tls`` None: in the clear.
+    ``ticket_key``: with which this router signs tickets.
     """
 
     def __init__(
@@ -68,11 +69,13 @@ class WorkerLink:
         router_id: str,
         listener: LinkListener,
         tls: TlsFiles | None = None,
+        ticket_key: bytes = b"",
     ) -> None:
         self._tls = tls
         self.worker = worker
         self.endpoint = endpoint
         self._router_id = router_id
+        self._ticket_key = ticket_key
         self._listener = listener
         self._outbox: asyncio.Queue[pb.RouterMessage] = asyncio.Queue()
         self._attached = False
@@ -145,6 +148,7 @@ class WorkerLink:
             router_id=self._router_id,
             cache_epoch=self.worker.epoch,
             cache_sequence=self._listener.cache_sequence(self.worker),
+            ticket_key=self._ticket_key,
         )
         await call.write(pb.RouterMessage(attach=attach))
         while True:

@@ -35,6 +35,7 @@ class PooledWorker:
     excluded: str = NOT_ATTACHED
     attached: bool = False
     metrics_address: str = ""
+    token_stream_address: str = ""
 
     @property
     def usable(self) -> bool:
@@ -76,6 +77,7 @@ class WorkerPool:
     def attached(self, worker: WorkerId, welcome: worker_pb2.Welcome) -> None:
         pooled = self._workers[worker]
         pooled.attached, pooled.metrics_address = True, welcome.metrics_address
+        pooled.token_stream_address = welcome.token_stream_address
         self._routing.attached(worker, pooled.role, welcome.num_blocks, welcome.max_num_seqs)
         pooled.excluded = self._difference(pooled, welcome)
         if pooled.excluded:
@@ -113,6 +115,10 @@ class WorkerPool:
 
     def endpoint(self, worker: WorkerId) -> str:
         return self._workers[worker].link.endpoint
+
+    def token_stream(self, worker: WorkerId) -> str:
+        """Where clients read tokens from it, host:port; "": nowhere."""
+        return self._workers[worker].token_stream_address
 
     def candidates(self) -> list[WorkerView]:
         """What is known of workers that may get new requests."""

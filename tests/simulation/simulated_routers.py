@@ -19,6 +19,7 @@ from router.dispatcher import Dispatcher
 from router.flow import RetryLimits
 from router.metrics import Metrics
 from router.placement import WorkerId
+from router.read_tickets import ReadTickets
 from router.routing_rules import RoutingRules
 from router.worker_link import LinkListener, WorkerLink
 
@@ -131,6 +132,7 @@ class SimRouter:
             random=random.Random(network.random.getrandbits(32)),
             limits=RetryLimits(),
             access=access,
+            tickets=ReadTickets(name),
             attempts_after=network.random.randrange(2**20) * 2**12,
             clock=lambda: network.now,
         )
