@@ -33,6 +33,13 @@ def generate(
     seed: Annotated[int | None, typer.Option(min=0)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="May be given more than once.")] = None,
     timeout: Annotated[float, typer.Option(min=0.0, help="Seconds.")] = _TIMEOUT_S,
+    by_ticket: Annotated[
+        bool,
+        typer.Option(
+            "--by-ticket",
+            help="Read the tokens from the decode worker itself if it can be reached.",
+        ),
+    ] = False,
     api_key: ApiKeyOption = None,
     tls: Annotated[
         bool, typer.Option("--tls", help="Over TLS; a cluster that `up` started is known.")
@@ -51,6 +58,7 @@ def generate(
         "stop": stop or [],
     }
     given = {name: value for name, value in sampling.items() if value is not None}
+    given["by_ticket"] = by_ticket
     target = address or find_address("grpc", name, f"{DEFAULT_HOST}:{DEFAULT_GRPC_PORT}")
     live = output is Output.TABLE
     with _open_client(target, api_key, tls) as client:

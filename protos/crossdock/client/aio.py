@@ -16,9 +16,10 @@ import grpc
 import grpc.aio
 
 from crossdock.client import health
+from crossdock.client.aio_tickets import TicketReader
 from crossdock.client.answers import Answer, AnswerBuilder
 from crossdock.client.connection import CHANNEL_OPTIONS, authorization
-from crossdock.client.errors import Cancelled, Unavailable, decode
+from crossdock.client.errors import Cancelled, ServerError, Unavailable, decode
 from crossdock.client.requests import generate_request, retry_id
 from crossdock.client.retries import RetryPolicy, Tries
 from crossdock.client.tls import Tls, open_async_channel
@@ -49,6 +50,8 @@ class AsyncClient:
         self._channel = open_async_channel(address, tls, CHANNEL_OPTIONS)
         self._stub = InferenceStub(self._channel)
         self._metadata = authorization(api_key)
+        workers_tls = None if tls is None else tls.for_workers_of(address)
+        self._tickets = TicketReader(self._stub, self._metadata, workers_tls)
         self._policy = retries or RetryPolicy()
         self._random = Random()
         self._renamed: dict[str, str] = {}
@@ -61,6 +64,7 @@ class AsyncClient:
         request_id: str = "",
         priority: int | None = None,
         timeout: float | None = None,
+        by_ticket: bool = False,
         **sampling: Any,
     ) -> AsyncGenerator[pb.GenerateResponse]:
         """Stream an answer; ``index`` of a response says which of the n sequences it is about.
@@ -69,8 +73,11 @@ class AsyncClient:
         asked for; closing the iterator (``aclose``) before its end, or cancelling the task that
         reads it, cancels it on all workers. It is tried again only while nothing has been received;
         a retry runs under another id, since the server keeps the first one taken.
+
+        ``by_ticket``: tokens come from the decode worker itself where the cluster allows it and
+        this client reaches it, else from the router as ever.
         """
-        request = generate_request(text, token_ids, request_id, priority, sampling)
+        request = generate_request(text, token_ids, request_id, priority, sampling, by_ticket)
         return self._stream(request, timeout)
 
     async def answer(
@@ -81,10 +88,11 @@ class AsyncClient:
         request_id: str = "",
         priority: int | None = None,
         timeout: float | None = None,
+        by_ticket: bool = False,
         **sampling: Any,
     ) -> Answer:
         """The whole answer; arguments as in ``generate``."""
-        request = generate_request(text, token_ids, request_id, priority, sampling)
+        request = generate_request(text, token_ids, request_id, priority, sampling, by_ticket)
         builder = AnswerBuilder(sampling.get("n") or 1)
         async with aclosing(self._stream(request, timeout)) as responses:
             async for response in responses:
@@ -132,6 +140,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends what still runs."""
+        await self._tickets.close()
         await self._channel.close(None)
 
     async def __aenter__(self) -> AsyncClient:
@@ -155,6 +164,12 @@ class AsyncClient:
                 left = tries.remaining(time.monotonic())
                 call = self._stub.Generate(request, timeout=left, metadata=self._metadata)
                 try:
+                    if request.by_ticket:
+                        async with aclosing(self._tickets.responses(call, request, left)) as read:
+                            async for response in read:
+                                tries.received()
+                                yield response
+                        return
                     # Not by ``async for``: gRPC's iterator of a call that is cancelled keeps its
                     # connection open until the garbage collector comes by.
                     while (response := await call.read()) is not _END:
@@ -163,6 +178,8 @@ class AsyncClient:
                     return
                 except grpc.RpcError as error:
                     await self._pause_or_raise(tries, error)
+                except ServerError as failure:
+                    await self._pause_after(tries, failure)
                 except asyncio.CancelledError:
                     _raise_if_closed()
                     raise
@@ -192,10 +209,14 @@ class AsyncClient:
         return Tries(policy, deadline, self._random)
 
     async def _pause_or_raise(self, tries: Tries, error: grpc.RpcError) -> None:
-        failure = decode(error)
+        await self._pause_after(tries, decode(error), error)
+
+    async def _pause_after(
+        self, tries: Tries, failure: ServerError, cause: grpc.RpcError | None = None
+    ) -> None:
         pause = tries.pause_after(failure, time.monotonic())
         if pause is None:
-            raise failure from error
+            raise failure from cause
         await asyncio.sleep(pause)
 
 

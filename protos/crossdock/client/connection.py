@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from threading import Lock
+from typing import Generic, TypeVar
+
 # What the router takes in, too. An answer never comes near it.
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 MAX_METADATA_BYTES = 16 * 1024
@@ -31,6 +36,60 @@ CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
+
+
+# A worker that can't be reached is noticed in time for the router to take over.
+_CONNECT_MS = 2_000
+WORKER_CHANNEL_OPTIONS = (
+    *(option for option in CHANNEL_OPTIONS if option[0] != "grpc.min_reconnect_backoff_ms"),
+    ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
+)
+_UNREACHABLE_S = 60.0
+
+
+Channel = TypeVar("Channel")
+
+
+class WorkerChannels(Generic[Channel]):
+    """Channels to decode workers by endpoint, made by ``connect``. For threads, too.
+
+    Where nobody could be reached nobody is looked for again for a minute, and the channel is given
+    up with its last call. Times in seconds, monotonic.
+    """
+
+    def __init__(self, connect: Callable[[str], Channel]) -> None:
+        self._connect = connect
+        self._lock = Lock()
+        self._channels: dict[str, Channel] = {}
+        self._calls: Counter[str] = Counter()
+        self._lost: dict[str, float] = {}
+
+    def take(self, endpoint: str, now: float) -> Channel | None:
+        """For one call, after which it is given back; None: not worth a try."""
+        with self._lock:
+            if now - self._lost.get(endpoint, -_UNREACHABLE_S) < _UNREACHABLE_S:
+                return None
+            self._lost.pop(endpoint, None)
+            if endpoint not in self._channels:
+                self._channels[endpoint] = self._connect(endpoint)
+            self._calls[endpoint] += 1
+            return self._channels[endpoint]
+
+    def give_back(self, endpoint: str, reached: bool, now: float) -> Channel | None:
+        """The channel, if it is to be closed."""
+        with self._lock:
+            self._calls[endpoint] -= 1
+            if not reached:
+                self._lost[endpoint] = now
+            if endpoint not in self._lost or self._calls[endpoint] > 0:
+                return None
+            del self._calls[endpoint]
+            return self._channels.pop(endpoint)
+
+    @property
+    def all(self) -> list[Channel]:
+        with self._lock:
+            return list(self._channels.values())
 
 
 def authorization(api_key: str | None) -> Metadata:

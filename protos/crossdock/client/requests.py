@@ -20,6 +20,7 @@ def generate_request(
     request_id: str,
     priority: int | None,
     sampling: dict[str, Any],
+    by_ticket: bool = False,
 ) -> pb.GenerateRequest:
     """The message, with an id of its own if ``request_id`` is empty.
 
@@ -29,7 +30,9 @@ def generate_request(
     if (text is None) == (token_ids is None):
         raise ValueError("give either text or token_ids")
     request = pb.GenerateRequest(
-        request_id=request_id or uuid.uuid4().hex, sampling=sampling_params(sampling)
+        request_id=request_id or uuid.uuid4().hex,
+        sampling=sampling_params(sampling),
+        by_ticket=by_ticket,
     )
     if priority is not None:
         _set(request, "priority", priority)

@@ -15,9 +15,10 @@ import grpc
 from crossdock.client import health
 from crossdock.client.answers import Answer, AnswerBuilder
 from crossdock.client.connection import CHANNEL_OPTIONS, authorization
-from crossdock.client.errors import Unavailable, decode
+from crossdock.client.errors import ServerError, Unavailable, decode
 from crossdock.client.requests import generate_request, retry_id
 from crossdock.client.retries import RetryPolicy, Tries
+from crossdock.client.sync_tickets import TicketReader
 from crossdock.client.tls import Tls, open_channel
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
@@ -43,6 +44,8 @@ class Client:
         self._channel = open_channel(address, tls, CHANNEL_OPTIONS)
         self._stub = InferenceStub(self._channel)
         self._metadata = authorization(api_key)
+        workers_tls = None if tls is None else tls.for_workers_of(address)
+        self._tickets = TicketReader(self._stub, self._metadata, workers_tls)
         self._policy = retries or RetryPolicy()
         self._random = Random()
         self._renamed: dict[str, str] = {}
@@ -55,6 +58,7 @@ class Client:
         request_id: str = "",
         priority: int | None = None,
         timeout: float | None = None,
+        by_ticket: bool = False,
         **sampling: Any,
     ) -> Generator[pb.GenerateResponse]:
         """Stream an answer; ``index`` of a response says which of the n sequences it is about.
@@ -63,8 +67,11 @@ class Client:
         asked for; closing the iterator before its end cancels it, on all workers. It is tried
         again only while nothing has been received; a retry runs under another id, since the server
         keeps the first one taken.
+
+        ``by_ticket``: tokens come from the decode worker itself where the cluster allows it and
+        this client reaches it, else from the router as ever.
         """
-        request = generate_request(text, token_ids, request_id, priority, sampling)
+        request = generate_request(text, token_ids, request_id, priority, sampling, by_ticket)
         return self._stream(request, timeout)
 
     def answer(
@@ -75,10 +82,11 @@ class Client:
         request_id: str = "",
         priority: int | None = None,
         timeout: float | None = None,
+        by_ticket: bool = False,
         **sampling: Any,
     ) -> Answer:
         """The whole answer; arguments as in ``generate``."""
-        request = generate_request(text, token_ids, request_id, priority, sampling)
+        request = generate_request(text, token_ids, request_id, priority, sampling, by_ticket)
         builder = AnswerBuilder(sampling.get("n") or 1)
         for response in self._stream(request, timeout):
             builder.add(response)
@@ -125,6 +133,7 @@ class Client:
 
     def close(self) -> None:
         """Ends what still runs."""
+        self._tickets.close()
         self._channel.close()
 
     def __enter__(self) -> Client:
@@ -147,15 +156,22 @@ class Client:
             while True:
                 left = tries.remaining(time.monotonic())
                 call = self._stub.Generate(request, timeout=left, metadata=self._metadata)
+                responses: Any = call
+                if request.by_ticket:
+                    responses = self._tickets.responses(call, request, left)
                 try:
-                    for response in call:
+                    for response in responses:
                         tries.received()
                         yield response
                     return
                 except grpc.RpcError as error:
                     self._pause_or_raise(tries, error)
+                except ServerError as failure:
+                    self._pause_after(tries, failure)
                 finally:
                     call.cancel()
+                    if request.by_ticket:
+                        responses.close()
                 request.request_id = self._renamed[given] = retry_id(given)
         finally:
             if self._renamed.get(given) == request.request_id:
@@ -180,8 +196,12 @@ class Client:
         return Tries(policy, deadline, self._random)
 
     def _pause_or_raise(self, tries: Tries, error: grpc.RpcError) -> None:
-        failure = decode(error)
+        self._pause_after(tries, decode(error), error)
+
+    def _pause_after(
+        self, tries: Tries, failure: ServerError, cause: grpc.RpcError | None = None
+    ) -> None:
         pause = tries.pause_after(failure, time.monotonic())
         if pause is None:
-            raise failure from error
+            raise failure from cause
         time.sleep(pause)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,13 @@ class Tls:
         if self.cert is not None:
             context.load_cert_chain(self.cert, self.key, password="")
         return context
+
+    def for_workers_of(self, address: str) -> Tls:
+        """Decode workers show the same certificate as the router at ``address`` (host:port)."""
+        if self.server_name:
+            return self
+        host = address.rpartition(":")[0].rpartition("/")[2]
+        return replace(self, server_name=host.strip("[]"))
 
     def options(self) -> Options:
         """For gRPC's channels."""
