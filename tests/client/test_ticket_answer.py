@@ -131,6 +131,13 @@ def test_without_the_router_the_worker_tells_the_end() -> None:
     assert answer.from_worker(1, read(3, chunk(8), complete(2)))[-1] == End()
 
 
+def test_a_router_that_is_lost_after_everything_was_read_is_not_missed() -> None:
+    answer = begun()
+    answer.from_worker(1, read(1, chunk(7), complete(1)))
+    assert answer.worker_ended(1, None) == []
+    assert answer.router_ended(BROKEN) == [Give(complete(1)), End()]
+
+
 def test_without_both_the_call_fails() -> None:
     answer = begun()
     answer.from_worker(1, read(1, chunk(7)))

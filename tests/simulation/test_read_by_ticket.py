@@ -522,7 +522,7 @@ def test_broken_connections_to_the_worker_alone_cost_no_answer(
     assert world.flow.lifecycle.tokens_delivered == sum(lengths)
 
 
-@settings(max_examples=examples(50))
+@settings(max_examples=examples(200))
 @given(st.lists(st.integers(2, 6), min_size=1, max_size=3), st.integers(0, 5))
 def test_a_router_that_dies_under_a_reader_costs_no_answer(lengths: list[int], steps: int) -> None:
     world = World(lengths)

@@ -128,12 +128,13 @@ class TicketAnswer:
         """``error`` None: it has told everything."""
         if self._over:
             return []
-        if error is not None and (not self._reading or not _router_lost(error)):
+        if error is not None and not _router_lost(error):
             return self._end(Fail(error))
         self._router_ended, self._router_error = True, error
-        if not self._reading:
-            return self._end(Fail(self._cut()))
-        return [action for i in range(len(self._sequences)) for action in self._give_ends(i)]
+        ends = [action for i in range(len(self._sequences)) for action in self._give_ends(i)]
+        if self._over or self._reading:
+            return ends
+        return ends + self._end(Fail(error or self._cut()))
 
     def from_worker(self, attempt: int, response: token_stream_pb2.ReadResponse) -> list[Action]:
         if self._over or not self._reading or attempt != self._ticket.attempt:
