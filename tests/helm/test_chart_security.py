@@ -6,7 +6,7 @@ from typing import Any
 
 import helm_python
 import pytest
-from charts import CI, Manifest, ci_values, containers, pod_templates, render
+from charts import CI, Manifest, ci_values, containers, groups, pod_templates, render
 
 names = pytest.mark.parametrize("name", [path.stem.removesuffix("-values") for path in CI])
 
@@ -197,3 +197,40 @@ def test_another_namespace_may_scrape_instead() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"team": "sre"}}}
     values = MONITORED | {"networkPolicy": {"monitoring": [peer]}}
     assert scraped_from(values, "controller", 9470) == [peer]
+
+
+STREAMED = {"cluster": {"token_streams": {"enabled": True}}}
+
+
+def reached_by_clients(values: dict[str, Any], component: str) -> dict[int, list[Manifest]]:
+    """Ports that whoever is a client reaches, and from where; empty: from everywhere."""
+    rules = allowed(network(values), component, "ingress")
+    return {port["port"]: r.get("from", []) for r in rules for port in r.get("ports", [])}
+
+
+def test_clients_reach_decode_workers_only_where_they_may_read_tokens() -> None:
+    assert 50061 not in reached_by_clients({}, "decode")
+    assert reached_by_clients(STREAMED, "decode")[50061] == []
+    assert 50061 not in reached_by_clients(STREAMED, "prefill")
+    peer = {"namespaceSelector": {"matchLabels": {"team": "apps"}}}
+    values = STREAMED | {"networkPolicy": {"clients": [peer]}}
+    assert reached_by_clients(values, "decode")[50061] == [peer]
+
+
+def test_decode_workers_that_clients_read_from_have_the_files_of_the_doors() -> None:
+    tls = {"tls": {"enabled": True, "doors": {"enabled": True}}}
+    for values, wanted in ((STREAMED | tls, {"decode"}), (tls, set())):
+        mounted = {
+            pool
+            for pool, group in groups(render(values)).items()
+            for mount in group["template"]["spec"]["containers"][0]["volumeMounts"]
+            if mount["mountPath"] == "/etc/crossdock-doors"
+        }
+        assert mounted == wanted
+
+
+@pytest.mark.parametrize("port", [8080, 9470, 52365])
+def test_a_port_for_tokens_is_nobody_else_s(port: int) -> None:
+    values = {"cluster": {"token_streams": {"enabled": True, "port": port}}}
+    with pytest.raises(helm_python.HelmError, match=f"token_streams.port = {port}: this port"):
+        render(values)

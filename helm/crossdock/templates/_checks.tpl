@@ -83,4 +83,9 @@
 {{- end }}
 {{- end }}
 {{- end }}
+{{- $tokens := int (include "crossdock.tokenStreamPort" .) }}
+{{- $first := int (include "crossdock.metricsPort" (dict "root" . "process" "worker")) }}
+{{- if or (has $tokens (list 8080 52365)) (and (ge $tokens $first) (lt $tokens (add $first $ranks | int))) }}
+{{- fail (printf "cluster.token_streams.port = %d: this port of the decode pods is taken; choose another one" $tokens) }}
+{{- end }}
 {{- end }}

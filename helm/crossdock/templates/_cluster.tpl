@@ -108,6 +108,15 @@ has ranks. */}}
 {{- int (dig "metrics" (printf "%s_port" .process) 0 .root.Values.cluster | default 9470) }}
 {{- end }}
 
+{{/* Where clients read tokens from decode workers; 0: nowhere. */}}
+{{- define "crossdock.tokenStreamPort" -}}
+{{- if dig "token_streams" "enabled" false .Values.cluster }}
+{{- int (dig "token_streams" "port" 0 .Values.cluster | default 50061) }}
+{{- else -}}
+0
+{{- end }}
+{{- end }}
+
 {{/* Most ranks that any pod has. */}}
 {{- define "crossdock.mostRanksPerHost" -}}
 {{- $prefill := int (include "crossdock.ranksPerHost" (dict "root" . "pool" "prefill")) }}
@@ -133,6 +142,9 @@ has ranks. */}}
 {{- $_ := set $metrics (printf "%s_port" $process) $port }}
 {{- end }}
 {{- $_ := set $config "metrics" $metrics }}
+{{- with int (include "crossdock.tokenStreamPort" .) }}
+{{- $_ := set $config "token_streams" (dict "enabled" true "port" .) }}
+{{- end }}
 {{- $pools := get $config "pools" | default dict }}
 {{- range $name := list "prefill" "decode" }}
 {{- $resources := include "crossdock.rankResources" (dict "root" $ "pool" $name) | fromYaml }}

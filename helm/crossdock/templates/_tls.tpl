@@ -38,7 +38,7 @@
 {{- toYaml $tls }}
 {{- end }}
 
-{{/* `tls.doors`, which only routers have the files of. */}}
+{{/* `tls.doors`, which only routers have the files of, and decode workers that clients read from. */}}
 {{- define "crossdock.doorsConfig" -}}
 {{- $folder := "/etc/crossdock-doors" }}
 {{- $doors := dict "cert" (printf "%s/tls.crt" $folder) "key" (printf "%s/tls.key" $folder) }}

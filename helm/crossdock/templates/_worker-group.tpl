@@ -5,6 +5,7 @@ pods. The pods' own resource of Ray leads the pool's ranks to them. */}}
 {{- $values := index .root.Values .pool }}
 {{- $perHost := int (include "crossdock.ranksPerHost" .) }}
 {{- $metricsPort := int (include "crossdock.metricsPort" (dict "root" $root "process" "worker")) }}
+{{- $tokenPort := eq .pool "decode" | ternary (int (include "crossdock.tokenStreamPort" $root)) 0 }}
 {{- $replicas := int (include "crossdock.replicas" .) }}
 {{- $labels := dict "app.kubernetes.io/component" .pool | merge (include "crossdock.selectorLabels" $root | fromYaml) }}
 groupName: {{ .pool }}
@@ -45,6 +46,9 @@ template:
           {{- range $rank := until $perHost }}
           - {name: crossdock-{{ $rank }}, containerPort: {{ add $metricsPort $rank }}}
           {{- end }}
+          {{- if $tokenPort }}
+          - {name: tokens, containerPort: {{ $tokenPort }}}
+          {{- end }}
         env:
           {{- include "crossdock.env" $root | nindent 10 }}
           {{- include "crossdock.operatorEnv" $root | nindent 10 }}
@@ -71,11 +75,17 @@ template:
         volumeMounts:
           {{- include "crossdock.volumeMounts" $root | nindent 10 }}
           {{- include "crossdock.tlsMount" $root | nindent 10 }}
+          {{- if $tokenPort }}
+          {{- include "crossdock.doorsMount" $root | nindent 10 }}
+          {{- end }}
           - name: shm
             mountPath: /dev/shm
     volumes:
       {{- include "crossdock.volumes" $root | nindent 6 }}
       {{- include "crossdock.tlsVolume" $root | nindent 6 }}
+      {{- if $tokenPort }}
+      {{- include "crossdock.doorsVolume" $root | nindent 6 }}
+      {{- end }}
       - name: shm
         emptyDir:
           medium: Memory
