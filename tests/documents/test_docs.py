@@ -31,7 +31,18 @@ from cluster.cli.main import new_app
 from core.config import make_spec
 
 # Programs that are not ours: named here so that a slip in a name is noticed.
-OTHERS = {"vllm", "pip", "curl", "kubectl", "docker", "cp", "export", "guidellm", "aiperf", "openssl"}
+OTHERS = {
+    "vllm",
+    "pip",
+    "curl",
+    "kubectl",
+    "docker",
+    "cp",
+    "export",
+    "guidellm",
+    "aiperf",
+    "openssl",
+}
 # What makes sure that a block of a language is true.
 CHECKED_BY = {
     "sh": "test_a_command_that_is_shown_can_be_typed",
