@@ -57,7 +57,7 @@ class Shell(PrefillService):
         )
         self.on_router_message(pb.RouterMessage(prefill=prefill))
 
-    def abort(self, name: str) -> None:
+    def told_to_abort(self, name: str) -> None:
         self.on_router_message(pb.RouterMessage(abort=pb.Abort(key=key_to_wire(key(name)))))
 
     @property
@@ -94,15 +94,15 @@ async def test_a_place_is_kept_while_an_attempt_may_need_it(shell: Shell) -> Non
     shell.assign("first", "D0")
     shell.assign("second", "D1")
     shell.assign("third", "D1")
-    shell.abort("second")
+    shell.told_to_abort("second")
     assert shell.known == {"D0", "D1"}
-    shell.abort("third")
+    shell.told_to_abort("third")
     assert shell.known == {"D0"}
 
 
 async def test_a_place_is_kept_while_there_is_a_stream_to_it(shell: Shell) -> None:
     shell.assign("first", "D0")
-    shell.abort("first")
+    shell.told_to_abort("first")
     assert shell.known == {"D0"}
 
 
