@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,9 @@ def pytest_sessionfinish() -> None:
     """What the end of the interpreter finds uncollected, some modules call a leak of theirs."""
     gc.unfreeze()
 
+
+# As `cluster.cli.main` does: servers that tests end break connections off.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 MODELS = Path(__file__).resolve().parent.parent / "models"
 

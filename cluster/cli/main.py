@@ -5,6 +5,7 @@ Exit codes: 0 ok, 1 failed, 2 wrong usage.
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -62,6 +63,8 @@ def new_app() -> typer.Typer:
 
 def main() -> None:
     """Entry point: turns every expected error into one plain line and an exit code."""
+    # Else gRPC writes a line whenever a peer breaks a connection off, in each process below, too.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     _refuse_shadowed()
     from core.errors import CrossdockError, Incompatible, InvalidField, NotFound
 

@@ -332,6 +332,15 @@ def test_doctor_fails_for_a_broken_model(monkeypatch, capsys, tmp_path: Path) ->
     assert "failed" in capsys.readouterr().out
 
 
+def test_grpc_notes_no_broken_connections_unless_it_is_told_to(monkeypatch) -> None:
+    monkeypatch.delenv("GRPC_VERBOSITY")
+    assert run(monkeypatch, "--help") == 0
+    assert os.environ["GRPC_VERBOSITY"] == "ERROR"
+    monkeypatch.setenv("GRPC_VERBOSITY", "INFO")
+    assert run(monkeypatch, "--help") == 0
+    assert os.environ["GRPC_VERBOSITY"] == "INFO"
+
+
 def test_shadowed_modules_stop_every_command(monkeypatch, capsys) -> None:
     from cluster.shadowing import Shadowed
 
