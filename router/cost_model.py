@@ -18,6 +18,8 @@ import numpy.typing as npt
 from core.latency_profile import RowCurve, StepModel, TransferModel
 from core.prefill_order import DEFAULT_TTFT_S, PREFILL_SHARE
 
+# A number, or a column of them.
+Amounts = Any
 # Columns with an entry for each worker.
 Counts = npt.NDArray[np.int64]
 Times = npt.NDArray[Any]
@@ -114,13 +116,14 @@ class EngineTimes:
             for i, tokens in places
         ]
 
-    def waiting_token_ms(self, context: float) -> float:
-        """To compute a token of prompts in full chunks, after ``context`` others."""
-        return self._token_ms + self._pair_ms * context
+    def waiting_ms(self, tokens: Amounts, context: float) -> Amounts:
+        """To compute ``tokens`` of prompts in full chunks, each after ``context`` others."""
+        return tokens * (self._token_ms + self._pair_ms * context)
 
-    def step_ms(self, sequences: Counts) -> Times:
-        """A step of so many decoding sequences, without their context: a new column."""
+    def step_ms(self, sequences: Counts, context_tokens: Counts) -> Times:
+        """A step of so many decoding sequences with so much context together: a new column."""
         times: Times = self._batch_ms.take(sequences, mode="clip")
+        times += self.context_ms * context_tokens
         return times
 
 
@@ -129,7 +132,8 @@ class CostModel:
 
     def __init__(self, costs: ClusterCosts = ROUGH_COSTS, ttft_s: float = DEFAULT_TTFT_S) -> None:
         self.prefill = EngineTimes(costs.prefill)
-        self.decode = EngineTimes(costs.decode)
+        same = costs.decode == costs.prefill
+        self.decode = self.prefill if same else EngineTimes(costs.decode)
         self.message_ms = costs.message_s * 1000
         self.batch_ms = costs.transfer.per_batch / _FEMTOSECONDS_OF_MS
         self.token_ms = costs.transfer.per_token / _FEMTOSECONDS_OF_MS

@@ -29,13 +29,10 @@ ANSWER_TOKENS = 64
 
 
 class Alone(NamedTuple):
-    """One worker as D alone, in ms: to the first token; of that, to compute the prompt, and what
-    waits there before it; what the prompt adds to the steps there."""
+    """One worker as D alone, in ms: to the first token; of that, what waits there before."""
 
     first_ms: float
-    own_ms: float
     waiting_ms: float
-    stall_ms: float
 
 
 class Predictions:
@@ -97,12 +94,10 @@ class Predictions:
     @lazy
     def tpot_ms(self) -> Times:
         """At each as D: a step with this request in the batch."""
-        engine, prompt, batch = self._costs.decode, self._prompt, self._batch
-        if self._is_anybody_full:
-            batch = np.minimum(batch, self.candidates.usable.max_num_seqs)
-        times = engine.step_ms(batch)
-        each = engine.context_ms * prompt.block_size
-        times += each * self.candidates.loads.context_blocks
+        engine, prompt = self._costs.decode, self._prompt
+        batch, most = self._batch, self.candidates.usable.max_num_seqs
+        context = prompt.block_size * self.candidates.loads.context_blocks
+        times = engine.step_ms(np.minimum(batch, most) if self._is_anybody_full else batch, context)
         times += engine.context_ms * prompt.num_tokens * self._answers
         return times
 
@@ -160,7 +155,8 @@ class Predictions:
 
     @lazy
     def _local_own(self) -> list[float]:
-        return self._own(self._costs.decode)
+        costs = self._costs
+        return self._prefill_own if costs.decode is costs.prefill else self._own(costs.decode)
 
     @lazy
     def stall_ms(self) -> Times:
@@ -178,6 +174,11 @@ class Predictions:
             return among[:0]
         return among[self.candidates.held.level_of.take(among) >= enough]
 
+    def local_own_of(self, number: int) -> tuple[float, float]:
+        """Of one worker: what `local_own_ms` and `stall_ms` say of it."""
+        own = self._local_own[self.candidates.held.level_of.item(number)]
+        return own, own - self._costs.decode.least_ms
+
     def alone(self, number: int) -> Alone:
         """Of one worker: what `local_ms` and the other columns say of it."""
         loads, engine, limit = self.candidates.loads, self._costs.decode, self._costs.is_late
@@ -185,11 +186,11 @@ class Predictions:
         own, tpot = self._local_own[level], self.tpot_ms.item(number)
         pending, late = loads.pending_prefill_tokens.item(number), loads.late_tokens.item(number)
         ahead = pending if limit(own) else pending - late + min(late, engine.budget)
-        waiting = ahead * engine.waiting_token_ms(self._queued_context)
+        waiting: float = engine.waiting_ms(ahead, self._queued_context)
         steps = -(-(pending + self._uncached[level]) // engine.budget)
         room = 0.0 if self.all_have_room else self.room_ms.item(number)
         first = waiting + own + steps * (tpot - engine.least_ms) + room
-        return Alone(first, own, waiting, own - engine.least_ms)
+        return Alone(first, waiting)
 
     # Both
 
@@ -206,7 +207,7 @@ class Predictions:
             passing = ahead - late + np.minimum(late, engine.budget)
             are_late = [self._costs.is_late(time) for time in own_ms]
             ahead = np.where(self.candidates.held.spread(are_late), ahead, passing)
-        times: Times = ahead * engine.waiting_token_ms(self._queued_context)
+        times: Times = engine.waiting_ms(ahead, self._queued_context)
         return times
 
     def handoff_ms(self, prefill: int, decode: int) -> float:

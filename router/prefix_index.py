@@ -158,44 +158,37 @@ class PrefixIndex:
         return HeldBlocks(levels, level_of.take(self._places[:count]))
 
     def _runs(self, hashes: HashArray, wanted: int) -> list[Run]:
-        """Of all that hold something, by galloping."""
+        """Of all that hold something, by galloping; where some runs end, by bisection."""
         held_by, expected_of = self._masks.get, self._expected.get
         blocks, end = hashes.data, len(hashes) - 1
         runs: list[Run] = []
+        # Workers, a block that they hold, and a later one that none of them holds.
+        ends: list[tuple[int, int, int]] = []
         held, last, step = wanted, -1, 1
         while held and last < end:
             probe = min(last + step, end)
             block = blocks[probe]
             beyond = (held_by(block, 0) | expected_of(block, 0)) & held
             if beyond != held:
-                self._split(blocks, held, last, beyond, probe, runs)
+                ends.append((held ^ beyond, last, probe))
             held, last, step = beyond, probe, step * 2
         if held and last >= 0:
             runs.append((held, last + 1))
-        return runs
-
-    def _split(
-        self,
-        blocks: memoryview[int],
-        held: int,
-        last: int,
-        beyond: int,
-        probe: int,
-        runs: list[Run],
-    ) -> None:
-        """Adds the runs that end from ``last`` up to before ``probe``, by bisection."""
-        ending = held & ~beyond
-        if probe - last == 1:
+        while ends:
+            ending, last, probe = ends.pop()
+            while probe - last > 1:
+                middle = (last + probe) // 2
+                block = blocks[middle]
+                reached = (held_by(block, 0) | expected_of(block, 0)) & ending
+                if not reached:
+                    probe = middle
+                    continue
+                if reached != ending:
+                    ends.append((ending ^ reached, last, middle))
+                ending, last = reached, middle
             if last >= 0:
                 runs.append((ending, last + 1))
-            return
-        middle = (last + probe) // 2
-        block = blocks[middle]
-        reached = (self._masks.get(block, 0) | self._expected.get(block, 0)) & ending
-        if reached != ending:
-            self._split(blocks, ending, last, reached, middle, runs)
-        if reached:
-            self._split(blocks, reached, middle, 0, probe, runs)
+        return runs
 
     # Bits
 

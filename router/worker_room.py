@@ -81,9 +81,8 @@ class WorkerRoom:
         times = self._decode_times
         context = columns.num_blocks * self._block_size
         own = times.prompt_ms(prompt_tokens, prompt_tokens) - times.least_ms
-        stalls = times.waiting_token_ms(prompt_tokens) * loads.pending_prefill_tokens + own
-        step = times.step_ms(loads.sequences + 1) + times.context_ms * context
-        tpot = step + stalls / ANSWER_TOKENS
+        stalls = times.waiting_ms(loads.pending_prefill_tokens, prompt_tokens) + own
+        tpot = times.step_ms(loads.sequences + 1, context) + stalls / ANSWER_TOKENS
         spares = (tpot <= self._tpot_ms) | (loads.sequences == 0)
         able: Mask = columns.decode & ~self._busy() & ~self._full() & spares
         return able

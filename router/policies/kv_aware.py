@@ -28,7 +28,7 @@ MISS_MS = 10_000.0
 # waiting, and evicts what they would have found.
 COMPUTING_WEIGHT = 5.0
 # So many workers are looked at one by one; more are faster together.
-_FEW = 5
+_FEW = 12
 
 
 class KvAware:
@@ -68,24 +68,29 @@ class KvAware:
         if not len(near):
             return None
         if len(near) <= _FEW:
-            costs = np.array([self._alone(predictions, n, answer.item(n)) for n in near.tolist()])
+            costs = np.array(
+                [self._alone(predictions, n, answer.item(n), limit) for n in near.tolist()]
+            )
         else:
             costs = self._all_alone(predictions, answer).take(near)
         chosen = lowest(np.arange(len(near)), costs, random)
         return int(near[chosen]) if costs[chosen] < limit else None
 
-    def _alone(self, predictions: Predictions, number: int, answer: float) -> float:
+    def _alone(self, predictions: Predictions, number: int, answer: float, limit: float) -> float:
         """What one D costs alone, with the others that wait for it; it may not keep answers from
-        their TPOT."""
-        alone, others = predictions.alone(number), predictions.candidates.loads.sequences
-        running = others.item(number)
-        stall = (alone.waiting_ms + alone.stall_ms) / ANSWER_TOKENS
+        their TPOT. Infinite if that is ``limit`` or more."""
+        own_ms, stall_ms = predictions.local_own_of(number)
+        running = predictions.candidates.loads.sequences.item(number)
+        # Somebody's answer waits for it: if there is none, that of who comes next.
+        least = answer + (1 + COMPUTING_WEIGHT) * own_ms + stall_ms * max(1, running)
+        if least >= limit:
+            return math.inf
+        alone = predictions.alone(number)
+        stall = (alone.waiting_ms + stall_ms) / ANSWER_TOKENS
         if running and predictions.tpot_ms.item(number) + stall > self._tpot_ms:
             return math.inf
         missed = MISS_MS if alone.first_ms > self._ttft_ms else 0.0
-        own = alone.first_ms + COMPUTING_WEIGHT * alone.own_ms + missed
-        # Somebody's answer waits for it: if there is none, that of who comes next.
-        return own + answer + alone.stall_ms * max(1, running)
+        return least - own_ms + alone.first_ms + missed
 
     def _all_alone(self, predictions: Predictions, answer: Times) -> Times:
         """The same of all."""

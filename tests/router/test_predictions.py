@@ -28,7 +28,7 @@ def test_stages_of_a_pipeline_share_the_chunks_of_a_prompt() -> None:
     alone, two = EngineTimes(ENGINE), EngineTimes(replace(ENGINE, stages=2))
     assert two.prompt_ms(200, 200) == alone.prompt_ms(200, 200)
     assert two.prompt_ms(1000, 1000) == pytest.approx(30 + 4 * 30 / 2)
-    assert two.waiting_token_ms(0) == pytest.approx(alone.waiting_token_ms(0) / 2)
+    assert two.waiting_ms(1000, 0) == pytest.approx(alone.waiting_ms(1000, 0) / 2)
 
 
 def test_what_waits_and_what_is_not_cached_comes_before_the_first_token() -> None:
