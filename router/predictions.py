@@ -163,9 +163,9 @@ class Predictions:
         """What the prompt adds to the steps of each as D."""
         return self.local_own_ms - self._costs.decode.least_ms
 
-    def that_compute(self, among: Numbers, limit_ms: float) -> Numbers:
-        """Those of ``among`` that compute the prompt alone in less than ``limit_ms``: they hold
-        much of it, or it is short."""
+    def that_compute_within(self, among: Numbers, limit_ms: float) -> Numbers:
+        """Those of ``among`` as D that compute the prompt, alone, in at most ``limit_ms``: they
+        hold much of it, or it is short."""
         # The more is held, the less is to be computed.
         enough = bisect_left(self._local_own, -limit_ms, key=neg)
         if enough == 0:
@@ -181,11 +181,11 @@ class Predictions:
 
     def alone(self, number: int) -> Alone:
         """Of one worker: what `local_ms` and the other columns say of it."""
-        loads, engine, limit = self.candidates.loads, self._costs.decode, self._costs.is_late
+        loads, engine = self.candidates.loads, self._costs.decode
         level = self.candidates.held.level_of.item(number)
         own, tpot = self._local_own[level], self.tpot_ms.item(number)
         pending, late = loads.pending_prefill_tokens.item(number), loads.late_tokens.item(number)
-        ahead = pending if limit(own) else pending - late + min(late, engine.budget)
+        ahead = pending if self._costs.is_late(own) else pending - late + min(late, engine.budget)
         waiting: float = engine.waiting_ms(ahead, self._queued_context)
         steps = -(-(pending + self._uncached[level]) // engine.budget)
         room = 0.0 if self.all_have_room else self.room_ms.item(number)

@@ -64,7 +64,7 @@ class KvAware:
         # Most prompts are too long, which two numbers tell.
         answers = answer.take(local)
         left = limit - answers.item(answers.argmin())
-        near = predictions.that_compute(local, left / (1 + COMPUTING_WEIGHT))
+        near = predictions.that_compute_within(local, left / (1 + COMPUTING_WEIGHT))
         if not len(near):
             return None
         if len(near) <= _FEW:

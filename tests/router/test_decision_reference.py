@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
-from hypothesis import given
+import pytest
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_costs import PlainCosts
 from predicted_workers import BLOCK, COSTS, ENGINE, MS, STEP, Worker, predict, usable
@@ -15,7 +16,7 @@ from core.request import Role
 from router.candidates import PromptShape
 from router.choosing import Eligibility
 from router.placement import Disaggregation
-from router.policies.kv_aware import KvAware
+from router.policies import kv_aware
 from router.slo import SloTargets
 
 # No sum of round times hits them by accident.
@@ -49,6 +50,7 @@ def some_workers(draw: st.DrawFn, roles: st.SearchStrategy[Role], tokens: int) -
     return workers
 
 
+@settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
     tokens = data.draw(st.sampled_from([1, 16, 100, 250, 1000, 6000]))
@@ -63,7 +65,11 @@ def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
         *workers, tokens=tokens, costs=CLUSTER, context=context, answers=answers, ttft_s=SLO.ttft_s
     )
     eligible = Eligibility(usable(*workers), mode).of(PromptShape(tokens, BLOCK), answers)
-    chosen = KvAware(SLO).choose(eligible, predictions, Random(0))
+    # Few are looked at one by one, many together.
+    few = data.draw(st.sampled_from([0, 12]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv_aware, "_FEW", few)
+        chosen = kv_aware.KvAware(SLO).choose(eligible, predictions, Random(0))
     plain = PlainCosts(CLUSTER, SLO, tokens, answers, context)
     assert (chosen.prefill, chosen.decode) in best(plain, workers, mode)
 
