@@ -28,36 +28,36 @@ Best = set[tuple[int | None, int]]
 
 
 @st.composite
-def some_workers(draw: st.DrawFn, roles: st.SearchStrategy[Role], tokens: int) -> list[Worker]:
-    """Often with the same numbers, so that there are equals."""
-    blocks = -(-tokens // 16)
+def some_workers(draw: st.DrawFn, roles: list[Role], tokens: int) -> list[Worker]:
+    """Copies of one or two of them, in which a few numbers are others: near in cost, or equal."""
+    blocks = -(-tokens // BLOCK)
+    numbers = {
+        "busy": st.sampled_from([0, 1, 3, 20, 31, 32, 50]),
+        "pending": st.sampled_from([100, 350, 2000, 9000]),
+        "late": st.sampled_from([0, 60, 5000]),
+        "used": st.sampled_from([0, 60, 500, 990, 999]),
+        "held": st.sampled_from([0, 0, blocks // 2, blocks - 1, tokens // BLOCK]),
+    }
+    first = {name: draw(values) for name, values in numbers.items()}
     workers = []
     for number in range(draw(st.integers(1, 7))):
-        role = draw(roles)
-        pending = draw(st.sampled_from([0, 0, 100, 350, 2000, 9000]))
-        workers.append(
-            Worker(
-                f"w{number}",
-                role,
-                busy=draw(st.sampled_from([0, 0, 1, 3, 20, 31, 32, 50])),
-                pending=pending,
-                late=draw(st.sampled_from([0, pending // 2, pending])),
-                used=draw(st.sampled_from([0, 0, 60, 500, 999])),
-                held=draw(st.sampled_from([0, 0, 0, blocks // 2, blocks - 1, tokens // 16])),
-                places=2**31 if role is Role.PREFILL else 32,
-            )
-        )
+        role = draw(st.sampled_from(roles))
+        others = draw(st.sets(st.sampled_from(sorted(numbers)), max_size=2))
+        own = first | {name: draw(numbers[name]) for name in sorted(others)}
+        own["late"] = min(own["late"], own["pending"])
+        places = 2**31 if role is Role.PREFILL else 32
+        workers.append(Worker(f"w{number}", role, places=places, **own))
     return workers
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(st.data())
 def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
     tokens = data.draw(st.sampled_from([1, 16, 100, 250, 1000, 6000]))
     answers = data.draw(st.sampled_from([1, 1, 1, 4]))
     mode = data.draw(st.sampled_from([Disaggregation.AUTO, Disaggregation.PREFER]))
     roles = data.draw(st.sampled_from([[Role.MIXED], [Role.PREFILL, Role.DECODE], list(Role)]))
-    workers = data.draw(some_workers(st.sampled_from(roles), tokens))
+    workers = data.draw(some_workers(roles, tokens))
     if not any(worker.role.decodes for worker in workers):
         workers.append(Worker("d", Role.DECODE))
     context = data.draw(st.sampled_from([0.0, 800.0]))
@@ -72,6 +72,12 @@ def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
         chosen = kv_aware.KvAware(SLO).choose(eligible, predictions, Random(0))
     plain = PlainCosts(CLUSTER, SLO, tokens, answers, context)
     assert (chosen.prefill, chosen.decode) in best(plain, workers, mode)
+    for number, worker in enumerate(workers):
+        assert predictions.prefill_ms[number] == pytest.approx(plain.prefill(worker))
+        if worker.role.decodes:
+            assert predictions.room_ms[number] == pytest.approx(plain.room(worker))
+            assert predictions.local_ms[number] == pytest.approx(plain.local(worker))
+            assert predictions.alone(number).first_ms == pytest.approx(plain.local(worker))
 
 
 def best(plain: PlainCosts, workers: list[Worker], mode: Disaggregation) -> Best:

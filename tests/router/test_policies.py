@@ -191,3 +191,11 @@ def test_answers_that_would_miss_their_tpot_are_spared() -> None:
     assert alone_or_not(*busy, tokens=1000, slo=strict) == "p"
     nobody = (prefill("p", 4000), decode("d"))
     assert alone_or_not(*nobody, tokens=1000, slo=SloTargets(1.0, 0.001)) is None
+
+
+def test_who_would_be_late_alone_is_not_asked() -> None:
+    """All of the prompt is held there, but 9,000 tokens wait: 1.35 s."""
+    assert alone_or_not(prefill("p"), decode("d", held=375, pending=9000), tokens=6000) == "p"
+    patient = SloTargets(ttft_s=2.0, tpot_s=1.0)
+    waits = (prefill("p"), decode("d", held=375, pending=9000))
+    assert alone_or_not(*waits, tokens=6000, slo=patient) is None
