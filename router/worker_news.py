@@ -96,13 +96,14 @@ class WorkerNews:
             case "failed":
                 self._failed(worker, message.failed)
             case "cache":
-                self._metrics.kv_event(worker.name)
                 self._cache_changed(worker, message.cache)
 
     def _step(self, worker: WorkerId, step: pb.Step) -> None:
         now = self._clock()
         if step.HasField("load"):
             self._routing.load_reported(worker, load_from_wire(step.load), now)
+        if step.HasField("cache"):
+            self._cache_changed(worker, step.cache)
         sequence = step.cache_sequence
         self._ask(worker, self._routing.caches.hears_of(worker, worker.epoch, sequence, now))
         self._requests.produced(worker, step.outputs)
@@ -123,6 +124,7 @@ class WorkerNews:
         return self._routing.caches.sequence(worker)
 
     def _cache_changed(self, worker: WorkerId, events: pb.CacheEvents) -> None:
+        self._metrics.kv_event(worker.name)
         caches, change = self._routing.caches, change_from_wire(events)
         was_guessed = caches.is_guessed(worker)
         self._ask(worker, caches.take(worker, events.epoch, change, self._clock()))

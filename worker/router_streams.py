@@ -41,21 +41,18 @@ class RouterStream:
         """The Step message that the next `send_step` sends."""
         return self._next.step
 
-    def send_step(self, load: pb.Load, last_change: int) -> None:
+    def send_step(self, load: pb.Load, last_change: int, changed: pb.CacheEvents | None) -> None:
         """Nothing, if there is no output in it, and the load and the last cache event are known."""
         step = self._next.step
         known = self._last_load == load and self._last_change == last_change
         if step.outputs or not known:
             step.load.CopyFrom(load)
             step.cache_sequence = last_change
+            if changed is not None and self.outbox.qsize() < _SLOW_AT:
+                step.cache.CopyFrom(changed)
             self.outbox.put_nowait(self._next)
             self._next = pb.WorkerMessage()
             self._last_load, self._last_change = load, last_change
-
-    def send_change(self, events: pb.CacheEvents) -> None:
-        if self.outbox.qsize() < _SLOW_AT:
-            self.outbox.put_nowait(pb.WorkerMessage(cache=events))
-            self._last_change = events.sequence
 
 
 class RouterHandler(Protocol):
@@ -174,18 +171,16 @@ class RouterStreams:
         owner = self._owners.get(key)
         return pb.SequenceOutput() if owner is None else owner.next_step.outputs.add()
 
-    def send_step(self, load: pb.Load, last_change: int) -> None:
+    def send_step(
+        self, load: pb.Load, last_change: int, changed: pb.CacheEvents | None = None
+    ) -> None:
         """One Step message to each router that has outputs in it, or lacks the load or the number
-        of the last cache event."""
+        of the last cache event. ``changed``: what is new in the prefix cache, up to that number."""
         for stream in self._streams:
-            stream.send_step(load, last_change)
+            stream.send_step(load, last_change, changed)
 
     def send_failure(self, key: AttemptKey, failure: pb.AttemptFailed) -> None:
         """Tells the attempt's router, then forgets the attempt."""
         owner = self._owners.pop(key, None)
         if owner is not None:
             owner.outbox.put_nowait(pb.WorkerMessage(failed=failure))
-
-    def send_change(self, events: pb.CacheEvents) -> None:
-        for stream in self._streams:
-            stream.send_change(events)

@@ -305,9 +305,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._send_state(changed, load_to_wire(load), last)
 
     def _send_state(self, changed: pb.CacheEvents | None, load: pb.Load, last: int) -> None:
-        if changed is not None:
-            self.streams.send_change(changed)
-        self.streams.send_step(load, last)
+        self.streams.send_step(load, last, changed)
 
     def _catch_up(self, epoch: int, sequence: int) -> tuple[pb.Load, list[pb.CacheEvents]]:
         """The load, and the changes that a router lacks. Routers that are attached already get what

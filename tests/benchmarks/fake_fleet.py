@@ -162,13 +162,13 @@ class FakeWorker(WorkerServicer):
             self._fleet.commit(prefill.decode_worker, key, prefill.token_ids, prefill.salt)
         for key, answer in list(self._running.items()):
             self._token(key, answer)
-        self._tell_cache()
+        changed = self._cache_changes()
         load = pb.Load(
             running=len(self._running),
             waiting=len(self._opened),
             free_blocks=NUM_BLOCKS - 8 * len(self._running),
         )
-        self._streams.send_step(load, self._log.sequence)
+        self._streams.send_step(load, self._log.sequence, changed)
 
     def _token(self, key: AttemptKey, answer: Answer) -> None:
         output = self._streams.new_output(key)
@@ -187,10 +187,10 @@ class FakeWorker(WorkerServicer):
             self._ends.add(end)
             self._stored.append(hashes)
 
-    def _tell_cache(self) -> None:
-        """Of one step, all in one message: whole prompts, of which the oldest go."""
+    def _cache_changes(self) -> pb.CacheEvents | None:
+        """Of one step: whole prompts, of which the oldest go."""
         if not self._stored:
-            return
+            return None
         chains = [self._chain(hashes) for hashes in self._stored]
         self._cached += self._stored
         self._num_cached += sum(map(len, self._stored))
@@ -202,7 +202,7 @@ class FakeWorker(WorkerServicer):
             self._ends.discard(int(removed[-1][-1]))
         hashes, parents = (np.concatenate(parts) for parts in zip(*chains, strict=True))
         change = self._log.add(StoredBlocks.of(hashes, parents), np.concatenate(removed))
-        self._streams.send_change(change_to_wire(1, change))
+        return change_to_wire(1, change)
 
     @staticmethod
     def _chain(hashes: HashArray) -> tuple[HashArray, HashArray]:

@@ -102,8 +102,16 @@ class AttachStream:
     async def _serve(self) -> None:
         async with aclosing(self.worker.streams.attach(self._incoming())) as answers:
             async for message in answers:
-                astray = message.WhichOneof("message") == "cache"
-                (self.to_router.send_astray if astray else self.to_router.send)(message)
+                self._send(message)
+
+    def _send(self, message: pb.WorkerMessage) -> None:
+        """A stream loses nothing, but routers must bear it: cache events go astray, also those that
+        come with a step."""
+        if message.step.HasField("cache"):
+            self.to_router.send_astray(pb.WorkerMessage(cache=message.step.cache))
+            message.step.ClearField("cache")
+        astray = message.WhichOneof("message") == "cache"
+        (self.to_router.send_astray if astray else self.to_router.send)(message)
 
     async def _incoming(self) -> Any:
         while (message := await self._requests.get()) is not None:
@@ -249,9 +257,7 @@ class SimWorker(abc.ABC):
 
     def _tell_state(self) -> None:
         changed = self.cache.drain()
-        if changed is not None:
-            self.streams.send_change(changed)
-        self.streams.send_step(load_to_wire(self.brain.load), self.cache.sequence)
+        self.streams.send_step(load_to_wire(self.brain.load), self.cache.sequence, changed)
 
     def tell_again(self) -> None:
         """What the next step would tell."""

@@ -213,14 +213,16 @@ class Welcome(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ..., cache_events: bool = ..., token_stream_address: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("outputs", "load", "cache_sequence")
+    __slots__ = ("outputs", "load", "cache_sequence", "cache")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     CACHE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
     load: Load
     cache_sequence: int
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_sequence: _Optional[int] = ...) -> None: ...
+    cache: CacheEvents
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_sequence: _Optional[int] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
     __slots__ = ("key", "token_ids", "text", "finish_reason", "cached_tokens", "index", "logprobs", "read_tokens", "counted")
