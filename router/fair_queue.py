@@ -153,9 +153,8 @@ class FairQueue:
         """A request of the tenant has ended at another door, which shares with this one; weighted.
         Who comes here after a pause starts level with it, too."""
         share = priority, tenant
-        self._paid.setdefault(share, 0.0)
+        self._paid[share] = self._paid.get(share, 0.0) + cost
         self._level[priority] = max(self._level.get(priority, 0.0), self._settled(share))
-        self._paid[share] += cost
 
     def _settled(self, share: _Share) -> float:
         return self._paid[share] - self._expected.get(share, 0.0)

@@ -125,8 +125,8 @@ def test_what_was_had_while_nobody_else_wanted_it_is_no_debt() -> None:
     first, second = two_doors(slots=1)
     serve(first, [f"loud{number}" for number in range(20)])
     first.tell(second)
-    second.arrive("quiet0")
-    for name in ("loud0", "quiet1", "loud1", "quiet2"):
+    second.arrive("third0")
+    for name in ("quiet1", "quiet2", "loud0", "loud1"):
         second.arrive(name)
     order = order_of(second)
     assert sorted(order[:2]) == sorted(order[2:]) == ["loud", "quiet"]

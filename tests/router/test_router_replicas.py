@@ -345,8 +345,10 @@ async def test_what_is_shared_is_rebuilt_when_redis_starts_empty(
     first, second = await cluster.add(), await cluster.add()
     running = first.ask(request_id="mine")
     await cluster.worker.got("open")
+    await until(lambda: second.elsewhere == 1)
     redis.kill()
     await until(lambda: not first.store.is_shared and not second.store.is_shared)
+    assert second.elsewhere == 0, "what nobody tells any more gets old"
     redis.start()
     await until(lambda: first.store.is_shared and second.store.is_shared)
     await until(lambda: second.elsewhere == 1)

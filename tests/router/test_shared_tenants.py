@@ -76,6 +76,17 @@ def test_without_the_store_what_runs_is_counted_and_told_afterwards() -> None:
     assert (ask.has, ask.wants) == (ONE, NO_PLACES)
 
 
+def test_all_is_told_again_when_the_store_may_have_missed_it() -> None:
+    tenants = sharing()
+    tenants.may_run(ALICE, ONE, 100)
+    tenants.places_asked(all_of_them=False)
+    tenants.granted("alice", ONE)
+    tenants.began(ALICE, ONE)
+    assert tenants.places_asked(all_of_them=False) == []
+    tenants.not_told()
+    assert [ask.has for ask in tenants.places_asked(all_of_them=False)] == [ONE]
+
+
 def test_tokens_are_given_back_once_and_only_where_they_are_limited() -> None:
     tenants = sharing()
     limited = Tenant("limited", limits=TenantLimits(tokens_per_minute=100))
