@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from certificates import make_authority, make_worker
 
 from core.request import RequestKey
 from core.store_url import RedisPlace, redis_place
@@ -225,3 +227,28 @@ async def test_a_password_is_needed_where_there_is_one(tmp_path: Path) -> None:
         await friend.probe()
         await stranger.close()
         await friend.close()
+
+
+async def test_over_tls_both_sides_show_a_certificate(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    files = make_worker(tmp_path, "redis", tmp_path, "localhost")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    options = ("--tls-port", str(port), "--bind", "127.0.0.1", "--tls-cert-file", files.cert)
+    options += ("--tls-key-file", files.key, "--tls-ca-cert-file", files.ca)
+    with redis_server(tmp_path, *options):
+        own = f"ca={files.ca}&cert={files.cert}&key={files.key}"
+        member = new_store(f"rediss://localhost:{port}?{own}")
+        await member.probe()
+        assert not await taken(member, "a")
+        for url in (
+            f"rediss://localhost:{port}?ca={files.ca}",
+            f"rediss://127.0.0.1:{port}?{own}",
+            f"rediss://localhost:{port}",
+            f"redis://localhost:{port}",
+        ):
+            stranger = new_store(url)
+            with pytest.raises(StoreLost):
+                await stranger.probe()
+            await stranger.close()
+        await member.close()
