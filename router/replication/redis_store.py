@@ -1,22 +1,20 @@
-"""One Redis, asked by one router: connections, and every call bounded in time.
+"""One Redis, asked by one router: connections, and what is asked.
 
-Each call raises ``StoreLost`` when Redis does not answer as it should. Does not cover: what that
-means and when to ask again (``router.replication.store_health``).
+Each call is bounded in time and raises ``StoreLost`` when Redis does not answer as it should. Does
+not cover: what that means and when to ask again (``router.replication.store_health``).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio.connection import UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from core.errors import Incompatible
 from core.request import RequestKey
@@ -27,6 +25,7 @@ from router.replication.registry_mirror import LEASE_S, LeaseChange
 from router.replication.router_news import RouterNews, news_from_text, news_to_text
 from router.replication.shared_load import SILENT_AFTER_S
 from router.replication.shared_tenants import PlacesAsked
+from router.replication.store_calls import BatchedScript, bounded
 from router.token_bucket import request_budget, token_budget
 
 log = logging.getLogger(__name__)
@@ -41,12 +40,6 @@ _READ_BLOCK_MS = 1_000
 _KEPT_NEWS = 4_096
 # Stands in the place of the router at an id whose request has ended.
 _ENDED = "-"
-
-Answer = TypeVar("Answer")
-
-
-class StoreLost(Exception):
-    """Redis failed, or did not answer in time. The text says which, and no key or value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +68,7 @@ class RedisStore:
         self._redis = Redis(connection_pool=_pool(place))
         register = self._redis.register_script
         self._claim, self._places = register(scripts.CLAIM), register(scripts.PLACES)
+        self._claims = BatchedScript(self._redis, self._claim.sha)
         self._give_back = register(scripts.GIVE_BACK)
         self._renew, self._leased = register(scripts.RENEW), register(scripts.LEASED)
         self._read_till = b""
@@ -85,8 +79,8 @@ class RedisStore:
     async def probe(self) -> None:
         """Answers if everything that is asked later can be, and as soon as a request would wait."""
         for script in (self._claim, self._places, self._give_back, self._renew, self._leased):
-            await _bounded(self._redis.script_load(script.script), BACKGROUND_LIMIT_S)
-        await _bounded(self._redis.ping(), CALL_LIMIT_S)
+            await bounded(self._redis.script_load(script.script), BACKGROUND_LIMIT_S)
+        await bounded(self._redis.ping(), CALL_LIMIT_S)
 
     # Requests
 
@@ -102,18 +96,14 @@ class RedisStore:
         """Take an id, if the client chose one, and of the tenant's budgets, all at once."""
         budget = self._keys.budget(tenant)
         of_requests, of_tokens = request_budget(limits), token_budget(limits)
-        answer = await _bounded(
-            self._claim(
-                keys=[budget if request is None else self._keys.request(request), budget],
-                args=[
-                    "" if request is None else router,
-                    round(kept_s * 1000),
-                    *((0, 0, 0) if of_requests is None else (*of_requests, 1)),
-                    *((0, 0, 0) if of_tokens is None else (*of_tokens, tokens)),
-                ],
-            ),
-            CALL_LIMIT_S,
+        keys = [budget if request is None else self._keys.request(request), budget]
+        args = (
+            "" if request is None else router,
+            round(kept_s * 1000),
+            *((0, 0, 0) if of_requests is None else (*of_requests, 1)),
+            *((0, 0, 0) if of_tokens is None else (*of_tokens, tokens)),
         )
+        answer = await self._claims.call(keys, args, CALL_LIMIT_S)
         return ClaimResult(bool(answer[0]), answer[1] / 1000, answer[2] / 1000)
 
     async def keep(self, router: str, requests: Mapping[RequestKey, bool], kept_s: float) -> None:
@@ -124,11 +114,11 @@ class RedisStore:
         for request, runs in requests.items():
             whose = router if runs else _ENDED
             calls.set(self._keys.request(request), whose, px=round(kept_s * 1000))
-        await _bounded(calls.execute(), BACKGROUND_LIMIT_S)
+        await bounded(calls.execute(), BACKGROUND_LIMIT_S)
 
     async def owner(self, request: RequestKey) -> str | None:
         """The router that runs it; None: nobody, as far as known."""
-        found: Any = await _bounded(self._redis.get(self._keys.request(request)), CALL_LIMIT_S)
+        found: Any = await bounded(self._redis.get(self._keys.request(request)), CALL_LIMIT_S)
         owner = "" if found is None else found.decode()
         return None if owner in ("", _ENDED) else owner
 
@@ -136,7 +126,7 @@ class RedisStore:
         """To budgets, by tenant."""
         for tenant, count in tokens.items():
             call = self._give_back(keys=[self._keys.budget(tenant)], args=[count])
-            await _bounded(call, BACKGROUND_LIMIT_S)
+            await bounded(call, BACKGROUND_LIMIT_S)
 
     async def places(self, router: str, asked: PlacesAsked) -> bool:
         """Whether what it wants is granted; it has that from now on."""
@@ -146,7 +136,7 @@ class RedisStore:
         call = self._places(
             keys=[self._keys.places(asked.tenant)], args=[router, *numbers, *limits]
         )
-        return bool(await _bounded(call, BACKGROUND_LIMIT_S))
+        return bool(await bounded(call, BACKGROUND_LIMIT_S))
 
     # News of routers
 
@@ -154,16 +144,16 @@ class RedisStore:
         call = self._redis.xadd(
             self._keys.news, {b"news": news_to_text(news)}, maxlen=_KEPT_NEWS, approximate=True
         )
-        await _bounded(call, BACKGROUND_LIMIT_S)
+        await bounded(call, BACKGROUND_LIMIT_S)
 
     async def hear(self) -> list[RouterNews]:
         """The next ones of all routers, in the order in which they came; waits for some, but not
         for ever. What makes no sense is left out, with a warning."""
         if not self._read_till:
-            seconds, _ = await _bounded(self._redis.time(), BACKGROUND_LIMIT_S)
+            seconds, _ = await bounded(self._redis.time(), BACKGROUND_LIMIT_S)
             self._read_till = b"%d-0" % max(0, seconds * 1000 - _LOOK_BACK_MS)
         call = self._redis.xread({self._keys.news: self._read_till}, None, _READ_BLOCK_MS)
-        found: Any = await _bounded(call, BACKGROUND_LIMIT_S + _READ_BLOCK_MS / 1000)
+        found: Any = await bounded(call, BACKGROUND_LIMIT_S + _READ_BLOCK_MS / 1000)
         heard = []
         for number, fields in found[0][1] if found else ():
             self._read_till = number
@@ -192,11 +182,11 @@ class RedisStore:
                 *change.ended,
             ],
         )
-        await _bounded(call, BACKGROUND_LIMIT_S)
+        await bounded(call, BACKGROUND_LIMIT_S)
 
     async def leased(self) -> Leased:
-        records = await _bounded(self._leased(keys=[self._keys.leases]), BACKGROUND_LIMIT_S)
-        secret: Any = await _bounded(self._redis.get(self._keys.secret), BACKGROUND_LIMIT_S)
+        records = await bounded(self._leased(keys=[self._keys.leases]), BACKGROUND_LIMIT_S)
+        secret: Any = await bounded(self._redis.get(self._keys.secret), BACKGROUND_LIMIT_S)
         return Leased(records, secret or b"")
 
 
@@ -225,27 +215,3 @@ def _pool(place: RedisPlace) -> ConnectionPool:
         ssl_keyfile=place.key or None,
         **common,
     )
-
-
-async def _bounded(call: Awaitable[Answer], limit_s: float) -> Answer:
-    task = asyncio.ensure_future(call)
-    try:
-        await asyncio.wait({task}, timeout=limit_s)
-        if not task.done():
-            # After a pause of this process itself the answer may be there already.
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
-        if task.done():
-            return task.result()
-        raise StoreLost(f"no answer within {limit_s:g} s")
-    except (RedisError, OSError) as error:
-        raise StoreLost(_why(error)) from None
-    finally:
-        task.cancel()
-
-
-def _why(error: Exception) -> str:
-    """Redis repeats keys and values in some of its errors."""
-    if isinstance(error, OSError):
-        return error.strerror or type(error).__name__
-    return f"{type(error).__name__}: {str(error).partition(' ')[0]}"

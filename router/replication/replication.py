@@ -20,7 +20,7 @@ from core.tenants import Tenant
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.dispatcher import Dispatcher
 from router.placement import WorkerId
-from router.replication.redis_store import RedisStore, StoreLost
+from router.replication.redis_store import RedisStore
 from router.replication.registry_mirror import RENEW_S as LEASES_S
 from router.replication.registry_mirror import RegistryMirror
 from router.replication.request_claims import RENEW_S as IDS_S
@@ -28,6 +28,7 @@ from router.replication.request_claims import RequestClaims
 from router.replication.router_news import RouterNews
 from router.replication.shared_load import BEAT_S, SILENT_AFTER_S, Heard, SharedLoad
 from router.replication.shared_tenants import NO_PLACES, SharedTenants
+from router.replication.store_calls import StoreLost
 from router.replication.store_health import StoreHealth
 from router.replication.store_state import StoreState
 

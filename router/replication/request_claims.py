@@ -14,7 +14,8 @@ from typing import Protocol
 from core.request import REQUEST_ID_KEPT_S, RequestKey
 from core.tenants import Tenant
 from router.answer_stream import Prompt
-from router.replication.redis_store import RedisStore, StoreLost
+from router.replication.redis_store import RedisStore
+from router.replication.store_calls import StoreLost
 from router.replication.store_health import StoreHealth
 from router.request_ids import id_taken
 from router.tenant_account import over_limit

@@ -15,10 +15,11 @@ from core.store_url import RedisPlace, redis_place
 from core.tenants import TenantLimits
 from redis_server import RedisServer, needs_redis, redis_server
 from router.placement import WorkerId
-from router.replication.redis_store import CALL_LIMIT_S, RedisStore, StoreLost
+from router.replication.redis_store import CALL_LIMIT_S, RedisStore
 from router.replication.registry_mirror import LeaseChange
 from router.replication.router_news import RouterNews
 from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked
+from router.replication.store_calls import StoreLost
 from router.worker_load import InFlight
 
 pytestmark = needs_redis
@@ -37,6 +38,7 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 async def store(redis: RedisServer) -> AsyncIterator[RedisStore]:
     redis.ask("FLUSHALL")
     store = new_store(redis.url)
+    await store.probe()
     yield store
     await store.close()
 
@@ -69,6 +71,20 @@ async def test_an_id_may_come_again_when_its_time_is_over(store: RedisStore) -> 
     await store.keep("a", {KEY: False}, 0.01)
     while await taken(store, "b"):  # noqa: ASYNC110 - ids end without a word
         await asyncio.sleep(0.01)
+
+
+async def test_of_several_at_once_each_gets_its_own_answer(store: RedisStore) -> None:
+    keys = [RequestKey("alice", str(number % 3)) for number in range(6)]
+    answers = await asyncio.gather(*(taken(store, "a", key) for key in keys))
+    assert answers == [False] * 3 + [True] * 3
+
+
+async def test_a_store_that_was_restarted_has_to_be_probed_first(store: RedisStore) -> None:
+    await store._redis.script_flush()
+    with pytest.raises(StoreLost, match="NoScript"):
+        await taken(store, "a")
+    await store.probe()
+    assert not await taken(store, "a")
 
 
 async def test_who_runs_a_request_is_known_while_it_runs(store: RedisStore) -> None:
