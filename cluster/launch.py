@@ -145,7 +145,7 @@ class ServingCluster:
             for pool in POOLS
             if (price := self._spec.pools.of(pool).gpu_hour_price) is not None
         }
-        self._metrics = ControllerMetrics(self._view, prices)
+        self._metrics = ControllerMetrics(self._view, prices, self._own_files)
         self._registry = Registry(self._metrics.render)
         self._metrics_door = MetricsDoor(self._render_metrics)
         self._controller: Controller | None = None

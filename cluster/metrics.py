@@ -17,19 +17,28 @@ from cluster.admin import ClusterView
 from cluster.plan import POOLS
 from cluster.pool_messages import MemberState
 from cluster.pool_utilization import imbalance
+from core.tls_files import ServerFiles
+from wire.certificate_expiry import CertificateExpiry
 from wire.exposition import Labelled, family, single
 
 
 class ControllerMetrics(Collector):
-    """``view`` is called for each scrape; ``prices``: of a pool's worker, an hour, where known."""
+    """``view`` is called for each scrape; ``prices``: of a pool's worker, an hour, where known;
+    ``files``: of the certificate that it shows."""
 
-    def __init__(self, view: Callable[[], ClusterView], prices: Mapping[str, float]) -> None:
+    def __init__(
+        self,
+        view: Callable[[], ClusterView],
+        prices: Mapping[str, float],
+        files: ServerFiles | None = None,
+    ) -> None:
         self._view = view
         self._prices = prices
         self._registry = CollectorRegistry()
         self._registry.register(self)
         process = CollectorRegistry()
         ProcessCollector(registry=process)
+        process.register(CertificateExpiry({"member": files}))
         # Beside a router's own, which has no such label.
         self._registry.register(Labelled(process, {"worker": "controller"}))
 

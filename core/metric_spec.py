@@ -79,3 +79,14 @@ def gauge(name: str, text: str, *labels: str) -> MetricSpec:
 
 def histogram(name: str, text: str, edges: tuple[float, ...], *labels: str) -> MetricSpec:
     return MetricSpec(name, MetricKind.HISTOGRAM, text, labels, edges)
+
+
+CERTIFICATE_EXPIRY = gauge(
+    "certificate_expiry_timestamp_seconds",
+    "Unix time at which a certificate that this process shows runs out: `member` to the cluster, "
+    "`door` to clients",
+    "certificate",
+)
+
+# Of every process, beside its own table.
+COMMON = (CERTIFICATE_EXPIRY,)

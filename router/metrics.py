@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from core.lifecycle import State
 from core.request import FinishReason, Role
+from core.tls_files import ServerFiles
 from router import metric_table as table
 from router.flow_messages import Finish
 from router.placement import Mode, Placement, WorkerView
@@ -23,6 +24,7 @@ from router.replication.store_state import StoreState
 from router.slo import DEFAULT_CLASS, TPOT, TTFT, SloTargets, counts, tpot_s
 from router.tenant_metrics import REFUSED, TenantMetrics
 from router.vllm_names import VllmNames
+from wire.certificate_expiry import CertificateExpiry
 from wire.exposition import (
     CountedHistogram,
     family,
@@ -66,10 +68,15 @@ class EndedRequest:
 class Metrics(Collector):
     """One set of metrics per router process. ``tenant``: who has the metrics of requests that were
     refused before anybody looked at whose they are. ``vllm_model``: tell them under vLLM's names
-    as well, as those of this model; "": don't."""
+    as well, as those of this model; "": don't. ``certificates``: that this process shows, by
+    name."""
 
     def __init__(
-        self, tenant: str = "default", slo: SloTargets | None = None, vllm_model: str = ""
+        self,
+        tenant: str = "default",
+        slo: SloTargets | None = None,
+        vllm_model: str = "",
+        certificates: Mapping[str, ServerFiles | None] | None = None,
     ) -> None:
         self._slo = slo or SloTargets()
         self._kv_events: CountOf[str] = CountOf()
@@ -90,6 +97,7 @@ class Metrics(Collector):
         # Not among what has a second name.
         self._process = CollectorRegistry()
         ProcessCollector(registry=self._process)
+        self._process.register(CertificateExpiry(certificates or {}))
 
     def _make_counters(self, registry: CollectorRegistry) -> None:
         self._retries = new_counter(table.RETRIES, registry)

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 from core.errors import Unavailable
 from core.store_url import RedisPlace, redis_place
 from core.tenants import DEFAULT_TENANT
+from core.tls_files import server_files
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from crossdock.v1.registry_pb2 import WorkerRecord
@@ -68,7 +69,8 @@ class RouterServer:
         self._router_id = f"router-{secrets.token_hex(8)}"
         model = ModelInfo.load(settings.model, settings.served_model_name, settings.max_model_len)
         vllm_model = model.name if settings.vllm_names else ""
-        self._metrics = Metrics(DEFAULT_TENANT, settings.rules.slo, vllm_model)
+        certificates = {"member": server_files(settings.tls), "door": settings.doors}
+        self._metrics = Metrics(DEFAULT_TENANT, settings.rules.slo, vllm_model, certificates)
         self._tokenizer = Tokenizer.load(settings.model)
         template = ChatTemplate.load(settings.model)
         self._prompts = PromptReader(model, self._tokenizer, template)

@@ -45,21 +45,31 @@ def check_member(files: TlsFiles) -> None:
 def check_door(files: ServerFiles) -> tuple[str, ...]:
     """DNS names of a door's certificate. Raises ``InvalidField`` if it can't be shown, or is out of
     date; who signed it is the clients' business."""
-    server = server_context(ServerFiles(files.cert, files.key, None, files.field))
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    # Trusted by itself, whoever signed it.
-    client.load_verify_locations(files.cert)
-    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    try:
-        names = dns_names(_shake_hands(client, server))
-    except ssl.SSLError as error:
-        reason = getattr(error, "verify_message", None) or error.reason or str(error)
-        fix = f"can't be a door's certificate: {reason}; it must be in force, and a server's"
-        raise InvalidField(f"{files.field}.cert", files.cert, fix, reason="TLS_FILES") from error
+    names = dns_names(_shown(files))
     if files.client_ca is not None:
         server_context(files)
     return names
+
+
+def expires_at(files: ServerFiles) -> float:
+    """When the certificate runs out, in Unix time. Raises ``InvalidField`` as `check_door`."""
+    return ssl.cert_time_to_seconds(str((_shown(files) or {})["notAfter"]))
+
+
+def _shown(files: ServerFiles) -> Mapping[str, object] | None:
+    """What a client sees of the certificate that trusts just this one."""
+    server = server_context(ServerFiles(files.cert, files.key, None, files.field))
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    # Whoever signed it.
+    client.load_verify_locations(files.cert)
+    client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        return _shake_hands(client, server)
+    except ssl.SSLError as error:
+        reason = getattr(error, "verify_message", None) or error.reason or str(error)
+        fix = f"can't be a server's certificate: {reason}; it must be in force, and a server's"
+        raise InvalidField(f"{files.field}.cert", files.cert, fix, reason="TLS_FILES") from error
 
 
 def _shake_hands(client: ssl.SSLContext, server: ssl.SSLContext) -> Mapping[str, object] | None:

@@ -16,8 +16,10 @@ from core.metric_spec import MetricSpec
 from core.peak_rates import PeakRates
 from core.phase_clock import Phase
 from core.step_cost import CostModel
+from core.tls_files import server_files
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
+from wire.certificate_expiry import CertificateExpiry
 from wire.exposition import Labelled, family, new_histogram, single
 from worker import metric_table as table
 from worker.brain import Brain
@@ -36,6 +38,7 @@ class WorkerMetrics:
             self._phases.labels(phase.value)
         self.meter = StepMeter(costs, new_histogram(table.STEP_TIME, self._own).observe)
         ProcessCollector(registry=self._own)
+        self._own.register(CertificateExpiry({"member": server_files(settings.tls)}))
 
     def observe_phase(self, phase: Phase, seconds: float) -> None:
         self._phases.labels(phase.value).observe(seconds)

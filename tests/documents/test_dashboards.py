@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cluster.metric_table import TABLE as CONTROLLER
-from core.metric_spec import MetricKind, MetricSpec
+from core.metric_spec import COMMON, MetricKind, MetricSpec
 from promql_queries import (
     Query,
     alert_files,
@@ -46,13 +46,13 @@ def labels_of(spec: MetricSpec, more: tuple[str, ...] = ()) -> dict[str, set[str
 
 KNOWN = {
     **PROCESS,
-    **{k: v for spec in (*ROUTER, *CONTROLLER) for k, v in labels_of(spec).items()},
+    **{k: v for spec in (*ROUTER, *CONTROLLER, *COMMON) for k, v in labels_of(spec).items()},
     **{k: v for spec in WORKER for k, v in labels_of(spec, PROCESS_LABELS).items()},
 }
 
 
 def test_no_two_processes_have_a_metric_of_the_same_name() -> None:
-    names = [spec.name for spec in (*ROUTER, *WORKER, *CONTROLLER)]
+    names = [spec.name for spec in (*ROUTER, *WORKER, *CONTROLLER, *COMMON)]
     assert len(names) == len(set(names))
 
 
@@ -107,6 +107,7 @@ def test_every_alert_that_the_operator_needs_is_there() -> None:
     assert names >= {
         *("CrossdockSLOBurnFast", "CrossdockSLOBurnSlow", "CrossdockNoKVEvents"),
         *("CrossdockOrphanBlocks", "CrossdockSlowEdge", "CrossdockRatioImbalance"),
+        "CrossdockCertificateExpires",
     }
 
 

@@ -243,8 +243,8 @@ async def test_metrics_of_workers_are_for_who_has_a_certificate(
     cluster: ServedCluster, certificates: Certificates
 ) -> None:
     known = certificates.to_doors.ssl_context()
-    told = (await get(f"{cluster.http_url}/metrics/targets", known, DOOR_NAME))[1]
-    found = [target for target in json.loads(told) if target["labels"]["process"] != "router"]
+    listed = (await get(f"{cluster.http_url}/metrics/targets", known, DOOR_NAME))[1]
+    found = [target for target in json.loads(listed) if target["labels"]["process"] != "router"]
     assert [target["labels"]["__scheme__"] for target in found] == ["https"] * 3
     operator = shown(certificates.operator).ssl_context()
     nobody = Tls(certificates.member.ca).ssl_context()
@@ -255,6 +255,10 @@ async def test_metrics_of_workers_are_for_who_has_a_certificate(
         assert (await get(f"https://{address}/metrics", nobody, "crossdock"))[0] == 401
     status, text = await get(f"{cluster.http_url}/metrics/cluster", known, DOOR_NAME)
     assert all(f'{{process="{name}"}} 1.0' in text for name in ("prefill-0", "decode-0"))
+    expiry = "crossdock_certificate_expiry_timestamp_seconds{"
+    told = [line for line in text.splitlines() if line.startswith(expiry)]
+    # The router's two, and one each of workers and controller.
+    assert len(told) == 5, told
 
 
 def shown_at(address: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import ssl
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from certificates import make_authority, make_expired, make_worker
 
 from core.errors import InvalidField
 from core.tls_files import ServerFiles, TlsFiles
+from wire.certificate_expiry import CertificateExpiry
 from wire.renewal import Renewal
 from wire.tls_check import check_door, check_member
 from wire.tls_contexts import client_context, dns_names, new_client_context, server_context
@@ -107,6 +109,15 @@ def test_a_doors_file_is_named_by_its_own_setting(member: TlsFiles, folder: Path
         check_door(ServerFiles(member.cert, f"{folder}/ca.key", field="tls.doors"))
     with pytest.raises(InvalidField, match=r"tls.doors.client_ca"):
         check_door(ServerFiles(member.cert, member.key, member.key, "tls.doors"))
+
+
+def test_when_certificates_run_out_is_a_metric(member: TlsFiles, stranger: TlsFiles) -> None:
+    shown = {"member": member.as_server, "door": ServerFiles(stranger.cert, stranger.key)}
+    [metric] = CertificateExpiry({**shown, "none": None}).collect()
+    told = {sample.labels["certificate"]: sample.value for sample in metric.samples}
+    assert told.keys() == {"member", "door"}
+    # They were made for two days.
+    assert all(86_400 < value - time.time() <= 2 * 86_400 for value in told.values())
 
 
 # Renewal
