@@ -21,10 +21,13 @@ def usable_tls(tls: TlsSpec, *, opens_doors: bool) -> TlsSpec:
 
     Raises ``InvalidField`` with the field of the file that is missing or wrong.
     """
-    changes: dict[str, object] = _absolute(tls, _OF_MEMBERS, "tls")
-    if opens_doors and tls.doors is not None:
-        changes["doors"] = tls.doors.model_copy(update=_absolute(tls.doors, _OF_DOORS, "tls.doors"))
+    changes: dict[str, object] = _absolute(tls, _OF_MEMBERS)
+    if tls.doors is not None:
+        changes["doors"] = tls.doors.model_copy(update=_absolute(tls.doors, _OF_DOORS))
     found = tls.model_copy(update=changes)
+    _check_readable(found, _OF_MEMBERS, "tls")
+    if opens_doors and found.doors is not None:
+        _check_readable(found.doors, _OF_DOORS, "tls.doors")
     if found.files is not None:
         check_member(found.files)
     if opens_doors and found.door_files is not None:
@@ -44,20 +47,20 @@ def files_for_commands(spec: ClusterSpec) -> dict[str, str]:
     return told
 
 
-def _absolute(
-    spec: TlsSpec | DoorsTlsSpec, names: tuple[str, ...], field: str
-) -> dict[str, object]:
+def _absolute(spec: TlsSpec | DoorsTlsSpec, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: str(Path(path).absolute()) for name, path in _given(spec, names).items()}
+
+
+def _check_readable(spec: TlsSpec | DoorsTlsSpec, names: tuple[str, ...], field: str) -> None:
+    for name, path in _given(spec, names).items():
+        try:
+            with open(path, "rb") as file:
+                file.read(1)
+        except OSError as error:
+            fix = f"can't be read: {error.strerror}; must be a PEM file, at this path on every node"
+            raise InvalidField(f"{field}.{name}", path, fix, reason="TLS_FILES") from error
+
+
+def _given(spec: TlsSpec | DoorsTlsSpec, names: tuple[str, ...]) -> dict[str, str]:
     given = {name: getattr(spec, name) for name in names}
-    paths = {name: str(Path(path).absolute()) for name, path in given.items() if path is not None}
-    for name, path in paths.items():
-        _check_readable(f"{field}.{name}", path)
-    return dict(paths)
-
-
-def _check_readable(field: str, path: str) -> None:
-    try:
-        with open(path, "rb") as file:
-            file.read(1)
-    except OSError as error:
-        fix = f"can't be read: {error.strerror}; must be a PEM file, at this path on every node"
-        raise InvalidField(field, path, fix, reason="TLS_FILES") from error
+    return {name: path for name, path in given.items() if path is not None}

@@ -16,6 +16,7 @@ import grpc.aio
 
 from core.errors import CrossdockError, Unauthenticated
 from core.tls_files import TlsFiles
+from wire.grpc_errors import abort
 
 if TYPE_CHECKING:  # The type stubs' generics are plain classes at run time.
     Context = grpc.aio.ServicerContext[Any, Any]
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # The type stubs' generics are plain classes at run time.
 Check = Callable[["Context"], None]
 
 _NAMES_KEY = "x509_subject_alternative_name"
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class CheckCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -104,4 +104,4 @@ async def _refuse_unless(check: Check, context: Context) -> None:
     try:
         check(context)
     except CrossdockError as error:
-        await context.abort(_CODES[error.status.grpc_number], error.message)
+        await abort(context, error)

@@ -32,8 +32,8 @@ def call_admin(address: str, method: str, request: Any) -> Any:
             return getattr(stub, method)(request, timeout=_TIMEOUT_S, metadata=metadata)
         except grpc.RpcError as error:
             told = decode(error)
-    if told.reason or told.code is grpc.StatusCode.UNAUTHENTICATED:
-        raise Unavailable(f"{told.message} ({told.code.name})", reason=told.reason or "REFUSED")
+    if told.reason:
+        raise Unavailable(f"{told.message} ({told.code.name})", reason=told.reason)
     if told.code is grpc.StatusCode.UNAVAILABLE and _SPEAKS_OTHERWISE.search(told.message):
         raise Unavailable(
             f"no answer from {address} ({told.message}): where the cluster has `tls`, commands "

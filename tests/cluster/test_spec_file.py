@@ -102,7 +102,9 @@ def test_a_doors_files_are_only_needed_where_it_is_opened(certified: Path) -> No
     config = write(certified, DOORS.replace("worker.key", "elsewhere.key"))
     with pytest.raises(InvalidField, match=r"tls.doors.key = .* can't be read"):
         load_spec(config)
-    assert load_spec(config, opens_doors=False).door_files is not None
+    elsewhere = load_spec(config, opens_doors=False).door_files
+    assert elsewhere is not None
+    assert elsewhere.key == str(certified / "elsewhere.key")
 
 
 def test_a_router_of_its_own_looks_at_its_files(certified: Path) -> None:

@@ -20,7 +20,7 @@ from certificates import make_authority, make_worker
 from served_cluster import Identity, ServedCluster, served
 
 from core.tls_files import OPERATOR_NAME, TlsFiles
-from crossdock.client import Client, Tls
+from crossdock.client import AsyncClient, Client, Tls
 from crossdock.client.tls import open_async_channel
 from crossdock.v1 import (
     admin_pb2,
@@ -56,6 +56,7 @@ class Certificates:
         settings = {
             "router": {"disaggregation": "prefer"},
             "kv": {"transport": "tcp"},
+            "token_streams": {"enabled": True},
             "tls": {
                 "ca": self.member.ca,
                 "cert": self.member.cert,
@@ -120,6 +121,19 @@ def test_the_client_library_and_commands_come_with_certificates(
     assert told["doors_tls"] is True
     scaled = operate(cluster, certificates, "scale", "--decode", "1", "--output", "json")
     assert json.loads(scaled)["settled"] is True
+
+
+async def test_tokens_are_read_by_ticket_over_tls(
+    cluster: ServedCluster, certificates: Certificates
+) -> None:
+    """The decode worker shows the certificate of the doors."""
+    async with AsyncClient(cluster.grpc_address, tls=certificates.to_doors) as client:
+        asked = {"token_ids": PROMPT, "max_tokens": 8, "temperature": 0.0, "ignore_eos": True}
+        read = await client.answer(by_ticket=True, **asked)
+        assert read.token_ids == (await client.answer(**asked)).token_ids
+    known = certificates.to_doors.ssl_context()
+    told = (await get(f"{cluster.http_url}/metrics", known, DOOR_NAME))[1]
+    assert "crossdock_tokens_read_total 8.0" in told.splitlines()
 
 
 def test_a_command_without_a_certificate_is_told_what_it_lacks(cluster: ServedCluster) -> None:
