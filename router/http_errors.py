@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from core.errors import CrossdockError, InvalidField, NotFound
+from core.errors import CrossdockError, InvalidField, NotFound, Unauthenticated
 from router.grpc_errors import as_crossdock_error
 from router.http_bodies import UnsupportedEncoding
 
@@ -42,6 +42,10 @@ def error_response(
     if status == web.HTTPUnauthorized.status_code:
         sent["WWW-Authenticate"] = "Bearer"
     return web.json_response(error_body(error), status=status, headers=sent)
+
+
+def certificate_missing(message: str) -> web.Response:
+    return error_response(Unauthenticated(message, reason="CERTIFICATE_MISSING"))
 
 
 def error_body(error: CrossdockError) -> dict[str, Any]:

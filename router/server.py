@@ -29,7 +29,7 @@ from router.grpc_decoding import RefuseUnreadable
 from router.grpc_limits import SERVER_OPTIONS
 from router.http_access import access_middleware
 from router.http_bodies import MAX_BODY_BYTES
-from router.http_errors import answer_errors
+from router.http_errors import answer_errors, certificate_missing
 from router.metrics import Metrics
 from router.model_info import ModelInfo
 from router.openai_door import OpenAIDoor
@@ -242,7 +242,7 @@ class RouterServer:
         )
         middlewares = [answer_errors, access_middleware(self._intake.tenant)]
         if self._settings.doors is not None and self._settings.doors.client_ca is not None:
-            middlewares.insert(1, require_certificate(PROBED_PATHS))
+            middlewares.insert(1, require_certificate(PROBED_PATHS, certificate_missing))
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)
         for door in doors:
             app.add_routes(door.routes())

@@ -249,7 +249,8 @@ async def test_http_is_for_who_has_a_certificate_but_for_probes(
     url = cluster.http_url
     assert (await get(f"{url}/v1/models", known, DOOR_NAME))[0] == 200
     for path in ("/v1/models", "/metrics", "/metrics/cluster", "/version"):
-        assert (await get(url + path, unknown, DOOR_NAME))[0] == 401
+        status, text = await get(url + path, unknown, DOOR_NAME)
+        assert (status, json.loads(text)["error"]["code"]) == (401, "CERTIFICATE_MISSING")
     assert (await get(f"{url}/ready", unknown, DOOR_NAME))[0] == 200
 
 
