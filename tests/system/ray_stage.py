@@ -171,12 +171,15 @@ def _have_ended(places: tuple[Namespace, Namespace], *, agents_too: bool) -> boo
     return not any(place.has_processes() for place in places)
 
 
-def write_config(config: Path, model: Path, decode: int) -> None:
+def write_config(
+    config: Path, model: Path, decode: int, tls: Mapping[str, Any] | None = None
+) -> None:
     """One prefill worker, and so many decode workers."""
     pools = {"prefill": _pool(1, "prefill"), "decode": _pool(decode, "decode")}
     router = {"disaggregation": "prefer"}
     kv = {"num_blocks": 64}
     settings = {"model": str(model), "kv": kv, "pools": pools, "router": router}
+    settings |= {} if tls is None else {"tls": dict(tls)}
     config.write_text(yaml.safe_dump(settings))
 
 

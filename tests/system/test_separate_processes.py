@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from certificates import make_authority, make_worker
 from namespaces import why_not
 from ray_stage import POD, Stage, ray_stage, write_config
 
@@ -26,13 +28,21 @@ def stage() -> Iterator[Stage]:
 def test_a_cluster_in_parts_serves_leaves_a_node_and_follows_its_config(
     stage: Stage, tiny_model: Path, tmp_path: Path
 ) -> None:
-    write_config(config := tmp_path / "cluster.yaml", tiny_model, decode=1)
+    """Over TLS: the hosts' addresses are in no certificate."""
+    make_authority(tmp_path)
+    member = make_worker(tmp_path, "member", tmp_path)
+    door = make_worker(tmp_path, "door", tmp_path, "llm.example.com")
+    tls: dict[str, Any] = {"ca": member.ca, "cert": member.cert, "key": member.key}
+    stage.environment |= {f"CROSSDOCK_TLS_{name.upper()}": path for name, path in tls.items()}
+    stage.environment["CROSSDOCK_TLS_NAME"] = "llm.example.com"
+    tls["doors"] = {"cert": door.cert, "key": door.key}
+    write_config(config := tmp_path / "cluster.yaml", tiny_model, 1, tls)
     stage.head()
     first = stage.node(stage.there, prefill=1, decode=1)
     controller, registry, admin = stage.controller(config, stage.here)
     router, grpc_address = stage.router(config, registry)
     stage.ask("scale", "--decode", "1", "--address", admin)  # Returns when the router is attached.
-    generate = ["generate", "Once", "--max-tokens", "4", "--address", grpc_address]
+    generate = ["generate", "Once", "--max-tokens", "4", "--tls", "--address", grpc_address]
     assert len(stage.ask(*generate)["token_ids"]) == 4
 
     # The node goes, after another one has come.
@@ -40,7 +50,7 @@ def test_a_cluster_in_parts_serves_leaves_a_node_and_follows_its_config(
     left = stage.ask("drain-node", stage.there.address, "--address", admin)
     assert (left["workers"], left["ended"]) == (["decode-0", "prefill-0"], True)
     first.end()
-    write_config(config, tiny_model, decode=2)
+    write_config(config, tiny_model, 2, tls)
     status = stage.until_settled(admin, decode=2)
     names = {worker["worker"] for worker in status["workers"]}
     assert names == {"prefill-1", "decode-1", "decode-2"}
