@@ -174,6 +174,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         # Its router is told of the end when it has been read.
         self.end_computing(key)
         self._readable.completed(key, time.monotonic())
+        self._readers.wake_last(key)
 
     def fail(self, key: AttemptKey, cause: FailureCause, detail: str) -> None:
         self._tell(self._readable.report_all(key, time.monotonic()))
@@ -186,7 +187,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
 
     def _end_reading(self, key: AttemptKey, why: CrossdockError) -> None:
         self._readable.drop(key, why)
-        self._readers.wake(key)
+        self._readers.wake_last(key)
 
     def on_router_message(self, message: pb.RouterMessage) -> None:
         if message.WhichOneof("message") == "relay":
@@ -205,7 +206,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             return
         if relayed is None:
             return
-        self._readers.wake(key)
+        self._readers.wake_last(key)
         for output in relayed.outputs:
             super().new_output(key).CopyFrom(output)
         self.tell_state()

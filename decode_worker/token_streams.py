@@ -1,15 +1,17 @@
 """Clients read tokens from this worker, with tickets of its routers: gRPC service `TokenStream`.
 
 On a port of its own, because clients have no business at the others. One message carries what came
-within a short interval: a write costs as much as computing some twenty tokens' text.
+within a short interval.
 Does not cover: what is kept for whom (`decode_worker.readable_answers`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 
 import grpc.aio
 
@@ -25,8 +27,9 @@ from wire.grpc_errors import abort
 from wire.tickets import check, claims_of, refusal
 from wire.tls_grpc import open_port
 
-# Of messages to one reader. People read slower, and so does what looks at tokens one by one.
-_INTERVAL_S = 0.02
+# Of messages to one reader, but for the last. People read slower, and a write costs as much as the
+# text of some twenty tokens.
+_INTERVAL_S = 0.05
 # A ticket may be here sooner than its attempt, which takes another way.
 _OPEN_S = 5.0
 # From a given port on so many are tried: several workers of a node share the setting.
@@ -41,6 +44,14 @@ _SERVER_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 )
+
+
+@dataclass(slots=True, eq=False)
+class _Waking:
+    """What a reader waits for: ``news`` of its answer, and that there will be no more."""
+
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class TokenStreams(token_stream_pb2_grpc.TokenStreamServicer):
@@ -65,7 +76,7 @@ class TokenStreams(token_stream_pb2_grpc.TokenStreamServicer):
         self._router_key = router_key
         self._on_read = on_read
         self._server: grpc.aio.Server | None = None
-        self._news: dict[AttemptKey, asyncio.Event] = {}
+        self._waking: dict[AttemptKey, _Waking] = {}
         self._opening = asyncio.Event()
 
     async def start(self, host: str, port: int, tls: ServerFiles | None) -> None:
@@ -87,10 +98,17 @@ class TokenStreams(token_stream_pb2_grpc.TokenStreamServicer):
         self._opening = asyncio.Event()
 
     def wake(self, key: AttemptKey) -> None:
-        """Something has changed for whoever reads this attempt."""
-        news = self._news.get(key)
-        if news is not None:
-            news.set()
+        """There is more to read of this attempt."""
+        waking = self._waking.get(key)
+        if waking is not None:
+            waking.news.set()
+
+    def wake_last(self, key: AttemptKey) -> None:
+        """Its reading ends: all is there, or there will be nothing more."""
+        waking = self._waking.get(key)
+        if waking is not None:
+            waking.news.set()
+            waking.ended.set()
 
     async def Read(
         self,
@@ -100,13 +118,13 @@ class TokenStreams(token_stream_pb2_grpc.TokenStreamServicer):
         try:
             key = await self._admitted(request.ticket)
             reader = self._answers.claim(key, request.position, time.monotonic())
-            self.wake(key)  # An earlier reader, which is to leave.
-            news = self._news[key] = asyncio.Event()
+            self.wake_last(key)  # An earlier reader, which is to leave.
+            waking = self._waking[key] = _Waking()
             try:
-                async for response in self._responses(reader, news):
+                async for response in self._responses(reader, waking):
                     yield response
             finally:
-                self._leave(reader, news)
+                self._leave(reader, waking)
         except CrossdockError as error:
             await abort(context, error)
 
@@ -131,25 +149,30 @@ class TokenStreams(token_stream_pb2_grpc.TokenStreamServicer):
                 f"nothing of {key} is to be read here", reason="NOTHING_TO_READ"
             ) from None
 
-    async def _responses(
-        self, reader: Reader, news: asyncio.Event
-    ) -> AsyncIterator[pb.ReadResponse]:
+    async def _responses(self, reader: Reader, waking: _Waking) -> AsyncIterator[pb.ReadResponse]:
         # At once, so that the client knows that it got through.
         yield pb.ReadResponse(position=reader.position)
         while not self._answers.has_all(reader):
-            news.clear()
+            waking.news.clear()
             start, answer = reader.position, self._answers.take(reader)
             if reader.position == start:
-                await news.wait()
+                await waking.news.wait()
                 continue
             self._on_read(reader.key)
             yield read_response(answer.outputs, start, answer.prompt_tokens, self._worker)
-            await asyncio.sleep(_INTERVAL_S)
+            await _pause(waking.ended)
 
-    def _leave(self, reader: Reader, news: asyncio.Event) -> None:
+    def _leave(self, reader: Reader, waking: _Waking) -> None:
         self._answers.left(reader, time.monotonic())
-        if self._news.get(reader.key) is news:
-            del self._news[reader.key]
+        if self._waking.get(reader.key) is waking:
+            del self._waking[reader.key]
+
+
+async def _pause(ended: asyncio.Event) -> None:
+    """The last tokens are not kept back."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_INTERVAL_S):
+            await ended.wait()
 
 
 def _listen(server: grpc.aio.Server, host: str, first: int, tls: ServerFiles | None) -> int:
