@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,7 @@ from core.request import Role
 from core.shards import ONE_RANK, ParallelShape
 from core.step_budget import step_budget
 from core.tls_files import TlsFiles
+from core.worker_settings import WorkerSettings
 
 
 def model(dtype: str = "bfloat16") -> ModelFolder:
@@ -129,6 +131,18 @@ def test_workers_are_told_where_their_certificates_are() -> None:
     for told, tls in ((TlsFiles(**files), files), (None, None)):
         spec = make_spec({"tls": tls})
         assert {settings_of(spec, slot, (0,)).leader.tls for slot in list_slots(spec)} == {told}
+
+
+def test_workers_are_told_whether_clients_read_from_them_and_what_these_are_shown() -> None:
+    def told(settings: dict[str, Any]) -> WorkerSettings:
+        spec = make_spec({"tls": {"doors": {"cert": "/d.pem", "key": "/d.key"}}} | settings)
+        return settings_of(spec, list_slots(spec)[0], (0,)).leader
+
+    assert (told({}).token_stream_port, told({}).doors) == (None, None)
+    open_ = told({"token_streams": {"enabled": True, "port": 50061}})
+    assert open_.token_stream_port == 50061
+    assert open_.doors is not None
+    assert (open_.doors.cert, open_.doors.key) == ("/d.pem", "/d.key")
 
 
 def test_workers_are_told_where_to_tell_metrics_and_what_their_device_can_do() -> None:
