@@ -50,7 +50,7 @@ def some_workers(draw: st.DrawFn, roles: list[Role], tokens: int) -> list[Worker
     return workers
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
     tokens = data.draw(st.sampled_from([1, 16, 100, 250, 1000, 6000]))
