@@ -58,6 +58,9 @@ def test_of_equal_batches_the_one_with_less_context_wins() -> None:
 def test_waiting_for_room_costs_more_than_shipping() -> None:
     full = decode("full", 8, used=1000, held=4)
     assert chosen(prefill("p"), full, decode("free", 8))[1] == "free"
+    # With this request both have 32 answers at a time: steps take as long.
+    waits, last_place = decode("waits", 32, held=4), decode("last place", 31)
+    assert chosen(prefill("p"), waits, last_place)[1] == "last place"
 
 
 def test_the_decode_worker_that_holds_the_prefix_wins_among_equals() -> None:
