@@ -16,6 +16,11 @@ from cluster.cli.main import new_app
 from core.config import make_spec
 from core.store_url import PASSWORD_VARIABLE, redis_place
 
+AUTOSCALED: dict[str, Any] = {
+    "autoscaling": {"enabled": True},
+    "router": {"resources": {"requests": {"cpu": "1"}}},
+}
+
 
 def refusal(values: dict[str, Any]) -> str:
     with pytest.raises(helm_python.HelmError) as refused:
@@ -339,10 +344,32 @@ def test_an_ingress_for_each_door() -> None:
     assert grpc["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPCS"
 
 
-def test_the_notes_show_commands_that_exist() -> None:
+def notes_of(values: dict[str, Any]) -> str:
     with helm_python.Chart.load(CHART) as chart:
-        files = chart.render({}, name="crossdock", namespace="llm", is_install=True)
+        files = chart.render(values, name="crossdock", namespace="llm", is_install=True)
     [notes] = [text for path, text in files.items() if path.endswith("NOTES.txt")]
+    return str(notes)
+
+
+@pytest.mark.parametrize(
+    ("values", "is_said"),
+    [
+        ({"router": {"replicas": 1}}, False),
+        ({"router": {"replicas": 2}}, True),
+        ({"router": {"replicas": 2}, "redis": {"enabled": True}}, False),
+        ({"router": {"replicas": 2}, "cluster": {"store": "redis://own:6379"}}, False),
+        ({"redis": {"enabled": True}, **AUTOSCALED}, False),
+        (AUTOSCALED, True),
+    ],
+)
+def test_the_notes_say_that_routers_without_a_store_count_by_themselves(
+    values: dict[str, Any], is_said: bool
+) -> None:
+    assert ("several routers and no Redis" in notes_of(values)) is is_said
+
+
+def test_the_notes_show_commands_that_exist() -> None:
+    notes = notes_of({})
     shown = [line.partition("-- crossdock ")[2].split() for line in notes.splitlines()]
     app = typer.main.get_command(new_app())
     for command, *options in filter(None, shown):
