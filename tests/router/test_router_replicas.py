@@ -21,7 +21,7 @@ from router.placement import WorkerId
 from router.server import RouterServer
 from router.settings import RouterSettings
 
-pytestmark = needs_redis
+pytestmark = [needs_redis, pytest.mark.processes]
 
 D0 = WorkerId("decode-0", 1)
 PROMPT = list(range(2, 50))
