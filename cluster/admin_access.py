@@ -46,6 +46,16 @@ def admin_files(spec: ClusterSpec) -> ServerFiles | None:
     return replace(files.as_server, client_ca=None) if spec.admin.token_sha256 else files.as_server
 
 
+def admin_warning(spec: ClusterSpec, host: str) -> str:
+    """What people should know of a port that listens on a network at ``host``; "" if nothing."""
+    if host.startswith("127.") or spec.tls_files is not None:
+        return ""
+    where = f"warning: the operators' port listens on {host}"
+    if spec.admin.token_sha256:
+        return f"{where} in the clear: tokens can be read on their way; set tls"
+    return f"{where}: whoever reaches it can change the cluster; set tls or admin.token_sha256"
+
+
 def require_token(context: Context, hashes: Collection[str]) -> None:
     """Raises ``Unauthenticated`` unless the call carries a token with one of these SHA-256."""
     told = dict(context.invocation_metadata() or ()).get("authorization", "")

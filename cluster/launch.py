@@ -26,7 +26,7 @@ from grpc_reflection.v1alpha import reflection
 
 from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
-from cluster.admin_access import admin_files, admin_interceptors
+from cluster.admin_access import admin_files, admin_interceptors, admin_warning
 from cluster.controller import Controller
 from cluster.gpu import require_gpu
 from cluster.memory_plan import PoolBlocks, plan_blocks, plan_max_model_len
@@ -348,6 +348,8 @@ class ServingCluster:
         port = await self._listen(server, host, self._options.admin_port, files)
         self.admin_address = f"{host}:{port}"
         self._progress.note(f"admin={self.admin_address}")
+        if warning := admin_warning(self._spec, host):
+            self._progress.note(warning)
 
     async def _listen(
         self, server: grpc.aio.Server, host: str, port: int, files: ServerFiles | None

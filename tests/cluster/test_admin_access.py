@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 from certificates import make_authority, make_worker
 
-from cluster.admin_access import admin_files, admin_interceptors
+from cluster.admin_access import admin_files, admin_interceptors, admin_warning
 from cluster.cli.main import main
 from core.api_keys import api_key_sha256
 from core.config import ClusterSpec, make_spec
@@ -153,3 +153,10 @@ def test_files_and_tokens_that_can_not_be_read_are_named(
     assert (code, "--admin-token-file" in told) == (2, True)
     code, told = status(address, "--tls-ca", str(tmp_path / "nowhere"))
     assert (code, "can't be read: No such file" in told) == (2, True)
+
+
+def test_a_port_on_a_network_that_is_not_closed_is_told(member: TlsFiles) -> None:
+    assert "whoever reaches it can change the cluster" in admin_warning(spec_of(None), "0.0.0.0")
+    assert "tokens can be read" in admin_warning(spec_of(None, admin=ADMIN), "10.0.0.1")
+    assert admin_warning(spec_of(None), "127.0.0.1") == ""
+    assert admin_warning(spec_of(member), "0.0.0.0") == ""
