@@ -132,10 +132,6 @@ class ReadableAnswers:
         """No answer waits for its reader, or goes on."""
         return all(answer.over for answer in self._answers.values())
 
-    @property
-    def num_readers(self) -> int:
-        return sum(answer.reader is not None for answer in self._answers.values())
-
     def answer(self, key: AttemptKey) -> ReadableAnswer | None:
         return self._answers.get(key)
 

@@ -223,6 +223,10 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
     def attempts(self) -> Iterable[AttemptKey]:
         return {*super().attempts, *self._readable}
 
+    def validate(self) -> None:
+        super().validate()
+        self._readable.validate()
+
     @property
     def all_told(self) -> bool:
         return self._readable.idle

@@ -425,7 +425,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         try:
             with self.engine.lock:
                 if request.validate:
-                    self.brain.validate()
+                    self.validate()
                 edges, routers = self.edge_stats(), self.streams.num_routers
                 stats = make_stats(self.settings, self.epoch, self.brain, edges, ranks, routers)
         except CrossdockError as error:
@@ -443,6 +443,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     ) -> metrics_pb2.MetricsText:
         del request, context
         return metrics_pb2.MetricsText(text=await self.render_metrics())
+
+    def validate(self) -> None:
+        """Raises ``InternalError`` if an invariant is broken. A role may have more of them."""
+        self.brain.validate()
 
     async def render_metrics(self) -> bytes:
         """What `/metrics` of this worker shows."""
