@@ -74,9 +74,11 @@ class RequestIntake:
         self._authentication = Authentication(access.api_keys, access.needs_key)
         self.salts = CacheSalts(model.digest)
         # With other routers: what a request needs of all of them, told whether the client chose
-        # its id; and how to end one that another router runs, which tells whether there is one.
+        # its id; and how to end or relay one that another router runs, which tells whether there is
+        # one.
         self.claim: Callable[[Prompt, bool], Awaitable[None]] | None = None
         self.abort_elsewhere: Callable[[RequestKey], Awaitable[bool]] | None = None
+        self.relay_elsewhere: Callable[[RequestKey, int, int], Awaitable[bool]] | None = None
 
     def tenant(self, authorization: str | None) -> str:
         """Whose call this is, by its Authorization header; raises Unauthenticated."""
@@ -106,9 +108,14 @@ class RequestIntake:
             raise
         return answers
 
-    def relay(self, tenant: str, request_id: str, attempt: int, position: int) -> None:
+    async def relay(self, tenant: str, request_id: str, attempt: int, position: int) -> None:
         """The client can't read the attempt's tokens from its worker; raises NotFound."""
-        self._dispatcher.relay(RequestKey(tenant, request_id), attempt, position)
+        key, elsewhere = RequestKey(tenant, request_id), self.relay_elsewhere
+        try:
+            self._dispatcher.relay(key, attempt, position)
+        except NotFound:
+            if elsewhere is None or not await elsewhere(key, attempt, position):
+                raise
 
     async def abort(self, tenant: str, request_id: str) -> None:
         """End a running request of this tenant; raises NotFound."""

@@ -132,6 +132,7 @@ class RouterServer:
         self._metrics.store_state = lambda: replication.state
         self._intake.claim = replication.claim
         self._intake.abort_elsewhere = replication.abort_elsewhere
+        self._intake.relay_elsewhere = replication.relay_elsewhere
         return replication
 
     def _start_sharing(self, replication: Replication, grpc_address: str) -> None:

@@ -76,7 +76,7 @@ class InferenceService(InferenceServicer):
     ) -> pb.RelayTokensResponse:
         try:
             tenant = self._intake.tenant(_authorization(context))
-            self._intake.relay(tenant, request.request_id, request.attempt, request.position)
+            await self._intake.relay(tenant, request.request_id, request.attempt, request.position)
         except CrossdockError as error:
             await abort(context, error)
         return pb.RelayTokensResponse()

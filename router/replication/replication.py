@@ -25,7 +25,7 @@ from router.replication.registry_mirror import RENEW_S as LEASES_S
 from router.replication.registry_mirror import RegistryMirror
 from router.replication.request_claims import RENEW_S as IDS_S
 from router.replication.request_claims import RequestClaims
-from router.replication.router_news import RouterNews
+from router.replication.router_news import AskedRelay, RouterNews
 from router.replication.shared_load import BEAT_S, SILENT_AFTER_S, Heard, SharedLoad
 from router.replication.shared_tenants import NO_PLACES, SharedTenants
 from router.replication.store_calls import StoreLost
@@ -81,9 +81,17 @@ class Replication:
 
     async def abort_elsewhere(self, key: RequestKey) -> bool:
         """End a request of another router. False: none is known to run it."""
+        return await self._ask(key, RouterNews(self._router, aborts=(key,)))
+
+    async def relay_elsewhere(self, key: RequestKey, attempt: int, position: int) -> bool:
+        """The same of one whose tokens its client can't read."""
+        asked = AskedRelay(key, attempt, position)
+        return await self._ask(key, RouterNews(self._router, relays=(asked,)))
+
+    async def _ask(self, key: RequestKey, news: RouterNews) -> bool:
         if not await self._claims.is_elsewhere(key):
             return False
-        await self._try(partial(self._store.tell, RouterNews(self._router, aborts=(key,))))
+        await self._try(partial(self._store.tell, news))
         return self._health.is_shared
 
     def start(self) -> None:
@@ -222,6 +230,9 @@ class Replication:
         for key in heard.aborts:
             with contextlib.suppress(NotFound):
                 self._dispatcher.abort(key)
+        for asked in heard.relays:
+            with contextlib.suppress(NotFound):
+                self._dispatcher.relay(*asked)
         if heard.workers:
             self._dispatcher.room_changed()
 

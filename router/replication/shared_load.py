@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from core.request import RequestKey
 from router.placement import WorkerId
-from router.replication.router_news import RouterNews, Share
+from router.replication.router_news import AskedRelay, RouterNews, Share
 from router.worker_load import NOTHING_SENT, InFlight
 
 BEAT_S = 1.0
@@ -33,12 +33,13 @@ class _Peer:
 @dataclass(frozen=True, slots=True)
 class Heard:
     """What news have changed: ``workers``, whose `elsewhere` may be another one; ``paid``: what
-    tenants have paid at that router since its last news; ``aborts``: requests to end, if they are
-    this router's."""
+    tenants have paid at that router since its last news; ``aborts``, ``relays``: what clients ask
+    of requests, if they are this router's."""
 
     workers: frozenset[WorkerId] = frozenset()
     paid: Mapping[Share, float] = field(default_factory=dict)
     aborts: tuple[RequestKey, ...] = ()
+    relays: tuple[AskedRelay, ...] = ()
 
 
 class SharedLoad:
@@ -102,7 +103,7 @@ class SharedLoad:
         # What it paid before this router knew of it has been paid in another time.
         more = {} if is_new else _growth(news.paid, peer.paid)
         peer.paid.update(news.paid)
-        return Heard(frozenset(workers), more, news.aborts)
+        return Heard(frozenset(workers), more, news.aborts, news.relays)
 
     def forget_loads(self) -> frozenset[WorkerId]:
         """Of all others, which are not heard any more. Gives what `forget_silent` does."""

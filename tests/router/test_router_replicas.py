@@ -15,6 +15,7 @@ from fake_worker import FakeRegistry, FakeWorker, sequence_output
 
 from core.tenants import Tenant, TenantLimits
 from crossdock.client import AsyncClient, RetryPolicy, ServerError
+from crossdock.v1 import inference_pb2 as pb
 from redis_server import RedisServer, needs_redis, redis_server
 from router.access_rules import AccessRules
 from router.placement import WorkerId
@@ -195,6 +196,22 @@ async def test_a_request_is_aborted_by_way_of_any_router(
         with pytest.raises(ServerError) as caught:
             await second.client.abort(unknown)
         assert caught.value.code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_tokens_are_relayed_by_way_of_any_router(cluster: Cluster) -> None:
+    first, second = await cluster.add(), await cluster.add()
+    running = first.ask(request_id="mine", by_ticket=True)
+    opened = await cluster.worker.got("open")
+    asked = pb.RelayTokensRequest(request_id="mine", attempt=opened.key.attempt, position=3)
+    await second.client._stub.RelayTokens(asked)
+    relay = await cluster.worker.got("relay")
+    assert (relay.key, relay.position) == (opened.key, 3)
+    asked.request_id = "other"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await second.client._stub.RelayTokens(asked)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    await finish(cluster.worker, 1)
+    await running
 
 
 @together

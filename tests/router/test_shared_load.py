@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from core.errors import Incompatible
 from core.request import RequestKey
 from router.placement import WorkerId
-from router.replication.router_news import RouterNews, news_from_text, news_to_text
+from router.replication.router_news import AskedRelay, RouterNews, news_from_text, news_to_text
 from router.replication.shared_load import BEAT_S, SILENT_AFTER_S, SharedLoad
 from router.worker_load import NOTHING_SENT, InFlight
 
@@ -26,6 +26,9 @@ def test_news_are_the_same_at_the_other_end() -> None:
     assert news_from_text(news_to_text(news)) == news
     aborting = RouterNews("router-a", aborts=(RequestKey("tenant", "request"),))
     assert news_from_text(news_to_text(aborting)) == aborting
+    asked = AskedRelay(RequestKey("tenant", "request"), 2**31, 7)
+    relaying = RouterNews("router-a", relays=(asked,))
+    assert news_from_text(news_to_text(relaying)) == relaying
     leaving = RouterNews("router-a", leaves=True)
     assert news_from_text(news_to_text(leaving)) == leaving
 
@@ -42,6 +45,8 @@ def test_news_are_the_same_at_the_other_end() -> None:
         b'{"router":"a","workers":[["w","x",1,0,0,0]]}',
         b'{"router":"a","workers":7}',
         b'{"router":"a","aborts":[["tenant"]]}',
+        b'{"router":"a","relays":[["tenant","request",1]]}',
+        b'{"router":"a","relays":[["tenant","request",1,-1]]}',
         b'{"router":"a","paid":[[0,"alice",NaN]]}',
         b'{"router":"a","paid":[[0,"alice",-1]]}',
         b'{"router":"a","paid":[[0,"alice",1e300]]}',
