@@ -300,7 +300,7 @@ class TlsSpec(Section):
     """The DNS name that the certificates of the cluster's processes have, and no others: who shows
     it is one of them. Addresses are not compared."""
     operator_name: DnsName = OPERATOR_NAME
-    """The DNS name of operators' certificates, which open the admin port and no other one."""
+    """The DNS name of operators' certificates, which open the admin port and show metrics."""
     unencrypted_nccl: bool = False
     """On GPUs, what goes over NCCL is not encrypted: KV blocks between hosts, and what the ranks of
     a worker tell each other. True: so be it; else such a cluster is refused."""
@@ -317,6 +317,9 @@ class TlsSpec(Section):
                     raise InvalidField(f"tls.{name}", None, fix)
         elif self.doors is None:
             raise ValueError("give ca, cert and key, or doors, or leave tls out")
+        if self.operator_name == self.name:
+            fix = "is tls.name, too: operators would be processes of the cluster; choose another"
+            raise InvalidField("tls.operator_name", self.operator_name, fix)
         return self
 
     @property

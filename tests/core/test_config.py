@@ -129,6 +129,8 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
              "the ranks of a worker speak over NCCL, which is not encrypted"),
             ({"tls": {}}, "tls = '…': give ca, cert and key, or doors, or leave tls out"),
             ({"tls": TLS | {"name": "*"}}, "tls.name = '*'"),
+            ({"tls": TLS | {"name": "x", "operator_name": "x"}},
+             "tls.operator_name = 'x': is tls.name, too"),
             ({"tls": {"doors": {"cert": "door.pem"}}}, "tls.doors.key"),
             ({"admin": {"token_sha256": ["secret"]}}, "admin.token_sha256.0 = '…'"),
     ],
