@@ -56,10 +56,15 @@ def test_runs_change_nothing(requests: RequestTrace, model: ClusterModel, seed: 
 @pytest.mark.parametrize(
     "model",
     [
-        cluster(workers(Role.MIXED, 3, num_blocks=60)),
-        cluster(workers(Role.PREFILL, 2, num_blocks=60), workers(Role.DECODE, 2, num_blocks=60)),
+        pytest.param(cluster(workers(Role.MIXED, 3, num_blocks=60)), id="mixed"),
+        pytest.param(
+            cluster(
+                workers(Role.PREFILL, 2, num_blocks=60), workers(Role.DECODE, 2, num_blocks=60)
+            ),
+            id="prefill and decode",
+            marks=pytest.mark.thorough,
+        ),
     ],
-    ids=["mixed", "prefill and decode"],
 )
 def test_full_caches_are_seen_at_the_right_moment(model: ClusterModel) -> None:
     """Conversations whose next turn finds its prefix or not, depending on what was evicted."""

@@ -29,7 +29,7 @@ def group(role: Role, count: int) -> WorkerModel:
     ("groups", "count"),
     [
         pytest.param((group(Role.MIXED, WORKERS),), 20_000, marks=pytest.mark.thorough),
-        ((group(Role.PREFILL, WORKERS // 5), group(Role.DECODE, WORKERS * 4 // 5)), 800),
+        ((group(Role.PREFILL, WORKERS // 5), group(Role.DECODE, WORKERS * 4 // 5)), 400),
     ],
     ids=["mixed", "prefill and decode"],
 )
