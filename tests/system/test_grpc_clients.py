@@ -12,7 +12,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,13 +22,14 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
-from served_cluster import ServedCluster, served
+from ratios import at
+from served_cluster import ServedCluster
 
 from crossdock.client import Client, DeadlineExceeded, RetryPolicy, ServerError
 from crossdock.v1 import worker_pb2, worker_pb2_grpc
 from waiting import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300), at((1, 1))]
 
 LONG = 1_900
 # Below the 5 s within which a worker may find out that a stopped router answers no pings, and
@@ -37,10 +37,9 @@ LONG = 1_900
 DEADLINE_S = 4.0
 
 
-@pytest.fixture(scope="module")
-def cluster(smollm2: Path) -> Iterator[ServedCluster]:
-    with served(smollm2, 1, 1, "--dtype", "float32") as running:
-        yield running
+@pytest.fixture
+def cluster(float32_cluster: ServedCluster) -> ServedCluster:
+    return float32_cluster
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from oracle_prompts import Prompts
+from ratios import at
 from served_cluster import ServedCluster, served
 
 from core.kv_layout import KVLayout
@@ -23,23 +24,27 @@ def shipped(cluster: ServedCluster) -> tuple[int, int]:
     return sum(edge.blocks for edge in edges), sum(edge.bytes for edge in edges)
 
 
+@at((1, 1))
 def test_only_missing_blocks_are_shipped_and_decode_prefills_nothing(
-    smollm2: Path, prompts: Prompts
+    float32_cluster: ServedCluster, prompts: Prompts
 ) -> None:
-    long = prompts.one_by_one[4]
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        first = cluster.answer(long[:1000], 8)
-        blocks, moved = shipped(cluster)
-        assert blocks == SMOLLM2_LAYOUT.blocks_for(1000)
-        assert moved == blocks * SMOLLM2_LAYOUT.block_bytes
-        again = cluster.answer(long[:1000], 8)
-        assert again == first
-        # 62 full blocks are held by D now; only the last, partial one is private to a request.
-        assert shipped(cluster)[0] - blocks == 1
-        cluster.answer(long[:1200], 8)
-        assert shipped(cluster)[0] - blocks - 1 == SMOLLM2_LAYOUT.blocks_for(1200) - 62
-        (stats,) = cluster.stats("decode")
-        assert stats.prefill_tokens_computed == 0
+    cluster = float32_cluster
+    # Its first token is no other prompt's: no worker has a block of it.
+    long = [990, *prompts.one_by_one[4]]
+    (before,), shipped_before = cluster.stats("decode"), shipped(cluster)
+    first = cluster.answer(long[:1000], 8)
+    blocks, moved = (now - old for now, old in zip(shipped(cluster), shipped_before, strict=True))
+    assert blocks == SMOLLM2_LAYOUT.blocks_for(1000)
+    assert moved == blocks * SMOLLM2_LAYOUT.block_bytes
+    again = cluster.answer(long[:1000], 8)
+    assert again == first
+    # 62 full blocks are held by D now; only the last, partial one is private to a request.
+    blocks += shipped_before[0]
+    assert shipped(cluster)[0] - blocks == 1
+    cluster.answer(long[:1200], 8)
+    assert shipped(cluster)[0] - blocks - 1 == SMOLLM2_LAYOUT.blocks_for(1200) - 62
+    (stats,) = cluster.stats("decode")
+    assert stats.prefill_tokens_computed == before.prefill_tokens_computed
 
 
 def test_blocks_travel_while_the_prompt_is_still_computed(

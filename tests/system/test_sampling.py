@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from oracle_prompts import Prompts
-from served_cluster import ServedCluster, served
+from ratios import at
+from served_cluster import ServedCluster
 
 from core.kv_layout import KVLayout
 from crossdock.v1 import inference_pb2 as pb
@@ -71,23 +72,41 @@ def sampled(cluster: ServedCluster, task: tuple[int, list[int]]) -> list[int]:
     return answer.tokens
 
 
-def test_a_seed_gives_the_same_tokens_wherever_and_beside_whomever(
-    smollm2: Path, prompts: Prompts
+# Tests of another file may come in between.
+@pytest.fixture(scope="session")
+def answers_of_a_pair() -> list[list[int]]:
+    """What a prefill and a decode worker answered, for those who do it alone after them."""
+    return []
+
+
+@at((1, 1))
+def test_a_seed_gives_the_same_tokens_alone_and_in_a_batch_with_hits(
+    float32_cluster: ServedCluster, prompts: Prompts, answers_of_a_pair: list[list[int]]
 ) -> None:
-    tasks = [(seed, prompt[:200]) for seed, prompt in enumerate(prompts.at_once)]
-    assert len(tasks) == 16
-    outcomes: list[list[list[int]]] = []
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        outcomes.append([sampled(cluster, task) for task in tasks])
-        outcomes.append(all_at_once(cluster, tasks))
-    with served(smollm2, 0, 1, "--dtype", "float32") as cluster:
-        outcomes.append(all_at_once(cluster, tasks))
-        outcomes.append([sampled(cluster, task) for task in tasks])
-    alone, batch_with_hits, mixed_batch, mixed_with_hits = outcomes
+    tasks = seeded(prompts)
+    alone = [sampled(float32_cluster, task) for task in tasks]
+    answers_of_a_pair += alone
     assert {len(tokens) for tokens in alone} == {ANSWER_TOKENS}
-    assert batch_with_hits == alone
-    assert mixed_batch == alone
-    assert mixed_with_hits == alone
+    assert all_at_once(float32_cluster, tasks) == alone
+
+
+@at((0, 1))
+def test_a_seed_gives_the_same_tokens_wherever_and_beside_whomever(
+    float32_cluster: ServedCluster, prompts: Prompts, answers_of_a_pair: list[list[int]]
+) -> None:
+    if not answers_of_a_pair:
+        pytest.skip("it is compared with the answers of the test before, which was not run")
+    tasks = seeded(prompts)
+    assert all_at_once(float32_cluster, tasks) == answers_of_a_pair
+    with_hits = [sampled(float32_cluster, task) for task in tasks]
+    assert with_hits == answers_of_a_pair
+
+
+def seeded(prompts: Prompts) -> list[tuple[int, list[int]]]:
+    """Their first token is no other prompt's: the first time no worker has a block of them."""
+    tasks = [(seed, [991, *prompt[:199]]) for seed, prompt in enumerate(prompts.at_once)]
+    assert len(tasks) == 16
+    return tasks
 
 
 def all_at_once(cluster: ServedCluster, tasks: list[tuple[int, list[int]]]) -> list[list[int]]:
@@ -95,24 +114,33 @@ def all_at_once(cluster: ServedCluster, tasks: list[tuple[int, list[int]]]) -> l
         return list(pool.map(lambda task: sampled(cluster, task), tasks))
 
 
+@at((1, 1))
 def test_several_answers_cost_one_prefill_and_one_transfer(
-    smollm2: Path, prompts: Prompts, oracle: Oracle
+    float32_cluster: ServedCluster, prompts: Prompts, oracle: Oracle
 ) -> None:
-    prompt = prompts.one_by_one[6]
+    prompt = [992, *prompts.one_by_one[6]]
     assert len(prompt) % 16, "the last block is shared and partly filled"
     layout = KVLayout(30, 3, 64, 16, "float32")
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        sampling = {"seed": 11, "temperature": 1.2, "ignore_eos": True}
-        answers = ask(cluster, prompt, n=5, max_tokens=20, logprobs=3, **sampling)
-        (prefill,) = cluster.stats("prefill")
-        (decode,) = cluster.stats("decode")
-        assert prefill.prefill_tokens_computed == len(prompt)
-        assert decode.prefill_tokens_computed == decode.recomputed_tokens == 0
-        assert sum(edge.blocks for edge in decode.edges) == layout.blocks_for(len(prompt))
+    before = work_of_a_pair(float32_cluster)
+    sampling = {"seed": 11, "temperature": 1.2, "ignore_eos": True}
+    answers = ask(float32_cluster, prompt, n=5, max_tokens=20, logprobs=3, **sampling)
+    assert work_of_a_pair(float32_cluster) - before == Counter(
+        prefilled=len(prompt), transferred=layout.blocks_for(len(prompt))
+    )
     assert len({tuple(answer.tokens) for answer in answers}) == 5
     for answer in answers:
         assert (len(answer.tokens), answer.complete.completion_tokens) == (20, 20)
         assert_logprobs_of_the_oracle(oracle, prompt, answer)
+
+
+def work_of_a_pair(cluster: ServedCluster) -> Counter[str]:
+    """Tokens that P computed and that D did, and blocks that came to D."""
+    (prefill,), (decode,) = cluster.stats("prefill"), cluster.stats("decode")
+    return Counter(
+        prefilled=prefill.prefill_tokens_computed,
+        prefilled_by_decode=decode.prefill_tokens_computed + decode.recomputed_tokens,
+        transferred=sum(edge.blocks for edge in decode.edges),
+    )
 
 
 def assert_logprobs_of_the_oracle(oracle: Oracle, prompt: list[int], answer: Answer) -> None:
@@ -126,17 +154,17 @@ def assert_logprobs_of_the_oracle(oracle: Oracle, prompt: list[int], answer: Ans
         assert all(abs(c.logprob - row[c.token_id]) < NEAR for c in told.top)
 
 
-def test_answers_end_one_by_one_by_their_stop_strings(smollm2: Path) -> None:
+@at((1, 1))
+def test_answers_end_one_by_one_by_their_stop_strings(float32_cluster: ServedCluster) -> None:
     prompt = [504, 2365, 282, 3719, 314]
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        sampling = {"seed": 3, "temperature": 1.0, "ignore_eos": True, "max_tokens": 24, "n": 4}
-        whole = ask(cluster, prompt, **sampling)
-        # A piece across token borders of one answer; the others are cut where they have it too.
-        stop = whole[1].text[9:15]
-        assert stop
-        cut = ask(cluster, prompt, stop=[stop], **sampling)
-        for before, after in zip(whole, cut, strict=True):
-            at = before.text.find(stop)
-            assert after.text == (before.text if at < 0 else before.text[:at])
-            assert after.complete.finish_reason == ("length" if at < 0 else "stop")
-        assert cut[1].complete.finish_reason == "stop"
+    sampling = {"seed": 3, "temperature": 1.0, "ignore_eos": True, "max_tokens": 24, "n": 4}
+    whole = ask(float32_cluster, prompt, **sampling)
+    # A piece across token borders of one answer; the others are cut where they have it too.
+    stop = whole[1].text[9:15]
+    assert stop
+    cut = ask(float32_cluster, prompt, stop=[stop], **sampling)
+    for before, after in zip(whole, cut, strict=True):
+        found = before.text.find(stop)
+        assert after.text == (before.text if found < 0 else before.text[:found])
+        assert after.complete.finish_reason == ("length" if found < 0 else "stop")
+    assert cut[1].complete.finish_reason == "stop"

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from oracle_prompts import ANSWER_TOKENS, Prompts
-from served_cluster import served
+from ratios import at
+from served_cluster import ServedCluster
 
 from oracle import Oracle, assert_same_tokens
 
 pytestmark = [pytest.mark.processes, pytest.mark.oracle, pytest.mark.timeout(900)]
 
 
-@pytest.mark.parametrize(
-    ("prefill", "decode"), [(1, 1), (2, 1), (1, 2), (0, 1)], ids=["1P1D", "2P1D", "1P2D", "mixed"]
-)
+@at((1, 1), (2, 1), (1, 2), (0, 1))
 def test_thirty_prompts_get_the_tokens_of_the_oracle(
-    smollm2: Path, oracle: Oracle, prompts: Prompts, prefill: int, decode: int
+    float32_cluster: ServedCluster, oracle: Oracle, prompts: Prompts
 ) -> None:
-    near_ties = 0
-    with served(smollm2, prefill, decode, "--dtype", "float32") as cluster:
-        together = cluster.answers(prompts.at_once, ANSWER_TOKENS)
-        alone = [cluster.answer(prompt, ANSWER_TOKENS) for prompt in prompts.one_by_one]
-        for prompt, tokens in zip(prompts.all, together + alone, strict=True):
-            near_ties += assert_same_tokens(tokens, oracle.greedy(prompt, ANSWER_TOKENS))
-        if prefill:
-            for stats in cluster.stats("decode"):
-                assert stats.prefill_tokens_computed == 0
-                assert stats.recomputed_tokens == 0
+    near_ties, before = 0, computed_by_decode_workers(float32_cluster)
+    together = float32_cluster.answers(prompts.at_once, ANSWER_TOKENS)
+    alone = [float32_cluster.answer(prompt, ANSWER_TOKENS) for prompt in prompts.one_by_one]
+    for prompt, tokens in zip(prompts.all, together + alone, strict=True):
+        near_ties += assert_same_tokens(tokens, oracle.greedy(prompt, ANSWER_TOKENS))
+    assert computed_by_decode_workers(float32_cluster) == before
     print(f"{len(prompts.all)} prompts, {near_ties} near ties of the oracle")
+
+
+def computed_by_decode_workers(cluster: ServedCluster) -> list[tuple[int, int]]:
+    """Tokens of prompts, at first and again; none where mixed workers do both."""
+    stats = cluster.stats("decode")
+    return [(one.prefill_tokens_computed, one.recomputed_tokens) for one in stats]

@@ -6,12 +6,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
 from oracle_prompts import Prompts
-from served_cluster import ServedCluster, served
+from ratios import at
+from served_cluster import ServedCluster
 
 from crossdock.v1 import inference_pb2
 from crossdock.v1.worker_pb2 import WorkerStats
@@ -20,18 +20,16 @@ from waiting import wait_until
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def pair(smollm2: Path) -> Iterator[ServedCluster]:
+@pytest.fixture
+def pair(float32_cluster: ServedCluster) -> ServedCluster:
     """One prefill and one decode worker; each test waits until it is whole again."""
-    with served(smollm2, 1, 1, "--dtype", "float32") as cluster:
-        yield cluster
+    return float32_cluster
 
 
-@pytest.fixture(scope="module")
-def two_decoders(smollm2: Path) -> Iterator[ServedCluster]:
+@pytest.fixture
+def two_decoders(float32_cluster: ServedCluster) -> ServedCluster:
     """One prefill and two decode workers, as above."""
-    with served(smollm2, 1, 2, "--dtype", "float32") as cluster:
-        yield cluster
+    return float32_cluster
 
 
 def kill(cluster: ServedCluster, role: str, index: int = 0) -> None:
@@ -58,10 +56,11 @@ def worker_of(cluster: ServedCluster, role: str, event: str, since: float) -> Wo
     return found
 
 
+@at((1, 1))
 def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(
     pair: ServedCluster, prompts: Prompts
 ) -> None:
-    prompt, other = prompts.at_once[-2], prompts.one_by_one[-2]
+    prompt, other = prompts.at_once[-2], unknown(prompts, "in the middle of a prompt")
     expected, before = pair.answer(prompt, 8), pair.status().restarts
     asked = time.monotonic()
     call = pair.stream(other, 8)
@@ -74,12 +73,14 @@ def test_a_prefill_worker_killed_in_the_middle_of_a_prompt(
     assert pair.answer(prompt, 8) == expected
 
 
+@at((1, 2))
 def test_a_decode_worker_killed_before_the_first_token_and_another_answers(
     two_decoders: ServedCluster, prompts: Prompts
 ) -> None:
     kill_before_the_first_token(two_decoders, prompts)
 
 
+@at((1, 1))
 def test_a_decode_worker_killed_before_the_first_token_and_its_replacement_answers(
     pair: ServedCluster, prompts: Prompts
 ) -> None:
@@ -97,6 +98,7 @@ def kill_before_the_first_token(cluster: ServedCluster, prompts: Prompts) -> Non
     assert cluster.answer(prompt, 8) == tokens
 
 
+@at((1, 1))
 def test_a_decode_worker_killed_after_the_first_token(
     pair: ServedCluster, prompts: Prompts
 ) -> None:
@@ -114,6 +116,7 @@ def test_a_decode_worker_killed_after_the_first_token(
     assert len(pair.answer(prompts.at_once[0], 8)) == 8
 
 
+@at((1, 2))
 def test_a_decode_worker_that_hangs_is_left_and_comes_back_clean(
     two_decoders: ServedCluster, prompts: Prompts
 ) -> None:
