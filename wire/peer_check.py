@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # The type stubs' generics are plain classes at run time.
 # Raises ``Unauthenticated``.
 Check = Callable[["Context"], None]
 
-_NAMES_KEY = "x509_subject_alternative_name"
+_NAMES_KEY = "peer_dns"
 
 
 class CheckCalls(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.placement import WorkerId
 
@@ -77,13 +79,20 @@ class RegistryMirror:
         """The workers to go by from now on; None: the same as before."""
         here = set(attached)
         found = {w: record for w, record in self._records.items() if w in here}
-        for text in told:
-            record = WorkerRecord.FromString(text)
+        for record in filter(None, map(_readable, told)):
             found[WorkerId(record.worker, record.epoch)] = record
         if found == self._records:
             return None
         self._records = found
         return list(found.values())
+
+
+def _readable(told: bytes) -> WorkerRecord | None:
+    """None for what no router of ours wrote: one such lease must not hide the others."""
+    try:
+        return WorkerRecord.FromString(told)
+    except DecodeError:
+        return None
 
 
 def _key(worker: WorkerId) -> str:

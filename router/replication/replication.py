@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 TELL_S = 0.02
 # While leases are what workers are known by.
 _LOOK_S = 0.5
+_AFTER_A_DEFECT_S = 1.0
 
 
 class Replication:
@@ -173,6 +174,7 @@ class Replication:
         except Exception:
             # A defect must not end what the other requests need.
             log.exception("sharing with other routers failed")
+            await asyncio.sleep(_AFTER_A_DEFECT_S)
 
     # What is told
 

@@ -22,6 +22,7 @@ from shown import DOCUMENTS, ROOT, code_within
 from cluster.cli.main import new_app
 from cluster.metric_table import TABLE as CONTROLLER
 from core.config import ClusterSpec
+from core.metric_spec import COMMON
 from router.metric_table import TABLE as ROUTER
 from worker.metric_table import TABLE as WORKER
 
@@ -175,7 +176,7 @@ def test_keys_that_are_named_are_those_of_a_cluster_or_of_the_chart(document: Pa
 
 @each_document
 def test_metrics_that_are_named_are_told(document: Path) -> None:
-    specs = (*ROUTER, *WORKER, *CONTROLLER)
+    specs = (*ROUTER, *WORKER, *CONTROLLER, *COMMON)
     known = {s.family for s in specs} | {sample for s in specs for sample in s.samples} | RESOURCES
     named = {name for code in code_within(document) for name in METRIC.findall(code)}
     prefixes = {n for n in named if n.endswith("_") and any(k.startswith(n) for k in known)}

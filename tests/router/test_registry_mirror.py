@@ -77,3 +77,8 @@ def test_others_know_of_a_drain() -> None:
     mirror.controller_lost(1.0)
     drained = record(D0, draining=True)
     assert mirror.leased(told(drained), [D0]) == [drained]
+
+
+def test_a_lease_that_nobody_can_read_hides_no_other() -> None:
+    mirror = RegistryMirror(0.0)
+    assert mirror.leased([b"\xff", *told(record(P0))], []) == [record(P0)]

@@ -21,12 +21,14 @@ def make_authority(folder: Path) -> None:
     )
 
 
-def make_worker(folder: Path, name: str, authority: Path, dns: str = MEMBER_NAME) -> TlsFiles:
-    """``name``: of the files; ``dns``: what the certificate is for."""
+def make_worker(
+    folder: Path, name: str, authority: Path, dns: str = MEMBER_NAME, kind: str = "DNS"
+) -> TlsFiles:
+    """``name``: of the files; ``dns``: what the certificate is for, as a name of ``kind``."""
     files = TlsFiles(f"{folder}/ca.pem", f"{folder}/{name}.pem", f"{folder}/{name}.key")
     request = f"{folder}/{name}.csr"
     openssl(
-        *("req", *_NEW_KEY, "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{dns}"),
+        *("req", *_NEW_KEY, "-subj", f"/CN={name}", "-addext", f"subjectAltName={kind}:{dns}"),
         *("-keyout", files.key, "-out", request),
     )
     openssl(

@@ -92,6 +92,16 @@ async def ask(address: str, tls: TlsFiles | None) -> str:
             return f"{error.code().name}: {error.details()}"
 
 
+@pytest.mark.parametrize("kind", ["URI", "email"])
+async def test_a_name_of_another_kind_makes_no_member(
+    folder: Path, member: TlsFiles, kind: str
+) -> None:
+    other = make_worker(folder, f"{kind}-named", folder, member.name, kind)
+    async with listening(member) as address:
+        # It can be sure of the server, and shows what it has.
+        assert (await ask(address, other)).startswith("UNAUTHENTICATED")
+
+
 async def test_members_call_each_other(member: TlsFiles) -> None:
     async with listening(member) as address, open_channel(address, member) as channel:
         assert await ask(address, member) == "here"
