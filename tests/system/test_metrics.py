@@ -1,6 +1,6 @@
 """A real cluster under a little traffic: what its processes tell, and that nothing else is asked.
 
-One prefill worker and one decode worker of two ranks, a tiny model, vLLM's names and a price.
+One prefill worker, one decode worker of two ranks, a tiny model, vLLM's names, a price, a store.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from served_cluster import ServedCluster, served
 
 from cluster.cli.main import main
+from core.metric_spec import CERTIFICATE_EXPIRY
 from promql_queries import alert_queries, dashboard_queries, selectors
+from redis_server import needs_redis, redis_server
 from router.vllm_names import ALIASES
 from waiting import wait_until
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(300), needs_redis]
 
 # Their last blocks are partly filled: never cached, so always transferred.
 PROMPTS = [list(range(5, 80)), list(range(3, 40))]
@@ -53,13 +55,14 @@ def cluster(
     folder = tmp_path_factory.mktemp("metrics")
     config = folder / "cluster.yaml"
     metrics = CONFIG["metrics"] | {"worker_port": worker_port}
-    config.write_text(yaml.safe_dump(CONFIG | {"metrics": metrics}))
     options = ("--config", str(config), "--decode-tp", "2")
-    with served(tiny_model, 1, 1, *options, cwd=folder) as cluster:
-        cluster.answers(PROMPTS, 20)
-        cluster.answers(PROMPTS, 20)
-        yield cluster
-        cluster.assert_nothing_is_held()
+    with redis_server(folder) as redis:
+        config.write_text(yaml.safe_dump(CONFIG | {"metrics": metrics, "store": redis.url}))
+        with served(tiny_model, 1, 1, *options, cwd=folder) as cluster:
+            cluster.answers(PROMPTS, 20)
+            cluster.answers(PROMPTS, 20)
+            yield cluster
+            cluster.assert_nothing_is_held()
 
 
 def fetch(url: str) -> str:
@@ -98,7 +101,8 @@ def test_dashboards_and_alerts_ask_only_for_what_is_told(scraped: Scraped) -> No
         for query in (*dashboard_queries(), *alert_queries())
         for selector in selectors(query)
     }
-    assert asked - scraped.names == set()
+    # Told where there are certificates: tests/system/test_tls_cluster.py.
+    assert asked - scraped.names == {CERTIFICATE_EXPIRY.family}
 
 
 def test_all_processes_tell_their_part(scraped: Scraped) -> None:
