@@ -8,6 +8,7 @@ Does not cover: joining through it (``cluster.ray_cluster``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -62,7 +63,9 @@ class RayNode:
         if process is None:
             return
         if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
+            # Not by the process's own method: that may take its exit code away from who waits.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
         try:
             await asyncio.wait_for(process.wait(), _STOP_GRACE_S)
         except TimeoutError:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 from multiprocessing import resource_tracker
@@ -167,6 +169,28 @@ def _reach_with(bench: Bench, wanted: ClusterJob | ReplicaJob) -> Reached:
     return bench.reach(wanted) if isinstance(wanted, ClusterJob) else bench.reach_alone(wanted)
 
 
+@contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Ctrl-C comes at the end. That a signal is blocked here is not enough: another thread takes
+    it, and this one is interrupted all the same. A child whose parent is interrupted while it tells
+    it what to do would complain."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not _is_main_thread():
+        yield
+        return
+    came: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
 class Laboratory:
     """Processes that simulate; a context manager that ends them, at once after an error."""
 
@@ -181,7 +205,12 @@ class Laboratory:
 
     def __enter__(self) -> Laboratory:
         if self._processes > 1:
-            self._start_processes()
+            try:
+                with _interrupted_later():
+                    self._start_processes()
+            except BaseException:
+                self._kill_children()
+                raise
         return self
 
     def _start_processes(self) -> None:
@@ -212,10 +241,13 @@ class Laboratory:
         if self._pool is None:
             return
         if error is not None:
-            for child in multiprocessing.active_children():
-                if child not in self._others:
-                    child.kill()
+            self._kill_children()
         self._pool.shutdown(cancel_futures=True)
+
+    def _kill_children(self) -> None:
+        for child in multiprocessing.active_children():
+            if child not in self._others:
+                child.kill()
 
     def measure(self, jobs: Sequence[Job]) -> list[Reached]:
         """What each job reached as given, in their order."""
