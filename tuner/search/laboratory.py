@@ -208,8 +208,8 @@ class Laboratory:
             try:
                 with _interrupted_later():
                     self._start_processes()
-            except BaseException:
-                self._kill_children()
+            except BaseException as error:
+                self.__exit__(type(error), error, error.__traceback__)
                 raise
         return self
 
