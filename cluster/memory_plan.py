@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from cluster.model_folder import ModelFolder
 from cluster.plan import POOLS, list_slots, resolve_dtype
-from core.config import DEFAULT_KV_BYTES, ClusterSpec
+from core.config import ClusterSpec
 from core.errors import InvalidField
+from core.kv_config import DEFAULT_KV_BYTES
 from core.kv_layout import DTYPE_BYTES
 from core.shards import kv_shards, shard_layout
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.config import ClusterSpec, DoorsTlsSpec, TlsSpec
+from core.config import ClusterSpec
 from core.errors import InvalidField
+from core.tls_config import DoorsTlsSpec, TlsSpec
 from wire.tls_check import check_door, check_member
 
 _OF_MEMBERS = ("ca", "cert", "key")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from core.config import MAX_REPLICAS
 from core.errors import InvalidField, PreconditionFailed
+from core.pool_config import MAX_REPLICAS
 
 
 @dataclass(frozen=True, slots=True)

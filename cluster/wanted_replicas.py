@@ -15,8 +15,9 @@ from pathlib import Path
 from cluster.pool_messages import ScaleTo
 from cluster.spec_file import read_spec
 from cluster.wanted import Wanted
-from core.config import ClusterSpec, PoolsSpec
+from core.config import ClusterSpec
 from core.errors import CrossdockError, InvalidField
+from core.pool_config import PoolsSpec
 
 PAUSE_S = 5.0
 

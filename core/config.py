@@ -1,32 +1,24 @@
 """The one description of a cluster: what to serve, how many of each worker, how much KV memory.
 
-Covers: the fields, their checks and defaults, plain words for what is wrong.
-Does not cover: reading the file (``cluster.spec_file``), command-line flags (``cluster.cli``).
+Covers: the whole, its small sections, what one section asks of another, plain words for what is
+wrong. Does not cover: larger sections (``pool_config``, ``kv_config``, ``tenant_config``,
+``tls_config``), reading the file (``cluster.spec_file``), command-line flags (``cluster.cli``).
 """
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
+from core.config_paths import did_you_mean, field_paths
 from core.config_section import Section
 from core.errors import InvalidField
+from core.kv_config import KVSpec
+from core.pool_config import PoolsSpec
 from core.prefill_order import DEFAULT_TTFT_S
-from core.request import REQUEST_ID_KEPT_S
-from core.shards import MAX_RANKS, ParallelShape
 from core.store_url import MEMORY, redis_place
 from core.tenant_config import (
     MAX_TENANTS,
@@ -38,17 +30,8 @@ from core.tenant_config import (
     check_keys,
 )
 from core.tenants import DEFAULT_TENANT
-from core.tls_files import MEMBER_NAME, OPERATOR_NAME, ServerFiles, TlsFiles
-
-_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-
-# Of one pool.
-MAX_REPLICAS = 1024
-# Of each rank, if the config gives no size and as far as host memory is free.
-DEFAULT_KV_BYTES = 512 * 2**20
-
-# In paths of settings that are under a name of the user's.
-ANY_NAME = "NAME"
+from core.tls_config import TlsSpec
+from core.tls_files import ServerFiles, TlsFiles
 
 # Of each further token, as long as nobody says otherwise (``slo.tpot``).
 DEFAULT_TPOT_S = 0.05
@@ -58,30 +41,6 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 # Settings that hold hashes of secrets.
 _HASHES = {"api_key_sha256", "token_sha256"}
 _TRANSPORTS_OF = {"cpu": ("shm", "tcp"), "cuda": ("cuda_ipc", "nccl")}
-
-
-def parse_bytes(value: object) -> int:
-    """Bytes of e.g. "512MiB", "2GB" or a plain number. Raises ``ValueError`` in plain words."""
-    # Not of lists: by aliases a few lines of YAML can stand for gigabytes of text.
-    text = str(value) if isinstance(value, str | int | float) else ""
-    match = re.fullmatch(r"\s*(\d{1,30}(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError('must be a size such as "512MiB", "2GB" or a number of bytes')
-    return int(float(match[1]) * _UNITS[match[2].upper()])
-
-
-# The same for who reads the JSON schema only, such as Helm.
-_SizeText = Annotated[str, Field(pattern=r"^\s*\d{1,30}(\.\d+)?\s*([KkMmGg][Ii]?[Bb])?\s*$")]
-ByteSize = Annotated[
-    int, Field(ge=1), BeforeValidator(parse_bytes, json_schema_input_type=int | _SizeText)
-]
-ParallelSize = Annotated[int, Field(ge=1, le=MAX_RANKS, strict=True)]
-Amount = Annotated[float, Field(gt=0)]
-FilePath = Annotated[str, Field(min_length=1)]
-DnsName = Annotated[
-    str,
-    Field(max_length=253, pattern=r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9-]+)*$"),
-]
 
 
 class PeakSpec(Section):
@@ -110,115 +69,6 @@ class EngineSpec(Section):
     peak: PeakSpec | None = None
     """Without it: that of the data sheet for a GPU that we know, else each worker measures it when
     it starts."""
-
-
-class PoolSpec(Section):
-    """A pool of equal replicas of ``tensor_parallel_size`` × ``pipeline_parallel_size`` ranks."""
-
-    replicas: int = Field(default=1, ge=0, le=MAX_REPLICAS, strict=True)
-    """How many workers; 0 prefill replicas: the decode workers prefill too (colocated serving)."""
-    resources: dict[str, Amount] | None = Field(default=None, min_length=1)
-    """Ray's resources of each rank, such as `{CPU: 4}` or `{GPU: 1}`. Without it: a fair share."""
-    max_num_seqs: int = Field(default=32, ge=1, strict=True)
-    """How many sequences a worker computes at once."""
-    max_num_batched_tokens: int | None = Field(default=None, ge=1, strict=True)
-    """Most tokens of one engine step, so also of a prefill chunk. Without it: what suits the
-    device."""
-    tensor_parallel_size: ParallelSize = 1
-    """Ranks that share each layer."""
-    pipeline_parallel_size: ParallelSize = 1
-    """Stages that share the layers."""
-    gpu_hour_price: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Of one rank's accelerator, in any currency; costs are told where it is known."""
-
-    @field_validator("pipeline_parallel_size")
-    @classmethod
-    def _not_too_many_ranks(cls, pipeline: int, info: ValidationInfo) -> int:
-        tensor = info.data.get("tensor_parallel_size", 1)
-        if tensor * pipeline > MAX_RANKS:
-            raise ValueError(
-                f"with tensor_parallel_size = {tensor} it must be at most {MAX_RANKS // tensor}: "
-                f"a replica has at most {MAX_RANKS} ranks"
-            )
-        return pipeline
-
-    @property
-    def shape(self) -> ParallelShape:
-        return ParallelShape(self.tensor_parallel_size, self.pipeline_parallel_size)
-
-    @property
-    def hour_price(self) -> float | None:
-        """Of all replicas."""
-        if self.gpu_hour_price is None:
-            return None
-        return self.replicas * self.shape.num_ranks * self.gpu_hour_price
-
-
-class PoolsSpec(Section):
-    """The two pools. Without prefill replicas the decode workers prefill too."""
-
-    prefill: PoolSpec = PoolSpec()
-    """Workers that compute prompts."""
-    decode: PoolSpec = PoolSpec()
-    """Workers that stream answers; at least one."""
-
-    def of(self, pool: str) -> PoolSpec:
-        return self.prefill if pool == "prefill" else self.decode
-
-    @model_validator(mode="after")
-    def _somebody_decodes(self) -> PoolsSpec:
-        if self.decode.replicas < 1:
-            raise ValueError("decode.replicas must be at least 1: nobody would stream answers")
-        return self
-
-
-class KVSpec(Section):
-    """Memory for the keys and values of prompts and answers, and how they travel."""
-
-    block_size: int = Field(default=16, ge=1, le=1024, strict=True)
-    """Tokens of a block."""
-    memory: ByteSize | None = None
-    """Size of each rank's pool, such as "2GiB". Without it (and `num_blocks`): 512 MiB, on a GPU
-    too, or less where half of this machine's free memory is less for all ranks."""
-    num_blocks: int | None = Field(default=None, ge=1, strict=True)
-    """The same in blocks; not both."""
-    transport: Literal["auto", "cuda_ipc", "nccl", "shm", "tcp"] = "auto"
-    """What moves blocks between workers; "auto": on each edge the fastest that works there."""
-    tcp_streams: int = Field(default=1, ge=1, le=16, strict=True)
-    """Connections of one edge over TCP; between hosts several may fill a link that one can't."""
-    events: bool = True
-    """Workers tell routers which blocks they cache. Without, routers go by what they have sent, and
-    `status` and the metrics say so."""
-    lease: float = Field(default=30.0, ge=1.0, lt=REQUEST_ID_KEPT_S)
-    """Seconds for which a decode worker keeps room for a prompt without news of it."""
-    # Workers look at their clocks four times a second.
-    beat: float = Field(default=5.0, ge=0.2, validate_default=True)
-    """Seconds between a prefill worker's news of a prompt; less than a quarter of the lease."""
-
-    @field_validator("beat")
-    @classmethod
-    def _suits_the_lease(cls, beat: float, info: ValidationInfo) -> float:
-        lease = info.data.get("lease")
-        if lease is None:
-            return beat  # Refused already.
-        if lease <= 4 * beat:
-            raise ValueError(
-                f"must be less than {lease / 4:g}, a quarter of kv.lease ({lease:g}): the prefill "
-                "worker stops two beats before the lease ends, and one of its beats may be late"
-            )
-        if lease + 4 * beat >= REQUEST_ID_KEPT_S:
-            raise ValueError(
-                f"with kv.lease = {lease:g} it must be less than "
-                f"{(REQUEST_ID_KEPT_S - lease) / 4:g}: ended attempts are remembered for a lease "
-                f"and four beats, and after {REQUEST_ID_KEPT_S:g} s a request id may come again"
-            )
-        return beat
-
-    @model_validator(mode="after")
-    def _one_size(self) -> KVSpec:
-        if self.memory is not None and self.num_blocks is not None:
-            raise ValueError("give memory or num_blocks, not both")
-        return self
 
 
 class RouterSpec(Section):
@@ -272,69 +122,6 @@ class TokenStreamsSpec(Section):
     tokens from the router. With `tls.doors` these nodes need its files, too."""
     port: int = Field(default=0, ge=0, le=65535, strict=True)
     """The first port that the decode workers of a node try. 0: any free one."""
-
-
-class DoorsTlsSpec(Section):
-    """PEM files for the doors that clients come to, gRPC and HTTP, on the routers' hosts."""
-
-    cert: FilePath
-    """The certificate that clients see, with those between it and its authority."""
-    key: FilePath
-    """Its key."""
-    client_ca: FilePath | None = None
-    """Who signs clients' certificates. With it, clients without one are refused; but for `/health`
-    and `/ready`, which probes ask."""
-
-
-class TlsSpec(Section):
-    """Encryption. PEM files, at the same paths on every node; renewed ones are taken up. With `ca`,
-    `cert` and `key`, processes of the cluster speak by mutual TLS only."""
-
-    ca: FilePath | None = None
-    """Who signed the certificates of all processes of the cluster, and of its operators."""
-    cert: FilePath | None = None
-    """The certificate that processes of the cluster show to each other."""
-    key: FilePath | None = None
-    """Its key."""
-    name: DnsName = MEMBER_NAME
-    """The DNS name that the certificates of the cluster's processes have, and no others: who shows
-    it is one of them. Addresses are not compared."""
-    operator_name: DnsName = OPERATOR_NAME
-    """The DNS name of operators' certificates, which open the admin port and show metrics."""
-    unencrypted_nccl: bool = False
-    """On GPUs, what goes over NCCL is not encrypted: KV blocks between hosts, and what the ranks of
-    a worker tell each other. True: so be it; else such a cluster is refused."""
-    doors: DoorsTlsSpec | None = None
-    """Without it clients are answered in the clear: put TLS in front."""
-
-    @model_validator(mode="after")
-    def _is_whole(self) -> TlsSpec:
-        given = {"ca": self.ca, "cert": self.cert, "key": self.key}
-        if any(given.values()):
-            for name, path in given.items():
-                if path is None:
-                    fix = "is missing: tls needs it beside the others"
-                    raise InvalidField(f"tls.{name}", None, fix)
-        elif self.doors is None:
-            raise ValueError("give ca, cert and key, or doors, or leave tls out")
-        if self.operator_name == self.name:
-            fix = "is tls.name, too: operators would be processes of the cluster; choose another"
-            raise InvalidField("tls.operator_name", self.operator_name, fix)
-        return self
-
-    @property
-    def files(self) -> TlsFiles | None:
-        """Of the cluster's processes."""
-        if self.ca is None or self.cert is None or self.key is None:
-            return None
-        return TlsFiles(self.ca, self.cert, self.key, self.name)
-
-    @property
-    def door_files(self) -> ServerFiles | None:
-        doors = self.doors
-        if doors is None:
-            return None
-        return ServerFiles(doors.cert, doors.key, doors.client_ca, "tls.doors")
 
 
 class ClusterSpec(Section):
@@ -464,18 +251,6 @@ def make_spec(
         raise _in_plain_words(error.errors()[0]) from None
 
 
-def field_paths(model: type[BaseModel] = ClusterSpec, prefix: str = "") -> list[str]:
-    """Every valid dotted path, sections included; `ANY_NAME` where users choose names."""
-    paths: list[str] = []
-    for name, info in model.model_fields.items():
-        paths.append(prefix + name)
-        for kind in (info.annotation, *get_args(info.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                named = f".{ANY_NAME}" if get_origin(info.annotation) is dict else ""
-                paths += field_paths(kind, f"{prefix}{name}{named}.")
-    return paths
-
-
 def _put(settings: dict[str, Any], path: list[str], value: object) -> None:
     """Set one value deep inside, copying the sections on the way."""
     head, *rest = path
@@ -491,7 +266,12 @@ def _put(settings: dict[str, Any], path: list[str], value: object) -> None:
 def _in_plain_words(error: ErrorDetails) -> InvalidField:
     path = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return InvalidField(path, error["input"], _nearest(path), reason="UNKNOWN_FIELD")
+        return InvalidField(
+            path,
+            error["input"],
+            did_you_mean(path, field_paths(ClusterSpec)),
+            reason="UNKNOWN_FIELD",
+        )
     if error["type"] == "missing":
         section = ".".join(str(part) for part in error["loc"][:-1])
         return InvalidField(path, None, f"is missing: {section} needs it beside the others")
@@ -501,22 +281,3 @@ def _in_plain_words(error: ErrorDetails) -> InvalidField:
     hidden = isinstance(error["input"], dict) or secret
     value = "…" if hidden else error["input"]
     return InvalidField(path or "config", value, message[0].lower() + message[1:])
-
-
-def _nearest(path: str) -> str:
-    """Point to the valid setting with the closest name, in its section if possible."""
-    section, _, name = path.rpartition(".")
-    known = [other.replace(ANY_NAME, _name_in(path)) for other in field_paths()]
-    siblings = [other for other in known if other.rpartition(".")[0] == section]
-    for candidates in (siblings, known):
-        by_name = {other.rpartition(".")[2]: other for other in reversed(candidates)}
-        close = difflib.get_close_matches(name, by_name, 1)
-        if close:
-            return f"unknown setting; did you mean `{by_name[close[0]]}`?"
-    return f"unknown setting; valid here: {', '.join(siblings)}"
-
-
-def _name_in(path: str) -> str:
-    """The user's own name in it, if there is one."""
-    parts = path.split(".")
-    return parts[1] if parts[0] == "tenants" and len(parts) > 2 else ANY_NAME

@@ -13,8 +13,9 @@ from cluster.cli.profile_choice import ChosenProfile, choose_profile
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model
 from cluster.progress import StderrProgress
-from core.config import MAX_REPLICAS, ClusterSpec
+from core.config import ClusterSpec
 from core.errors import InvalidField, NotFound
+from core.pool_config import MAX_REPLICAS
 from tuner.profile import hardware, model_shape
 from tuner.profile.model_shape import ModelShape, read_model_shape
 from tuner.profile.modelled import modelled_profile

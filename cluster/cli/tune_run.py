@@ -12,8 +12,8 @@ from cluster.cli.accelerators import AcceleratorOptions, parse_budget
 from cluster.cli.tune_validate import ValidateOptions, check_options, validate_result
 from cluster.progress import StderrProgress
 from cluster.spec_file import load_spec
-from core.config import PoolSpec
 from core.errors import InvalidField
+from core.pool_config import PoolSpec
 from core.step_budget import STEP_TOKENS, step_budget
 from tuner.load.metrics import Slo
 from tuner.load.quantities import parse_rate, parse_seconds

@@ -15,8 +15,9 @@ from cluster.memory_plan import (
     replica_memory,
 )
 from cluster.model_folder import ModelFolder
-from core.config import DEFAULT_KV_BYTES, ClusterSpec, make_spec
+from core.config import ClusterSpec, make_spec
 from core.errors import InvalidField
+from core.kv_config import DEFAULT_KV_BYTES
 
 GIB = 2**30
 # 3 layers × K and V × 2 heads × 16 tokens × 16 dims × 2 bytes.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from core.config import ClusterSpec, TlsSpec, field_paths, make_spec, parse_bytes
+from core.config import ClusterSpec, make_spec
+from core.config_paths import field_paths
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
+from core.kv_config import parse_bytes
 from core.request import REQUEST_ID_KEPT_S
 from core.shards import ONE_RANK, ParallelShape
+from core.tls_config import TlsSpec
 from core.tls_files import TlsFiles
 
 TLS = {"ca": "ca.pem", "cert": "worker.pem", "key": "worker.key"}
@@ -157,7 +160,7 @@ def test_flags_win_over_the_file_and_leave_the_rest() -> None:
 
 def test_every_section_lists_its_paths() -> None:
     assert {"model", "engine.threads", "pools.prefill.resources", "tls", "tls.key"} <= set(
-        field_paths()
+        field_paths(ClusterSpec)
     )
 
 

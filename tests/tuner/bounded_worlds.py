@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from hypothesis import strategies as st
 
-from core.config import ClusterSpec, KVSpec
+from core.config import ClusterSpec
+from core.kv_config import KVSpec
 from core.latency_profile import (
     EngineProfile,
     LatencyProfile,

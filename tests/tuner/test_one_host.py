@@ -9,8 +9,9 @@ import pytest
 from bounded_worlds import World
 from search_worlds import SLO
 
-from core.config import ClusterSpec, KVSpec
+from core.config import ClusterSpec
 from core.errors import InvalidField
+from core.kv_config import KVSpec
 from core.latency_profile import (
     EngineProfile,
     LatencyProfile,

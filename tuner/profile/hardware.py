@@ -10,7 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from core.config import parse_bytes
+from core.kv_config import parse_bytes
 
 ByteSize = Annotated[int, BeforeValidator(parse_bytes), Field(ge=1, le=10**13)]
 # What is beyond is a slip of units, and would leave the numbers that can be computed with.

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from core.config import KVSpec
 from core.errors import InvalidField
+from core.kv_config import KVSpec
 from core.latency_profile import EngineProfile, LatencyProfile
 from core.shards import ParallelShape
 from tuner.search.one_host import common_threads, threads_on_host

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from math import gcd
 
-from core.config import ClusterSpec, KVSpec, PoolSpec, RouterSpec
+from core.config import ClusterSpec, RouterSpec
+from core.kv_config import KVSpec
+from core.pool_config import PoolSpec
 from tuner.search.space import Candidate, PoolChoice
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.from_spec import PoolProfiles, model_cluster

@@ -9,10 +9,11 @@ import sys
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from core.config import DEFAULT_KV_BYTES, ClusterSpec, KVSpec
+from core.config import ClusterSpec
 from core.door_limits import door_limits
 from core.errors import InvalidField
 from core.handoff import LeaseTimes
+from core.kv_config import DEFAULT_KV_BYTES, KVSpec
 from core.latency_profile import (
     EngineProfile,
     LatencyProfile,
