@@ -1,5 +1,5 @@
 """What the documents show can be typed: every fenced block is of a language that something checks,
-commands parse, files exist, YAML is accepted, links lead somewhere.
+commands parse, scripts read their options, files exist, YAML is accepted, links lead somewhere.
 
 README, QUICKSTART and OPERATIONS are carried out as well (test_readme), TUNING up to what takes
 minutes (test_tuning). What they say within the text: test_doc_facts.
@@ -23,12 +23,15 @@ import helm_python
 import pytest
 import typer.main
 import yaml
+from bench_lines import read_bench_line
 from charts import CHART, render
+from script_lines import read_script_line, without_effect
 from shown import DOCUMENTS, ROOT, Block, blocks
 from typer.exceptions import TyperException
 
 from cluster.cli.main import new_app
 from core.config import make_spec
+from core.errors import InvalidField
 
 # Programs that are not ours: named here so that a slip in a name is noticed.
 OTHERS = {
@@ -52,6 +55,8 @@ CHECKED_BY = {
     "mermaid": "test_what_is_generated_is_fresh",
     "text": "nothing: a picture",
 }
+# Of this repository, where they stand in a command.
+OURS = ("tests/", "examples/", "scripts/", "helm/", "docs/")
 PICTURES = {"README.md", "ARCHITECTURE.md"}
 
 
@@ -61,15 +66,6 @@ def shell_lines() -> list[Any]:
         for block in blocks("sh")
         for line in block.commands
     ]
-
-
-def without_effect(command: Any) -> Any:
-    """It and the commands below it take the same words and do nothing."""
-    if command.callback is not None:
-        command.callback = lambda **values: None
-    for below in getattr(command, "commands", {}).values():
-        without_effect(below)
-    return command
 
 
 @functools.cache
@@ -100,6 +96,7 @@ def test_a_command_that_is_shown_can_be_typed(line: str) -> None:
     program = words[0]
     if program.rpartition("/")[2] == "crossdock":
         parse(words[1:])
+        check_values(words[1:])
     elif program in ("python", ".venv/bin/python"):
         check_script(words[1:])
     elif program == "helm":
@@ -110,10 +107,20 @@ def test_a_command_that_is_shown_can_be_typed(line: str) -> None:
         check_script(words)
     else:
         assert program in OTHERS
+    for word in words:
+        if word.startswith(OURS):
+            assert (ROOT / word).exists(), word
     if words[:2] == ["ray", "exec"]:
         ours, *rest = shlex.split(words[3])
         assert ours == "crossdock"
         parse(rest)
+
+
+def check_values(words: list[str]) -> None:
+    """What the command itself makes of its options, where it can be told without measuring."""
+    command, *options = words
+    if command == "bench":
+        read_bench_line(options)
 
 
 def check_ray(words: list[str]) -> None:
@@ -124,27 +131,13 @@ def check_ray(words: list[str]) -> None:
     cli.commands[name].make_context(name, list(rest))
     if name == "exec":
         parse(shlex.split(rest[1])[1:])
-    for word in rest:
-        if word.startswith("examples/"):
-            assert (ROOT / word).is_file(), word
 
 
 def check_script(words: list[str]) -> None:
-    """Of this repository, with options that its text knows."""
+    """Of this repository: it reads these options and values."""
     script = ROOT / words[0]
     assert script.is_file(), script
-    text = script.read_text(encoding="utf-8")
-    for word in words[1:]:
-        if word.startswith("--") and script.name not in ("demo", "test"):
-            assert knows_option(text, word.partition("=")[0]), word
-        elif word.startswith(("tests/", "examples/", "scripts/")):
-            assert (ROOT / word).exists(), word
-
-
-def knows_option(text: str, option: str) -> bool:
-    """By argparse, or as a parameter of a function that typer runs."""
-    parameter = rf"^    {option[2:].replace('-', '_')}: "
-    return f'"{option}"' in text or re.search(parameter, text, re.MULTILINE) is not None
+    read_script_line(script, words[1:])
 
 
 def check_helm(words: list[str]) -> None:
@@ -220,8 +213,14 @@ def test_a_slip_would_be_noticed() -> None:
     for line in ("serv --prefill 1", "serve --prefil 1", "scale --prefill many", "bench engin"):
         with pytest.raises(TyperException):
             parse(line.split())
-    with pytest.raises(AssertionError):
-        check_script(["tests/benchmarks/bench_sampling.py", "--no-such-option"])
+    for line in ("bench_variants.py avx3", "bench_path.py", "bench_sampling.py --no-such-option"):
+        with pytest.raises(SystemExit):
+            check_script(f"tests/benchmarks/{line}".split())
+    with pytest.raises(TyperException):
+        check_script(["scripts/tune-validate"])
+    for line in ("--rate 2 --speed 2", "--duration soon", "engine --threads 1,1 --prompts 5"):
+        with pytest.raises(InvalidField):
+            read_bench_line(line.split())
     with pytest.raises(click.exceptions.NoSuchOption):
         check_ray(["start", "--hed"])
 
