@@ -15,12 +15,13 @@ from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
 from cluster.profiling.tasks import DECODING, PREFILLING, CompanyTask
 from tuner.profile.points import Chunk, StepPoint
 
-# Ordinary work of each kind. Few runs at a time: it changes over soon after it is told.
+# Ordinary work of each kind.
 _WORK = {
     PREFILLING: StepPoint((Chunk(256, 256, draws=True),)),
     # Few sequences: the weights are read all the time, which others feel most.
     DECODING: StepPoint(decodes=2, context=512),
 }
+# Then from the start again: contexts stay as long as they are said to be.
 _RUNS = 4
 
 
@@ -39,7 +40,8 @@ def keep_company(task: CompanyTask) -> None:
         work = _shortened(_WORK[wanted.get()], longest)
         say(computing=True)
         while wanted.empty():
-            runs.forever(work, _RUNS)
+            # Who is measured waits for the change: a whole prompt, not four of them.
+            runs.until(lambda: not wanted.empty(), work, _RUNS)
 
 
 def _shortened(point: StepPoint, max_positions: int) -> StepPoint:

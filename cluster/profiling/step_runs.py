@@ -8,6 +8,7 @@ costs the same to read. Does not cover: which points (``tuner.profile.points``).
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,10 +71,12 @@ class StepRuns:
             times.append(self._run(point, running))
         return times
 
-    def forever(self, point: StepPoint, runs: int) -> None:
-        """``runs`` steps of a point, not timed."""
+    def until(self, is_over: Callable[[], bool], point: StepPoint, runs: int) -> None:
+        """``runs`` steps of a point, not timed; none begins when ``is_over``."""
         running = self._start(point, runs)
         for _ in range(runs):
+            if is_over():
+                return
             self._run(point, running)
 
     def _start(self, point: StepPoint, runs: int) -> _Running:

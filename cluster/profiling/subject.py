@@ -102,10 +102,11 @@ class Subject:
         return _PATIENCE[self.effort]
 
     def patience_for(self, setting: EngineSetting) -> Patience:
-        """On a shared core it is chance whose turn it is."""
+        """On a shared core it is chance whose turn it is. Long steps have many turns: that evens
+        out by itself, so only short ones are measured more often."""
         if setting.core_share == 1:
             return self.patience
-        return replace(self.patience, least=self.patience.least + 2)
+        return replace(self.patience, seconds=2 * self.patience.seconds)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -202,9 +203,12 @@ class Subject:
 
     @property
     def overhead_batches(self) -> tuple[int, ...]:
-        """None if the model's sequences are too short for prompts and all steps."""
+        """None if the model's sequences are too short for prompts and all steps. Most of the time
+        goes into the prompts, so quickly it is two ends of a line."""
         needed = OVERHEAD_PROMPT + WARM_UP_STEPS + self.overhead_steps + 1
-        return (1, 8, OVERHEAD_BATCH) if needed <= self.model.max_positions else ()
+        if needed > self.model.max_positions:
+            return ()
+        return (1, 16) if self.effort is Effort.QUICK else (1, 8, OVERHEAD_BATCH)
 
     @property
     def served_batches(self) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
@@ -24,7 +25,7 @@ from cluster.profiling.tasks import AGAIN, Found
 from cluster.progress import ProgressBar, StderrProgress
 from core.config import make_spec
 from core.errors import Incompatible, InvalidField
-from core.latency_profile import chunk_pairs
+from core.latency_profile import StepWork, chunk_pairs
 from core.shards import ONE_RANK, ParallelShape
 from tuner.profile.points import EdgeSetting, Effort, EngineSetting
 
@@ -372,6 +373,35 @@ def test_a_gpu_must_be_there_to_be_measured(
     else:
         with pytest.raises(InvalidField, match=r"engine.device = 'cuda': there is no NVIDIA GPU"):
             choose_subject(spec, Effort.QUICK, StderrProgress())
+
+
+def test_short_steps_on_a_shared_core_are_measured_more_often(subject: Subject) -> None:
+    alone, shared = subject.patience_for(ALONE), subject.patience_for(SHARED)
+    assert alone == subject.patience
+    assert shared.seconds > alone.seconds
+    assert (shared.least, shared.most) == (alone.least, alone.most)
+
+
+def test_a_quick_run_does_not_plan_to_measure_for_minutes(subject: Subject) -> None:
+    """Two cores, with steps as long as those of SmolLM2-135M in bfloat16 on such a machine. Of the
+    three minutes that a run may take, loading, transfers and serving want about a half."""
+    wide = replace(
+        subject, cores=(0, 1), model=replace(subject.model, max_positions=8192), kv_tokens=10**6
+    )
+    planned = 0.0
+    for setting in wide.engines:
+        slower = (1.15 if setting.company else 1.0) / setting.core_share / setting.threads**0.7
+        patience = wide.patience_for(setting)
+        for point in wide.points(setting):
+            step_s = slower * smollm_step_s(point.work)
+            runs = min(patience.most, max(patience.least, math.ceil(patience.seconds / step_s)))
+            planned += step_s * (runs + (2 if point.decodes else 1))
+    assert 60 < planned < 85
+
+
+def smollm_step_s(work: StepWork) -> float:
+    rows_s = 0.012 + 1.1e-3 * work.rows
+    return rows_s + 0.42e-6 * work.prefill_pairs + 1.45e-6 * work.decode_context
 
 
 def test_sequences_that_are_too_short_to_measure(tmp_path: Path) -> None:
