@@ -26,6 +26,7 @@ COPY constraints.txt pyproject.toml hatch_build.py README.md LICENSE ./
 COPY protos protos
 COPY core core
 COPY kernels kernels
+COPY native native
 COPY text text
 COPY engine engine
 COPY wire wire

@@ -14,7 +14,7 @@ class NativeKernels(BuildHookInterface[Any]):
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        build = _module(Path(self.root) / "kernels/native/build.py")
+        build = _module(Path(self.root) / "native/build.py")
         try:
             paths = build.build()
         except build.NotBuilt as error:

@@ -12,8 +12,8 @@ from pathlib import Path
 import xxhash
 
 _SERVING = (
-    *("core", "kernels", "text", "wire", "engine", "kv_transfer", "worker", "prefill_worker"),
-    *("decode_worker", "router", "cluster"),
+    *("core", "kernels", "native", "text", "wire", "engine", "kv_transfer", "worker"),
+    *("prefill_worker", "decode_worker", "router", "cluster"),
 )
 _SOURCES = frozenset({".py", ".cpp", ".h"})
 

@@ -15,7 +15,7 @@ import torch
 from cluster.kernel_gain import Gain
 from core.config import EngineSpec
 from kernels.dispatch import NATIVE_DTYPES, description, forced
-from kernels.native import library
+from native import library
 
 # By docs/PERFORMANCE.md, over all instruction sets; said where nothing can be measured.
 _TYPICAL = "products 1 to 4×, attention 1.5 to 6×, sampling 2 to 18×"

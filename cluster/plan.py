@@ -29,7 +29,7 @@ OWN_CPU_SHARE = 0.001
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # A thread of OpenMP that waits for work would spin, by default for milliseconds (GNU) or a fifth of
 # a second (LLVM, Intel), on cores that our own threads and the event loop need. So many turns take
-# about 50 µs, as in ``kernels/native/threads.cpp``: within a step few have to be woken.
+# about 50 µs, as in ``native/threads.cpp``: within a step few have to be woken.
 _WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "0"}
 
 

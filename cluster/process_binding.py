@@ -28,7 +28,7 @@ def bind_process(cores: Sequence[int], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    from kernels.native import library
+    from native import library
 
     library.set_threads(threads)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 TOP_LEVEL = (
     "core",
     "kernels",
+    "native",
     "crossdock",
     "text",
     "engine",

@@ -1,6 +1,6 @@
 """Which implementation of an operation runs: one rule for all of them.
 
-Triton on CUDA tensors. On CPU tensors the compiled library (``kernels.native``), where it was built
+Triton on CUDA tensors. On CPU tensors the compiled library (``native``), where it was built
 for this machine and knows the dtype; else torch's own operations, which need no compiler and take
 every dtype. All give the same values up to rounding.
 """
@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from kernels.native import library
+from native import library
 
 Implementation = Literal["triton", "native", "torch"]
 

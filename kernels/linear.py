@@ -15,8 +15,9 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from kernels.compiled import by_dtype
 from kernels.dispatch import implementation
-from kernels.native import library
+from native import library
 
 _ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 # Rows of x that oneDNN's layout is chosen for; measured to be as good for 1 row as for 512.
@@ -85,12 +86,12 @@ class _Native:
     __slots__ = ("_bias", "_depth", "_function", "_packed", "columns")
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self._function = library.by_dtype("linear", weight.dtype)
+        self._function = by_dtype("linear", weight.dtype)
         self.columns, self._depth = weight.shape
         self._bias = None if bias is None else bias.contiguous()
         panels = -(-self.columns // _PANEL)
         self._packed = torch.empty(panels, _PANEL * self._depth, dtype=weight.dtype)
-        library.by_dtype("linear_pack", weight.dtype)(
+        by_dtype("linear_pack", weight.dtype)(
             weight.data_ptr(), self._packed.data_ptr(), self.columns, self._depth
         )
 

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.compiled import by_dtype
 from kernels.dispatch import implementation
-from kernels.native import library
 from kernels.paged_attention_torch import paged_attention_torch
 from kernels.paged_sequences import PagedSequences
 
@@ -57,7 +57,7 @@ def _native(
 ) -> torch.Tensor:
     out = torch.empty_like(q)
     _, layers, _, kv_heads, block_size, head_dim = pool.shape
-    library.by_dtype("paged_attention", q.dtype)(
+    by_dtype("paged_attention", q.dtype)(
         q.data_ptr(),
         pool.data_ptr(),
         out.data_ptr(),

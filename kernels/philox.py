@@ -1,7 +1,7 @@
 """Philox4x32-10 for many draws at once, as ``core.random`` defines it for one.
 
 Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; key = seed, counter =
-(position, sequence index, 0). kernels/native/sampling.cpp and kernels/sampling_triton.py do the
+(position, sequence index, 0). native/sampling.cpp and kernels/sampling_triton.py do the
 same per row.
 """
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kernels.compiled import by_dtype
 from kernels.dispatch import implementation
-from kernels.native import library
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -54,7 +54,7 @@ def rms_norm_heads(x: torch.Tensor, weights: torch.Tensor, eps: float) -> None:
 def _native(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     out = torch.empty_like(x)
     rows, width = x.shape
-    norm = library.by_dtype("rms_norm", x.dtype, rows * width)
+    norm = by_dtype("rms_norm", x.dtype, rows * width)
     norm(x.data_ptr(), weight.data_ptr(), out.data_ptr(), rows, width, eps)
     return out
 
@@ -64,7 +64,7 @@ def _add_native(
 ) -> torch.Tensor:
     out = torch.empty_like(x)
     rows, width = x.shape
-    norm = library.by_dtype("add_rms_norm", x.dtype, rows * width)
+    norm = by_dtype("add_rms_norm", x.dtype, rows * width)
     pointers = x.data_ptr(), residual.data_ptr(), weight.data_ptr(), out.data_ptr()
     norm(*pointers, rows, width, eps)
     return out
@@ -72,7 +72,7 @@ def _add_native(
 
 def _heads_native(x: torch.Tensor, weights: torch.Tensor, eps: float) -> None:
     rows, heads, width = x.shape
-    norm = library.by_dtype("rms_norm_heads", x.dtype, rows * heads * width)
+    norm = by_dtype("rms_norm_heads", x.dtype, rows * heads * width)
     norm(x.data_ptr(), weights.data_ptr(), rows, x.stride(0), heads, width, eps)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from kernels.compiled import by_dtype
 from kernels.dispatch import implementation
-from kernels.native import library
 
 
 def rotary_angles(
@@ -70,7 +70,7 @@ def _native(
     heads = all_heads - 2 * kv_heads
     q = qkv.new_empty(tokens, heads, dim)
     cos, sin = angles
-    library.by_dtype("rotate_and_store", qkv.dtype, qkv.numel())(
+    by_dtype("rotate_and_store", qkv.dtype, qkv.numel())(
         qkv.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),

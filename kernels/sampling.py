@@ -23,9 +23,9 @@ import numpy.typing as npt
 import torch
 
 from kernels.dispatch import implementation
-from kernels.native.library import library
 from kernels.philox import uniforms
 from kernels.sampling_arrays import CUTOFF, ROW, TEMPERATURE, TOP_K, TOP_P, DrawSpec, SamplingArrays
+from native.library import library
 
 Logits = npt.NDArray[np.float32]
 Weights = npt.NDArray[np.float64]

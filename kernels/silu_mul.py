@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from kernels.compiled import by_dtype
 from kernels.dispatch import implementation
-from kernels.native import library
 
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
@@ -25,7 +25,7 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
 def _native(gate_up: torch.Tensor) -> torch.Tensor:
     rows, both = gate_up.shape
     out = gate_up.new_empty(rows, both // 2)
-    multiply = library.by_dtype("silu_mul", gate_up.dtype, out.numel())
+    multiply = by_dtype("silu_mul", gate_up.dtype, out.numel())
     multiply(gate_up.data_ptr(), out.data_ptr(), rows, both // 2)
     return out
 

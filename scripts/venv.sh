@@ -15,7 +15,7 @@ die() { say "error: $*"; exit 1; }
 ensure_venv() {
     install_once "$1"
     # Its sources may have changed since. Without a compiler it says so, and torch's kernels are used.
-    "$VENV/bin/python" -m kernels.native.build >/dev/null || true
+    "$VENV/bin/python" -m native.build >/dev/null || true
 }
 
 install_once() {

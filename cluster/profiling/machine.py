@@ -8,7 +8,7 @@ from importlib.metadata import version
 from itertools import takewhile
 from pathlib import Path
 
-from kernels.native.build import library_path, variants
+from native.build import library_path, variants
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GPUS = Path("/proc/driver/nvidia/gpus")

@@ -18,9 +18,9 @@ import torch
 
 from kernels.dispatch import NATIVE_DTYPES, forced
 from kernels.linear import Linear
-from kernels.native import library
 from kernels.paged_attention import paged_attention
 from kernels.paged_sequences import PagedSequences
+from native import library
 
 # What ONEDNN_MAX_CPU_ISA and ATEN_CPU_CAPABILITY call a variant's instruction sets.
 ISAS = {

@@ -86,6 +86,6 @@ async def test_it_gets_an_answer_with_nothing_else_installed(python: Path, tmp_p
     assert answer["text"] == "hello world"
     loaded = set(answer["modules"])
     assert {"crossdock", "grpc", "google"} <= loaded
-    ours = {"core", "kernels", "text", "engine", "wire", "kv_transfer", "worker", "router"}
-    assert not loaded & (ours | {"prefill_worker", "decode_worker", "cluster"})
+    ours = {"core", "kernels", "native", "text", "engine", "wire", "kv_transfer", "worker"}
+    assert not loaded & (ours | {"router", "prefill_worker", "decode_worker", "cluster"})
     assert not loaded & {"torch", "ray", "numpy", "aiohttp", "pydantic"}

@@ -13,9 +13,9 @@ from cluster.doctor import Check, run_checks
 from cluster.kernel_gain import Gain, measure_gains
 from core.config import EngineSpec
 from kernels.dispatch import description, forced, implementation
-from kernels.native import library
+from native import library
 
-NOT_BUILT = library.Choice(None, None, "avx2", "not built: run `python -m kernels.native.build`")
+NOT_BUILT = library.Choice(None, None, "avx2", "not built: run `python -m native.build`")
 AUTO, TORCH = EngineSpec(), EngineSpec(kernels="torch")
 WINS = [Gain("bfloat16", "products of 1 row", 1.9), Gain("sampling", "8 rows", 0.9)]
 LOSES = [*WINS, Gain("float32", "products of 256", 0.8949)]
@@ -105,7 +105,7 @@ def test_without_compiled_kernels_it_says_what_to_do_and_what_they_would_gain(
         monkeypatch.setattr(checks.shutil, "which", lambda name, found=compiler: found)
         good, said = checks.kernels_here(AUTO)
         assert not good
-        start = f"torch (not built: run `python -m kernels.native.build`){fix}: slower, but all "
+        start = f"torch (not built: run `python -m native.build`){fix}: slower, but all "
         assert said.startswith(f"{start}works; compiled ones typically gain: products ")
         assert said.endswith("(docs/PERFORMANCE.md, not measured here)")
     found = doctor()

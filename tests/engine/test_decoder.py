@@ -17,7 +17,7 @@ from core.request import SamplingParams
 from core.step import StepPlan, StepResult
 from engine.kv_pool import KVPool
 from engine.runner import LoadedModel, ModelRunner, load_runner
-from kernels.native import library
+from native import library
 
 BLOCK_SIZE = 4
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kernels.dispatch import forced
-from kernels.native import library
-from kernels.native.build import library_path, variants
+from native import library
+from native.build import library_path, variants
 
 
 def runnable() -> list[str]:

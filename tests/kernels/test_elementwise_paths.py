@@ -11,10 +11,10 @@ from native_variants import poisoned_memory as poisoned_memory
 
 from amounts import examples
 from kernels.dispatch import forced, implementation
-from kernels.native import library
 from kernels.rms_norm import add_rms_norm, rms_norm, rms_norm_heads, rms_norm_reference
 from kernels.rotary import rotate, rotate_and_store
 from kernels.silu_mul import silu_mul, silu_mul_reference
+from native import library
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 shared_path = settings(

@@ -13,7 +13,7 @@ from native_variants import poisoned_memory as poisoned_memory
 
 from amounts import examples
 from kernels.linear import Linear, linear_reference
-from kernels.native import library
+from native import library
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 shared_path = settings(

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from native_variants import runnable
 
-import kernels.native.build as native_build
-from kernels.native import library
-from kernels.native.build import NotBuilt, build, is_whole, library_path
+import native.build as native_build
+from native import library
+from native.build import NotBuilt, build, is_whole, library_path
 
 
 def truncate(path: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_next_variant_stands_in_for_a_damaged_one(
     assert found.variant == runnable()[1]
     assert found.damaged
     assert f"the library for {runnable()[0]} can't be loaded: " in found.reason
-    assert "run `python -m kernels.native.build`" in found.reason
+    assert "run `python -m native.build`" in found.reason
 
 
 @damages

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-import kernels.native.build as native_build
-from kernels.native.build import NotBuilt, library_path
+import native.build as native_build
+from native.build import NotBuilt, library_path
 
-ROOT = Path(native_build.__file__).parents[2]
+ROOT = Path(native_build.__file__).parents[1]
 
 
 class Screen:
@@ -67,7 +67,7 @@ def test_what_was_compiled_is_in_the_wheel_and_binds_it_to_the_machine(
     monkeypatch.setattr(native_build, "build", lambda: [path])
     screen = Screen()
     data = built_with(hook, screen)
-    assert data["force_include"] == {str(path): f"kernels/native/built/{path.name}"}
+    assert data["force_include"] == {str(path): f"native/built/{path.name}"}
     assert not data["pure_python"]
     assert data["tag"].startswith("py3-none-linux_")
     assert screen.warnings == []

@@ -1,10 +1,10 @@
-"""Compiles this folder's C++ once for each instruction set: ``python -m kernels.native.build``.
+"""Compiles this folder's C++ once for each instruction set: ``python -m native.build``.
 
 Run when the package is built or installed (``hatch_build.py``) and by scripts/. Without a compiler
 nothing is built and torch's operations are used instead. Imports nothing beyond the standard
 library: an installer runs it in an empty environment. A library ends with the SHA-256 of what is
 before, since loading a damaged one can end the process (a truncated one does, by SIGBUS).
-Does not cover: which of the libraries a process loads (``kernels.native.library``).
+Does not cover: which of the libraries a process loads (``native.library``).
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _remove(path: Path) -> None:
 def main() -> int:
     try:
         for path in build():
-            print(path.relative_to(SOURCES.parent.parent))
+            print(path.relative_to(SOURCES.parent))
     except NotBuilt as error:
         print(
             f"native kernels are not built, torch's operations are used: {error}", file=sys.stderr

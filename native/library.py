@@ -1,8 +1,8 @@
-"""The compiled operations, loaded once for the instruction sets of this machine.
+"""The compiled functions, loaded once for the instruction sets of this machine.
 
-Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the tensors.
+Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the memory.
 Functions are called with Python's lock released, but brief ones keep it.
-Does not cover: building it (``kernels.native.build``), when it is used (``kernels.dispatch``).
+Does not cover: building it (``native.build``), when it is used (``kernels.dispatch``).
 """
 
 from __future__ import annotations
@@ -10,12 +10,9 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from kernels.native.build import is_whole, library_path, variants
+from native.build import is_whole, library_path, variants
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 
@@ -35,10 +32,7 @@ _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "silu_mul": (_POINTER,) * 2 + (_SIZE,) * 2,
 }
 
-_BUILD = "python -m kernels.native.build"
-
-# A call with fewer takes less than about 20 µs.
-_BRIEF_ELEMENTS = 1 << 16
+_BUILD = "python -m native.build"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -85,21 +79,6 @@ def library() -> ctypes.CDLL:
     if found.library is None:
         raise RuntimeError(f"the native kernels can't be used: {found.reason}")
     return found.library
-
-
-def by_dtype(name: str, dtype: torch.dtype, elements: int | None = None) -> Callable[..., None]:
-    """The function ``name`` for bfloat16 or float32. `library` says when there is none.
-
-    ``elements``: of a function with some work for each. If few it is called with Python's lock
-    kept: to win that back from a busy event loop may take a thousand times as long as the work.
-    """
-    found = choice()
-    brief = elements is not None and elements < _BRIEF_ELEMENTS
-    suffix = "bf16" if dtype is torch.bfloat16 else "f32"
-    function: Callable[..., None] = getattr(
-        (found.brief if brief else found.library) or library(), f"crossdock_{name}_{suffix}"
-    )
-    return function
 
 
 def is_available() -> bool:

@@ -1,0 +1,1 @@
+"""What is compiled from C++ when the package is installed: building it, and loading it."""
