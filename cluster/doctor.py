@@ -46,7 +46,7 @@ def run_checks(
         # What follows imports our own modules and their dependencies.
         return checks
     spec, checked = _spec(config)
-    machine = [_cores(), _memory(), _shared_memory(), *_kernels(spec.engine)]
+    machine = [_cores(), _memory(), _shared_memory(), *_kernels(spec.engine), _hashes()]
     return [*checks, *checked, *machine, _model(model or spec.model), *_ports(ports)]
 
 
@@ -107,6 +107,18 @@ def _kernels(engine: EngineSpec) -> list[Check]:
         gaining, numbers = gains_said(engine, measure_gains(dtypes_of(engine)))
         checks.append(Check("kernels' gain", "ok" if gaining else "warning", numbers))
     return checks
+
+
+def _hashes() -> Check:
+    """Routers and workers hash prompts, whatever computes them."""
+    from core.block_hash import are_hashes_compiled
+    from native import library
+
+    if are_hashes_compiled():
+        return Check("block hashes", "ok", "compiled")
+    found = library.choice()
+    why = "xxhash's library does not show its function" if found.library else found.reason
+    return Check("block hashes", "warning", f"one call each ({why}): long prompts take longer")
 
 
 def _memory() -> Check:

@@ -2,7 +2,8 @@
 
 Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the memory.
 Functions are called with Python's lock released, but brief ones keep it.
-Does not cover: building it (``native.build``), when it is used (``kernels.dispatch``).
+Does not cover: building it (``native.build``), when it is used (``kernels.dispatch`` and
+``core.block_hash``).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from pathlib import Path
 from native.build import is_whole, library_path, variants
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+_HASH = ctypes.c_uint64
 
 # Arguments of the functions, which give nothing back; bfloat16 and float32 have one each.
 _PROTOTYPES: dict[str, tuple[type, ...]] = {
+    "hash_chain": (_POINTER, _POINTER, _SIZE, _SIZE, _HASH, _POINTER),
     "sample": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER),
     "set_threads": (_INT,),
 }

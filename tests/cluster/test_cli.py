@@ -21,6 +21,7 @@ from cluster.running import claim_name
 from cluster.shadowing import our_root
 from core.errors import NotFound
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, inference_pb2, inference_pb2_grpc
+from native import library
 from wire.grpc_errors import to_rpc_status
 
 
@@ -315,6 +316,7 @@ def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) 
     assert run(monkeypatch, "doctor", "--model", str(folder), "--output", "json") == 0
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     assert {"python", "package torch", "modules", "cores", "memory", "kernels"} <= checks.keys()
+    assert checks["block hashes"]["status"] == ("ok" if library.is_available() else "warning")
     assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
 
 

@@ -11,6 +11,7 @@ import cluster.kernel_checks as checks
 import cluster.kernel_gain as kernel_gain
 from cluster.doctor import Check, run_checks
 from cluster.kernel_gain import Gain, measure_gains
+from core import block_hash
 from core.config import EngineSpec
 from kernels.dispatch import description, forced, implementation
 from native import library
@@ -101,6 +102,7 @@ def test_without_compiled_kernels_it_says_what_to_do_and_what_they_would_gain(
     monkeypatch,
 ) -> None:
     monkeypatch.setattr(library, "choice", lambda: NOT_BUILT)
+    monkeypatch.setattr(block_hash, "_long_chain", block_hash._long_chain.__wrapped__)
     for compiler, fix in (("/usr/bin/g++", ""), (None, "; install g++ first")):
         monkeypatch.setattr(checks.shutil, "which", lambda name, found=compiler: found)
         good, said = checks.kernels_here(AUTO)
@@ -111,6 +113,8 @@ def test_without_compiled_kernels_it_says_what_to_do_and_what_they_would_gain(
     found = doctor()
     assert found["kernels"].status == "warning"
     assert "kernels' gain" not in found
+    hashes = found["block hashes"]
+    assert (hashes.status, NOT_BUILT.reason in hashes.detail) == ("warning", True)
 
 
 def test_a_damaged_library_is_a_warning_even_where_another_stands_in(monkeypatch) -> None:

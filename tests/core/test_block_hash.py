@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.block_hash import block_hashes, make_salt
+from core import block_hash
+from core.block_hash import are_hashes_compiled, block_hashes, make_salt
+from native import library
 
 tokens_of = st.lists(st.integers(0, 50_000), max_size=40).map(lambda x: np.array(x, dtype=np.int32))
 
@@ -55,3 +59,50 @@ def test_a_salt_depends_on_the_secret_and_on_where_its_parts_end() -> None:
         make_salt(b"other", "ab", "c"),
     }
     assert len(salts) == 3
+
+
+@given(
+    st.integers(1, 300),
+    st.sampled_from([1, 31, 32, 33, 70]),
+    st.integers(0, 2**64 - 1),
+    st.integers(0, 2**32),
+)
+def test_each_hash_is_xxh3_of_a_block_seeded_by_the_one_before(
+    size: int, count: int, salt: int, seed: int
+) -> None:
+    tokens = np.random.default_rng(seed).integers(0, 2**31, size * count + size // 2, np.int32)
+    expected, previous = [], salt
+    for start in range(0, size * count, size):
+        previous = xxhash.xxh3_64_intdigest(tokens[start : start + size].tobytes(), previous)
+        expected.append(previous)
+    assert block_hashes(tokens, size, salt).tolist() == expected
+
+
+def test_long_prompts_are_hashed_by_the_compiled_loop() -> None:
+    if not library.is_available():
+        pytest.skip(library.choice().reason)
+    assert are_hashes_compiled()
+
+
+@pytest.mark.parametrize("lacking", ["library", "function"])
+def test_without_the_compiled_loop_hashes_are_the_same(
+    lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = np.arange(4000, dtype=np.int32)
+    usual = block_hashes(tokens, 16, salt=5).tolist()
+    if lacking == "library":
+        none = library.Choice(None, None, None, "not built")
+        monkeypatch.setattr(library, "choice", lambda: none)
+    else:
+        monkeypatch.setattr(block_hash.importlib, "import_module", lambda name: pytest)
+    monkeypatch.setattr(block_hash, "_long_chain", block_hash._long_chain.__wrapped__)
+    assert not are_hashes_compiled()
+    assert block_hashes(tokens, 16, salt=5).tolist() == usual
+
+
+def test_tokens_of_a_message_can_be_hashed_though_nobody_may_change_them() -> None:
+    tokens = np.arange(4000, dtype=np.int32)
+    fixed = np.frombuffer(tokens.tobytes(), dtype=np.int32)
+    assert block_hashes(fixed, 16, 1).tolist() == block_hashes(tokens[::1], 16, 1).tolist()
+    spread = np.repeat(tokens, 2)[::2]
+    assert block_hashes(spread, 16, 1).tolist() == block_hashes(tokens, 16, 1).tolist()
