@@ -63,7 +63,7 @@ def test_a_salt_depends_on_the_secret_and_on_where_its_parts_end() -> None:
 
 @given(
     st.integers(1, 300),
-    st.sampled_from([1, 31, 32, 33, 70]),
+    st.sampled_from([1, 15, 16, 17, 70]),
     st.integers(0, 2**64 - 1),
     st.integers(0, 2**32),
 )
