@@ -380,6 +380,21 @@ def test_the_notes_show_commands_that_exist() -> None:
     assert 8000 in ports
 
 
+# Disruptions
+
+
+@pytest.mark.parametrize("pool", ["prefill", "decode"])
+@pytest.mark.parametrize(("replicas", "away", "left"), [(3, 1, 5), (3, 4, 2), (1, 1, 1), (1, 9, 0)])
+def test_nodes_with_workers_can_be_drained(pool: str, replicas: int, away: int, left: int) -> None:
+    """Kubernetes takes no `maxUnavailable` for pods whose owner has no scale, and a RayCluster has
+    none: it would forbid every eviction. Replicas here have two pods."""
+    pools = {pool: {"replicas": replicas, "tensor_parallel_size": 16}}
+    values = {"cluster": {"pools": pools}, "pdb": {"workerMaxUnavailable": away}}
+    budget = one(render(values), "PodDisruptionBudget", f"crossdock-{pool}")["spec"]
+    assert budget["minAvailable"] == left
+    assert "maxUnavailable" not in budget
+
+
 # Routers
 
 
