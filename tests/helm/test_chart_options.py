@@ -135,6 +135,29 @@ def test_the_config_may_name_a_store_of_its_own() -> None:
     assert store_of(own)[0] == "memory://"
 
 
+@pytest.mark.parametrize(
+    ("store", "ports"),
+    [
+        ("redis://r.db", {6379}),
+        ("redis://r.db:6380/0?namespace=a:1", {6380}),
+        ("rediss://user:p%40ss@[fd00::7]:6390/2", {6390}),
+        ("redis://[fd00::7]/2", {6379}),
+        ("unix:///run/redis.sock", set()),
+        ("memory://", set()),
+    ],
+)
+def test_a_store_of_the_config_s_own_is_let_through_by_its_port(
+    store: str, ports: set[int]
+) -> None:
+    place = redis_place(store)
+    assert {place.port for place in (place,) if place and not place.path} == ports
+    egress = one(render({"cluster": {"store": store}}), "NetworkPolicy", "crossdock-egress")[
+        "spec"
+    ]["egress"]
+    anywhere = {port["port"] for rule in egress if "to" not in rule for port in rule["ports"]}
+    assert anywhere - {53} == ports
+
+
 def test_another_store_restarts_routers_and_no_worker() -> None:
     def checksum(url: str, part: str) -> str:
         manifests = render({"cluster": {"store": url}})

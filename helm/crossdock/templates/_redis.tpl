@@ -59,6 +59,15 @@ gcsFaultToleranceOptions:
 {{- end }}
 {{- end }}
 
+{{/* Port of a Redis that `cluster` names; "" without one. */}}
+{{- define "crossdock.ownStorePort" -}}
+{{- $url := `^rediss?://(?:[^@/]*@)?(?:\[[^\]]*\]|[^/:?]*)(?::([0-9]+))?.*$` }}
+{{- $store := .Values.cluster.store | default "" }}
+{{- if regexMatch $url $store }}
+{{- regexReplaceAll $url $store "${1}" | default "6379" }}
+{{- end }}
+{{- end }}
+
 {{- define "crossdock.storePassword" -}}
 {{- $redis := .Values.redis }}
 {{- if $redis.enabled }}
