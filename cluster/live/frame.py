@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.live.scrape import Interval
-from cluster.metric_table import IMBALANCE, UTILIZATION
+from cluster.metric_table import HOUR_PRICE, IMBALANCE, UTILIZATION
 from core.metric_spec import MetricSpec
 from core.phase_clock import Phase
 from router import metric_table as router
@@ -159,6 +159,7 @@ def _router(interval: Interval) -> Frame:
 
 
 def _tenants(interval: Interval) -> list[Frame]:
+    costs = _costs_per_hour(interval)
     return [
         {
             "tenant": tenant,
@@ -171,9 +172,28 @@ def _tenants(interval: Interval) -> list[Frame]:
             ),
             "prompt_tokens_per_s": interval.rate(router.PROMPT_TOKENS, tenant=tenant),
             "generated_tokens_per_s": interval.rate(router.GENERATED, tenant=tenant),
+            "cost_per_hour": costs.get(tenant),
         }
         for tenant in interval.values(router.REQUESTS, "tenant")
     ]
+
+
+def _costs_per_hour(interval: Interval) -> dict[str, float]:
+    """By tenant: what the pools cost, by shares in the computed prompt tokens and in the generated
+    ones. Nobody, where nothing has a price."""
+    shares: dict[str, dict[str, float]] = {"prefill": {}, "decode": {}}
+    for tenant in interval.values(router.REQUESTS, "tenant"):
+        prompt = interval.increase(router.PROMPT_TOKENS, tenant=tenant)
+        cached = interval.increase(router.CACHED_TOKENS, tenant=tenant)
+        shares["prefill"][tenant] = prompt - cached
+        shares["decode"][tenant] = interval.increase(router.GENERATED, tenant=tenant)
+    costs: dict[str, float] = {}
+    for pool in interval.values(HOUR_PRICE, "pool"):
+        price = interval.now(HOUR_PRICE, pool=pool)
+        for tenant, tokens in shares[pool].items():
+            part = _share(tokens, sum(shares[pool].values())) or 0.0
+            costs[tenant] = costs.get(tenant, 0.0) + part * price
+    return costs
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
+from rich.columns import Columns
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,8 @@ from rich.text import Text
 from cluster.live.frame import Frame
 
 _NOTHING = "–"
+# Columns that hold names; all others hold numbers.
+_WORDS = ("", "from", "to", "by")
 # From here on a share of a pool is shown as full.
 _FULL = 0.9
 
@@ -26,25 +29,26 @@ def draw(frame: Frame) -> RenderableType:
 
 
 def _head(frame: Frame) -> RenderableType:
+    model = Text(frame["model"], style="bold")
+    model.append("" if frame["settled"] else "  changing", "yellow")
+    model.append(f"  (last {frame['window_s']:.0f} s)", "dim")
     pools = frame["pools"]
-    head = Text(f"{frame['model']}  ", style="bold")
+    line = Text()
     for pool in ("prefill", "decode"):
         told = pools[pool]
         missing = told["ready"] < told["wanted"]
-        head.append(f"{pool} {told['ready']}/{told['wanted']}", "red" if missing else "green")
+        line.append(f"{pool} {told['ready']}/{told['wanted']}", "red" if missing else "green")
         used = told["utilization"]
         full = used is not None and used >= _FULL
-        head.append(f" {_percent(used)} used  ", "yellow" if full else "")
-    head.append(f"imbalance {_percent(pools['imbalance'])}  restarts {frame['restarts']}")
-    head.append("" if frame["settled"] else "  changing", "yellow")
-    head.append(f"  (last {frame['window_s']:.0f} s)", "dim")
-    return head
+        line.append(f" {_percent(used)} used  ", "yellow" if full else "")
+    line.append(f"imbalance {_percent(pools['imbalance'])}  restarts {frame['restarts']}")
+    return Group(model, line)
 
 
 def _serving(told: Frame) -> RenderableType:
     return _table(
         "serving",
-        ["requests/s", "goodput/s", "in SLO", "waiting", "streaming", "prompt tok/s", "cached",
+        ["requests /s", "goodput /s", "in SLO", "waiting", "streaming", "prompt tok/s", "cached",
          "generated tok/s", "retries"],
         [[
             _number(told["requests_per_s"]), _number(told["goodput_per_s"]),
@@ -68,16 +72,14 @@ def _latency(frame: Frame) -> RenderableType:
         ["", *names],
         [[role, *(_seconds(told[name]) for name in names)] for role, told in phases.items()],
     )
-    grid = Table.grid(padding=(0, 2))
-    grid.add_row(latency, spent)
-    return grid
+    # Beside each other where there is room.
+    return Columns((latency, spent), padding=(0, 3))
 
 
 def _workers(workers: Iterable[Frame]) -> RenderableType:
     rows = [
         [
-            told["worker"],
-            f"{told['state']} {told['detail']}".strip(),
+            told["worker"] if told["state"] == "ready" else _not_ready(told),
             f"{_count(told['running'])}/{_count(told['max_sequences'])}",
             _count(told["waiting"]),
             _percent(told["kv_used"]),
@@ -91,9 +93,13 @@ def _workers(workers: Iterable[Frame]) -> RenderableType:
         ]
         for told in workers
     ]
-    columns = ["", "state", "run", "wait", "KV", "busy", "MFU", "MBU", "prefill tok/s",
-               "decode tok/s", "step", "orphans"]  # fmt: skip
+    columns = ["", "run", "wait", "KV", "busy", "MFU", "MBU", "prefill tok/s",
+               "decode tok/s", "step", "orphan blocks"]  # fmt: skip
     return _table("workers", columns, rows)
+
+
+def _not_ready(told: Frame) -> str:
+    return f"{told['worker']} {told['state']} {told['detail']}".strip()
 
 
 def _edges(edges: Iterable[Frame]) -> RenderableType:
@@ -113,20 +119,26 @@ def _edges(edges: Iterable[Frame]) -> RenderableType:
 
 def _router(told: Frame) -> RenderableType:
     ratios = [told[f"{name}_actual_over_predicted"] for name in ("ttft", "tpot")]
-    return _table(
+    decisions = _table(
         "router",
-        ["handoff/s", "local/s", "direct/s", "P overlap", "D overlap", "decision p99",
-         "TTFT/predicted", "TPOT/predicted", "KV events/s", "index blocks", "excluded"],
+        ["handoff /s", "local /s", "direct /s", "decision p99", "TTFT /predicted",
+         "TPOT /predicted", "excluded workers"],
         [[
             _number(told["handoff_per_s"]), _number(told["local_per_s"]),
-            _number(told["direct_per_s"]),
-            _percent(told["prefill_overlap"]), _percent(told["decode_overlap"]),
-            _seconds(told["decision_p99_s"]),
+            _number(told["direct_per_s"]), _seconds(told["decision_p99_s"]),
             *(_NOTHING if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-            _number(told["kv_events_per_s"]), _count(told["index_blocks"]),
             _count(told["excluded_workers"]),
         ]],
     )  # fmt: skip
+    prefixes = _table(
+        "prefixes",
+        ["P overlap", "D overlap", "KV events/s", "index blocks"],
+        [[
+            _percent(told["prefill_overlap"]), _percent(told["decode_overlap"]),
+            _number(told["kv_events_per_s"]), _count(told["index_blocks"]),
+        ]],
+    )  # fmt: skip
+    return Group(decisions, prefixes)
 
 
 def _tenants(tenants: Iterable[Frame]) -> RenderableType:
@@ -139,25 +151,33 @@ def _tenants(tenants: Iterable[Frame]) -> RenderableType:
             _percent(told["attainment"]),
             _number(told["prompt_tokens_per_s"]),
             _number(told["generated_tokens_per_s"]),
+            _NOTHING if told["cost_per_hour"] is None else f"{told['cost_per_hour']:.2f}",
         ]
         for told in tenants
     ]
-    columns = [
-        "",
-        "requests/s",
-        "at door",
-        "refused/s",
-        "in SLO",
-        "prompt tok/s",
-        "generated tok/s",
-    ]
+    columns = ["", "requests /s", "at door", "refused /s", "in SLO", "prompt tok/s",
+               "generated tok/s", "cost /h"]  # fmt: skip
     return _table("tenants", columns, rows)
 
 
 def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number or column else "left", no_wrap=True)
+    """Words of ``columns`` stand below each other, so that all fits into 80 characters; what is
+    wider all the same breaks names, and leaves numbers whole."""
+    table = Table(
+        title=title,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    for column in columns:
+        words = column in _WORDS
+        heading = column.replace(" ", "\n")
+        justify: Literal["left", "right"] = "left" if words else "right"
+        table.add_column(
+            heading, justify=justify, no_wrap=not words, overflow="fold", vertical="bottom"
+        )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

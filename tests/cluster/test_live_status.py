@@ -16,6 +16,8 @@ from cluster.live.frame import Frame, make_frame
 from cluster.live.scrape import Interval, Scrape
 from cluster.live.tables import draw
 from cluster.metrics import ControllerMetrics
+from cluster.plan import Slot
+from cluster.pool_messages import Member, MemberState
 from cluster.wanted import Wanted
 from core.block_pool import BlockPool
 from core.errors import Unavailable
@@ -99,11 +101,13 @@ class Told:
         self.edge = pb.EdgeStats(peer="prefill-0", transport="tcp", detail="shm: other host")
 
     def scrape(self, at: float) -> Scrape:
+        prices = {"prefill": 3.0, "decode": 5.0}
         utilization = {"prefill": 0.95, "decode": 0.25}
-        view = ClusterView("tiny", "", "", (), {}, Wanted(1, 1), 0, True, utilization)
+        members = tuple(Member(Slot(pool, 0, pool), MemberState.READY, 0.0) for pool in prices)
+        view = ClusterView("tiny", "", "", members, {}, Wanted(1, 1), 0, True, utilization)
         worker = self.worker.render(self.worker.state(self.decoder, [self.edge], [], 1))
         router = self.router.render(RouterState(known=["decode-0"], running=3, streaming=2))
-        controller = ControllerMetrics(lambda: view, {}).render()
+        controller = ControllerMetrics(lambda: view, prices).render()
         return Scrape.parse(merge([router, worker, controller]).decode(), at)
 
     def serve(self) -> None:
@@ -113,6 +117,7 @@ class Told:
         self.router.first_output(0.3, 0.2, placement)
         for seconds, tenant in ((0.3, "a"), (3.0, "b")):
             finish = Finish(FinishReason.STOP, 5, 16, 0.1, seconds, seconds + 0.1, placement, 1)
+            self.router.generated(tenant, 30 if tenant == "a" else 10)
             self.router.ended(EndedRequest(tenant, State.FINISHED, 20, 16, [finish]))
         tokens = np.zeros(5, dtype=np.int32)
         self.worker.meter.planned(1.0)
@@ -174,16 +179,35 @@ def test_a_frame_tells_of_workers_edges_router_and_tenants(frame: Frame) -> None
     assert tenants == {"default": None, "a": 1.0, "b": 0.0}
 
 
-def test_it_is_drawn_for_people(frame: Frame) -> None:
-    console = Console(file=io.StringIO(), width=160)
+def test_the_pools_cost_is_shared_by_what_tenants_took(frame: Frame) -> None:
+    """Computed tokens: 4 of each; generated ones: 30 and 10."""
+    costs = {told["tenant"]: told["cost_per_hour"] for told in frame["tenants"]}
+    assert costs == {"default": 0.0, "a": 1.5 + 5.0 * 3 / 4, "b": 1.5 + 5.0 / 4}
+
+
+def drawn(frame: Frame, width: int) -> list[str]:
+    console = Console(file=io.StringIO(), width=width)
     console.print(draw(frame))
     assert isinstance(console.file, io.StringIO)
-    lines = console.file.getvalue().splitlines()
-    assert lines[0].startswith("tiny  prefill 0/1 95% used  decode 1/1 25% used  imbalance 70%")
-    assert "changing" in lines[0]
+    return console.file.getvalue().splitlines()
+
+
+def test_it_fits_into_a_narrow_terminal(frame: Frame) -> None:
+    """Of two digits more than usual, and with a worker that says why it is not ready."""
+    frame["workers"][0] |= {"running": 128, "max_sequences": 256, "decode_tokens_per_s": 12345}
+    frame["serving"] |= {"prompt_tokens_per_s": 123456, "generated_tokens_per_s": 12345}
+    text = "\n".join(drawn(frame, 80))
+    assert "…" not in text
+    assert {"decode-0", "128/256", "12345", "123456", "prefill-0"} <= set(text.split())
+
+
+def test_it_is_drawn_for_people(frame: Frame) -> None:
+    lines = drawn(frame, 160)
+    assert lines[0] == "tiny  changing  (last 10 s)"
+    assert lines[1] == "prefill 0/1 95% used  decode 1/1 25% used  imbalance 70%  restarts 1"
     cells = [line.split() for line in lines]
     assert ["prefill-0/0", "decode-0/0", "tcp", "(slow)", "2.0", "10.0", "0"] in cells
-    assert ["b", "0.1", "0", "0.0", "0%", "2.0", "0.0"] in cells
+    assert ["b", "0.1", "0", "0.0", "0%", "2.0", "1.0", "2.75"] in cells
     assert [cell for line in cells if line[:1] == ["TTFT"] for cell in line][:7] == [
         "TTFT",
         "375",
@@ -198,8 +222,7 @@ def test_it_is_drawn_for_people(frame: Frame) -> None:
 def test_an_idle_cluster_is_drawn_too() -> None:
     told = Told()
     before = told.scrape(10.0)
-    console = Console(file=io.StringIO(), width=160)
-    console.print(draw(make_frame(STATUS, Interval(before, told.scrape(20.0)))))
+    assert drawn(make_frame(STATUS, Interval(before, told.scrape(20.0))), 160)
 
 
 def test_without_a_router_it_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
