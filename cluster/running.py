@@ -139,9 +139,10 @@ def not_running(name: str) -> PreconditionFailed:
 
 
 def runs_already(cluster: RunningCluster) -> AlreadyExists:
+    option = "" if cluster.name == DEFAULT_NAME else f" --name {cluster.name}"
     return AlreadyExists(
         f"a cluster named {cluster.name!r} runs already (pid {cluster.pid}); end it with "
-        "`crossdock down`, or choose another --name",
+        f"`crossdock down{option}`, or choose another --name",
         reason="RUNS_ALREADY",
         metadata={"name": cluster.name, "pid": str(cluster.pid)},
     )

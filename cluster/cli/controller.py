@@ -24,6 +24,7 @@ from cluster.cli.options import (
     DrainOption,
     HostOption,
     PortOption,
+    check_place,
 )
 
 RequiredConfigOption = Annotated[Path, typer.Option(help="YAML file that describes the cluster.")]
@@ -32,7 +33,12 @@ RequiredConfigOption = Annotated[Path, typer.Option(help="YAML file that describ
 def controller(
     config: RequiredConfigOption,
     ray_head: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Head of the Ray cluster to run workers on.")
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            callback=check_place,
+            help="Head of the Ray cluster to run workers on.",
+        ),
     ],
     host: HostOption = DEFAULT_HOST,
     registry_port: PortOption = DEFAULT_REGISTRY_PORT,
@@ -72,7 +78,12 @@ def controller(
 def router(
     config: RequiredConfigOption,
     registry: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where a controller lists its workers.")
+        str,
+        typer.Option(
+            metavar="HOST:PORT",
+            callback=check_place,
+            help="Where a controller lists its workers.",
+        ),
     ],
     host: HostOption = DEFAULT_HOST,
     grpc_port: PortOption = DEFAULT_GRPC_PORT,

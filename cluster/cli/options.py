@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,37 @@ DecodePPOption = Annotated[
 ]
 HostOption = Annotated[str, typer.Option(help="Address to serve on.")]
 PortOption = Annotated[int, typer.Option(help="0: any free one.")]
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.%\w]+\]|[^\s:/]+):(?P<port>[0-9]{1,5})")
+_MAX_PORT = 65535
+
+
+def check_place(place: str | None) -> str | None:
+    """What was given, if it is host:port; raises ``BadParameter``. A callback of options."""
+    found = None if place is None else _HOST_AND_PORT.fullmatch(place)
+    if place is not None and (found is None or not 0 < int(found["port"]) <= _MAX_PORT):
+        raise typer.BadParameter(f"{place!r} is not HOST:PORT, such as 127.0.0.1:50052")
+    return place
+
+
+def check_ray_address(address: str | None) -> str | None:
+    """The same, where Ray's own words may stand instead."""
+    if address is None or address == "auto":
+        return address
+    try:
+        check_place(address.removeprefix("ray://"))
+    except typer.BadParameter:
+        fix = "must be HOST:PORT, such as 10.0.0.1:6379, or auto on a node of the cluster"
+        raise typer.BadParameter(f"{address!r}: {fix}") from None
+    return address
+
+
 RayAddressOption = Annotated[
-    str | None, typer.Option(help="Join this Ray cluster instead of starting one.")
+    str | None,
+    typer.Option(
+        metavar="HOST:PORT",
+        callback=check_ray_address,
+        help="Join this Ray cluster instead of starting one; auto: that of this node.",
+    ),
 ]
 ApiKeyOption = Annotated[
     str | None, typer.Option(envvar="CROSSDOCK_API_KEY", help="Where the cluster asks for one.")
@@ -80,7 +110,11 @@ ClusterNameOption = Annotated[
 ]
 AddressOption = Annotated[
     str | None,
-    typer.Option(help="Else: the cluster that `up` started, or the default port of `serve`."),
+    typer.Option(
+        metavar="HOST:PORT",
+        callback=check_place,
+        help="Else: the cluster that `up` started, or the default port of `serve`.",
+    ),
 ]
 
 

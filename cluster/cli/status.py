@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cluster.cli.admin_call import fetch_status
-from cluster.cli.options import AddressOption, ClusterNameOption, admin_address
+from cluster.cli.options import AddressOption, ClusterNameOption, admin_address, check_place
 from cluster.cli.output import Output, OutputOption, emit, plain, print_table
 from cluster.cli.watch import Watched, watch
 
@@ -30,7 +30,11 @@ def status(
     ] = None,
     router: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="HTTP address of the router that --watch asks."),
+        typer.Option(
+            metavar="HOST:PORT",
+            callback=check_place,
+            help="HTTP address of the router that --watch asks.",
+        ),
     ] = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

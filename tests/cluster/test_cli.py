@@ -17,6 +17,7 @@ import pytest
 from model_folders import make_model_folder
 
 from cluster.cli.main import main
+from cluster.cli.options import check_ray_address
 from cluster.running import claim_name
 from cluster.shadowing import our_root
 from core.errors import NotFound
@@ -309,6 +310,34 @@ def test_a_refused_chat_fails_with_the_servers_words(door, monkeypatch, capsys) 
 def test_wrong_usage_is_exit_code_2(arguments, monkeypatch, capsys) -> None:
     assert run(monkeypatch, *arguments) == 2
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status", "--address"),
+        ("status", "--watch", "--router"),
+        ("scale", "--decode", "2", "--address"),
+        ("generate", "hi", "--address"),
+        ("serve", "--ray-address"),
+        ("router", "--config", "c.yaml", "--registry"),
+        ("controller", "--config", "c.yaml", "--ray-head"),
+    ],
+)
+@pytest.mark.parametrize("given", ["here", "1.2.3.4", "http://1.2.3.4:1", "host:0", "host:70000"])
+def test_a_place_without_host_or_port_is_told_what_it_must_be(
+    words: tuple[str, ...], given: str, monkeypatch, capsys
+) -> None:
+    assert run(monkeypatch, *words, given) == 2
+    told = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert f"'{words[-1]}'" in told
+    assert f"'{given}'" in told
+    assert "HOST:PORT, such as" in told
+
+
+@pytest.mark.parametrize("given", ["auto", "10.0.0.1:6379", "[fd00::1]:6379", "ray://head:10001"])
+def test_a_ray_cluster_is_named_by_its_place_or_found(given: str) -> None:
+    assert check_ray_address(given) == given
 
 
 def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -36,8 +36,9 @@ def test_a_name_is_claimed_found_and_released(runtime: Path) -> None:
 
 def test_a_name_is_taken_once() -> None:
     claim_name("mine", 1.0)
-    with pytest.raises(AlreadyExists, match=f"runs already .pid {os.getpid()}"):
+    with pytest.raises(AlreadyExists, match=f"runs already .pid {os.getpid()}") as refused:
         claim_name("mine", 1.0)
+    assert "`crossdock down --name mine`" in str(refused.value)
     claim_name("other", 1.0)
 
 
