@@ -347,7 +347,9 @@ class ServingCluster:
         files = admin_files(self._spec)
         port = await self._listen(server, host, self._options.admin_port, files)
         self.admin_address = f"{host}:{port}"
-        self._progress.note(f"admin={self.admin_address}")
+        self._progress.note(
+            f"for operators (crossdock status, scale, drain …): --address {self.admin_address}"
+        )
         if warning := admin_warning(self._spec, host):
             self._progress.note(warning)
 

@@ -254,7 +254,7 @@ def _wait_ready(
     watchdog.cancel()
     ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", line)
     assert ready is not None, f"no ready line but {line!r}; stderr: {notes[-20:]}"
-    admin = next(note.partition("=")[2] for note in notes if note.startswith("admin="))
+    admin = next(note.split()[-1] for note in notes if note.startswith("for operators"))
     return ServedCluster(process, ready[1], ready[2], admin, identity)
 
 
