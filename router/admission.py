@@ -28,15 +28,14 @@ from router.admission_messages import (
     Started,
 )
 from router.departures import Departures
-from router.fair_queue import FairQueue, Waiting
+from router.fair_queue import FairQueue
 from router.replication.shared_tenants import Places, SharedTenants
 from router.tenant_account import TenantAccount
+from router.waiting_line import Waiting
 
 # A token of an answer costs as much as two of a prompt: the ratio of the OSDI paper, and of most
 # price lists not far away.
 PROMPT_COST, ANSWER_COST = 1.0, 2.0
-# Where such a prompt finds no room, none does: nobody's turn has to be found out.
-_LEAST_PROMPT = 1
 
 
 class Room(Protocol):
@@ -139,7 +138,8 @@ class Admission:
         cost = PROMPT_COST * event.prompt_tokens + ANSWER_COST * expected
         self._held[event.key] = _Held(event, account, tokens, blocks, cost)
         weight = account.tenant.weight
-        self._queue.add(Waiting(event.key, event.priority, event.due, cost, weight))
+        waiting = Waiting(event.key, event.priority, event.due, cost, weight, event.prompt_tokens)
+        self._queue.add(waiting)
         if not self._without_token:
             self._departures.began(now)
         self._without_token += 1
@@ -156,16 +156,13 @@ class Admission:
         return Refuse(key, _too_many(self._max_waiting, wait))
 
     def _next(self) -> list[DoorCommand]:
-        # While nothing is in, nothing will end and make room: whatever workers seem to have before
-        # them is not known to this router, and old.
-        if not self._queue or (self._in and not self._room.has_room(_LEAST_PROMPT)):
+        # Mostly the shortest finds no room, and nobody's turn has to be found out.
+        if not self._queue or not self._has_room(self._queue.shortest):
             return []
-        waiting = self._queue.next(self._may_go)
+        waiting = self._queue.next(self._may_go, self._has_room)
         if waiting is None:
             return []
         held = self._held[waiting.key]
-        if self._in and not self._room.has_room(held.arrived.prompt_tokens):
-            return []
         held.is_in = True
         self._in += 1
         held.account.began(held.arrived.answers, held.blocks)
@@ -173,6 +170,11 @@ class Admission:
             self._shared.began(held.account.tenant, held.places)
         self._queue.leave(waiting)
         return [Admit(waiting.key)]
+
+    def _has_room(self, prompt_tokens: int) -> bool:
+        """While nothing is in, nothing will end and make room: whatever workers seem to have before
+        them is not known to this router, and old."""
+        return not self._in or self._room.has_room(prompt_tokens)
 
     def _may_go(self, waiting: Waiting) -> bool:
         held, blocks = self._held[waiting.key], self._room.decode_blocks

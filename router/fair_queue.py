@@ -8,83 +8,31 @@ who wait, by what has ended: a pause earns nothing, and nobody's guesses cost an
 When something has to go it is the newest of whoever has most waiting (McKenney, "Stochastic
 fairness queueing", INFOCOM 1990), of the last class.
 
-Pure. Does not cover: what a request costs, limits (``router.tenant_account``).
+Whoever finds no room when it is next is passed by shorter ones that do, so that no worker idles for
+it. Aging bounds it: once they have `PATIENCE` times its own tokens, all wait until it has room.
+
+Pure. Does not cover: what a request costs, limits (``router.tenant_account``), what has room
+(``router.worker_room``).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
+from core.prefill_order import PATIENCE
 from core.request import RequestKey
+from router.waiting_line import Waiting, WaitingLine
 
 # A tenant's of one class: (class, tenant).
 _Share = tuple[int, str]
-
-# So many entries of requests that wait no longer are kept in any case.
-_MOST_STALE = 64
-
-
-class Waiting(NamedTuple):
-    """``due``: when its first token is wanted, seconds. ``cost``: in tokens, weighted."""
-
-    key: RequestKey
-    priority: int
-    due: float
-    cost: float
-    weight: float
-
-
-@dataclass(slots=True)
-class _Line:
-    """One tenant's requests of one class; ``here`` in the order of arrival."""
-
-    tenant: str
-    here: dict[RequestKey, Waiting] = field(default_factory=dict)
-    by_due: list[tuple[float, int, Waiting]] = field(default_factory=list)
-    cost: float = 0.0
-
-    def add(self, waiting: Waiting, number: int) -> None:
-        self.here[waiting.key] = waiting
-        self.cost += waiting.cost / waiting.weight
-        heappush(self.by_due, (waiting.due, number, waiting))
-
-    def remove(self, key: RequestKey) -> Waiting | None:
-        waiting = self.here.pop(key, None)
-        if waiting is not None:
-            self.cost -= waiting.cost / waiting.weight
-            self._forget_stale()
-        return waiting
-
-    def _forget_stale(self) -> None:
-        """Else what is refused in a flood would pile up behind what is due earlier."""
-        if len(self.by_due) > 2 * len(self.here) + _MOST_STALE:
-            self.by_due = [entry for entry in self.by_due if self._is_here(entry[2])]
-            heapify(self.by_due)
-
-    def _is_here(self, waiting: Waiting) -> bool:
-        """A later request may have the same key."""
-        return self.here.get(waiting.key) is waiting
-
-    @property
-    def first(self) -> Waiting:
-        """Of a line that is not empty."""
-        while not self._is_here(self.by_due[0][2]):
-            heappop(self.by_due)
-        return self.by_due[0][2]
-
-    @property
-    def newest(self) -> Waiting:
-        return self.here[next(reversed(self.here))]
 
 
 class FairQueue:
     """Requests of all tenants that wait."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, dict[str, _Line]] = {}
+        self._lines: dict[int, dict[str, WaitingLine]] = {}
         # Of each class by itself: who waits for a turn that does not come in a later one would
         # else have saved up for a better one.
         self._paid: dict[_Share, float] = {}
@@ -92,6 +40,8 @@ class FairQueue:
         self._expected: dict[_Share, float] = {}
         # Where the latest one that left stood: where the next one starts after a quiet time.
         self._level: dict[int, float] = {}
+        # Tokens of shorter prompts that left before one whose turn it was.
+        self._passed: dict[RequestKey, int] = {}
         self._number = 0
         self._count = 0
 
@@ -110,7 +60,7 @@ class FairQueue:
         tenant = waiting.key.tenant
         if tenant not in lines:
             self._level_up((waiting.priority, tenant), lines)
-            lines[tenant] = _Line(tenant)
+            lines[tenant] = WaitingLine(tenant)
         self._number += 1
         self._count += 1
         lines[tenant].add(waiting, self._number)
@@ -121,18 +71,48 @@ class FairQueue:
         level = min(settled, default=self._level.get(priority, 0.0))
         self._paid[share] = max(self._paid.get(share, 0.0), level)
 
-    def next(self, may_go: Callable[[Waiting], bool]) -> Waiting | None:
-        """Who is next among the tenants' first ones that ``may_go``. What waits for its own
-        tenant's limits is not overtaken by later classes of that tenant, which would keep it out
-        for ever."""
+    @property
+    def shortest(self) -> int:
+        """Tokens of the shortest prompt that waits. Of a queue that is not empty."""
+        return min(line.shortest.prompt_tokens for line in self._all_lines())
+
+    def next(
+        self, may_go: Callable[[Waiting], bool], has_room: Callable[[int], bool]
+    ) -> Waiting | None:
+        """Who is to leave now; None: nobody. ``may_go``: by its own tenant's limits. ``has_room``:
+        whether workers take a prompt of so many tokens; if not, then no longer one either."""
+        passed: list[Waiting] = []
+        too_long: float = math.inf
+        for waiting in self._in_turn(may_go):
+            if waiting.prompt_tokens < too_long and has_room(waiting.prompt_tokens):
+                self._pass(passed, waiting.prompt_tokens)
+                return waiting
+            if self._is_aged(waiting):
+                return None
+            too_long = min(too_long, waiting.prompt_tokens)
+            passed.append(waiting)
+        return None
+
+    def _in_turn(self, may_go: Callable[[Waiting], bool]) -> Iterator[Waiting]:
+        """Of each tenant the one that is due first, then the shortest. What waits for its tenant's
+        limits is not overtaken by that tenant's others, which would keep it out for ever."""
         held_up: set[str] = set()
         for priority in sorted(self._lines):
-            lines = [line for line in self._lines[priority].values() if line.tenant not in held_up]
+            lines = self._lines[priority].values()
             for line in sorted(lines, key=lambda line: self._paid[priority, line.tenant]):
-                if may_go(line.first):
-                    return line.first
-                held_up.add(line.tenant)
-        return None
+                if line.tenant in held_up or not may_go(line.first):
+                    held_up.add(line.tenant)
+                    continue
+                yield line.first
+                if line.shortest is not line.first and may_go(line.shortest):
+                    yield line.shortest
+
+    def _pass(self, passed: Iterable[Waiting], tokens: int) -> None:
+        for waiting in passed:
+            self._passed[waiting.key] = self._passed.get(waiting.key, 0) + tokens
+
+    def _is_aged(self, waiting: Waiting) -> bool:
+        return self._passed.get(waiting.key, 0) >= PATIENCE * waiting.prompt_tokens
 
     def leave(self, waiting: Waiting) -> None:
         """It has its turn now, and pays what it is expected to cost."""
@@ -167,6 +147,7 @@ class FairQueue:
         if line is None or waiting is None:
             return None
         self._count -= 1
+        self._passed.pop(key, None)
         if not line.here:
             del lines[key.tenant]
             if not lines:
@@ -178,5 +159,5 @@ class FairQueue:
         lines = self._lines[max(self._lines)].values()
         return max(lines, key=lambda line: line.cost).newest
 
-    def _all_lines(self) -> Iterator[_Line]:
+    def _all_lines(self) -> Iterator[WaitingLine]:
         return (line for lines in self._lines.values() for line in lines.values())

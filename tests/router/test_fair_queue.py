@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.prefill_order import PATIENCE
 from core.request import RequestKey
-from router.fair_queue import FairQueue, Waiting
+from router.fair_queue import FairQueue
+from router.waiting_line import Waiting
 
 
 def waiting(
@@ -17,14 +21,23 @@ def waiting(
     weight: float = 1.0,
     priority: int = 0,
     due: float = 0.0,
+    tokens: int = 10,
 ) -> Waiting:
-    return Waiting(RequestKey(tenant, name), priority, due, cost, weight)
+    return Waiting(RequestKey(tenant, name), priority, due, cost, weight, tokens)
+
+
+def anybody(waiting: Waiting) -> bool:
+    return True
+
+
+def anywhere(prompt_tokens: int) -> bool:
+    return True
 
 
 def leave_all(queue: FairQueue) -> list[str]:
     """Names in the order in which they get their turn."""
     names = []
-    while (first := queue.next(lambda one: True)) is not None:
+    while (first := queue.next(anybody, anywhere)) is not None:
         queue.leave(first)
         names.append(first.key.request_id)
     assert len(queue) == 0
@@ -116,7 +129,7 @@ def test_what_was_expected_in_vain_costs_nobody_anything() -> None:
     for number in range(6):
         queue.add(waiting("busy", f"b{number}", cost=100.0))
     for _ in range(2):
-        first = queue.next(lambda one: True)
+        first = queue.next(anybody, anywhere)
         assert first is not None
         queue.leave(first)
     queue.add(waiting("back", "d", cost=100.0))
@@ -129,10 +142,10 @@ def test_who_may_not_go_is_passed() -> None:
     queue = FairQueue()
     queue.add(waiting("full", "f"))
     queue.add(waiting("other", "o"))
-    first = queue.next(lambda one: one.key.tenant != "full")
+    first = queue.next(lambda one: one.key.tenant != "full", anywhere)
     assert first is not None
     assert first.key.request_id == "o"
-    assert queue.next(lambda one: False) is None
+    assert queue.next(lambda one: False, anywhere) is None
 
 
 def test_what_waits_for_its_tenants_limits_is_not_overtaken_by_that_tenants_later_classes() -> None:
@@ -140,9 +153,98 @@ def test_what_waits_for_its_tenants_limits_is_not_overtaken_by_that_tenants_late
     queue.add(waiting("a", "wide", priority=0))
     queue.add(waiting("a", "narrow", priority=5))
     queue.add(waiting("b", "other", priority=5))
-    first = queue.next(lambda one: one.key.request_id != "wide")
+    first = queue.next(lambda one: one.key.request_id != "wide", anywhere)
     assert first is not None
     assert first.key.request_id == "other"
+
+
+def up_to(tokens: int) -> Callable[[int], bool]:
+    return lambda prompt_tokens: prompt_tokens <= tokens
+
+
+def next_name(queue: FairQueue, has_room: Callable[[int], bool]) -> str | None:
+    """Who leaves now."""
+    first = queue.next(anybody, has_room)
+    if first is None:
+        return None
+    queue.leave(first)
+    return first.key.request_id
+
+
+def test_what_has_no_room_is_passed_by_shorter_ones_of_any_tenant_and_class() -> None:
+    queue = FairQueue()
+    queue.add(waiting("a", "long", tokens=100))
+    queue.add(waiting("a", "own", tokens=20, due=9.0))
+    queue.add(waiting("b", "other's", tokens=30, cost=9.0))
+    queue.add(waiting("c", "later class", tokens=40, priority=5))
+    queue.add(waiting("c", "as long", tokens=100, priority=5, due=-1.0))
+    assert [next_name(queue, up_to(99)) for _ in range(4)] == [
+        "own",
+        "other's",
+        "later class",
+        None,
+    ]
+    assert leave_all(queue) == ["long", "as long"]
+
+
+def test_who_was_passed_by_enough_goes_first() -> None:
+    queue = FairQueue()
+    queue.add(waiting("a", "long", tokens=100))
+    for number in range(50):
+        queue.add(waiting("b", str(number), tokens=20))
+    left = 0
+    while next_name(queue, up_to(99)) is not None:
+        left += 1
+    assert left * 20 == PATIENCE * 100
+    assert next_name(queue, anywhere) == "long"
+    assert next_name(queue, up_to(99)) == str(left)
+
+
+def test_what_waits_for_its_tenants_limits_holds_nobody_else_up() -> None:
+    """Also one that was passed by enough: it may wait for long."""
+    queue = FairQueue()
+    queue.add(waiting("a", "long", tokens=1))
+    queue._pass([waiting("a", "long")], 1000)
+    queue.add(waiting("b", "short", tokens=1))
+    first = queue.next(lambda one: one.key.tenant != "a", anywhere)
+    assert first is not None
+    assert first.key.request_id == "short"
+
+
+LONGEST = 50
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.integers(0, 1), st.integers(1, LONGEST)), max_size=60
+    ),
+    st.lists(st.integers(0, LONGEST), min_size=1, max_size=20),
+)
+def test_no_room_is_left_unused_and_nobody_is_passed_without_end(
+    asked: list[tuple[str, int, int]], rooms: list[int]
+) -> None:
+    """Whatever has room when: who leaves has room, somebody leaves if anybody has, unless one waits
+    that was passed by enough, and whoever's turn it was has been passed by that at most."""
+    queue = FairQueue()
+    here: dict[str, Waiting] = {}
+    for number, (tenant, priority, tokens) in enumerate(asked):
+        name = str(number)
+        here[name] = waiting(tenant, name, priority=priority, tokens=tokens, cost=float(tokens))
+        queue.add(here[name])
+    passed = dict.fromkeys(here, 0)
+    for most in rooms * 5:
+        turn = next((one.key.request_id for one in queue._in_turn(anybody)), None)
+        left = next_name(queue, up_to(most))
+        if left is None:
+            is_held = any(queue._is_aged(one) for one in here.values())
+            assert is_held or all(one.prompt_tokens > most for one in here.values())
+            continue
+        tokens = here.pop(left).prompt_tokens
+        assert tokens <= most
+        if turn is not None and turn != left:
+            passed[turn] += tokens
+            assert passed[turn] < PATIENCE * here[turn].prompt_tokens + LONGEST
+    assert len(leave_all(queue)) == len(here)
 
 
 def test_what_is_refused_in_a_flood_leaves_nothing_behind() -> None:
@@ -155,6 +257,7 @@ def test_what_is_refused_in_a_flood_leaves_nothing_behind() -> None:
         queue.remove(gone.key, gone.priority)
     [line] = queue._all_lines()
     assert len(line.by_due) < 100
+    assert len(line.by_length) < 100
 
 
 def test_a_request_with_the_id_of_an_earlier_one_has_its_own_due_time() -> None:
@@ -199,7 +302,7 @@ def test_each_leaves_once_whatever_happens(steps: list[tuple[str, int, float, fl
             queue.add(one)
             here[str(number)] = one
         elif what == 3 and here:
-            first = queue.next(lambda one: True)
+            first = queue.next(anybody, anywhere)
             assert first is not None
             assert first.priority == min(one.priority for one in here.values())
             queue.leave(first)

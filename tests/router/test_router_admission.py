@@ -19,11 +19,13 @@ from router.door import Door
 
 @dataclass
 class Cluster:
-    """Workers that run ``slots`` requests, and the door in front of them."""
+    """Workers that run ``slots`` requests, of up to ``longest`` prompt tokens while they run any,
+    and the door in front of them."""
 
     slots: int = 1
     tenants: dict[str, Tenant] = field(default_factory=dict)
     max_waiting: int = 100
+    longest: int = 1 << 20
     decode_blocks: int = 1000
     now: float = 0.0
     running: list[str] = field(default_factory=list)
@@ -37,7 +39,7 @@ class Cluster:
         return self.tenants.get(name, Tenant(name))
 
     def has_room(self, prompt_tokens: int) -> bool:
-        return len(self.running) < self.slots
+        return len(self.running) < self.slots and prompt_tokens <= self.longest
 
     def _admit(self, key: RequestKey) -> None:
         self.running.append(key.request_id)
@@ -86,6 +88,28 @@ def test_room_that_others_made_is_used_when_it_is_told() -> None:
     cluster.slots = 2
     cluster.door.room_changed(0.0)
     assert cluster.running == ["a0", "a1"]
+
+
+def test_a_prompt_without_room_holds_back_no_shorter_one() -> None:
+    cluster = Cluster(slots=9)
+    cluster.arrive("a0")
+    cluster.longest = 99
+    for name, prompt in (("long0", 100), ("b0", 10), ("long1", 10)):
+        cluster.arrive(name, prompt=prompt)
+    assert cluster.running == ["a0", "b0", "long1"]
+    cluster.longest = 100
+    cluster.door.room_changed(0.0)
+    assert cluster.running == ["a0", "b0", "long1", "long0"]
+
+
+def test_a_prompt_without_room_is_passed_by_so_much_and_no_more() -> None:
+    cluster = Cluster(slots=99)
+    cluster.arrive("a0")
+    cluster.longest = 99
+    cluster.arrive("long0", prompt=100)
+    for number in range(20):
+        cluster.arrive(f"b{number}", prompt=80)
+    assert cluster.running == ["a0", *(f"b{number}" for number in range(10))]
 
 
 def test_an_empty_router_lets_one_in_whatever_workers_seem_to_have() -> None:
