@@ -73,10 +73,10 @@ class RequestIntake:
         self._access = access
         self._authentication = Authentication(access.api_keys, access.needs_key)
         self.salts = CacheSalts(model.digest)
-        # With other routers: what a request needs of all of them, told whether the client chose
-        # its id; and how to end or relay one that another router runs, which tells whether there is
-        # one.
-        self.claim: Callable[[Prompt, bool], Awaitable[None]] | None = None
+        # With other routers: what a call needs of all of them, told which ids the client chose; and
+        # how to end or relay a request that another router runs, which tells whether there is one.
+        self.claim: Callable[[Sequence[Prompt], Sequence[RequestKey]], Awaitable[None]] | None
+        self.claim = None
         self.abort_elsewhere: Callable[[RequestKey], Awaitable[bool]] | None = None
         self.relay_elsewhere: Callable[[RequestKey, int, int], Awaitable[bool]] | None = None
 
@@ -99,8 +99,8 @@ class RequestIntake:
                 await asyncio.sleep(0)
                 prompts.append(await self._prompt(call, arrived))
             if self.claim is not None:
-                for call, prompt in zip(calls, prompts, strict=True):
-                    await self.claim(prompt, bool(call.request_id))
+                both = zip(calls, prompts, strict=True)
+                await self.claim(prompts, [prompt.key for call, prompt in both if call.request_id])
             answers = AnswerStream(prompts)
             answers.start(self._dispatcher.start)
         except CrossdockError:

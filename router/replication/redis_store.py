@@ -19,7 +19,7 @@ from redis.backoff import NoBackoff
 from core.errors import Incompatible
 from core.request import RequestKey
 from core.store_url import RedisPlace
-from core.tenants import TenantLimits
+from core.tenants import Tenant
 from router.replication import store_scripts as scripts
 from router.replication.registry_mirror import LEASE_S, LeaseChange
 from router.replication.router_news import RouterNews, news_from_text, news_to_text
@@ -43,10 +43,21 @@ _ENDED = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimResult:
-    """Seconds to wait until the tenant's budget allows it; 0: it does."""
+class Claim:
+    """What a call needs: ``ids`` that the client chose, and of the tenant's budgets as much as all
+    its ``prompts`` and their ``tokens``, answers included, cost."""
 
-    is_taken: bool
+    tenant: Tenant
+    ids: Sequence[RequestKey]
+    prompts: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimResult:
+    """``taken``: an id that is. Seconds to wait until the tenant's budget allows it; 0: it does."""
+
+    taken: RequestKey | None
     requests_wait_s: float
     tokens_wait_s: float
 
@@ -84,27 +95,20 @@ class RedisStore:
 
     # Requests
 
-    async def claim(
-        self,
-        router: str,
-        tenant: str,
-        limits: TenantLimits,
-        tokens: int,
-        request: RequestKey | None,
-        kept_s: float,
-    ) -> ClaimResult:
-        """Take an id, if the client chose one, and of the tenant's budgets, all at once."""
-        budget = self._keys.budget(tenant)
+    async def claim(self, router: str, claim: Claim, kept_s: float) -> ClaimResult:
+        """All of it, or nothing if something is refused. Ids are taken for ``kept_s`` seconds."""
+        limits = claim.tenant.limits
         of_requests, of_tokens = request_budget(limits), token_budget(limits)
-        keys = [budget if request is None else self._keys.request(request), budget]
+        keys = [*map(self._keys.request, claim.ids), self._keys.budget(claim.tenant.name)]
         args = (
-            "" if request is None else router,
+            router,
             round(kept_s * 1000),
-            *((0, 0, 0) if of_requests is None else (*of_requests, 1)),
-            *((0, 0, 0) if of_tokens is None else (*of_tokens, tokens)),
+            *((0, 0, 0) if of_requests is None else (*of_requests, claim.prompts)),
+            *((0, 0, 0) if of_tokens is None else (*of_tokens, claim.tokens)),
         )
-        answer = await self._claims.call(keys, args, CALL_LIMIT_S)
-        return ClaimResult(bool(answer[0]), answer[1] / 1000, answer[2] / 1000)
+        number, *waits_ms = await self._claims.call(keys, args, CALL_LIMIT_S)
+        taken = claim.ids[number - 1] if number else None
+        return ClaimResult(taken, *(wait / 1000 for wait in waits_ms))
 
     async def keep(self, router: str, requests: Mapping[RequestKey, bool], kept_s: float) -> None:
         """These ids stay taken for so many seconds from now on; whether they run still."""

@@ -1,20 +1,22 @@
-"""What a request needs of all routers before it starts: its id, and its tenant's budgets.
+"""What a call needs of all routers before it starts: its requests' ids and its tenant's budgets.
 
-One call to the store, only if the client chose the id or the tenant has limits on its rates, and
-bounded: a store that does not answer is waited for once. Then, and while the store is known to be
-lost, this router decides by what it knows itself.
+One call to the store, only if the client chose an id or the tenant has limits on its rates: all
+that the call needs, or nothing if it is refused. It is bounded, and a store that does not answer is
+waited for once. Then, and while the store is known to be lost, this router decides by what it knows
+itself.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from core.errors import CrossdockError
 from core.request import REQUEST_ID_KEPT_S, RequestKey
 from core.tenants import Tenant
 from router.answer_stream import Prompt
-from router.replication.redis_store import RedisStore
+from router.replication.redis_store import Claim, RedisStore
 from router.replication.store_calls import StoreLost
 from router.replication.store_health import StoreHealth
 from router.request_ids import id_taken
@@ -58,39 +60,38 @@ class RequestClaims:
         self._chosen: set[RequestKey] = set()
         self._ended: set[RequestKey] = set()
 
-    async def claim(self, prompt: Prompt, chosen: bool) -> None:
-        """Raises AlreadyExists or Overloaded. ``chosen``: by the client, else the id is new in any
-        case."""
-        key, tenant = prompt.key, self._tenant(prompt.key.tenant)
-        self._requests.check_id(key)
-        if chosen or _has_budgets(tenant):
-            if chosen:
-                self._chosen.add(key)
-            if self._health.is_shared:
-                await self._ask(key, tenant, self._requests.tokens_of(prompt), chosen)
+    async def claim(self, prompts: Sequence[Prompt], chosen: Sequence[RequestKey]) -> None:
+        """What a call needs for all its prompts, at least one; raises AlreadyExists or Overloaded.
+        ``chosen``: ids that the client chose; others are new in any case."""
+        for prompt in prompts:
+            self._requests.check_id(prompt.key)
+        tenant = self._tenant(prompts[0].key.tenant)
+        if not (chosen or _has_budgets(tenant)):
+            return
+        new = set(chosen) - self._chosen
+        self._chosen |= new
+        if self._health.is_shared:
+            tokens = sum(map(self._requests.tokens_of, prompts))
+            try:
+                await self._ask(Claim(tenant, chosen, len(prompts), tokens))
+            except CrossdockError:
+                self._chosen -= new
+                raise
 
-    async def _ask(self, key: RequestKey, tenant: Tenant, tokens: int, chosen: bool) -> None:
+    async def _ask(self, claim: Claim) -> None:
         began = time.perf_counter()
         try:
-            result = await self._store.claim(
-                self._router,
-                tenant.name,
-                tenant.limits,
-                tokens,
-                key if chosen else None,
-                REQUEST_ID_KEPT_S,
-            )
+            result = await self._store.claim(self._router, claim, REQUEST_ID_KEPT_S)
         except StoreLost as error:
             self._lost(error)
             return
         self._took(time.perf_counter() - began)
-        if result.is_taken:
-            self._chosen.discard(key)
-            raise id_taken(key)
+        if result.taken is not None:
+            raise id_taken(result.taken)
         if result.requests_wait_s > 0:
-            raise over_limit(tenant, "requests_per_second", result.requests_wait_s)
+            raise over_limit(claim.tenant, "requests_per_second", result.requests_wait_s)
         if result.tokens_wait_s > 0:
-            raise over_limit(tenant, "tokens_per_minute", result.tokens_wait_s)
+            raise over_limit(claim.tenant, "tokens_per_minute", result.tokens_wait_s)
 
     async def is_elsewhere(self, key: RequestKey) -> bool:
         """Whether another router runs it, as far as known."""

@@ -14,22 +14,23 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-# KEYS: the request id ("" of none), the tenant's budget. ARGV: router, how long the id is kept,
-# then rate per second, burst and cost of requests and of tokens; a rate of 0: no limit.
-# Returns {1 if the id is taken, milliseconds to wait for requests, for tokens}.
+# All or nothing. KEYS: request ids, the tenant's budget. ARGV: router, how long ids are kept, then
+# rate per second, burst and cost of requests and of tokens; a rate of 0: no limit.
+# Returns {which id is taken, from 1, or 0, milliseconds to wait for requests, for tokens}.
 # Budgets are those of router.token_bucket.
 CLAIM = (
     _NOW
     + """
-if ARGV[1] ~= '' and not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
-    return {1, 0, 0}
+for number = 1, #KEYS - 1 do
+    if redis.call('EXISTS', KEYS[number]) == 1 then return {number, 0, 0} end
 end
+local budget = KEYS[#KEYS]
 local levels, waits = {}, {0, 0}
 for number, name in ipairs({'requests', 'tokens'}) do
     local rate = tonumber(ARGV[3 * number])
     local burst, cost = tonumber(ARGV[3 * number + 1]), tonumber(ARGV[3 * number + 2])
     if rate > 0 then
-        local known = redis.call('HMGET', KEYS[2], name, name .. '_at')
+        local known = redis.call('HMGET', budget, name, name .. '_at')
         local level, at = tonumber(known[1]) or burst, tonumber(known[2]) or now
         level = math.min(burst, level + math.max(0, now - at) * rate / 1000)
         waits[number] = math.ceil(math.max(0, math.min(cost, burst) - level) / rate * 1000)
@@ -38,9 +39,10 @@ for number, name in ipairs({'requests', 'tokens'}) do
 end
 if waits[1] == 0 and waits[2] == 0 then
     for _, level in ipairs(levels) do
-        redis.call('HSET', KEYS[2], level[1], tostring(level[2]), level[1] .. '_at', now)
+        redis.call('HSET', budget, level[1], tostring(level[2]), level[1] .. '_at', now)
     end
-    if #levels > 0 then redis.call('PEXPIRE', KEYS[2], 600000) end
+    if #levels > 0 then redis.call('PEXPIRE', budget, 600000) end
+    for number = 1, #KEYS - 1 do redis.call('SET', KEYS[number], ARGV[1], 'PX', ARGV[2]) end
 end
 return {0, waits[1], waits[2]}
 """

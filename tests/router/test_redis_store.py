@@ -12,10 +12,10 @@ from certificates import make_authority, make_worker
 
 from core.request import RequestKey
 from core.store_url import RedisPlace, redis_place
-from core.tenants import TenantLimits
+from core.tenants import Tenant, TenantLimits
 from redis_server import RedisServer, needs_redis, redis_server
 from router.placement import WorkerId
-from router.replication.redis_store import CALL_LIMIT_S, RedisStore
+from router.replication.redis_store import CALL_LIMIT_S, Claim, RedisStore
 from router.replication.registry_mirror import LeaseChange
 from router.replication.router_news import RouterNews
 from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked
@@ -25,7 +25,6 @@ from router.worker_load import InFlight
 pytestmark = needs_redis
 
 KEY = RequestKey("alice", "first")
-NO_LIMITS = TenantLimits()
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +49,12 @@ def new_store(url: str, model: str = "tiny") -> RedisStore:
 
 
 async def taken(store: RedisStore, router: str, key: RequestKey = KEY, kept_s: float = 60) -> bool:
-    result = await store.claim(router, key.tenant, NO_LIMITS, 0, key, kept_s)
-    return result.is_taken
+    result = await store.claim(router, Claim(Tenant(key.tenant), [key], 1, 0), kept_s)
+    return result.taken == key
 
 
 async def waits(store: RedisStore, limits: TenantLimits, tokens: int = 0) -> tuple[float, float]:
-    result = await store.claim("a", "alice", limits, tokens, None, 60)
+    result = await store.claim("a", Claim(Tenant("alice", limits=limits), [], 1, tokens), 60)
     return result.requests_wait_s, result.tokens_wait_s
 
 
@@ -77,6 +76,19 @@ async def test_of_several_at_once_each_gets_its_own_answer(store: RedisStore) ->
     keys = [RequestKey("alice", str(number % 3)) for number in range(6)]
     answers = await asyncio.gather(*(taken(store, "a", key) for key in keys))
     assert answers == [False] * 3 + [True] * 3
+
+
+async def test_a_call_that_is_refused_takes_nothing(store: RedisStore) -> None:
+    keys = [RequestKey("alice", str(number)) for number in range(3)]
+    alice = Tenant("alice", limits=TenantLimits(tokens_per_minute=60))
+    assert not await taken(store, "a", keys[2])
+    refused = await store.claim("b", Claim(alice, keys, 3, 60), 60)
+    assert refused.taken == keys[2]
+    assert (await store.claim("b", Claim(alice, keys[:1], 2, 60), 60)).taken is None
+    refused = await store.claim("b", Claim(alice, keys[1:2], 1, 60), 60)
+    assert refused.tokens_wait_s > 50
+    assert not await taken(store, "c", keys[1])
+    assert await taken(store, "c", keys[0])
 
 
 async def test_a_store_that_was_restarted_has_to_be_probed_first(store: RedisStore) -> None:

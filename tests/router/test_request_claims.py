@@ -1,0 +1,96 @@
+"""What a call claims of all routers before it starts, with a store that answers as it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from core.errors import AlreadyExists, Overloaded
+from core.request import RequestKey, SamplingParams
+from core.tenants import Tenant, TenantLimits
+from router.answer_stream import Prompt
+from router.replication.redis_store import Claim, ClaimResult
+from router.replication.request_claims import RequestClaims
+from router.replication.store_health import StoreHealth
+
+ALLOWED = ClaimResult(None, 0.0, 0.0)
+LIMITED = Tenant("alice", limits=TenantLimits(requests_per_second=1))
+
+
+@dataclass
+class Store:
+    """Answers each claim with the next of ``results``."""
+
+    results: list[ClaimResult]
+    claims: list[Claim] = field(default_factory=list)
+    kept: dict[RequestKey, bool] = field(default_factory=dict)
+
+    async def claim(self, router: str, claim: Claim, kept_s: float) -> ClaimResult:
+        self.claims.append(claim)
+        return self.results[len(self.claims) - 1]
+
+    async def keep(self, router: str, requests: dict[RequestKey, bool], kept_s: float) -> None:
+        self.kept = requests
+
+
+class Requests:
+    """Of a router that runs all that is claimed."""
+
+    def check_id(self, key: RequestKey) -> None:
+        pass
+
+    def is_running(self, key: RequestKey) -> bool:
+        return True
+
+    def tokens_of(self, prompt: Prompt) -> int:
+        return 10 + len(prompt.tokens)
+
+
+def claims_of(store: Store) -> RequestClaims:
+    health = StoreHealth()
+    health.answered(0.0)
+    return RequestClaims(
+        "a",
+        store,  # type: ignore[arg-type]
+        health,
+        Requests(),
+        lambda name: LIMITED,
+        lambda error: None,
+        lambda seconds: None,
+    )
+
+
+def prompt(name: str, tokens: int = 5) -> Prompt:
+    ids, hashes = np.zeros(tokens, np.int32), np.zeros(0, np.uint64)
+    sampling = SamplingParams(max_tokens=1, seed=0)
+    return Prompt(RequestKey("alice", name), 0.0, ids, hashes, 0, sampling, None)
+
+
+async def test_all_prompts_of_a_call_are_claimed_at_once() -> None:
+    store = Store([ALLOWED])
+    prompts = [prompt("a", 5), prompt("b", 7), prompt("c", 1)]
+    await claims_of(store).claim(prompts, [prompts[0].key])
+    assert store.claims == [Claim(LIMITED, [prompts[0].key], 3, 43)]
+
+
+async def test_ids_of_a_refused_call_are_this_routers_no_longer() -> None:
+    """Else it would tell the store again and again that they run."""
+    store = Store([ClaimResult(None, 2.0, 0.0)])
+    claims, one = claims_of(store), prompt("a")
+    with pytest.raises(Overloaded, match="requests_per_second"):
+        await claims.claim([one], [one.key])
+    await claims.tell(all_of_them=True)
+    assert store.kept == {}
+
+
+async def test_who_asks_for_an_id_that_runs_here_ends_nothing() -> None:
+    one = prompt("a")
+    store = Store([ALLOWED, ClaimResult(one.key, 0.0, 0.0)])
+    claims = claims_of(store)
+    await claims.claim([one], [one.key])
+    with pytest.raises(AlreadyExists):
+        await claims.claim([one], [one.key])
+    await claims.tell(all_of_them=True)
+    assert store.kept == {one.key: True}
