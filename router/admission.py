@@ -31,6 +31,7 @@ from router.departures import Departures
 from router.fair_queue import FairQueue
 from router.replication.shared_tenants import Places, SharedTenants
 from router.tenant_account import TenantAccount
+from router.tenant_sums import BudgetsLeft, Charged, Paid, Share
 from router.waiting_line import Waiting
 
 # A token of an answer costs as much as two of a prompt: the ratio of the OSDI paper, and of most
@@ -58,6 +59,10 @@ class _Held:
     cost: float
     is_in: bool = False
     has_token: bool = False
+
+    @property
+    def share(self) -> Share:
+        return self.arrived.priority, self.arrived.key.tenant
 
     @property
     def places(self) -> Places:
@@ -107,9 +112,17 @@ class Admission:
         for account in self._accounts.values():
             account.allow(part, now)
 
-    def paid_elsewhere(self, tenant: str, priority: int, cost: float) -> None:
-        """At other doors, weighted, since they were last heard of."""
-        self._queue.pay(tenant, priority, cost)
+    def paid_elsewhere(self, share: Share, more: Paid) -> None:
+        """At other doors, since they were last heard of."""
+        self._queue.paid_elsewhere(share, more)
+
+    def charged_elsewhere(self, tenant: str, more: Charged, now: float) -> None:
+        """At other doors, since they were last heard of."""
+        self._account(tenant).charge(more.requests, more.tokens, now)
+
+    def budgets_left(self, tenant: str, now: float) -> BudgetsLeft:
+        """By what was charged here, and elsewhere as far as heard."""
+        return self._account(tenant).budgets_left(now)
 
     def handle(self, event: DoorEvent, now: float) -> list[DoorCommand]:
         """At most one is let in at a time: what it takes has to be known before the next."""
@@ -133,7 +146,9 @@ class Admission:
         refusal = account.refusal(event.answers, tokens, now, by_budgets=not is_shared)
         if refusal is not None:
             return [Refuse(event.key, refusal)]
-        account.arrived(tokens, now)
+        account.charge(1, tokens, now)
+        if self._shared is not None:
+            self._shared.charge(account.tenant, tokens)
         blocks = account.blocks_of(event.prompt_tokens, event.answers, expected)
         cost = PROMPT_COST * event.prompt_tokens + ANSWER_COST * expected
         self._held[event.key] = _Held(event, account, tokens, blocks, cost)
@@ -168,6 +183,7 @@ class Admission:
         held.account.began(held.arrived.answers, held.blocks)
         if self._shared is not None:
             self._shared.began(held.account.tenant, held.places)
+            self._shared.let_in(held.share, held.cost / held.account.tenant.weight)
         self._queue.leave(waiting)
         return [Admit(waiting.key)]
 
@@ -202,19 +218,20 @@ class Admission:
 
     def _correct(self, held: _Held, used: int, now: float) -> None:
         """So many of the tokens that were taken on arrival were used."""
-        held.account.correct(held.tokens - used, now)
+        held.account.charge(0, used - held.tokens, now)
         if self._shared is not None:
             self._shared.give_back(held.account.tenant, held.tokens - used)
 
     def _settle(self, held: _Held, event: Ended) -> None:
         """It was let in at an expected cost."""
         cost = PROMPT_COST * event.computed_tokens + ANSWER_COST * event.generated_tokens
-        tenant, priority = held.account.tenant, held.arrived.priority
-        self._queue.settle(tenant.name, priority, held.cost / tenant.weight, cost / tenant.weight)
+        tenant = held.account.tenant
+        expected, actual = held.cost / tenant.weight, cost / tenant.weight
+        self._queue.settle(held.share, expected, actual)
         held.account.ended(held.arrived.answers, held.blocks, event.generated_tokens)
         if self._shared is not None:
             self._shared.ended(tenant, held.places)
-            self._shared.pay((priority, tenant.name), cost / tenant.weight)
+            self._shared.pay(held.share, expected, actual)
         self._in -= 1
 
     def _forget(self, held: _Held) -> None:

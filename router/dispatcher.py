@@ -58,6 +58,7 @@ from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
 from router.running_request import RunningRequest
 from router.step_tokens import StepTokens
+from router.tenant_sums import BudgetsLeft, Charged, Paid, Share
 from router.worker_answers import output_from_wire
 from router.worker_news import WorkerNews
 from router.worker_pool import LinkFactory
@@ -162,9 +163,17 @@ class Dispatcher:
         self._admission.allow(part, self._clock())
         self.room_changed()
 
-    def paid_elsewhere(self, tenant: str, priority: int, cost: float) -> None:
-        """At other routers, weighted, since they were last heard of."""
-        self._admission.paid_elsewhere(tenant, priority, cost)
+    def budgets_left(self, tenant: str) -> BudgetsLeft:
+        """By what was charged here, and elsewhere as far as heard."""
+        return self._admission.budgets_left(tenant, self._clock())
+
+    def paid_elsewhere(self, share: Share, more: Paid) -> None:
+        """At other routers, since they were last heard of."""
+        self._admission.paid_elsewhere(share, more)
+
+    def charged_elsewhere(self, tenant: str, more: Charged) -> None:
+        """At other routers, since they were last heard of."""
+        self._admission.charged_elsewhere(tenant, more, self._clock())
 
     def _let_in(self, key: RequestKey) -> None:
         self._handle(self._running[key], RouteDue())

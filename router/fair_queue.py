@@ -22,10 +22,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 from core.prefill_order import PATIENCE
 from core.request import RequestKey
+from router.tenant_sums import Paid, Share
 from router.waiting_line import Waiting, WaitingLine
-
-# A tenant's of one class: (class, tenant).
-_Share = tuple[int, str]
 
 
 class FairQueue:
@@ -35,9 +33,9 @@ class FairQueue:
         self._lines: dict[int, dict[str, WaitingLine]] = {}
         # Of each class by itself: who waits for a turn that does not come in a later one would
         # else have saved up for a better one.
-        self._paid: dict[_Share, float] = {}
+        self._paid: dict[Share, float] = {}
         # Of that, what is only expected as yet.
-        self._expected: dict[_Share, float] = {}
+        self._expected: dict[Share, float] = {}
         # Where the latest one that left stood: where the next one starts after a quiet time.
         self._level: dict[int, float] = {}
         # Tokens of shorter prompts that left before one whose turn it was.
@@ -65,7 +63,7 @@ class FairQueue:
         self._count += 1
         lines[tenant].add(waiting, self._number)
 
-    def _level_up(self, share: _Share, others: Iterable[str]) -> None:
+    def _level_up(self, share: Share, others: Iterable[str]) -> None:
         priority = share[0]
         settled = (self._settled((priority, other)) for other in others)
         level = min(settled, default=self._level.get(priority, 0.0))
@@ -123,20 +121,20 @@ class FairQueue:
         self._expected[share] = self._expected.get(share, 0.0) + cost
         self.remove(waiting.key, waiting.priority)
 
-    def settle(self, tenant: str, priority: int, expected: float, actual: float) -> None:
+    def settle(self, share: Share, expected: float, actual: float) -> None:
         """One that had left has ended. Both weighted."""
-        share = priority, tenant
         self._paid[share] += actual - expected
         self._expected[share] -= expected
 
-    def pay(self, tenant: str, priority: int, cost: float) -> None:
-        """A request of the tenant has ended at another door, which shares with this one; weighted.
-        Who comes here after a pause starts level with it, too."""
-        share = priority, tenant
-        self._paid[share] = self._paid.get(share, 0.0) + cost
+    def paid_elsewhere(self, share: Share, more: Paid) -> None:
+        """At other doors, which share with this one. Who comes here after a pause starts level with
+        what has ended there, too."""
+        priority = share[0]
+        self._paid[share] = self._paid.get(share, 0.0) + more.ended + more.running
+        self._expected[share] = self._expected.get(share, 0.0) + more.running
         self._level[priority] = max(self._level.get(priority, 0.0), self._settled(share))
 
-    def _settled(self, share: _Share) -> float:
+    def _settled(self, share: Share) -> float:
         return self._paid[share] - self._expected.get(share, 0.0)
 
     def remove(self, key: RequestKey, priority: int) -> Waiting | None:

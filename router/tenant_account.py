@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from core.errors import CrossdockError, InvalidField, Overloaded
 from core.tenants import Tenant
+from router.tenant_sums import BudgetsLeft
 from router.token_bucket import TokenBucket, request_budget, token_budget
 
 # Of an answer, as long as none of the tenant's has ended.
@@ -60,9 +61,16 @@ class TenantAccount:
                 return over_limit(self.tenant, name, wait)
         return None
 
-    def arrived(self, tokens: int, now: float) -> None:
-        for _, bucket, cost in self._buckets(tokens):
-            bucket.take(cost, now)
+    def charge(self, requests: int, tokens: int, now: float) -> None:
+        """Negative ones are given back."""
+        if self._requests is not None:
+            self._requests.take(requests, now)
+        if self._tokens is not None:
+            self._tokens.take(tokens, now)
+
+    def budgets_left(self, now: float) -> BudgetsLeft:
+        buckets = self._requests, self._tokens
+        return BudgetsLeft(*(0.0 if bucket is None else bucket.level(now) for bucket in buckets))
 
     def has_room(self, answers: int, blocks: int, all_blocks: int) -> bool:
         """Whether one more may run. ``all_blocks``: of the decode workers. The only one always
@@ -84,11 +92,6 @@ class TenantAccount:
         self.began(-answers, -blocks)
         if generated:
             self._expected = _FADING * self._expected + (1 - _FADING) * generated / answers
-
-    def correct(self, tokens: int, now: float) -> None:
-        """So many less than were taken on arrival."""
-        if self._tokens is not None:
-            self._tokens.take(-tokens, now)
 
     def _buckets(self, tokens: int) -> list[tuple[str, TokenBucket, float]]:
         both = (

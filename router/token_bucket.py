@@ -46,10 +46,15 @@ class TokenBucket:
         self._at = 0.0
 
     def become(self, budget: Budget, now: float) -> None:
-        """From now on it has another rate, and holds no more than the other burst."""
+        """From now on it has another rate and burst, and is as full as before."""
         self._fill(now)
+        self._level *= budget.burst / self._burst
         self._rate, self._burst = budget
-        self._level = min(self._level, self._burst)
+
+    def level(self, now: float) -> float:
+        """What is left; less than 0 while something is paid off."""
+        self._fill(now)
+        return self._level
 
     def wait_s(self, cost: float, now: float) -> float:
         """How long it takes until ``cost`` may be taken; 0 if it may be now."""

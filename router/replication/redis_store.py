@@ -26,6 +26,7 @@ from router.replication.router_news import RouterNews, news_from_text, news_to_t
 from router.replication.shared_load import SILENT_AFTER_S
 from router.replication.shared_tenants import PlacesAsked
 from router.replication.store_calls import BatchedScript, bounded
+from router.tenant_sums import BudgetsLeft
 from router.token_bucket import request_budget, token_budget
 
 log = logging.getLogger(__name__)
@@ -40,17 +41,21 @@ _READ_BLOCK_MS = 1_000
 _KEPT_NEWS = 4_096
 # Stands in the place of the router at an id whose request has ended.
 _ENDED = "-"
+# Of a budget: a rate of 0, and nothing to look at then.
+_NO_LIMIT = (0, 0, 0, 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
     """What a call needs: ``ids`` that the client chose, and of the tenant's budgets as much as all
-    its ``prompts`` and their ``tokens``, answers included, cost."""
+    its ``prompts`` and their ``tokens``, answers included, cost. ``left`` of these, as far as this
+    router knows: it counts where a store that was emptied knows nothing."""
 
     tenant: Tenant
     ids: Sequence[RequestKey]
     prompts: int
     tokens: int
+    left: BudgetsLeft
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +102,14 @@ class RedisStore:
 
     async def claim(self, router: str, claim: Claim, kept_s: float) -> ClaimResult:
         """All of it, or nothing if something is refused. Ids are taken for ``kept_s`` seconds."""
-        limits = claim.tenant.limits
+        limits, left = claim.tenant.limits, claim.left
         of_requests, of_tokens = request_budget(limits), token_budget(limits)
         keys = [*map(self._keys.request, claim.ids), self._keys.budget(claim.tenant.name)]
         args = (
             router,
             round(kept_s * 1000),
-            *((0, 0, 0) if of_requests is None else (*of_requests, claim.prompts)),
-            *((0, 0, 0) if of_tokens is None else (*of_tokens, claim.tokens)),
+            *(_NO_LIMIT if of_requests is None else (*of_requests, claim.prompts, left.requests)),
+            *(_NO_LIMIT if of_tokens is None else (*of_tokens, claim.tokens, left.tokens)),
         )
         number, *waits_ms = await self._claims.call(keys, args, CALL_LIMIT_S)
         taken = claim.ids[number - 1] if number else None

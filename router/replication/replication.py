@@ -162,7 +162,8 @@ class Replication:
             self._back.clear()
             self._gone.set()
             # What others had under way is getting old; workers tell the most of it.
-            self._apply(Heard(self._load.forget_loads()))
+            for forgotten in self._load.forget_running():
+                self._apply(forgotten)
             self._dispatcher.allow(1 / routers)
             self.changed()
 
@@ -194,12 +195,14 @@ class Replication:
     async def _tell(self, all_ids: bool, is_beat: bool) -> None:
         await self._ask_places(is_beat)
         in_flight, now = self._dispatcher.routing.in_flight(), time.monotonic()
-        news = self._load.news(in_flight, self._tenants.paid, now)
+        tenants = self._tenants
+        news = self._load.news(in_flight, tenants.paid, tenants.charged, now)
         if news is not None:
             await self._store.tell(news)
         await self._claims.tell(all_of_them=all_ids)
-        await self._store.give_back(self._tenants.take_given_back())
-        self._apply(Heard(self._load.forget_silent(now)))
+        await self._store.give_back(tenants.take_given_back())
+        for forgotten in self._load.forget_silent(now):
+            self._apply(forgotten)
 
     async def _ask_places(self, is_beat: bool) -> None:
         for asked in self._tenants.places_asked(all_of_them=is_beat):
@@ -227,8 +230,10 @@ class Replication:
     def _apply(self, heard: Heard) -> None:
         for worker in heard.workers:
             self._dispatcher.routing.sent_elsewhere(worker, self._load.elsewhere(worker))
-        for (priority, tenant), cost in heard.paid.items():
-            self._dispatcher.paid_elsewhere(tenant, priority, cost)
+        for share, paid in heard.paid.items():
+            self._dispatcher.paid_elsewhere(share, paid)
+        for tenant, charged in heard.charged.items():
+            self._dispatcher.charged_elsewhere(tenant, charged)
         for key in heard.aborts:
             with contextlib.suppress(NotFound):
                 self._dispatcher.abort(key)

@@ -17,10 +17,12 @@ from core.request import REQUEST_ID_KEPT_S, RequestKey
 from core.tenants import Tenant
 from router.answer_stream import Prompt
 from router.replication.redis_store import Claim, RedisStore
+from router.replication.shared_tenants import has_budgets
 from router.replication.store_calls import StoreLost
 from router.replication.store_health import StoreHealth
 from router.request_ids import id_taken
 from router.tenant_account import over_limit
+from router.tenant_sums import BudgetsLeft
 
 # An id is written anew this often, so that it outlives a store that was emptied.
 RENEW_S = REQUEST_ID_KEPT_S / 3
@@ -32,6 +34,7 @@ class Requests(Protocol):
     def check_id(self, key: RequestKey) -> None: ...
     def is_running(self, key: RequestKey) -> bool: ...
     def tokens_of(self, prompt: Prompt) -> int: ...
+    def budgets_left(self, tenant: str) -> BudgetsLeft: ...
 
 
 class RequestClaims:
@@ -66,14 +69,15 @@ class RequestClaims:
         for prompt in prompts:
             self._requests.check_id(prompt.key)
         tenant = self._tenant(prompts[0].key.tenant)
-        if not (chosen or _has_budgets(tenant)):
+        if not (chosen or has_budgets(tenant)):
             return
         new = set(chosen) - self._chosen
         self._chosen |= new
         if self._health.is_shared:
             tokens = sum(map(self._requests.tokens_of, prompts))
             try:
-                await self._ask(Claim(tenant, chosen, len(prompts), tokens))
+                left = self._requests.budgets_left(tenant.name)
+                await self._ask(Claim(tenant, chosen, len(prompts), tokens, left))
             except CrossdockError:
                 self._chosen -= new
                 raise
@@ -119,8 +123,3 @@ class RequestClaims:
             told |= dict.fromkeys(self._chosen, True)
         self._ended = set()
         await self._store.keep(self._router, told, REQUEST_ID_KEPT_S)
-
-
-def _has_budgets(tenant: Tenant) -> bool:
-    limits = tenant.limits
-    return (limits.requests_per_second, limits.tokens_per_minute) != (None, None)

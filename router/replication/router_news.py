@@ -16,13 +16,11 @@ from typing import Any, NamedTuple
 from core.errors import Incompatible
 from core.request import RequestKey
 from router.placement import WorkerId
+from router.tenant_sums import Charged, Paid, Share
 from router.worker_load import InFlight
 
 _MAX_WORKERS = 65_536
 _MOST = 2**53
-
-# A tenant's of one priority class: (class, tenant).
-Share = tuple[int, str]
 
 
 class AskedRelay(NamedTuple):
@@ -36,15 +34,16 @@ class AskedRelay(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class RouterNews:
     """``in_flight``: what this router has sent to a worker and no report includes yet.
-    ``is_full``: workers that are not named have nothing of it. ``paid``: weighted costs of all
-    requests that have ended, since this router started. ``aborts``: requests that run elsewhere
-    and that a client wants to end. ``relays``: those whose tokens it can't read. ``leaves``: it is
-    the last of its news."""
+    ``is_full``: workers that are not named have nothing of it. ``paid``: for fair shares.
+    ``charged``: by tenant, of those with budgets. ``aborts``: requests that run elsewhere and that
+    a client wants to end. ``relays``: those whose tokens it can't read. ``leaves``: it is the last
+    of its news."""
 
     router: str
     is_full: bool = False
     in_flight: Mapping[WorkerId, InFlight] = field(default_factory=dict)
-    paid: Mapping[Share, float] = field(default_factory=dict)
+    paid: Mapping[Share, Paid] = field(default_factory=dict)
+    charged: Mapping[str, Charged] = field(default_factory=dict)
     aborts: tuple[RequestKey, ...] = ()
     relays: tuple[AskedRelay, ...] = ()
     leaves: bool = False
@@ -63,7 +62,9 @@ def news_to_text(news: RouterNews) -> bytes:
     if news.relays:
         told["relays"] = [[*key, attempt, position] for key, attempt, position in news.relays]
     if news.paid:
-        told["paid"] = [[priority, name, cost] for (priority, name), cost in news.paid.items()]
+        told["paid"] = [[*share, *paid] for share, paid in news.paid.items()]
+    if news.charged:
+        told["charged"] = [[tenant, *charged] for tenant, charged in news.charged.items()]
     return json.dumps(told, separators=(",", ":")).encode()
 
 
@@ -71,14 +72,15 @@ def news_from_text(text: bytes) -> RouterNews:
     """Raises ``Incompatible`` for what no router of this version says."""
     try:
         told = json.loads(text)
-        workers, paid = told.get("workers", []), told.get("paid", [])
+        workers, paid, charged = (told.get(name, []) for name in ("workers", "paid", "charged"))
         if len(workers) > _MAX_WORKERS:
             raise ValueError("too many workers")
         return RouterNews(
             str(told["router"]),
             bool(told.get("full")),
             {WorkerId(str(row[0]), int(row[1])): _in_flight(row[2:]) for row in workers},
-            {(int(row[0]), str(row[1])): _cost(row[2]) for row in paid},
+            {(int(row[0]), str(row[1])): Paid(*map(_cost, row[2:4])) for row in paid},
+            {str(row[0]): Charged(_count(row[1]), _count(row[2])) for row in charged},
             tuple(RequestKey(str(row[0]), str(row[1])) for row in told.get("aborts", [])),
             tuple(_relay(row) for row in told.get("relays", [])),
             bool(told.get("leaves")),
@@ -97,10 +99,14 @@ def _in_flight(row: list[Any]) -> InFlight:
 
 
 def _relay(row: list[Any]) -> AskedRelay:
-    attempt, position = int(row[2]), int(row[3])
-    if not (0 <= attempt < _MOST and 0 <= position < _MOST):
-        raise ValueError(f"{row[2:]} is no place in an attempt")
-    return AskedRelay(RequestKey(str(row[0]), str(row[1])), attempt, position)
+    return AskedRelay(RequestKey(str(row[0]), str(row[1])), _count(row[2]), _count(row[3]))
+
+
+def _count(number: Any) -> int:
+    count = int(number)
+    if not 0 <= count < _MOST:
+        raise ValueError(f"{count} is no number of anything")
+    return count
 
 
 def _cost(number: object) -> float:

@@ -10,12 +10,13 @@ Does not cover: the wire (``router.replication.router_news``), what loads are fo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from core.request import RequestKey
 from router.placement import WorkerId
-from router.replication.router_news import AskedRelay, RouterNews, Share
+from router.replication.router_news import AskedRelay, RouterNews
+from router.tenant_sums import Charged, Paid, Share
 from router.worker_load import NOTHING_SENT, InFlight
 
 BEAT_S = 1.0
@@ -27,17 +28,26 @@ SILENT_AFTER_S = 4 * BEAT_S
 class _Peer:
     heard_at: float
     in_flight: dict[WorkerId, InFlight] = field(default_factory=dict)
-    paid: dict[Share, float] = field(default_factory=dict)
+    paid: dict[Share, Paid] = field(default_factory=dict)
+    charged: dict[str, Charged] = field(default_factory=dict)
+
+    def forget_running(self) -> Heard:
+        """It has nothing under way, as far as known."""
+        workers, running = frozenset(self.in_flight), dict(self.paid)
+        self.in_flight.clear()
+        self.paid = {share: Paid(paid.ended) for share, paid in running.items()}
+        return Heard(workers, {s: Paid(0.0, -p.running) for s, p in running.items() if p.running})
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """What news have changed: ``workers``, whose `elsewhere` may be another one; ``paid``: what
-    tenants have paid at that router since its last news; ``aborts``, ``relays``: what clients ask
-    of requests, if they are this router's."""
+    """What news have changed: ``workers``, whose `elsewhere` may be another one; ``paid``,
+    ``charged``: by how much more or less; ``aborts``, ``relays``: what clients ask of requests, if
+    they are this router's."""
 
     workers: frozenset[WorkerId] = frozenset()
-    paid: Mapping[Share, float] = field(default_factory=dict)
+    paid: Mapping[Share, Paid] = field(default_factory=dict)
+    charged: Mapping[str, Charged] = field(default_factory=dict)
     aborts: tuple[RequestKey, ...] = ()
     relays: tuple[AskedRelay, ...] = ()
 
@@ -49,7 +59,8 @@ class SharedLoad:
         self._router = router
         self._peers: dict[str, _Peer] = {}
         self._told: dict[WorkerId, InFlight] = {}
-        self._told_paid: dict[Share, float] = {}
+        self._told_paid: dict[Share, Paid] = {}
+        self._told_charged: dict[str, Charged] = {}
         self._full_at = -math.inf
         # When news of this router itself came back from the store.
         self.own_heard_at = 0.0
@@ -62,22 +73,24 @@ class SharedLoad:
     def news(
         self,
         in_flight: Mapping[WorkerId, InFlight],
-        paid: Mapping[Share, float],
+        paid: Mapping[Share, Paid],
+        charged: Mapping[str, Charged],
         now: float,
     ) -> RouterNews | None:
         """What is to be told now; None if nothing has changed and no beat is due."""
         sums = {worker: sent for worker, sent in in_flight.items() if sent != NOTHING_SENT}
         if now - self._full_at >= BEAT_S:
             self._full_at = now
-            news = RouterNews(self._router, True, sums, dict(paid))
+            news = RouterNews(self._router, True, sums, dict(paid), dict(charged))
         else:
             ended = {worker: NOTHING_SENT for worker in self._told if worker not in sums}
             changed = {w: sent for w, sent in sums.items() if self._told.get(w) != sent}
-            more = {s: cost for s, cost in paid.items() if self._told_paid.get(s) != cost}
-            if not (ended or changed or more):
+            more = dict(paid.items() - self._told_paid.items())
+            taken = dict(charged.items() - self._told_charged.items())
+            if not (ended or changed or more or taken):
                 return None
-            news = RouterNews(self._router, False, ended | changed, more)
-        self._told, self._told_paid = sums, dict(paid)
+            news = RouterNews(self._router, False, ended | changed, more, taken)
+        self._told, self._told_paid, self._told_charged = sums, dict(paid), dict(charged)
         return news
 
     def begin_anew(self, now: float) -> None:
@@ -92,7 +105,7 @@ class SharedLoad:
             self.own_heard_at = now
             return Heard()
         if news.leaves:
-            return Heard(self._forget(news.router))
+            return self._forget(news.router)
         is_new = news.router not in self._peers
         peer = self._peers.setdefault(news.router, _Peer(now))
         peer.heard_at = now
@@ -100,36 +113,52 @@ class SharedLoad:
         if news.is_full:
             peer.in_flight.clear()
         peer.in_flight.update(news.in_flight)
-        # What it paid before this router knew of it has been paid in another time.
-        more = {} if is_new else _growth(news.paid, peer.paid)
-        peer.paid.update(news.paid)
-        return Heard(frozenset(workers), more, news.aborts, news.relays)
+        if is_new:
+            # What was paid before this router knew of it has been paid in another time.
+            peer.paid = {share: Paid(paid.ended) for share, paid in news.paid.items()}
+            peer.charged = dict(news.charged)
+        paid = dict(_changed_paid(news.paid, peer.paid))
+        charged = dict(_changed_charged(news.charged, peer.charged))
+        return Heard(frozenset(workers), paid, charged, news.aborts, news.relays)
 
-    def forget_loads(self) -> frozenset[WorkerId]:
-        """Of all others, which are not heard any more. Gives what `forget_silent` does."""
-        workers: set[WorkerId] = set()
-        for peer in self._peers.values():
-            workers |= set(peer.in_flight)
-            peer.in_flight.clear()
-        return frozenset(workers)
+    def forget_running(self) -> list[Heard]:
+        """Of all others, which are not heard any more."""
+        return [peer.forget_running() for peer in self._peers.values()]
 
-    def forget_silent(self, now: float) -> frozenset[WorkerId]:
-        """Workers whose `elsewhere` may be another one."""
+    def forget_silent(self, now: float) -> list[Heard]:
         silent = [r for r, p in self._peers.items() if now - p.heard_at > SILENT_AFTER_S]
-        return frozenset().union(*(self._forget(router) for router in silent))
+        return [self._forget(router) for router in silent]
 
     def elsewhere(self, worker: WorkerId) -> InFlight:
         """The sums of all others."""
         return _sum(peer.in_flight.get(worker, NOTHING_SENT) for peer in self._peers.values())
 
-    def _forget(self, router: str) -> frozenset[WorkerId]:
+    def _forget(self, router: str) -> Heard:
         peer = self._peers.pop(router, None)
-        return frozenset() if peer is None else frozenset(peer.in_flight)
+        return Heard() if peer is None else peer.forget_running()
 
 
-def _growth(paid: Mapping[Share, float], before: Mapping[Share, float]) -> dict[Share, float]:
-    more = {share: cost - before.get(share, 0.0) for share, cost in paid.items()}
-    return {share: cost for share, cost in more.items() if cost > 0}
+def _changed_paid(
+    told: Mapping[Share, Paid], known: dict[Share, Paid]
+) -> Iterator[tuple[Share, Paid]]:
+    """What has ended only grows: less is old news. Writes it into ``known``."""
+    for share, paid in told.items():
+        before = known.get(share, Paid())
+        now = known[share] = Paid(max(before.ended, paid.ended), paid.running)
+        if now != before:
+            yield share, Paid(now.ended - before.ended, now.running - before.running)
+
+
+def _changed_charged(
+    told: Mapping[str, Charged], known: dict[str, Charged]
+) -> Iterator[tuple[str, Charged]]:
+    """What is old news is made good by the next. Writes it into ``known``."""
+    for tenant, charged in told.items():
+        before = known.get(tenant, Charged())
+        known[tenant] = charged
+        if charged != before:
+            requests, tokens = charged.requests - before.requests, charged.tokens - before.tokens
+            yield tenant, Charged(requests, tokens)
 
 
 def _sum(parts: Iterable[InFlight]) -> InFlight:

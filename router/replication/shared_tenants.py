@@ -1,10 +1,10 @@
 """What tenants have and pay on all routers together, as one of these sees it. Pure.
 
 Covers: places for what runs, of tenants with limits on that, which the store grants one after the
-other in the order of asking; tokens to give back to a tenant's budget; what was paid for fair
-shares. While the store can't be asked, each router allows a part of every limit by itself
-(``router.admission``), and here only what runs is counted, to be told afterwards.
-Does not cover: the store's side (``router.replication.store_scripts``).
+other in the order of asking; what was charged to tenants' budgets, and tokens to give back to
+those; what was paid for fair shares. While the store can't be asked, each router allows a part of
+every limit by itself (``router.admission``), and here only what runs is counted, to be told
+afterwards. Does not cover: the store's side (``router.replication.store_scripts``).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from core.tenants import Tenant
-from router.replication.router_news import Share
+from router.tenant_sums import Charged, Paid, Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,8 @@ class SharedTenants:
 
     is_shared: bool = False
     asked: Callable[[], None] = lambda: None
-    paid: dict[Share, float] = field(default_factory=dict)
+    paid: dict[Share, Paid] = field(default_factory=dict)
+    charged: dict[str, Charged] = field(default_factory=dict)
     _tenants: dict[str, _Tenant] = field(default_factory=dict)
     _given_back: dict[str, int] = field(default_factory=dict)
 
@@ -92,14 +93,29 @@ class SharedTenants:
             self._of(tenant).runs -= places
             self.asked()
 
+    def charge(self, tenant: Tenant, tokens: int) -> None:
+        """Of a request that has come, answers included."""
+        if has_budgets(tenant):
+            requests, before = self.charged.get(tenant.name, Charged())
+            self.charged[tenant.name] = Charged(requests + 1, before + tokens)
+
     def give_back(self, tenant: Tenant, tokens: int) -> None:
         """So many less than it was charged on arrival; negative: more."""
         if tokens and tenant.limits.tokens_per_minute is not None:
             self._given_back[tenant.name] = self._given_back.get(tenant.name, 0) + tokens
+            requests, before = self.charged[tenant.name]
+            self.charged[tenant.name] = Charged(requests, before - tokens)
 
-    def pay(self, share: Share, cost: float) -> None:
-        """A request has ended; ``cost`` is weighted."""
-        self.paid[share] = self.paid.get(share, 0.0) + cost
+    def let_in(self, share: Share, expected: float) -> None:
+        """A request; what it is ``expected`` to cost is weighted."""
+        ended, running = self.paid.get(share, Paid())
+        self.paid[share] = Paid(ended, running + expected)
+
+    def pay(self, share: Share, expected: float, actual: float) -> None:
+        """One that was let in has ended."""
+        ended, running = self.paid[share]
+        # Never less than nothing, as sums of floats may be.
+        self.paid[share] = Paid(ended + actual, max(0.0, running - expected))
 
     # What goes to the store
 
@@ -135,6 +151,11 @@ class SharedTenants:
         if state is None:
             state = self._tenants[tenant.name] = _Tenant(_most(tenant, 0))
         return state
+
+
+def has_budgets(tenant: Tenant) -> bool:
+    limits = tenant.limits
+    return (limits.requests_per_second, limits.tokens_per_minute) != (None, None)
 
 
 def _is_limited(tenant: Tenant) -> bool:

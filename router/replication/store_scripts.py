@@ -15,7 +15,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
 # All or nothing. KEYS: request ids, the tenant's budget. ARGV: router, how long ids are kept, then
-# rate per second, burst and cost of requests and of tokens; a rate of 0: no limit.
+# rate per second, burst and cost of requests and of tokens, and what is left of them, for a budget
+# that is not there; a rate of 0: no limit.
 # Returns {which id is taken, from 1, or 0, milliseconds to wait for requests, for tokens}.
 # Budgets are those of router.token_bucket.
 CLAIM = (
@@ -27,11 +28,12 @@ end
 local budget = KEYS[#KEYS]
 local levels, waits = {}, {0, 0}
 for number, name in ipairs({'requests', 'tokens'}) do
-    local rate = tonumber(ARGV[3 * number])
-    local burst, cost = tonumber(ARGV[3 * number + 1]), tonumber(ARGV[3 * number + 2])
+    local first = 4 * number - 1
+    local rate, burst = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
+    local cost, left = tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
     if rate > 0 then
         local known = redis.call('HMGET', budget, name, name .. '_at')
-        local level, at = tonumber(known[1]) or burst, tonumber(known[2]) or now
+        local level, at = tonumber(known[1]) or left, tonumber(known[2]) or now
         level = math.min(burst, level + math.max(0, now - at) * rate / 1000)
         waits[number] = math.ceil(math.max(0, math.min(cost, burst) - level) / rate * 1000)
         levels[#levels + 1] = {name, level - cost}
@@ -48,7 +50,7 @@ return {0, waits[1], waits[2]}
 """
 )
 
-# KEYS: the tenant's budget. ARGV: tokens. A budget that is not there is full.
+# KEYS: the tenant's budget. ARGV: tokens. What is left of a budget that is not there routers know.
 GIVE_BACK = """
 if redis.call('HEXISTS', KEYS[1], 'tokens') == 1 then
     redis.call('HINCRBYFLOAT', KEYS[1], 'tokens', ARGV[1])

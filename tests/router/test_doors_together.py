@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -68,12 +69,14 @@ class SharedDoor:
     def tell(self, *others: SharedDoor) -> None:
         """What it has to say to the others now."""
         self.now += 1.0
-        news = self.load.news({}, self.tenants.paid, self.now)
+        news = self.load.news({}, self.tenants.paid, self.tenants.charged, self.now)
         assert news is not None
         for other in others:
             heard = other.load.take(news_from_text(news_to_text(news)), self.now)
-            for (priority, tenant), cost in heard.paid.items():
-                other.admission.paid_elsewhere(tenant, priority, cost)
+            for share, paid in heard.paid.items():
+                other.admission.paid_elsewhere(share, paid)
+            for tenant, charged in heard.charged.items():
+                other.admission.charged_elsewhere(tenant, charged, self.now)
 
 
 def key(name: str) -> RequestKey:
@@ -96,7 +99,7 @@ def order_of(door: SharedDoor) -> list[str]:
     return order
 
 
-def two_doors(**how: int) -> tuple[SharedDoor, SharedDoor]:
+def two_doors(**how: Any) -> tuple[SharedDoor, SharedDoor]:
     first, second = SharedDoor("first", **how), SharedDoor("second", **how)
     first.tell(second)
     second.tell(first)
@@ -109,6 +112,19 @@ def test_who_has_had_more_at_another_door_is_behind_at_this_one() -> None:
     for name in ("loud0", "loud1", "quiet1", "quiet2"):
         second.arrive(name)
     serve(first, [f"loud{number}" for number in range(10, 14)])
+    first.tell(second)
+    assert order_of(second) == ["quiet", "quiet", "loud", "loud"]
+
+
+def test_who_has_much_under_way_at_another_door_is_behind_at_this_one() -> None:
+    """Nothing of it has ended yet."""
+    first, second = two_doors()
+    second.slots = 1
+    second.arrive("quiet0")
+    for name in ("loud0", "loud1", "quiet1", "quiet2"):
+        second.arrive(name)
+    for number in range(10, 14):
+        first.arrive(f"loud{number}")
     first.tell(second)
     assert order_of(second) == ["quiet", "quiet", "loud", "loud"]
 
@@ -130,6 +146,25 @@ def test_what_was_had_while_nobody_else_wanted_it_is_no_debt() -> None:
         second.arrive(name)
     order = order_of(second)
     assert sorted(order[:2]) == sorted(order[2:]) == ["loud", "quiet"]
+
+
+def test_all_doors_know_what_is_left_of_a_tenant_s_budgets() -> None:
+    """So a store that was emptied, and gets it from whichever asks first, fills no budget."""
+    doors = first, second = two_doors(limits=TenantLimits(tokens_per_minute=60))
+
+    def left() -> list[float]:
+        first.tell(second)
+        second.tell(first)
+        return [door.admission.budgets_left("a", door.now).tokens for door in doors]
+
+    assert left() == [60, 60]
+    # Each of a prompt of 10 tokens and an expected answer of 20; a token a second comes again.
+    first.arrive("a0")
+    second.arrive("a1")
+    assert left() == [1, 1]
+    first.running.remove("a0")
+    first.door.tell(Ended(key("a0"), 0, 5), first.now)
+    assert left() == [1 + 25 + 1] * 2
 
 
 def test_without_a_store_a_door_lets_its_part_in() -> None:

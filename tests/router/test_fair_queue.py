@@ -98,7 +98,7 @@ def busy_for_a_while(queue: FairQueue) -> None:
     for number in range(10):
         queue.add(waiting("busy", f"b{number}"))
         queue.leave(waiting("busy", f"b{number}"))
-        queue.settle("busy", 0, 1.0, 1.0)
+        queue.settle((0, "busy"), 1.0, 1.0)
 
 
 def back_among_first_four(queue: FairQueue) -> int:
@@ -134,7 +134,7 @@ def test_what_was_expected_in_vain_costs_nobody_anything() -> None:
         queue.leave(first)
     queue.add(waiting("back", "d", cost=100.0))
     for _ in range(2):
-        queue.settle("busy", 0, 100.0, 1.0)
+        queue.settle((0, "busy"), 100.0, 1.0)
     assert leave_all(queue)[0] == "d"
 
 

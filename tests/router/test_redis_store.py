@@ -15,16 +15,20 @@ from core.store_url import RedisPlace, redis_place
 from core.tenants import Tenant, TenantLimits
 from redis_server import RedisServer, needs_redis, redis_server
 from router.placement import WorkerId
-from router.replication.redis_store import CALL_LIMIT_S, Claim, RedisStore
+from router.replication.redis_store import CALL_LIMIT_S, Claim, ClaimResult, RedisStore
 from router.replication.registry_mirror import LeaseChange
 from router.replication.router_news import RouterNews
 from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked
 from router.replication.store_calls import StoreLost
+from router.tenant_sums import BudgetsLeft
 from router.worker_load import InFlight
 
 pytestmark = needs_redis
 
 KEY = RequestKey("alice", "first")
+ALLOWED = ClaimResult(None, 0.0, 0.0)
+# Of all budgets here.
+FULL = BudgetsLeft(1, 60)
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +53,15 @@ def new_store(url: str, model: str = "tiny") -> RedisStore:
 
 
 async def taken(store: RedisStore, router: str, key: RequestKey = KEY, kept_s: float = 60) -> bool:
-    result = await store.claim(router, Claim(Tenant(key.tenant), [key], 1, 0), kept_s)
+    result = await store.claim(router, Claim(Tenant(key.tenant), [key], 1, 0, FULL), kept_s)
     return result.taken == key
 
 
 async def waits(store: RedisStore, limits: TenantLimits, tokens: int = 0) -> tuple[float, float]:
-    result = await store.claim("a", Claim(Tenant("alice", limits=limits), [], 1, tokens), 60)
+    alice = Tenant("alice", limits=limits)
+    left = BudgetsLeft(limits.requests_per_second or 0.0, limits.tokens_per_minute or 0.0)
+    left = BudgetsLeft(max(1.0, left.requests), left.tokens)
+    result = await store.claim("a", Claim(alice, [], 1, tokens, left), 60)
     return result.requests_wait_s, result.tokens_wait_s
 
 
@@ -82,10 +89,10 @@ async def test_a_call_that_is_refused_takes_nothing(store: RedisStore) -> None:
     keys = [RequestKey("alice", str(number)) for number in range(3)]
     alice = Tenant("alice", limits=TenantLimits(tokens_per_minute=60))
     assert not await taken(store, "a", keys[2])
-    refused = await store.claim("b", Claim(alice, keys, 3, 60), 60)
+    refused = await store.claim("b", Claim(alice, keys, 3, 60, FULL), 60)
     assert refused.taken == keys[2]
-    assert (await store.claim("b", Claim(alice, keys[:1], 2, 60), 60)).taken is None
-    refused = await store.claim("b", Claim(alice, keys[1:2], 1, 60), 60)
+    assert (await store.claim("b", Claim(alice, keys[:1], 2, 60, FULL), 60)).taken is None
+    refused = await store.claim("b", Claim(alice, keys[1:2], 1, 60, FULL), 60)
     assert refused.tokens_wait_s > 50
     assert not await taken(store, "c", keys[1])
     assert await taken(store, "c", keys[0])
@@ -132,6 +139,19 @@ async def test_tokens_are_paid_off_and_given_back(store: RedisStore) -> None:
     assert 930 < wait <= 941
     await store.give_back({"alice": 990, "nobody": 5})
     assert await waits(store, limits, 40) == (0, 0)
+
+
+async def test_a_budget_that_is_not_there_has_left_what_the_router_knows(
+    redis: RedisServer, store: RedisStore
+) -> None:
+    alice = Tenant("alice", limits=TenantLimits(tokens_per_minute=60))
+    for _ in range(2):
+        redis.ask("FLUSHALL")
+        refused = await store.claim("a", Claim(alice, [], 1, 20, BudgetsLeft(0, 10)), 60)
+        assert refused.tokens_wait_s == 10.0
+        assert (await store.claim("a", Claim(alice, [], 1, 10, BudgetsLeft(0, 10)), 60)) == ALLOWED
+        refused = await store.claim("a", Claim(alice, [], 1, 60, BudgetsLeft(0, 60)), 60)
+        assert 50 < refused.tokens_wait_s <= 60, "where there is one it alone counts"
 
 
 async def test_what_one_budget_refuses_costs_nothing_of_the_other(store: RedisStore) -> None:

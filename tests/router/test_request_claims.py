@@ -14,8 +14,10 @@ from router.answer_stream import Prompt
 from router.replication.redis_store import Claim, ClaimResult
 from router.replication.request_claims import RequestClaims
 from router.replication.store_health import StoreHealth
+from router.tenant_sums import BudgetsLeft
 
 ALLOWED = ClaimResult(None, 0.0, 0.0)
+LEFT = BudgetsLeft(0.5)
 LIMITED = Tenant("alice", limits=TenantLimits(requests_per_second=1))
 
 
@@ -43,6 +45,9 @@ class Requests:
 
     def is_running(self, key: RequestKey) -> bool:
         return True
+
+    def budgets_left(self, tenant: str) -> BudgetsLeft:
+        return LEFT
 
     def tokens_of(self, prompt: Prompt) -> int:
         return 10 + len(prompt.tokens)
@@ -72,7 +77,7 @@ async def test_all_prompts_of_a_call_are_claimed_at_once() -> None:
     store = Store([ALLOWED])
     prompts = [prompt("a", 5), prompt("b", 7), prompt("c", 1)]
     await claims_of(store).claim(prompts, [prompts[0].key])
-    assert store.claims == [Claim(LIMITED, [prompts[0].key], 3, 43)]
+    assert store.claims == [Claim(LIMITED, [prompts[0].key], 3, 43, LEFT)]
 
 
 async def test_ids_of_a_refused_call_are_this_routers_no_longer() -> None:

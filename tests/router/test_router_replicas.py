@@ -263,6 +263,23 @@ async def test_tokens_that_were_not_needed_are_given_back_for_all(cluster: Clust
 
 
 @together
+async def test_a_wiped_redis_refills_no_budget(cluster: Cluster, redis: RedisServer) -> None:
+    rules = limited(tokens_per_minute=130)
+    first, second = await cluster.add(access=rules), await cluster.add(access=rules)
+    await all_know_each_other(first, second)
+    running = first.ask(max_tokens=70)
+    await cluster.worker.got("open")
+    left = second.server.dispatcher.budgets_left
+    await until(lambda: left("default").tokens < 100)
+    redis.ask("FLUSHALL")
+    with pytest.raises(ServerError) as caught:
+        await second.ask(max_tokens=60)
+    assert caught.value.reason == "TOKENS_PER_MINUTE"
+    await finish(cluster.worker, 1)
+    await running
+
+
+@together
 async def test_places_of_a_tenant_are_for_all_routers_together(cluster: Cluster) -> None:
     rules = limited(concurrent_sequences=2)
     replicas = [await cluster.add(access=rules) for _ in range(3)]

@@ -1,7 +1,10 @@
 """Places of tenants with limits, as one router counts and asks for them."""
 
+import pytest
+
 from core.tenants import Tenant, TenantLimits
 from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked, SharedTenants
+from router.tenant_sums import Charged, Paid
 
 ALICE = Tenant("alice", limits=TenantLimits(concurrent_sequences=4))
 SHARER = Tenant("sharer", limits=TenantLimits(cache_share=0.5))
@@ -90,8 +93,20 @@ def test_all_is_told_again_when_the_store_may_have_missed_it() -> None:
 def test_tokens_are_given_back_once_and_only_where_they_are_limited() -> None:
     tenants = sharing()
     limited = Tenant("limited", limits=TenantLimits(tokens_per_minute=100))
-    tenants.give_back(limited, 5)
+    for tenant in (limited, FREE):
+        tenants.charge(tenant, 10)
+        tenants.give_back(tenant, 5)
     tenants.give_back(limited, -2)
-    tenants.give_back(FREE, 5)
     assert tenants.take_given_back() == {"limited": 3}
     assert tenants.take_given_back() == {}
+    assert tenants.charged == {"limited": Charged(1, 7)}
+
+
+def test_what_runs_is_paid_as_expected_until_it_has_ended() -> None:
+    tenants, share = sharing(), (0, "free")
+    tenants.let_in(share, 0.1)
+    tenants.let_in(share, 0.2)
+    tenants.pay(share, 0.1, 7.0)
+    assert tenants.paid == {share: Paid(7.0, pytest.approx(0.2))}
+    tenants.pay(share, 0.3, 1.0)
+    assert tenants.paid == {share: Paid(8.0, 0.0)}
