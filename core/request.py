@@ -7,11 +7,11 @@ Does not cover: the life of a request (``core.lifecycle``), the wire format (``p
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
 from core.errors import InvalidField
+from core.value import value
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
@@ -72,7 +72,7 @@ class FinishReason(Enum):
     LENGTH = "length"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SamplingParams:
     """How to choose tokens. ``temperature`` 0 is greedy; ``seed`` is always set when sampling.
 

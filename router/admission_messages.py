@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from core.errors import CrossdockError
 from core.request import RequestKey
+from core.value import value
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Arrived:
     """A valid request. ``due``: when its first token is wanted (seconds, the caller's clock);
     ``priority``: class, 0 is served first; ``answers``: n; ``max_tokens``: of each answer."""
@@ -26,14 +27,14 @@ class RoomChanged:
     """Workers may take more than before: one told of its load, one came, a prompt was sent."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Started:
     """A request that was let in has its first token."""
 
     key: RequestKey
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Ended:
     """A request has ended, wherever it was. ``computed_tokens``: of its prompt, those that were in
     no cache; ``generated_tokens``: of all answers."""
@@ -46,7 +47,7 @@ class Ended:
 DoorEvent = Arrived | RoomChanged | Started | Ended
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Admit:
     """Send this request to workers now, then say RoomChanged."""
 

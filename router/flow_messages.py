@@ -9,15 +9,16 @@ from core.errors import CrossdockError
 from core.handoff import FailureCause
 from core.request import FinishReason
 from core.step import TokenLogprobs
+from core.value import value
 from router.placement import Placement, WorkerId
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RouteDue:
     """The request arrived, or the pause before a new attempt is over."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Routed:
     """``readable``: clients may read tokens from this D itself."""
 
@@ -33,7 +34,7 @@ class Unroutable:
     hopeful: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Output:
     """New tokens of one of an attempt's n answers, ``logprobs`` beside each if asked for.
 
@@ -86,7 +87,7 @@ class DeadlinePassed:
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RouterStopping:
     """The router's drain time is over."""
 
@@ -105,7 +106,7 @@ FlowEvent = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Route:
     """Choose workers after ``delay_s`` seconds, if possible others than ``avoid``."""
 
@@ -113,7 +114,7 @@ class Route:
     delay_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendOpen:
     """``handoff``: a prefill worker will bring the prompt. ``deadline_s`` 0: none. ``by_ticket``:
     the client reads the tokens itself."""
@@ -142,7 +143,7 @@ class SendRelay:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class SendPrefill:
     worker: WorkerId
     attempt: int
@@ -165,7 +166,7 @@ class Ticket:
     ticket: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Emit:
     """New tokens of answer ``index`` for the client. ``counted``: as read from D, before.
     ``ticket``: an attempt begins; there are no tokens then."""
@@ -186,7 +187,7 @@ class CountRead:
     index: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Finish:
     """Answer ``index`` is complete; the request ends when all n are.
 

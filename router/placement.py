@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from core.outputs import Load
 from core.request import Role
+from core.value import value
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerId:
+# A tuple, as workers are looked up a dozen times for each request.
+class WorkerId(NamedTuple):
     """One life of a worker: after a restart it has a new epoch and is another worker."""
 
     name: str
@@ -30,7 +32,7 @@ class WorkerView:
     load: Load
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forecast:
     """What routing expected of a placement when it chose it.
 
@@ -57,7 +59,7 @@ class Mode(Enum):
     DIRECT = "direct"
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Placement:
     """Where an attempt runs. Without ``prefill`` the decode worker prefills by itself;
     ``is_direct``: though others could have."""

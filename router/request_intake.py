@@ -10,12 +10,12 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 from core.block_hash import block_hashes
 from core.errors import CrossdockError, NotFound, Unavailable
 from core.request import SEED_BITS, RequestKey
 from core.tenants import DEFAULT_TENANT
+from core.value import value
 from router.access_rules import AccessRules
 from router.answer_stream import AnswerStream, Prompt
 from router.authentication import Authentication
@@ -34,7 +34,7 @@ from router.validation import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Call:
     """One call of a client. ``prompt`` is text, token ids or a chat; "" makes a request id.
 

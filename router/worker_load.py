@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from core.outputs import Load
 from core.request import AttemptKey
+from core.value import value
 
 # A report that comes this long (seconds) after a message was sent is taken to include it.
 SETTLE_S = 0.02
@@ -37,7 +37,7 @@ class InFlight(NamedTuple):
 NOTHING_SENT = InFlight()
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class _Sent:
     prefill_tokens: int
     blocks: int

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from core.value import value
 from router.held_blocks import Numbers
 from router.predictions import Predictions
 
@@ -39,7 +40,7 @@ class Eligible:
     local: Numbers | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Choice:
     """Workers by number. Without ``prefill`` the decode worker computes the prompt, too."""
 
