@@ -63,7 +63,7 @@ class StateMachine(Generic[S, E]):
     table: TransitionTable[S, E]
     subject: Hashable
     state: S = field(init=False)
-    history: deque[tuple[str, str]] = field(init=False)
+    history: deque[tuple[S, E]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.state = self.table.initial
@@ -83,12 +83,12 @@ class StateMachine(Generic[S, E]):
             raise self._illegal(event)
         # A long answer is thousands of equal moves; they would push out everything that matters.
         if following is not self.state:
-            self.history.append((str(self.state.value), str(event.value)))
+            self.history.append((self.state, event))
         self.state = following
         return following
 
     def _illegal(self, event: E) -> IllegalTransition:
-        story = [f"{state} --{happened}-->" for state, happened in self.history]
+        story = [f"{state.value} --{happened.value}-->" for state, happened in self.history]
         history = " ".join([*story, str(self.state.value)])
         return IllegalTransition(
             f"{self.table.name} {self.subject}: {event.value!r} is not allowed in "

@@ -83,7 +83,7 @@ class AnswerSink(Protocol):
 class AnswerStream:
     """The answers to all prompts of one call: per choice any number of ``Emit``, then a ``Finish``.
 
-    Read it by `feed`, by `batches` or by iterating: all raise the CrossdockError that ended one of
+    Read it by `feed`, by `batch` or by iterating: all raise the CrossdockError that ended one of
     the requests instead. ``close`` must be called when nobody reads any more; requests that still
     run are cancelled by it.
     """
@@ -143,19 +143,17 @@ class AnswerStream:
             self.sink = self._inbox
 
     async def __aiter__(self) -> AsyncIterator[ChoiceEvent]:
-        async for batch in self.batches():
+        while batch := await self.batch():
             for event in batch:
                 yield event
 
-    async def batches(self) -> AsyncIterator[list[ChoiceEvent]]:
-        """All that has come since the last batch, never empty."""
+    async def batch(self) -> list[ChoiceEvent]:
+        """All that has come since the last one; waits until there is something, and is empty when
+        nothing more will come."""
         while True:
-            if batch := self._inbox.take():
-                yield batch
-            elif self._has_more():
-                await self._news()
-            else:
-                return
+            if (batch := self._inbox.take()) or not self._has_more():
+                return batch
+            await self._news()
 
     def _has_more(self) -> bool:
         if self._error is not None:

@@ -50,7 +50,7 @@ def _decoded(raw: bytes) -> str:
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         near = text[max(0, error.pos - _SHOWN) : error.pos + _SHOWN]
         where = f"line {error.lineno}, column {error.colno}"
@@ -77,6 +77,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise InvalidField("body", name, "JSON has no such number; give a finite one")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant)
 
 
 def _check_surrogates(fields: dict[str, Any]) -> None:

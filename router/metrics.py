@@ -28,8 +28,8 @@ from router.vllm_names import VllmNames
 from wire.certificate_expiry import CertificateExpiry
 from wire.exposition import (
     CountedHistogram,
+    Counts,
     family,
-    new_counter,
     new_gauge,
     single,
 )
@@ -101,18 +101,18 @@ class Metrics(Collector):
         self._process.register(CertificateExpiry(certificates or {}))
 
     def _make_counters(self, registry: CollectorRegistry) -> None:
-        self._retries = new_counter(table.RETRIES, registry)
-        self._failed_attempts = new_counter(table.FAILED_ATTEMPTS, registry)
-        self._defects = new_counter(table.DEFECTS, registry)
-        self._read = new_counter(table.READ_TOKENS, registry)
-        self._relayed = new_counter(table.RELAYED, registry)
-        self._expected_cached = new_counter(table.PREDICTED_CACHED, registry)
-        self._turned_away = new_counter(table.TURNED_AWAY, registry)
-        answers = new_counter(table.FINISHES, registry)
+        self._retries = Counts(table.RETRIES, registry).labels()
+        self._failed_attempts = Counts(table.FAILED_ATTEMPTS, registry)
+        self._defects = Counts(table.DEFECTS, registry).labels()
+        self._read = Counts(table.READ_TOKENS, registry).labels()
+        self._relayed = Counts(table.RELAYED, registry).labels()
+        self._expected_cached = Counts(table.PREDICTED_CACHED, registry).labels()
+        self._turned_away = Counts(table.TURNED_AWAY, registry)
+        answers = Counts(table.FINISHES, registry)
         self._ended_by = {reason: answers.labels(reason.value) for reason in FinishReason}
-        self._decisions = new_counter(table.DECISIONS, registry)
-        self._blocks = new_counter(table.ROUTED_BLOCKS, registry)
-        self._overlap = new_counter(table.OVERLAP_BLOCKS, registry)
+        self._decisions = Counts(table.DECISIONS, registry)
+        self._blocks = Counts(table.ROUTED_BLOCKS, registry).labels()
+        self._overlap = Counts(table.OVERLAP_BLOCKS, registry)
         self._placed_as = {mode: self._decisions.labels(mode.value) for mode in Mode}
         self._held = {role: self._overlap.labels(role) for role in ("prefill", "decode")}
         targets = new_gauge(table.SLO_TARGET, registry)

@@ -8,7 +8,6 @@ Does not cover: JSON itself (``router.json_bodies``), answers (``router.openai_a
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -118,7 +117,14 @@ class _GenerateBody(BaseModel):
     def continuous_usage(self) -> bool:
         return self.stream_options is not None and self.stream_options.continuous_usage_stats
 
-    def asked(self, max_tokens: int | None, logprobs: int | None) -> AskedSampling:
+    def asked(
+        self,
+        max_tokens: int | None,
+        logprobs: int | None,
+        *,
+        max_tokens_name: str = "max_tokens",
+        default_max_tokens: int | None = None,
+    ) -> AskedSampling:
         return AskedSampling(
             temperature=self.temperature,
             top_p=self.top_p,
@@ -129,6 +135,8 @@ class _GenerateBody(BaseModel):
             frequency_penalty=self.frequency_penalty,
             logit_bias=tuple(_bias(key, bias) for key, bias in (self.logit_bias or {}).items()),
             max_tokens=max_tokens,
+            max_tokens_name=max_tokens_name,
+            default_max_tokens=default_max_tokens,
             min_tokens=self.min_tokens,
             stop=tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
@@ -155,8 +163,8 @@ class CompletionBody(_GenerateBody):
             raise InvalidField("best_of", self.best_of, fix, reason="UNSUPPORTED_FIELD")
 
     def sampling(self) -> AskedSampling:
-        asked = self.asked(self.max_tokens, self.logprobs)
-        return replace(asked, default_max_tokens=DEFAULT_COMPLETION_TOKENS)
+        default = DEFAULT_COMPLETION_TOKENS
+        return self.asked(self.max_tokens, self.logprobs, default_max_tokens=default)
 
     def prompts(self) -> dict[str, str | list[int]]:
         """Each prompt by its place in the body: text, token ids, or a list of either.
@@ -215,7 +223,7 @@ class ChatBody(_GenerateBody):
     def sampling(self) -> AskedSampling:
         name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return replace(self.asked(getattr(self, name), logprobs), max_tokens_name=name)
+        return self.asked(getattr(self, name), logprobs, max_tokens_name=name)
 
     def chat(self) -> ChatPrompt:
         return ChatPrompt([message.plain() for message in self.messages])

@@ -116,7 +116,7 @@ async def _stream(
     request: web.Request, answer: AnswerStream, writer: AnswerWriter
 ) -> web.StreamResponse:
     """An error before the first token still gets its own HTTP status; later it is an event."""
-    batch = await anext(aiter(answer.batches()))
+    batch = await answer.batch()
     headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     response = _EventResponse(headers=headers)
     # A client that has gone in the meantime misses nothing.

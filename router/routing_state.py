@@ -184,7 +184,7 @@ class RoutingState:
         """
         hashes = prompt.hashes
         silent = [w for w in workers if self.caches.answered(key, w, hashes, now)]
-        self.settled(key, workers)
+        self._load_settled(key, workers)
         return silent
 
     def _queued(self, number: int, key: AttemptKey, prompt: RoutedPrompt, tokens: int) -> None:
@@ -198,6 +198,10 @@ class RoutingState:
         """The attempt ended: from now on reports tell the truth."""
         for worker in workers:
             self.caches.settled(key, worker)
+        self._load_settled(key, workers)
+
+    def _load_settled(self, key: AttemptKey, workers: Iterable[WorkerId]) -> None:
+        for worker in workers:
             known = self._attached.get(worker)
             if known is not None:
                 self.loads.settled(known.number, key)

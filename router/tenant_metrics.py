@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from core.lifecycle import State
 from router import metric_table as table
 from router.slo import TPOT, TTFT
-from wire.exposition import BoundedLabel, new_counter
+from wire.exposition import BoundedLabel, Count, Counts
 
 # Each tenant is a dozen series.
 MAX_TENANTS = 64
@@ -29,13 +29,13 @@ class TenantCounters:
     """Of one tenant's requests of one SLO class. ``requests`` by how they ended, ``slo_met`` by
     SLO."""
 
-    requests: Mapping[str, Counter]
-    prompt_tokens: Counter
-    cached_tokens: Counter
-    generated: Counter
-    slo_requests: Counter
-    slo_met: Mapping[str, Counter]
-    goodput: Counter
+    requests: Mapping[str, Count]
+    prompt_tokens: Count
+    cached_tokens: Count
+    generated: Count
+    slo_requests: Count
+    slo_met: Mapping[str, Count]
+    goodput: Count
 
     def judge(self, met: frozenset[str]) -> None:
         """A request that counts for the SLOs has ended and ``met`` these."""
@@ -52,13 +52,13 @@ class TenantMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._tenants = BoundedLabel(MAX_TENANTS)
         self._known: dict[tuple[str, str], TenantCounters] = {}
-        self._requests = new_counter(table.REQUESTS, registry)
-        self._prompt = new_counter(table.PROMPT_TOKENS, registry)
-        self._cached = new_counter(table.CACHED_TOKENS, registry)
-        self._generated = new_counter(table.GENERATED, registry)
-        self._slo_requests = new_counter(table.SLO_REQUESTS, registry)
-        self._slo_met = new_counter(table.SLO_MET, registry)
-        self._goodput = new_counter(table.GOODPUT, registry)
+        self._requests = Counts(table.REQUESTS, registry)
+        self._prompt = Counts(table.PROMPT_TOKENS, registry)
+        self._cached = Counts(table.CACHED_TOKENS, registry)
+        self._generated = Counts(table.GENERATED, registry)
+        self._slo_requests = Counts(table.SLO_REQUESTS, registry)
+        self._slo_met = Counts(table.SLO_MET, registry)
+        self._goodput = Counts(table.GOODPUT, registry)
 
     def label(self, tenant: str) -> str:
         """Its name, or that of all beyond the bound."""

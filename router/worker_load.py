@@ -176,9 +176,10 @@ class LoadTable:
     def settled(self, number: int, key: AttemptKey) -> None:
         """The attempt gave its first output, or ended: from now on reports tell the truth."""
         ledger = self._ledger(number)
-        ledger.remove(key)
-        ledger.remove_late(key)
-        self._note(number)
+        if key in ledger.sent or key in ledger.late:
+            ledger.remove(key)
+            ledger.remove_late(key)
+            self._note(number)
 
     def reported(self, number: int, load: Load, now: float) -> None:
         ledger = self._ledger(number)

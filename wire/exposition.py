@@ -14,7 +14,6 @@ from typing import Protocol
 
 from prometheus_client import (
     CollectorRegistry,
-    Counter,
     Gauge,
     Histogram,
     disable_created_metrics,
@@ -44,10 +43,6 @@ class Collects(Protocol):
     def collect(self) -> Iterable[Metric]: ...
 
 
-def new_counter(spec: MetricSpec, registry: CollectorRegistry) -> Counter:
-    return Counter(spec.family, spec.text, spec.labels, registry=registry)
-
-
 def new_gauge(spec: MetricSpec, registry: CollectorRegistry) -> Gauge:
     return Gauge(spec.family, spec.text, spec.labels, registry=registry)
 
@@ -68,6 +63,36 @@ def family(spec: MetricSpec, samples: Samples) -> Metric:
 def single(spec: MetricSpec, value: float) -> Metric:
     """As `family`, of a metric without labels."""
     return family(spec, [((), value)])
+
+
+class Count:
+    """One series of a counter. Unlike prometheus_client's it takes no lock and looks at nothing,
+    which is nine tenths of the work: for one thread."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def inc(self, by: float = 1.0) -> None:
+        """``by``: 0 or more."""
+        self.value += by
+
+
+class Counts(Collector):
+    """A counter: one `Count` for each combination of labels."""
+
+    def __init__(self, spec: MetricSpec, registry: CollectorRegistry) -> None:
+        self._spec = spec
+        self._counts: dict[tuple[str, ...], Count] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Count:
+        """Without labels: the only one."""
+        return self._counts.setdefault(values, Count())
+
+    def collect(self) -> Iterator[Metric]:
+        yield family(self._spec, [(labels, count.value) for labels, count in self._counts.items()])
 
 
 class CountedHistogram(Collector):

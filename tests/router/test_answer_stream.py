@@ -67,15 +67,16 @@ async def test_what_came_of_one_answer_in_the_meantime_is_one_piece() -> None:
     answers.tokens(0, [2, 3], "b")
     answers.tokens(0, [4], "")
     answers.event(finish())
-    (batch,) = [batch async for batch in call.stream.batches()]
+    batch = await call.stream.batch()
     assert [item.event for item in batch] == [Emit((1, 2, 3, 4), "ab"), finish()]
+    assert not await call.stream.batch()
 
 
 async def test_answers_that_take_turns_stay_apart() -> None:
     call = Call(prompts=2, n=2)
     for prompt, index in ((1, 1), (0, 0), (0, 1), (1, 0)):
         call.receivers[prompt].tokens(index, [prompt], f"p{prompt} a{index}")
-    batch = await anext(call.stream.batches())
+    batch = await call.stream.batch()
     assert [(item.prompt, item.choice) for item in batch] == [(1, 3), (0, 0), (0, 1), (1, 2)]
     assert [item.event.index for item in batch] == [1, 0, 1, 0]
 

@@ -12,10 +12,10 @@ from wire.exposition import (
     OTHER,
     BoundedLabel,
     CountedHistogram,
+    Counts,
     Labelled,
     family,
     merge,
-    new_counter,
     new_gauge,
     new_histogram,
 )
@@ -27,7 +27,7 @@ TIME = histogram("time_seconds", "How long", (0.1, 1.0))
 
 def worker_text(name: str, seen: int) -> bytes:
     own = CollectorRegistry()
-    new_counter(SEEN, own).labels("a").inc(seen)
+    Counts(SEEN, own).labels("a").inc(seen)
     new_gauge(LEVEL, own).set(seen)
     new_histogram(TIME, own).observe(0.5)
     labelled = CollectorRegistry()
