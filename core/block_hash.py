@@ -74,7 +74,7 @@ def _compiled_chain() -> _Chain | None:
     def chain(whole: TokenArray, block_size: int, seed: int) -> HashArray:
         hashes: HashArray = np.empty(len(whole) // block_size, dtype=np.uint64)
         # To ask an array for its address takes longer than to hash a prompt.
-        told = ctypes.addressof(ctypes.c_char.from_buffer(hashes))
+        told = ctypes.addressof(ctypes.c_char.from_buffer(hashes.data))
         hash_chain(function, whole.tobytes(), 4 * block_size, len(hashes), seed, told)
         return hashes
 
