@@ -170,6 +170,19 @@ def _reach_with(bench: Bench, wanted: ClusterJob | ReplicaJob) -> Reached:
 
 
 @contextmanager
+def _starting_processes() -> Iterator[None]:
+    """Ctrl-C is for this process alone, from the first moment of a child's life: it inherits which
+    signals are blocked. This process hears of it at the end."""
+    resource_tracker.ensure_running()  # Else it begins with the first child and unblocks them.
+    with _interrupted_later():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def _interrupted_later() -> Iterator[None]:
     """Ctrl-C comes at the end. That a signal is blocked here is not enough: another thread takes
     it, and this one is interrupted all the same. A child whose parent is interrupted while it tells
@@ -206,31 +219,24 @@ class Laboratory:
     def __enter__(self) -> Laboratory:
         if self._processes > 1:
             try:
-                with _interrupted_later():
-                    self._start_processes()
+                with _starting_processes():
+                    self._start()
             except BaseException as error:
                 self.__exit__(type(error), error, error.__traceback__)
                 raise
         return self
 
-    def _start_processes(self) -> None:
-        """Ctrl-C is for the parent alone, from the first moment of a child's life: it inherits
-        which signals are blocked."""
-        resource_tracker.ensure_running()  # Else it begins with the first child and unblocks them.
+    def _start(self) -> None:
         self._others = multiprocessing.active_children()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            self._pool = ProcessPoolExecutor(
-                self._processes,
-                # Threads of the parent must not be forked into the middle of what they do.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_remember,
-                initargs=(self._given,),
-            )
-            for _ in range(self._processes):
-                self._pool.submit(int)  # Each starts one.
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._pool = ProcessPoolExecutor(
+            self._processes,
+            # Threads of the parent must not be forked into the middle of what they do.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_remember,
+            initargs=(self._given,),
+        )
+        for _ in range(self._processes):
+            self._pool.submit(int)  # Each starts one, unless one is done already.
 
     def __exit__(
         self,
@@ -274,4 +280,6 @@ class Laboratory:
     def _all(self, jobs: Sequence[ClusterJob | ReplicaJob]) -> list[Reached]:
         if self._pool is None:
             return [_reach_with(self._bench, job) for job in jobs]
-        return list(self._pool.map(_reach, jobs))
+        with _starting_processes():  # Those that were not needed until now.
+            reached = self._pool.map(_reach, jobs)
+        return list(reached)

@@ -1,0 +1,80 @@
+"""While processes of a search may begin, Ctrl-C waits, and they inherit that it is not for them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from search_worlds import chat_trace
+
+from core.config import ClusterSpec
+from tuner.load.metrics import Slo
+from tuner.search import laboratory
+from tuner.search.evaluate import Goal
+from tuner.search.laboratory import Laboratory, Traced
+
+GIVEN = Traced(chat_trace(), ClusterSpec(), Goal(Slo(1.0, 0.05), 90.0), 0)
+
+
+class Pool:
+    """In the place of processes: notes for each task whether one that began with it would be deaf
+    to Ctrl-C, which comes at the task of number ``press_at``."""
+
+    def __init__(self) -> None:
+        self.deaf: list[bool] = []
+        self.press_at = -1
+
+    def submit(self, function: object) -> None:
+        self._begin()
+
+    def map(self, function: object, jobs: list[object]) -> Iterator[Any]:
+        self._begin()
+        return iter(jobs)
+
+    def shutdown(self, cancel_futures: bool) -> None:
+        pass
+
+    def _begin(self) -> None:
+        if len(self.deaf) == self.press_at:
+            signal.raise_signal(signal.SIGINT)
+        is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        self.deaf.append(is_blocked and not interrupts)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    """That of the next laboratory. Ctrl-C is as in a terminal, whoever runs the tests."""
+    pool = Pool()
+    monkeypatch.setattr(laboratory, "ProcessPoolExecutor", lambda *args, **settings: pool)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield pool
+    signal.signal(signal.SIGINT, before)
+
+
+def search() -> None:
+    with Laboratory(GIVEN, processes=2) as started:
+        assert hears_of_it()
+        assert started.measure([]) == []
+        assert hears_of_it()
+
+
+def hears_of_it() -> bool:
+    is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return signal.getsignal(signal.SIGINT) is signal.default_int_handler and not is_blocked
+
+
+def test_processes_that_begin_with_the_first_jobs_are_deaf_too(pool: Pool) -> None:
+    search()
+    assert pool.deaf == [True, True, True]
+
+
+@pytest.mark.parametrize("task", [0, 1, 2])
+def test_an_interruption_comes_when_they_have_begun(pool: Pool, task: int) -> None:
+    pool.press_at = task
+    with pytest.raises(KeyboardInterrupt):
+        search()
+    assert len(pool.deaf) == (3 if task == 2 else 2)
+    assert hears_of_it()
