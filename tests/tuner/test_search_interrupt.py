@@ -27,7 +27,12 @@ def test_an_interrupted_search_is_quiet_and_leaves_nobody(tmp_path: Path) -> Non
     command = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
     options = ["tune", str(path), "--gpus", "h100:16", "--model", "llama-3.1-8b"]
     with subprocess.Popen(
-        [*command, *options], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, *options],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # Whoever runs the tests in the background may have them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as search:
         assert search.stderr is not None
         first = search.stderr.readline()
