@@ -15,6 +15,7 @@ from model_folders import make_model_folder
 from typer.testing import CliRunner
 
 from cluster.cli.main import new_app
+from cluster.engine_bench.cases import OVERHEAD_PROMPT, WARM_UP_STEPS
 from cluster.profiling.assemble import TICKET, WAY, assemble
 from cluster.profiling.machine import hardware_name, visible_gpus
 from cluster.profiling.overhead import AROUND, BESIDE, SERVED_STEP
@@ -396,7 +397,11 @@ def test_a_quick_run_does_not_plan_to_measure_for_minutes(subject: Subject) -> N
             step_s = slower * smollm_step_s(point.work)
             runs = min(patience.most, max(patience.least, math.ceil(patience.seconds / step_s)))
             planned += step_s * (runs + (2 if point.decodes else 1))
-    assert 60 < planned < 85
+        for batch in wide.overhead_batches:
+            prompts = smollm_step_s(StepWork(OVERHEAD_PROMPT * batch, batch, 0, 0, 0))
+            decode_s = smollm_step_s(StepWork(batch, batch, 0, batch, 0))
+            planned += slower * (prompts + (WARM_UP_STEPS + wide.overhead_steps) * decode_s)
+    assert 60 < planned < 92
 
 
 def smollm_step_s(work: StepWork) -> float:
