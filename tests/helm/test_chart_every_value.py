@@ -74,6 +74,10 @@ CHANGED: dict[str, object] = {
     "extraObjects": [{"kind": "ConfigMap", "metadata": {"name": "changed"}}],
 }
 STRINGS = ("hosts", "hostnames")
+OF_KUBERNETES = {
+    "resources": {"limits": {"example.com/changed": 1}},
+    "affinity": {"nodeAffinity": {"changed": {}}},
+}
 
 
 def leaves() -> dict[str, Any]:
@@ -99,6 +103,8 @@ def changed(path: str, before: dict[str, Any]) -> object:
             return not given(path, before, value.default)
         case int():
             return value.default + 1
+        case dict() if value.mark in OF_KUBERNETES:
+            return OF_KUBERNETES[value.mark]
         case dict():
             return {"example.com/changed": "yes"}
         case list():

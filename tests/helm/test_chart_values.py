@@ -50,6 +50,13 @@ def test_helm_lint_has_nothing_to_say(path: Path) -> None:
         ({"router": {"replicas": "2"}}, "replicas"),
         ({"cluster": {"pools": {"decode": {"tensor_parallel_size": 0}}}}, "tensor_parallel_size"),
         ({"cluster": {"engine": {"device": "tpu"}}}, "device"),
+        ({"cluster": {"tenants": {"a b": {}}}}, "a b"),
+        ({"cluster": {"tenants": {"a": {"wieght": 2}}}}, "wieght"),
+        ({"resources": {"request": {"cpu": 1}}}, "request"),
+        ({"redis": {"resources": {"limits": {"cpu": ["1"]}}}}, "cpu"),
+        ({"decode": {"affinity": {"podAntiAfinity": {}}}}, "podAntiAfinity"),
+        ({"head": {"podAnnotations": {"sidecar": True}}}, "sidecar"),
+        ({"nodeSelector": {"gpus": 8}}, "gpus"),
     ],
 )
 def test_what_nobody_knows_is_refused_by_name(values: dict[str, Any], named: str) -> None:
