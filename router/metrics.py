@@ -183,9 +183,11 @@ class Metrics(Collector):
 
     # Requests
 
-    def refused(self) -> None:
-        """A request was not taken: nobody's, invalid, a taken id, or the router drains."""
-        self._unknown.requests[REFUSED].inc()
+    def refused(self, tenant: str | None = None) -> None:
+        """A request was not taken: nobody's (None), invalid, a taken id, or the router drains.
+        Nobody knows its SLO class."""
+        whose = self._unknown if tenant is None else self._tenants.of(tenant, DEFAULT_CLASS)
+        whose.requests[REFUSED].inc()
 
     def turned_away(self, tenant: str, slo_class: str, reason: str) -> None:
         """A valid request is refused at the door, at once or after it has waited."""

@@ -48,31 +48,44 @@ class OpenAIDoor:
         ]
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        body = parse(CompletionBody, await read_body(request))
-        body.check()
-        sampling = body.sampling()
-        calls = [
-            Call(prompt, sampling, prompt_field=field, tenant=tenant_of(request))
-            for field, prompt in body.prompts().items()
-        ]
-        return await self._generate(request, body, calls, CompletionShape())
+        try:
+            body = parse(CompletionBody, await read_body(request))
+            body.check()
+            sampling = body.sampling()
+            calls = [
+                Call(prompt, sampling, prompt_field=field, tenant=tenant_of(request))
+                for field, prompt in body.prompts().items()
+            ]
+            self._check_model(body)
+            answer = await self._intake.submit(calls)
+        except Exception:
+            self._intake.refused(tenant_of(request))
+            raise
+        return await self._answer(request, body, answer, CompletionShape())
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        body = parse(ChatBody, await read_body(request))
-        body.check()
-        call = Call(body.chat(), body.sampling(), tenant=tenant_of(request))
-        return await self._generate(request, body, [call], ChatShape())
+        try:
+            body = parse(ChatBody, await read_body(request))
+            body.check()
+            call = Call(body.chat(), body.sampling(), tenant=tenant_of(request))
+            self._check_model(body)
+            answer = await self._intake.submit([call])
+        except Exception:
+            self._intake.refused(tenant_of(request))
+            raise
+        return await self._answer(request, body, answer, ChatShape())
 
-    async def _generate(
+    def _check_model(self, body: CompletionBody | ChatBody) -> None:
+        if body.model is not None:
+            self._intake.model.check_name(body.model)
+
+    async def _answer(
         self,
         request: web.Request,
         body: CompletionBody | ChatBody,
-        calls: list[Call],
+        answer: AnswerStream,
         shape: AnswerShape,
     ) -> web.StreamResponse:
-        if body.model is not None:
-            self._intake.model.check_name(body.model)
-        answer = await self._intake.submit(calls)
         name = self._intake.model.name
         writer = AnswerWriter(
             shape,

@@ -88,24 +88,24 @@ class RequestIntake:
             self._metrics.refused()
             raise
 
+    def refused(self, tenant: str) -> None:
+        """Doors tell that there was an error before a request of ``tenant`` was taken."""
+        self._metrics.refused(tenant)
+
     async def submit(self, calls: Sequence[Call]) -> AnswerStream:
         """Start one request for each call, all or none; raises CrossdockError if one is refused.
         ``calls``: at least one."""
         arrived = self._clock()
-        try:
-            prompts = [await self._prompt(calls[0], arrived)]
-            for call in calls[1:]:
-                # Between two prompts the streams of others go on.
-                await asyncio.sleep(0)
-                prompts.append(await self._prompt(call, arrived))
-            if self.claim is not None:
-                both = zip(calls, prompts, strict=True)
-                await self.claim(prompts, [prompt.key for call, prompt in both if call.request_id])
-            answers = AnswerStream(prompts)
-            answers.start(self._dispatcher.start)
-        except CrossdockError:
-            self._metrics.refused()
-            raise
+        prompts = [await self._prompt(calls[0], arrived)]
+        for call in calls[1:]:
+            # Between two prompts the streams of others go on.
+            await asyncio.sleep(0)
+            prompts.append(await self._prompt(call, arrived))
+        if self.claim is not None:
+            both = zip(calls, prompts, strict=True)
+            await self.claim(prompts, [prompt.key for call, prompt in both if call.request_id])
+        answers = AnswerStream(prompts)
+        answers.start(self._dispatcher.start)
         return answers
 
     async def relay(self, tenant: str, request_id: str, attempt: int, position: int) -> None:

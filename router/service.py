@@ -47,8 +47,12 @@ class InferenceService(InferenceServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         try:
             tenant = self._intake.tenant(_authorization(context))
-            call = call_from_wire(request, context.time_remaining(), tenant)
-            answer = await self._intake.submit([call])
+            try:
+                call = call_from_wire(request, context.time_remaining(), tenant)
+                answer = await self._intake.submit([call])
+            except Exception:
+                self._intake.refused(tenant)
+                raise
             try:
                 async for item in answer:
                     yield _event_to_wire(item.event, answer.prompt_tokens)

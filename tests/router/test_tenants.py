@@ -68,6 +68,30 @@ async def test_a_key_lets_in_and_a_wrong_one_does_not(
         assert (await bob.model_info()).model == "tiny"
 
 
+async def test_refused_requests_are_counted_as_their_tenants(
+    start_cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    cluster = await start_cluster(FakeWorker("d0", "decode", script=SCRIPT), access=rules())
+    url = f"{cluster.url}/v1/completions"
+    bodies = (b"{no json", b"[]", b'{"prompt": "hi", "model": "x"}', b'{"prompt": "", "n": 1}')
+    for body in bodies:
+        headers = bearer(ALICE) | {"Content-Type": "application/json"}
+        async with http.post(url, data=body, headers=headers) as response:
+            assert 400 <= response.status < 500
+    async with http.post(url, data=b"x", headers=bearer(ALICE)) as response:
+        assert response.status == 415
+    async with client(cluster, BOB) as bob:
+        for sampling in ({"max_tokens": 0}, {"temperature": -1.0}):
+            with pytest.raises(ServerError):
+                await bob.answer("hi", **sampling)
+        assert (await bob.answer("hi")).text == "hello world"
+    assert (await complete(http, cluster.url, "wrong"))[0] == 401
+    told = await metrics(http, cluster.url)
+    for tenant, count in (("alice", 5), ("bob", 2), ("default", 1)):
+        whose = f'outcome="refused",slo_class="default",tenant="{tenant}"'
+        assert f"crossdock_requests_total{{{whose}}} {count}.0" in told
+
+
 async def test_everything_but_probes_and_metrics_needs_a_key(
     start_cluster: Any, http: aiohttp.ClientSession
 ) -> None:
