@@ -123,8 +123,7 @@ class _Answer:
             try:
                 error, reached = await self._read_from(channel, ticket, position)
             finally:
-                unused = workers.give_back(endpoint, reached, time.monotonic())
-                if unused is not None:
+                for unused in workers.give_back(endpoint, reached, time.monotonic()):
                     await unused.close(None)
         self._tell(lambda: self._answer.worker_ended(ticket.attempt, error))
 

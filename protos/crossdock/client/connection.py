@@ -45,6 +45,8 @@ WORKER_CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", _CONNECT_MS),
 )
 _UNREACHABLE_S = 60.0
+# Workers come and go, and each that comes has a port of its own.
+_IDLE_S = 300.0
 
 
 Channel = TypeVar("Channel")
@@ -54,7 +56,8 @@ class WorkerChannels(Generic[Channel]):
     """Channels to decode workers by endpoint, made by ``connect``. For threads, too.
 
     Where nobody could be reached nobody is looked for again for a minute, and the channel is given
-    up with its last call. Times in seconds, monotonic.
+    up with its last call; one that nobody used for a while is given up with another's call. Times
+    in seconds, monotonic.
     """
 
     def __init__(self, connect: Callable[[str], Channel]) -> None:
@@ -62,6 +65,7 @@ class WorkerChannels(Generic[Channel]):
         self._lock = Lock()
         self._channels: dict[str, Channel] = {}
         self._calls: Counter[str] = Counter()
+        self._used: dict[str, float] = {}
         self._lost: dict[str, float] = {}
 
     def take(self, endpoint: str, now: float) -> Channel | None:
@@ -75,16 +79,26 @@ class WorkerChannels(Generic[Channel]):
             self._calls[endpoint] += 1
             return self._channels[endpoint]
 
-    def give_back(self, endpoint: str, reached: bool, now: float) -> Channel | None:
-        """The channel, if it is to be closed."""
+    def give_back(self, endpoint: str, reached: bool, now: float) -> list[Channel]:
+        """The channels that are to be closed."""
         with self._lock:
             self._calls[endpoint] -= 1
+            self._used[endpoint] = now
             if not reached:
                 self._lost[endpoint] = now
-            if endpoint not in self._lost or self._calls[endpoint] > 0:
-                return None
-            del self._calls[endpoint]
-            return self._channels.pop(endpoint)
+            self._lost = {e: at for e, at in self._lost.items() if now - at < _UNREACHABLE_S}
+            return [self._drop(unused) for unused in self._unused(now)]
+
+    def _unused(self, now: float) -> list[str]:
+        return [
+            endpoint
+            for endpoint, used in self._used.items()
+            if not self._calls[endpoint] and (endpoint in self._lost or now - used >= _IDLE_S)
+        ]
+
+    def _drop(self, endpoint: str) -> Channel:
+        del self._calls[endpoint], self._used[endpoint]
+        return self._channels.pop(endpoint)
 
     @property
     def all(self) -> list[Channel]:

@@ -139,8 +139,7 @@ class _Answer:
 
         error = _hear(call, took)
         reached = heard or not isinstance(error, Unavailable)
-        unused = self._owner.workers.give_back(ticket.endpoint, reached, time.monotonic())
-        if unused is not None:
+        for unused in self._owner.workers.give_back(ticket.endpoint, reached, time.monotonic()):
             unused.close()
         self._events.put(lambda: self._answer.worker_ended(ticket.attempt, error))
 
