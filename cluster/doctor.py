@@ -82,9 +82,21 @@ def _spec(config: Path | None) -> tuple[ClusterSpec, list[Check]]:
     if config is None:
         return load_spec(None), []
     try:
-        return load_spec(config), [Check("config", "ok", str(config))]
+        spec = load_spec(config)
+        return spec, [Check("config", "ok", str(config)), *_store(spec)]
     except CrossdockError as error:
         return load_spec(None), [Check("config", "failed", error.message)]
+
+
+def _store(spec: ClusterSpec) -> list[Check]:
+    """Whether what routers share is as safe as the rest. Nobody is asked there."""
+    from core.store_url import clear_store_warning, redis_place
+
+    place = redis_place(spec.store)
+    if place is None:
+        return []
+    exposed = clear_store_warning(spec.store, encrypted=spec.tls_files is not None)
+    return [Check("store", "warning" if exposed else "ok", exposed or str(place))]
 
 
 def _cores() -> Check:

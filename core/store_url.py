@@ -6,7 +6,8 @@ Covers: `memory://`, and Redis over TCP, TLS or a Unix socket. Does not cover: c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 MEMORY = "memory://"
@@ -38,6 +39,11 @@ class RedisPlace:
     cert: str = ""
     key: str = ""
     namespace: str = DEFAULT_NAMESPACE
+
+    @property
+    def in_clear(self) -> bool:
+        """What is said to it can be read on its way over a network."""
+        return not (self.path or self.tls or _is_loopback(self.host))
 
     def __str__(self) -> str:
         """For people: without user and password."""
@@ -88,6 +94,26 @@ def with_password(url: str, password: str) -> str:
     user, at, address = rest.rpartition("@")
     name = user if at else ""
     return f"{scheme}://{name.rstrip(':')}:{quote(password, safe='')}@{address}"
+
+
+def clear_store_warning(store: str, *, encrypted: bool) -> str:
+    """What people should know of a store in the clear; "" if nothing. ``encrypted``: the cluster's
+    processes speak to each other by TLS, so nothing should be read on its way."""
+    place = redis_place(store)
+    if place is None or not place.in_clear or not encrypted:
+        return ""
+    return (
+        f"the cluster has tls, but what goes to its store {place} can be read and changed on its "
+        "way, its password, the secret of the block hashes and names of tenants among it; use "
+        f"{replace(place, tls=True)}"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _files(options: dict[str, str], tls: bool) -> dict[str, str]:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from core.errors import Unavailable
-from core.store_url import RedisPlace, redis_place
+from core.store_url import RedisPlace, clear_store_warning, redis_place
 from core.tenants import DEFAULT_TENANT
 from core.tls_files import server_files
 from crossdock.v1 import inference_pb2
@@ -137,12 +137,18 @@ class RouterServer:
 
     def _start_sharing(self, replication: Replication, grpc_address: str) -> None:
         self._directory.lost = replication.controller_lost
+        exposed = clear_store_warning(
+            self._settings.store, encrypted=self._settings.tls is not None
+        )
+        if exposed:
+            log.warning("%s", exposed)
         self._reports = RouterReports(
             self._directory,
             self._router_id,
             grpc_address,
             str(redis_place(self._settings.store)),
             lambda: replication.state,
+            in_clear=bool(exposed),
         )
         replication.changed = self._reports.changed
         self._reports.start()

@@ -115,7 +115,8 @@ def _worker_row(worker: dict[str, Any]) -> list[object]:
 
 
 def _router_row(router: dict[str, Any]) -> list[object]:
-    head = [router["router_id"], router["grpc_address"], router["store"]]
+    store = router["store"] + " (in the clear!)" * router["store_in_clear"]
+    head = [router["router_id"], router["grpc_address"], store]
     return [*head, f"{router['peers']} others", router["degraded"]]
 
 

@@ -23,7 +23,8 @@ _LIMIT_S = 2.0
 
 
 class RouterReports:
-    """``store``: its URL without password; ``grpc_address``: of this router, host:port."""
+    """``store``: its URL without password; ``in_clear``: it should not be reached so;
+    ``grpc_address``: of this router, host:port."""
 
     def __init__(
         self,
@@ -32,11 +33,14 @@ class RouterReports:
         grpc_address: str,
         store: str,
         state: Callable[[], StoreState],
+        *,
+        in_clear: bool,
     ) -> None:
         self._directory = directory
         self._router = router
         self._grpc_address = grpc_address
         self._store = store
+        self._in_clear = in_clear
         self._state = state
         self._changed = asyncio.Event()
         self.changed = self._changed.set
@@ -67,4 +71,5 @@ class RouterReports:
             store=self._store,
             degraded="" if state.is_shared else state.why,
             peers=state.peers,
+            store_in_clear=self._in_clear,
         )

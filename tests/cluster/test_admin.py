@@ -192,6 +192,15 @@ async def test_the_status_table_says_which_router_goes_by_what_it_knows_itself(c
     assert shown.split() == [*words, *["no", "answer", "within", "0.05", "s"]]
 
 
+async def test_the_status_table_says_that_a_store_should_not_be_in_the_clear(capsys) -> None:
+    from cluster.cli.status import _print
+
+    found = await status()
+    found["routers"][0]["store_in_clear"] = True
+    _print(found)
+    assert "redis://cache:6379/0 (in the clear!)" in capsys.readouterr().out
+
+
 async def test_workers_of_several_ranks_show_their_shape_and_edges_between_ranks(capsys) -> None:
     from cluster.cli.status import _print
 

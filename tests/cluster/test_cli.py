@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from certificates import make_authority, make_worker
 from model_folders import make_model_folder
 
 from cluster.cli.main import main
@@ -356,6 +357,20 @@ def test_doctor_goes_by_a_config(monkeypatch, capsys, tmp_path: Path) -> None:
     checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
     assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
     assert checks["kernels"]["detail"] == "torch (chosen): engine.kernels"
+
+
+def test_doctor_tells_of_a_store_in_the_clear_beside_tls(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    make_authority(tmp_path)
+    files, config = make_worker(tmp_path, "one", tmp_path), tmp_path / "cluster.yaml"
+    tls = f"tls: {{ca: {files.ca}, cert: {files.cert}, key: {files.key}}}\n"
+    for store, status in (("redis://cache", "warning"), ("rediss://cache", "ok")):
+        config.write_text(f"store: {store}\nengine: {{kernels: torch}}\n{tls}")
+        assert run(monkeypatch, "doctor", "--config", str(config), "--output", "json") == 0
+        checks = {check["name"]: check for check in json.loads(capsys.readouterr().out)}
+        assert checks["store"]["status"] == status
+        assert "rediss://cache:6379/0" in checks["store"]["detail"]
 
 
 def test_doctor_fails_for_a_broken_model(monkeypatch, capsys, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 
 from core.config import make_spec
 from core.errors import InvalidField
-from core.store_url import RedisPlace, redis_place, with_password
+from core.store_url import RedisPlace, clear_store_warning, redis_place, with_password
 
 
 def test_memory_is_no_redis() -> None:
@@ -47,6 +47,31 @@ def test_what_is_no_url_is_refused(url: str, said: str) -> None:
     with pytest.raises(InvalidField) as caught:
         make_spec({"store": url})
     assert (caught.value.field, said in caught.value.message) == ("store", True)
+
+
+@pytest.mark.parametrize(
+    ("url", "exposed"),
+    [
+        ("memory://", False),
+        ("redis://cache", True),
+        ("redis://10.0.0.7:6380/2", True),
+        ("redis://[2001:db8::7]", True),
+        ("redis://localhost", False),
+        ("redis://127.1.2.3", False),
+        ("redis://[::1]:7", False),
+        ("rediss://cache?ca=/ca.pem", False),
+        ("unix:///run/redis.sock", False),
+    ],
+)
+def test_beside_tls_a_store_in_the_clear_is_told_of(url: str, exposed: bool) -> None:
+    assert bool(clear_store_warning(url, encrypted=True)) == exposed
+    assert clear_store_warning(url, encrypted=False) == ""
+
+
+def test_what_is_told_of_a_store_in_the_clear_names_the_fix_and_no_password() -> None:
+    said = clear_store_warning("redis://user:hunter2@cache/1", encrypted=True)
+    assert said.endswith("use rediss://cache:6379/1")
+    assert "hunter2" not in said
 
 
 def test_a_password_is_never_repeated() -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from crossdock.v1 import metrics_pb2 as crossdock_dot_v1_dot_metrics__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63rossdock/v1/registry.proto\x12\x0c\x63rossdock.v1\x1a\x1a\x63rossdock/v1/metrics.proto\"!\n\x0cWatchRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"h\n\nWorkerList\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.crossdock.v1.WorkerRecord\x12\x17\n\x0fmetrics_address\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61\x63he_secret\x18\x03 \x01(\x0c\"_\n\x0cWorkerRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"g\n\x0cRouterReport\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\t\x12\r\n\x05peers\x18\x05 \x01(\r\"\x10\n\x0eRouterReported2\xdf\x01\n\x08Registry\x12?\n\x05Watch\x12\x1a.crossdock.v1.WatchRequest\x1a\x18.crossdock.v1.WorkerList0\x01\x12H\n\nGetMetrics\x12\x1f.crossdock.v1.GetMetricsRequest\x1a\x19.crossdock.v1.MetricsText\x12H\n\x0cReportRouter\x12\x1a.crossdock.v1.RouterReport\x1a\x1c.crossdock.v1.RouterReportedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63rossdock/v1/registry.proto\x12\x0c\x63rossdock.v1\x1a\x1a\x63rossdock/v1/metrics.proto\"!\n\x0cWatchRequest\x12\x11\n\trouter_id\x18\x01 \x01(\t\"h\n\nWorkerList\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.crossdock.v1.WorkerRecord\x12\x17\n\x0fmetrics_address\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61\x63he_secret\x18\x03 \x01(\x0c\"_\n\x0cWorkerRecord\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08\x64raining\x18\x05 \x01(\x08\"\x7f\n\x0cRouterReport\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x14\n\x0cgrpc_address\x18\x02 \x01(\t\x12\r\n\x05store\x18\x03 \x01(\t\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\t\x12\r\n\x05peers\x18\x05 \x01(\r\x12\x16\n\x0estore_in_clear\x18\x06 \x01(\x08\"\x10\n\x0eRouterReported2\xdf\x01\n\x08Registry\x12?\n\x05Watch\x12\x1a.crossdock.v1.WatchRequest\x1a\x18.crossdock.v1.WorkerList0\x01\x12H\n\nGetMetrics\x12\x1f.crossdock.v1.GetMetricsRequest\x1a\x19.crossdock.v1.MetricsText\x12H\n\x0cReportRouter\x12\x1a.crossdock.v1.RouterReport\x1a\x1c.crossdock.v1.RouterReportedb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,9 +39,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WORKERRECORD']._serialized_start=214
   _globals['_WORKERRECORD']._serialized_end=309
   _globals['_ROUTERREPORT']._serialized_start=311
-  _globals['_ROUTERREPORT']._serialized_end=414
-  _globals['_ROUTERREPORTED']._serialized_start=416
-  _globals['_ROUTERREPORTED']._serialized_end=432
-  _globals['_REGISTRY']._serialized_start=435
-  _globals['_REGISTRY']._serialized_end=658
+  _globals['_ROUTERREPORT']._serialized_end=438
+  _globals['_ROUTERREPORTED']._serialized_start=440
+  _globals['_ROUTERREPORTED']._serialized_end=456
+  _globals['_REGISTRY']._serialized_start=459
+  _globals['_REGISTRY']._serialized_end=682
 # @@protoc_insertion_point(module_scope)

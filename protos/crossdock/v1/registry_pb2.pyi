@@ -38,18 +38,20 @@ class WorkerRecord(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., endpoint: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., draining: bool = ...) -> None: ...
 
 class RouterReport(_message.Message):
-    __slots__ = ("router_id", "grpc_address", "store", "degraded", "peers")
+    __slots__ = ("router_id", "grpc_address", "store", "degraded", "peers", "store_in_clear")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     GRPC_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    STORE_IN_CLEAR_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     grpc_address: str
     store: str
     degraded: str
     peers: int
-    def __init__(self, router_id: _Optional[str] = ..., grpc_address: _Optional[str] = ..., store: _Optional[str] = ..., degraded: _Optional[str] = ..., peers: _Optional[int] = ...) -> None: ...
+    store_in_clear: bool
+    def __init__(self, router_id: _Optional[str] = ..., grpc_address: _Optional[str] = ..., store: _Optional[str] = ..., degraded: _Optional[str] = ..., peers: _Optional[int] = ..., store_in_clear: bool = ...) -> None: ...
 
 class RouterReported(_message.Message):
     __slots__ = ()
