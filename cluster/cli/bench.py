@@ -81,6 +81,10 @@ def bench(
     max_concurrency: Annotated[
         int | None, typer.Option(min=1, help="Hold requests back: no open loop any more.")
     ] = None,
+    by_ticket: Annotated[
+        bool,
+        typer.Option("--by-ticket", help="grpc: read tokens from the decode workers themselves."),
+    ] = False,
     save: Annotated[
         Path | None, typer.Option(help="Write a record of every request (JSON lines).")
     ] = None,
@@ -123,6 +127,7 @@ def bench(
         request_timeout=request_timeout,
         drain=drain,
         max_concurrency=max_concurrency,
+        by_ticket=by_ticket,
         save=save,
     )
     report = run(options)

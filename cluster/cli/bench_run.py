@@ -49,6 +49,7 @@ class BenchOptions:
     request_timeout: str
     drain: str
     max_concurrency: int | None
+    by_ticket: bool
     save: Path | None
 
     @property
@@ -57,7 +58,9 @@ class BenchOptions:
 
     @property
     def protocol(self) -> str:
-        return "grpc" if self.is_grpc else self.endpoint or Endpoint.COMPLETIONS.value
+        if self.is_grpc:
+            return "grpc by ticket" if self.by_ticket else "grpc"
+        return self.endpoint or Endpoint.COMPLETIONS.value
 
 
 def run(options: BenchOptions) -> Report:
@@ -107,6 +110,8 @@ def _check_target(options: BenchOptions) -> None:
     if not options.is_grpc:
         check_url("--target", options.target)
         choose("--endpoint", options.protocol, Endpoint)
+        by_ticket = options.by_ticket or None
+        refuse_given({"--by-ticket": by_ticket}, "belongs to grpc targets; leave it out")
         return
     only_http = {"--endpoint": options.endpoint, "--model": options.model}
     refuse_given(only_http, "belongs to http targets; leave it out")
@@ -118,7 +123,7 @@ def _open_target(options: BenchOptions) -> Target:
 
         address = grpc_address("--target", options.target)
         tls = door_tls(address, options.target.startswith("grpcs://"))
-        return GrpcTarget(address, options.ignore_eos, options.api_key, tls)
+        return GrpcTarget(address, options.ignore_eos, options.api_key, tls, options.by_ticket)
     endpoint = Endpoint(options.protocol)
     secure = options.target.startswith("https://")
     tls = door_tls(urlsplit(options.target).netloc, wanted=True) if secure else None

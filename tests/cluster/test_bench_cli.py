@@ -126,6 +126,7 @@ def test_a_trace_is_replayed(door, tokenizer, monkeypatch, capsys, tmp_path: Pat
         (("--target", "grpc://host"), "--target"),
         (("--target", "grpc://h:1", "--model", "x"), "--model"),
         (("--target", "grpc://h:1", "--endpoint", "chat"), "--endpoint"),
+        (("--by-ticket",), "--by-ticket"),
         (("--endpoint", "edits"), "--endpoint"),
         (("--prompt-format", "xml"), "--prompt-format"),
         (("--endpoint", "chat", "--prompt-format", "ids"), "--prompt-format"),

@@ -11,20 +11,36 @@ import pytest
 
 from core.errors import InvalidField, Unavailable
 from crossdock.v1 import inference_pb2 as pb
+from crossdock.v1 import token_stream_pb2
 from crossdock.v1.inference_pb2_grpc import InferenceServicer, add_InferenceServicer_to_server
+from crossdock.v1.token_stream_pb2_grpc import (
+    TokenStreamServicer,
+    add_TokenStreamServicer_to_server,
+)
 from tuner.load.grpc_target import GrpcTarget, grpc_address
 from tuner.load.records import Usage
 from tuner.load.target import AnswerLog
 from wire.grpc_errors import abort
 
+COMPLETE = pb.Complete(prompt_tokens=3, completion_tokens=4, cached_tokens=1)
 PROMPT = np.array([5, 6, 7], dtype=np.int32)
 
 
+class Worker(TokenStreamServicer):
+    """Has all tokens of every answer but the first one."""
+
+    async def Read(self, request, context) -> AsyncIterator[token_stream_pb2.ReadResponse]:
+        chunk = pb.GenerateResponse(chunk=pb.Chunk(token_ids=[9, 10, 11], text="bcd"))
+        yield token_stream_pb2.ReadResponse(responses=[chunk], position=1)
+
+
 class Server(InferenceServicer):
-    """Answers in pieces of two tokens; ids 1 and 2 at the start ask for trouble."""
+    """Answers in pieces of two tokens; ids 1 and 2 at the start ask for trouble. ``endpoint``: of
+    the worker that tokens may be read from; "": there is none."""
 
     def __init__(self) -> None:
         self.seen: list[pb.GenerateRequest] = []
+        self.endpoint = ""
 
     async def GetModelInfo(self, request, context) -> pb.GetModelInfoResponse:
         return pb.GetModelInfoResponse(
@@ -35,14 +51,17 @@ class Server(InferenceServicer):
         self.seen.append(request)
         if list(request.token_ids.ids[:1]) == [1]:
             await abort(context, Unavailable("no decode worker", reason="NO_WORKER"))
+        if request.by_ticket and self.endpoint:
+            yield pb.GenerateResponse(ticket=pb.ReadTicket(endpoint=self.endpoint, ticket=b"x"))
+            yield pb.GenerateResponse(chunk=pb.Chunk(token_ids=[8], text="a"))
+            yield pb.GenerateResponse(complete=COMPLETE)
+            return
         yield pb.GenerateResponse(chunk=pb.Chunk(token_ids=[8, 9], text="ab"))
         if list(request.token_ids.ids[:1]) == [2]:
             return
         yield pb.GenerateResponse(chunk=pb.Chunk(token_ids=[], text="held back"))
         yield pb.GenerateResponse(chunk=pb.Chunk(token_ids=[10, 11], text="cd"))
-        yield pb.GenerateResponse(
-            complete=pb.Complete(prompt_tokens=3, completion_tokens=4, cached_tokens=1)
-        )
+        yield pb.GenerateResponse(complete=COMPLETE)
 
 
 @pytest.fixture
@@ -73,6 +92,35 @@ async def test_an_answer_with_several_tokens_in_a_piece(
     sampling = server[0].seen[0].sampling
     assert (sampling.max_tokens, sampling.min_tokens, sampling.ignore_eos) == (4, 4, True)
     assert list(server[0].seen[0].token_ids.ids) == [5, 6, 7]
+
+
+async def test_tokens_are_read_from_the_worker_that_the_ticket_names(
+    server: tuple[Server, str],
+) -> None:
+    servicer, address = server
+    target = GrpcTarget(address, by_ticket=True)
+    workers = grpc.aio.server()
+    add_TokenStreamServicer_to_server(Worker(), workers)
+    servicer.endpoint = f"127.0.0.1:{workers.add_insecure_port('127.0.0.1:0')}"
+    await workers.start()
+    answer = await target.check(PROMPT, 4)
+    assert sorted(tokens for tokens in answer.chunk_tokens if tokens) == [1, 3]
+    assert answer.usage == Usage(3, 4, 1)
+    prompt = np.array([1], dtype=np.int32)
+    with pytest.raises(Unavailable) as failure:
+        await target.send(target.prepare(prompt, 4), AnswerLog(lambda: 0.0))
+    assert failure.value.reason == "NO_WORKER"
+    await target.close()
+    await workers.stop(0)
+
+
+async def test_a_cluster_without_tickets_is_not_measured_as_if_it_had_some(
+    server: tuple[Server, str],
+) -> None:
+    target = GrpcTarget(server[1], by_ticket=True)
+    with pytest.raises(InvalidField, match=r"--by-ticket.*token_streams\.enabled"):
+        await target.check(PROMPT, 4)
+    await target.close()
 
 
 async def test_text_and_answers_that_may_end_early(server: tuple[Server, str]) -> None:

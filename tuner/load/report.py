@@ -26,7 +26,7 @@ Row = tuple[str, ...]
 class Settings:
     """What was measured and how, for people to repeat it.
 
-    ``protocol``: completions, chat or grpc.
+    ``protocol``: completions, chat, grpc or grpc by ticket.
     """
 
     target: str
