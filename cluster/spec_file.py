@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.tls_check import usable_tls
+from cluster.tls_check import refuse_relative_doors, usable_tls
 from core.config import ClusterSpec, make_spec
 from core.errors import InvalidField
 from core.yaml_text import parse_yaml
@@ -24,7 +24,7 @@ def load_spec(
 
     Raises ``InvalidField`` if the file can't be read, is not YAML, or says what can't be served,
     or if a file that it names for ``tls`` can't be used; those of its doors are looked at only by
-    who ``opens_doors``.
+    who ``opens_doors``, on a host that has them.
     """
     return _with_usable_files(read_spec(path, overrides), opens_doors)
 
@@ -50,6 +50,8 @@ def read_router_spec(path: Path, tenants: Path | None) -> ClusterSpec:
 def _with_usable_files(spec: ClusterSpec, opens_doors: bool) -> ClusterSpec:
     if spec.tls is None:
         return spec
+    if not opens_doors and spec.token_streams.enabled:
+        refuse_relative_doors(spec.tls)
     return spec.model_copy(update={"tls": usable_tls(spec.tls, opens_doors=opens_doors)})
 
 

@@ -36,6 +36,19 @@ def usable_tls(tls: TlsSpec, *, opens_doors: bool) -> TlsSpec:
     return found
 
 
+def refuse_relative_doors(tls: TlsSpec) -> None:
+    """For a process whose host has none of these files, and that tells workers, which show them to
+    clients that read tokens, where they are. Raises ``InvalidField``."""
+    given = {} if tls.doors is None else _given(tls.doors, _OF_DOORS)
+    for name, path in given.items():
+        if not Path(path).is_absolute():
+            fix = (
+                "must be an absolute path: with token_streams decode workers open it, on other "
+                "hosts than this controller's and in folders of their own"
+            )
+            raise InvalidField(f"tls.doors.{name}", path, fix, reason="TLS_FILES")
+
+
 def files_for_commands(spec: ClusterSpec) -> dict[str, str]:
     """What commands on this machine need to speak to the cluster; see ``RunningCluster``."""
     files, door = spec.tls_files, spec.door_files

@@ -107,6 +107,20 @@ def test_a_doors_files_are_only_needed_where_it_is_opened(certified: Path) -> No
     assert elsewhere.key == str(certified / "elsewhere.key")
 
 
+def test_workers_elsewhere_are_told_no_path_that_only_holds_here(certified: Path) -> None:
+    """A controller's folder means nothing to decode workers that show the doors' certificate."""
+    text = DOORS + "\ntoken_streams: {enabled: true}"
+    config = write(certified, text)
+    assert load_spec(config).door_files is not None
+    with pytest.raises(InvalidField, match=r"tls.doors.cert = .* must be an absolute path"):
+        load_spec(config, opens_doors=False)
+    for name in ("worker.pem", "worker.key", "ca.pem"):
+        text = text.replace(name, f"/elsewhere/{name}")
+    elsewhere = load_spec(write(certified, text), opens_doors=False).door_files
+    assert elsewhere is not None
+    assert elsewhere.cert == "/elsewhere/worker.pem"
+
+
 def test_a_router_of_its_own_looks_at_its_files(certified: Path) -> None:
     (certified / "worker.key").unlink()
     for text in (TLS, DOORS):
