@@ -53,6 +53,15 @@ class HandoffDriver:
 
     async def answer(self, prefill: str, decode: str, prompt: list[int], count: int) -> list[int]:
         """Exactly ``count`` greedy tokens. Raises `HandoffFailed` with the worker's words."""
+        return await self.collect(await self.begin(prefill, decode, prompt, count))
+
+    async def begin(
+        self, prefill: str, decode: str, prompt: list[int], count: int, deadline_s: float = 0.0
+    ) -> str:
+        """Asks both workers, after all that was asked before. Returns the request's id.
+
+        ``deadline_s``: after so many seconds each of them gives up by itself; 0: never.
+        """
         key = pb.AttemptKey(tenant="", request_id=f"request-{next(_numbers)}", attempt=1)
         self._answers[key.request_id] = asyncio.Queue()
         # A salt of its own: nothing may come from the prefix cache of an earlier pair.
@@ -60,7 +69,9 @@ class HandoffDriver:
         sampling = pb.Sampling(
             max_tokens=count, ignore_eos=True, n=1, top_p=1, repetition_penalty=1
         )
-        opened = pb.Open(key=key, mode=pb.Open.HANDOFF, sampling=sampling, salt=salt)
+        opened = pb.Open(
+            key=key, mode=pb.Open.HANDOFF, sampling=sampling, salt=salt, deadline_s=deadline_s
+        )
         await self._calls[decode].write(pb.RouterMessage(open=opened))
         place = self._places[decode]
         work = pb.Prefill(
@@ -71,9 +82,14 @@ class HandoffDriver:
             decode_endpoint=place.endpoint,
             decode_epoch=place.epoch,
             salt=salt,
+            deadline_s=deadline_s,
         )
         await self._calls[prefill].write(pb.RouterMessage(prefill=work))
-        return await asyncio.wait_for(self._collect(key.request_id), ANSWER_TIMEOUT_S)
+        return key.request_id
+
+    async def collect(self, request_id: str) -> list[int]:
+        """The tokens of what was begun. Raises `HandoffFailed` with the worker's words."""
+        return await asyncio.wait_for(self._collect(request_id), ANSWER_TIMEOUT_S)
 
     async def abort_all(self, worker: str) -> None:
         """Gives up what this worker may still be asked for."""
