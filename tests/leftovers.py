@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,6 @@ _OUR_THREADS = (
 )
 _THREAD_PATIENCE_S = 20.0
 _OUR_PROGRAMS = ("router.main", "cluster.cli.main")
-_TASKS = Path("/proc/self/task")
 # Not every kernel is built with it.
 _KERNEL_LISTS_CHILDREN = Path("/proc/thread-self/children").exists()
 
@@ -48,21 +48,34 @@ def _threads() -> set[str]:
 
 
 def _processes() -> set[str]:
-    if not _has_children():
-        return set()
-    children = psutil.Process().children(recursive=True)
     return {
-        f"process {child.pid}"
-        for child in children
-        if any(program in _command(child) for program in _OUR_PROGRAMS)
+        f"process {pid}"
+        for pid in _descendants()
+        if any(program in _command(pid) for program in _OUR_PROGRAMS)
     }
 
 
-def _has_children() -> bool:
-    """Cheap, for most tests have none; to list them, all processes of the machine are read."""
+def _descendants() -> Iterator[int]:
+    """Most tests have none: that is found out without a look at anything."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return iter(())
     if not _KERNEL_LISTS_CHILDREN:
-        return True
-    return any(_children_of(task) for task in _TASKS.iterdir())
+        return (child.pid for child in psutil.Process().children(recursive=True))
+    return _below(os.getpid())
+
+
+def _below(pid: int) -> Iterator[int]:
+    """As the kernel lists them: psutil reads all processes of the machine, for every test."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except FileNotFoundError:
+        return  # It ended while we looked.
+    for task in tasks:
+        for child in map(int, _children_of(task).split()):
+            yield child
+            yield from _below(child)
 
 
 def _children_of(task: Path) -> str:
@@ -72,9 +85,9 @@ def _children_of(task: Path) -> str:
         return ""  # The thread ended while we looked; its children went to another one.
 
 
-def _command(process: psutil.Process) -> list[str]:
+def _command(pid: int) -> list[str]:
     try:
-        return process.cmdline()
+        return psutil.Process(pid).cmdline()
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []  # It ended while we looked.
 
