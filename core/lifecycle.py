@@ -105,6 +105,14 @@ class Lifecycle:
             self.attempts += 1
         return state
 
+    def continues(self, attempt: int, tokens: int) -> bool:
+        """The same as `deliver` where that changes no state; false, and nothing, elsewhere."""
+        is_streaming = self._machine.state is State.STREAMING
+        if not is_streaming or attempt != self.numbered_after + self.attempts:
+            return False
+        self.tokens_delivered += tokens
+        return True
+
     def deliver(self, tokens: int) -> None:
         """Count ``tokens`` given to the client, with the first output or with a further one."""
         first = self.state is State.PREFILLING

@@ -167,6 +167,9 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         self._readers.wake(key)
         return output
 
+    def go_on(self, key: AttemptKey, index: int, token: int, text: str) -> bool:
+        return key not in self._readable and super().go_on(key, index, token, text)
+
     def complete(self, key: AttemptKey) -> None:
         if key not in self._readable:
             super().complete(key)

@@ -15,8 +15,10 @@ from wire.attempts import key_to_wire, sampling_to_wire, tokens_to_wire
 _TICKET_VALID_S = 10.0
 
 
-def open_message(key: AttemptKey, prompt: Prompt, command: SendOpen) -> pb.RouterMessage:
-    """To D: it gets the tokens only if it is to compute them."""
+def open_message(
+    key: AttemptKey, prompt: Prompt, command: SendOpen, first_answer: int
+) -> pb.RouterMessage:
+    """To D: it gets the tokens only if it is to compute them. ``first_answer``: its number."""
     message = pb.Open(
         key=key_to_wire(key),
         mode=pb.Open.HANDOFF if command.handoff else pb.Open.LOCAL,
@@ -24,6 +26,7 @@ def open_message(key: AttemptKey, prompt: Prompt, command: SendOpen) -> pb.Route
         sampling=sampling_to_wire(prompt.sampling),
         salt=prompt.salt,
         deadline_s=command.deadline_s,
+        first_answer=first_answer,
     )
     if command.by_ticket:
         message.read.valid_s, message.read.prompt_tokens = _TICKET_VALID_S, len(prompt.tokens)

@@ -11,16 +11,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from random import Random
 
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import CrossdockError, InternalError, NotFound
 from core.request import AttemptKey, RequestKey
-from crossdock.v1.worker_pb2 import SequenceOutput
+from crossdock.v1 import worker_pb2 as pb
 from router.access_rules import AccessRules
 from router.admission import Admission
 from router.admission_messages import Started
+from router.answer_numbers import AnswerNumbers
 from router.answer_stream import Prompt, Receiver
 from router.assignments import abort_message, open_message, prefill_message, relay_message
 from router.door import Door
@@ -35,6 +36,7 @@ from router.flow_messages import (
     Finish,
     FlowEvent,
     GiveTicket,
+    Output,
     RelayAsked,
     ReportDefect,
     Route,
@@ -57,7 +59,7 @@ from router.request_ids import RequestIds
 from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
 from router.running_request import RunningRequest
-from router.step_tokens import StepTokens
+from router.step_tokens import StepTokens, further_tokens
 from router.tenant_sums import BudgetsLeft, Charged, Paid, Share
 from router.worker_answers import output_from_wire
 from router.worker_news import WorkerNews
@@ -115,7 +117,8 @@ class Dispatcher:
         self._clock = clock
         self._tickets = tickets
         self._ids = RequestIds()
-        # A request key is such a pair, too: steps look requests up without making one.
+        self._numbers = AnswerNumbers()
+        # A request key is such a pair, too: outputs look requests up without making one.
         self._running: dict[tuple[str, str], RunningRequest] = {}
 
     def start(self, prompt: Prompt, answers: Receiver) -> Callable[[], None]:
@@ -237,22 +240,31 @@ class Dispatcher:
         if running is not None:
             self._handle(running, event)
 
-    def produced(self, worker: WorkerId, outputs: Iterable[SequenceOutput]) -> None:
-        """Nearly all outputs are further tokens of an answer, so these are not made into events and
-        commands: they go to the client in one pass over the message."""
-        step = StepTokens(worker, self._clock())
-        for output in outputs:
+    def produced(self, worker: WorkerId, step: pb.Step) -> None:
+        for output in step.outputs:
             key = output.key
             running = self._running.get((key.tenant, key.request_id))
-            if running is None:
+            if running is not None:
+                self._handle(running, output_from_wire(worker, output))
+        if step.HasField("further"):
+            self._go_on(worker, step.further)
+
+    def _go_on(self, worker: WorkerId, further: pb.FurtherTokens) -> None:
+        """Not made into events and commands: the tokens go to the clients in one pass."""
+        step = StepTokens(worker, self._clock())
+        for number, token, text in further_tokens(further):
+            found = self._numbers.find(number)
+            if found is None:
                 continue
+            running, attempt, index = found
             try:
-                passed = step.pass_on(running, output)
+                passed = step.pass_on(running, attempt, index, token, text)
             except Exception as error:
                 self._give_up(running, error)
                 continue
             if not passed:
-                self._handle(running, output_from_wire(worker, output))
+                output = Output(worker, attempt, (token,), text, None, 0, index)
+                self._handle(running, output)
         step.count(self._metrics)
 
     def _handle(self, running: RunningRequest, event: FlowEvent) -> None:
@@ -331,7 +343,8 @@ class Dispatcher:
             self._metrics.retried()
         now = self._clock()
         self.routing.sent_open(key, running.routed, command.worker, command.handoff, now)
-        self.pool.send(command.worker, open_message(key, prompt, command))
+        first = self._numbers.give(running)
+        self.pool.send(command.worker, open_message(key, prompt, command, first))
 
     def _send_prefill(self, running: RunningRequest, command: SendPrefill) -> None:
         prompt, key = running.prompt, running.attempt_key
@@ -380,6 +393,7 @@ class Dispatcher:
         for timer in running.timers:
             timer.cancel()
         self._settle_all(running)
+        self._numbers.take_back(running)
         del self._running[running.prompt.key]
         self._ids.release(running.prompt.key, self._clock())
         self.ended(running.prompt.key)

@@ -145,18 +145,15 @@ class Flow:
         """Whether this is more of an answer that has begun, from where that comes from; then its
         tokens are counted, and the client gets them. The same as `handle` does with an output that
         ends nothing, in a small part of the time: most events are such outputs."""
-        source, lifecycle = self._source, self.lifecycle
-        if worker is not source and worker != source:
-            return False
-        if attempt != lifecycle.attempt or lifecycle.state is not State.STREAMING:
-            return False
-        if index >= self.n:
+        source = self._source
+        if (worker is not source and worker != source) or index >= self.n:
             return False
         answer = self._answers[index]
         if answer.finished or answer.first_token_at is None:
             return False
+        if not self.lifecycle.continues(attempt, tokens):
+            return False
         answer.tokens += tokens
-        lifecycle.deliver(tokens)
         return True
 
     def _end_from_outside(

@@ -22,7 +22,7 @@ from router.slo import slo_class
 @dataclass(slots=True)
 class RunningRequest:
     """``refused``: by the door. ``broken``: by a defect, so that its lifecycle may say anything.
-    ``last_output_at``: of each answer. Times in seconds."""
+    ``last_output_at``: of each answer. ``first_number``: `AnswerNumbers.give`. Times in seconds."""
 
     prompt: Prompt
     routed: RoutedPrompt
@@ -30,6 +30,7 @@ class RunningRequest:
     answers: Receiver
     dispatched_at: float = 0.0
     expected_cached: int = 0
+    first_number: int = 0
     refused: bool = False
     broken: bool = False
     finishes: list[Finish] = field(default_factory=list)

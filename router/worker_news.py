@@ -8,7 +8,7 @@ Does not cover: streams (``router.worker_link``), what is known by all that (``r
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from core.request import RequestKey
@@ -34,8 +34,9 @@ class Requests(Protocol):
         """One of them may have ended: it is told nothing."""
         ...
 
-    def produced(self, worker: WorkerId, outputs: Iterable[pb.SequenceOutput]) -> None:
-        """What a step gave: the same for each of its requests."""
+    def produced(self, worker: WorkerId, step: pb.Step) -> None:
+        """The tokens of a step: the same for each of its requests. Raises ``ValueError`` for what
+        makes no sense."""
         ...
 
     def worker_lost(self, worker: WorkerId) -> None: ...
@@ -106,7 +107,7 @@ class WorkerNews:
             self._cache_changed(worker, step.cache)
         sequence = step.cache_sequence
         self._ask(worker, self._routing.caches.hears_of(worker, worker.epoch, sequence, now))
-        self._requests.produced(worker, step.outputs)
+        self._requests.produced(worker, step)
         self._requests.room_changed()
 
     def _failed(self, worker: WorkerId, failed: pb.AttemptFailed) -> None:

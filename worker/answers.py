@@ -6,8 +6,8 @@ Does not cover: choosing tokens (``engine``), where answers are sent (``worker.r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from core.outputs import TokenOutput
 from core.request import AttemptKey, FinishReason, SamplingParams
@@ -16,7 +16,17 @@ from text.answer import AnswerText
 from text.tokenizer import Tokenizer
 from wire.attempts import key_to_wire, logprobs_to_wire
 
-NewOutput = Callable[[AttemptKey], pb.SequenceOutput]
+
+class Tells(Protocol):
+    """Who sends tokens on."""
+
+    def new_output(self, key: AttemptKey) -> pb.SequenceOutput:
+        """A place for an output."""
+        ...
+
+    def go_on(self, key: AttemptKey, index: int, token: int, text: str) -> bool:
+        """One more token of an answer that ends nothing. False: it has to be an output."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +66,20 @@ class Answers:
     def forget(self, key: AttemptKey) -> None:
         self._attempts.pop(key, None)
 
-    def tell(self, output: TokenOutput, new_output: NewOutput) -> AnswerEnd | None:
-        """Writes a token into a message that ``new_output`` gives; says if its answer ends there.
+    def tell(self, output: TokenOutput, tells: Tells) -> AnswerEnd | None:
+        """Gives ``tells`` a token with its text; says if its answer ends there.
 
-        No message is asked for if the answer ended or was aborted meanwhile.
+        It is told nothing if the answer ended or was aborted meanwhile.
         """
         attempt = self._attempts.get(output.key)
         text = None if attempt is None else attempt.texts.get(output.index)
         if attempt is None or text is None:
             return None
         new, finish = _push(text, output)
-        _fill(new_output(output.key), attempt.key, output, new, finish)
+        brings_more = output.first or output.logprobs is not None or finish is not None
+        if not brings_more and tells.go_on(output.key, output.index, output.token, new):
+            return None
+        _fill(tells.new_output(output.key), attempt.key, output, new, finish)
         if finish is None:
             return None
         del attempt.texts[output.index]

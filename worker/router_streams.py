@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 from core.request import AttemptKey
 from crossdock.v1 import worker_pb2 as pb
@@ -22,6 +23,15 @@ _log = logging.getLogger(__name__)
 # A router that is this many messages behind gets no cache events: it asks for them when it comes
 # to a later one. Tokens always wait for it.
 _SLOW_AT = 4096
+
+
+@dataclass(slots=True)
+class _Further:
+    """Columns of FurtherTokens. Lists, as those of a message take longer to append to."""
+
+    answers: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
 
 
 class RouterStream:
@@ -35,16 +45,26 @@ class RouterStream:
         self._last_load: pb.Load | None = None
         self._last_change = 0
         self._next = pb.WorkerMessage()
+        self._further = _Further()
 
     @property
     def next_step(self) -> pb.Step:
         """The Step message that the next `send_step` sends."""
         return self._next.step
 
+    def add_token(self, answer: int, token: int, text: str) -> None:
+        """To that message, of the answer with this number."""
+        self._further.answers.append(answer)
+        self._further.token_ids.append(token)
+        self._further.texts.append(text)
+
     def send_step(self, load: pb.Load, last_change: int, changed: pb.CacheEvents | None) -> None:
-        """Nothing, if there is no output in it, and the load and the last cache event are known."""
+        """Nothing, if there is no token in it, and the load and the last cache event are known."""
         step = self._next.step
         known = self._last_load == load and self._last_change == last_change
+        if self._further.answers:
+            self._write_further(step.further)
+            known = False
         if step.outputs or not known:
             step.load.CopyFrom(load)
             step.cache_sequence = last_change
@@ -53,6 +73,19 @@ class RouterStream:
             self.outbox.put_nowait(self._next)
             self._next = pb.WorkerMessage()
             self._last_load, self._last_change = load, last_change
+
+    def _write_further(self, message: pb.FurtherTokens) -> None:
+        message.answers.extend(self._further.answers)
+        message.token_ids.extend(self._further.token_ids)
+        message.texts.extend(self._further.texts)
+        self._further = _Further()
+
+
+class _Owner(NamedTuple):
+    """Whose attempt it is. ``first_answer``: as Open says."""
+
+    stream: RouterStream
+    first_answer: int
 
 
 class RouterHandler(Protocol):
@@ -77,7 +110,7 @@ class RouterStreams:
     def __init__(self, handler: RouterHandler) -> None:
         self._handler = handler
         self._streams: list[RouterStream] = []
-        self._owners: dict[AttemptKey, RouterStream] = {}
+        self._owners: dict[AttemptKey, _Owner] = {}
 
     @property
     def num_routers(self) -> int:
@@ -100,7 +133,7 @@ class RouterStreams:
 
     def owners_ticket_key(self, key: AttemptKey) -> bytes:
         """With which the attempt's router signs; raises KeyError if nobody waits for it."""
-        return self._owners[key].ticket_key
+        return self._owners[key].stream.ticket_key
 
     async def attach(
         self, requests: AsyncIterator[pb.RouterMessage]
@@ -151,13 +184,14 @@ class RouterStreams:
     def _note_owner(self, stream: RouterStream, message: pb.RouterMessage) -> None:
         match message.WhichOneof("message"):
             case "prefill":
-                self._owners[key_from_wire(message.prefill.key)] = stream
+                self._owners[key_from_wire(message.prefill.key)] = _Owner(stream, 0)
             case "open":
-                self._owners[key_from_wire(message.open.key)] = stream
+                opened = message.open
+                self._owners[key_from_wire(opened.key)] = _Owner(stream, opened.first_answer)
 
     def _detach(self, stream: RouterStream) -> None:
         self._streams.remove(stream)
-        orphans = [key for key, owner in self._owners.items() if owner is stream]
+        orphans = [key for key, owner in self._owners.items() if owner.stream is stream]
         for key in orphans:
             del self._owners[key]
         self._handler.on_router_lost(orphans)
@@ -169,7 +203,16 @@ class RouterStreams:
     def new_output(self, key: AttemptKey) -> pb.SequenceOutput:
         """A place for an output in the next Step message to the attempt's router."""
         owner = self._owners.get(key)
-        return pb.SequenceOutput() if owner is None else owner.next_step.outputs.add()
+        return pb.SequenceOutput() if owner is None else owner.stream.next_step.outputs.add()
+
+    def go_on(self, key: AttemptKey, index: int, token: int, text: str) -> bool:
+        """One more token of an answer, in the next Step message, where that has no output of it.
+        False: the router wants it as an output."""
+        owner = self._owners.get(key)
+        if owner is None or not owner.first_answer:
+            return False
+        owner.stream.add_token(owner.first_answer + index, token, text)
+        return True
 
     def send_step(
         self, load: pb.Load, last_change: int, changed: pb.CacheEvents | None = None
@@ -183,4 +226,4 @@ class RouterStreams:
         """Tells the attempt's router, then forgets the attempt."""
         owner = self._owners.pop(key, None)
         if owner is not None:
-            owner.outbox.put_nowait(pb.WorkerMessage(failed=failure))
+            owner.stream.outbox.put_nowait(pb.WorkerMessage(failed=failure))

@@ -268,7 +268,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
 
     def _carry_out(self, commands: list[Command]) -> None:
         told = [
-            self._answers.tell(command, self.new_output)
+            self._answers.tell(command, self)
             for command in commands
             if isinstance(command, TokenOutput)
         ]
@@ -285,6 +285,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def new_output(self, key: AttemptKey) -> pb.SequenceOutput:
         """A place for an output, for whoever gets it: a role may have others than routers."""
         return self.streams.new_output(key)
+
+    def go_on(self, key: AttemptKey, index: int, token: int, text: str) -> bool:
+        """One more token of an answer, in the same way. False: it has to be an output."""
+        return self.streams.go_on(key, index, token, text)
 
     def _end_answer(self, end: AnswerEnd) -> None:
         if end.stopped:

@@ -151,11 +151,11 @@ class _OneLoad:
 
     def _deliver(self, commands: list[DecoderCommand]) -> None:
         started = time.perf_counter()
-        message = pb.Step()
+        message = _StepMessage()
         for command in commands:
             if not isinstance(command, TokenOutput):
                 raise InternalError(f"a sequence ended by {command}", reason="STEP_FAILED")
-            self._answers.tell(command, lambda _: message.outputs.add())
+            self._answers.tell(command, message)
             self._unfinished -= command.finish is not None
         self._decoder.prepare_next()
         self._watch.current.text_s = time.perf_counter() - started
@@ -165,6 +165,23 @@ class _OneLoad:
     def _crashed(self, error: BaseException) -> None:
         self._error = error
         self._ended.set()
+
+
+class _StepMessage:
+    """What a step gave, written as for one router."""
+
+    def __init__(self) -> None:
+        self._step = pb.Step()
+
+    def new_output(self, key: AttemptKey) -> pb.SequenceOutput:
+        return self._step.outputs.add()
+
+    def go_on(self, key: AttemptKey, index: int, token: int, text: str) -> bool:
+        further = self._step.further
+        further.answers.append(index)
+        further.token_ids.append(token)
+        further.texts.append(text)
+        return True
 
 
 def summarize_steps(steps: list[_StepTimes], batch: int) -> StepOverhead:

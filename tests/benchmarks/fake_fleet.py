@@ -171,6 +171,10 @@ class FakeWorker(WorkerServicer):
         self._streams.send_step(load, self._log.sequence, changed)
 
     def _token(self, key: AttemptKey, answer: Answer) -> None:
+        was_new, answer.is_new = answer.is_new, False
+        if answer.left > 1 and not was_new and self._streams.go_on(key, 0, _TOKEN, WORD):
+            answer.left -= 1
+            return
         output = self._streams.new_output(key)
         output.key.CopyFrom(answer.key)
         output.token_ids.append(_TOKEN)

@@ -246,7 +246,7 @@ class SimWorker(abc.ABC):
 
     def _carry_out(self, commands: list[Any]) -> None:
         outputs = [command for command in commands if isinstance(command, TokenOutput)]
-        told = [self._answers.tell(output, self.streams.new_output) for output in outputs]
+        told = [self._answers.tell(output, self.streams) for output in outputs]
         self._tell_state()
         for end in told:
             if end is not None and end.last:

@@ -131,7 +131,7 @@ class Prefill(_message.Message):
     def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., decode_worker: _Optional[str] = ..., decode_endpoint: _Optional[str] = ..., decode_epoch: _Optional[int] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("key", "mode", "token_ids", "sampling", "salt", "deadline_s", "read")
+    __slots__ = ("key", "mode", "token_ids", "sampling", "salt", "deadline_s", "read", "first_answer")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_UNSPECIFIED: _ClassVar[Open.Mode]
@@ -147,6 +147,7 @@ class Open(_message.Message):
     SALT_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_S_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
+    FIRST_ANSWER_FIELD_NUMBER: _ClassVar[int]
     key: AttemptKey
     mode: Open.Mode
     token_ids: bytes
@@ -154,7 +155,8 @@ class Open(_message.Message):
     salt: int
     deadline_s: float
     read: ReadByTicket
-    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., mode: _Optional[_Union[Open.Mode, str]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ..., read: _Optional[_Union[ReadByTicket, _Mapping]] = ...) -> None: ...
+    first_answer: int
+    def __init__(self, key: _Optional[_Union[AttemptKey, _Mapping]] = ..., mode: _Optional[_Union[Open.Mode, str]] = ..., token_ids: _Optional[bytes] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., salt: _Optional[int] = ..., deadline_s: _Optional[float] = ..., read: _Optional[_Union[ReadByTicket, _Mapping]] = ..., first_answer: _Optional[int] = ...) -> None: ...
 
 class ReadByTicket(_message.Message):
     __slots__ = ("valid_s", "prompt_tokens")
@@ -213,16 +215,28 @@ class Welcome(_message.Message):
     def __init__(self, worker: _Optional[str] = ..., epoch: _Optional[int] = ..., role: _Optional[str] = ..., num_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., max_num_seqs: _Optional[int] = ..., metrics_address: _Optional[str] = ..., cache_events: bool = ..., token_stream_address: _Optional[str] = ...) -> None: ...
 
 class Step(_message.Message):
-    __slots__ = ("outputs", "load", "cache_sequence", "cache")
+    __slots__ = ("outputs", "load", "cache_sequence", "cache", "further")
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
     CACHE_SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_FIELD_NUMBER: _ClassVar[int]
     outputs: _containers.RepeatedCompositeFieldContainer[SequenceOutput]
     load: Load
     cache_sequence: int
     cache: CacheEvents
-    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_sequence: _Optional[int] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ...) -> None: ...
+    further: FurtherTokens
+    def __init__(self, outputs: _Optional[_Iterable[_Union[SequenceOutput, _Mapping]]] = ..., load: _Optional[_Union[Load, _Mapping]] = ..., cache_sequence: _Optional[int] = ..., cache: _Optional[_Union[CacheEvents, _Mapping]] = ..., further: _Optional[_Union[FurtherTokens, _Mapping]] = ...) -> None: ...
+
+class FurtherTokens(_message.Message):
+    __slots__ = ("answers", "token_ids", "texts")
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedScalarFieldContainer[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    texts: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, answers: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., texts: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SequenceOutput(_message.Message):
     __slots__ = ("key", "token_ids", "text", "finish_reason", "cached_tokens", "index", "logprobs", "read_tokens", "counted")
