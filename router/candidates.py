@@ -19,6 +19,7 @@ from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
 
 Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _NO_LIMIT = 2**31
@@ -55,7 +56,8 @@ class UsableWorkers:
     """Those that may get new requests, by number; nobody's number has no role.
 
     ``decode``, ``receive``, ``prefill`` (bool): who may get an attempt as what. ``num_blocks``: of
-    the KV pool; ``max_num_seqs``: answers at a time; int64. ``fewest_blocks``, ``fewest_places``:
+    the KV pool; ``max_num_seqs``: answers at a time, ``most_others``: beside one more; int64.
+    ``has_pairs``: whether somebody prefills for others. ``fewest_blocks``, ``fewest_places``:
     of anybody. ``largest_pool``: blocks of the largest worker that decodes, ``most_sequences``:
     answers that one of them runs at a time; None while there is none. ``decode_blocks``: of all of
     them.
@@ -67,6 +69,8 @@ class UsableWorkers:
     prefill: Mask
     num_blocks: Counts
     max_num_seqs: Counts
+    most_others: Counts
+    has_pairs: bool
     fewest_blocks: int
     fewest_places: int
     largest_pool: int | None
@@ -84,14 +88,19 @@ class UsableWorkers:
             return np.array([x is not None and fits(x[1].role) for x in by_number], dtype=np.bool_)
 
         places = [_NO_LIMIT if x is None else _places(x[1]) for x in by_number]
+        max_num_seqs = np.array(places, dtype=np.int64)
+        receive = mask(lambda role: role.takes_handoffs)
+        prefill = mask(lambda role: role.prefills_for_others)
         decoding = [known for known in usable.values() if known.role.decodes]
         return cls(
             [None if x is None else x[0] for x in by_number],
             mask(lambda role: role.decodes),
-            mask(lambda role: role.takes_handoffs),
-            mask(lambda role: role.prefills_for_others),
+            receive,
+            prefill,
             np.array([0 if x is None else x[1].num_blocks for x in by_number], dtype=np.int64),
-            np.array(places, dtype=np.int64),
+            max_num_seqs,
+            max_num_seqs - 1,
+            bool(prefill.any() and receive.any()),
             min((known.num_blocks for known in usable.values()), default=0),
             min(places, default=0),
             max((known.num_blocks for known in decoding), default=None),
@@ -110,18 +119,18 @@ def _places(known: KnownWorker) -> int:
 
 
 class Loads(Protocol):
-    """Columns of what workers do, int64: ``sequences``: running and waiting; ``context_blocks``:
+    """Columns of what workers do: ``sequences``: running and waiting; ``context_blocks``:
     roughly what they attend to; of ``pending_prefill_tokens``, ``late_tokens`` are of prompts that
     will be late anyway."""
 
     @property
     def sequences(self) -> Counts: ...
     @property
-    def context_blocks(self) -> Counts: ...
+    def context_blocks(self) -> Floats: ...
     @property
     def free_blocks(self) -> Counts: ...
     @property
-    def pending_prefill_tokens(self) -> Counts: ...
+    def pending_prefill_tokens(self) -> Floats: ...
     @property
     def late_tokens(self) -> Counts: ...
 

@@ -79,7 +79,7 @@ def choose(
         _worker(workers[choice.decode]),
         source,
         predictions.forecast(choice.decode, choice.prefill),
-        is_direct=source is None and bool(usable.prefill.any() and usable.receive.any()),
+        is_direct=source is None and usable.has_pairs,
     )
 
 

@@ -108,12 +108,11 @@ class EngineTimes:
     def prompts_ms(self, uncached: Iterable[int], prompt_tokens: int) -> list[float]:
         """`prompt_ms` of each."""
         rows, row_ms, slopes, pair_ms = self._rows, self._row_ms, self._slopes, self._pair_ms
-        places = [(bisect_right(rows, tokens) - 1, tokens) for tokens in uncached]
         return [
-            row_ms[i]
+            row_ms[i := bisect_right(rows, tokens) - 1]
             + slopes[i] * (tokens - rows[i])
             + pair_ms * tokens * (prompt_tokens + 0.5 - 0.5 * tokens)
-            for i, tokens in places
+            for tokens in uncached
         ]
 
     def waiting_ms(self, tokens: Amounts, context: float) -> Amounts:
@@ -122,8 +121,13 @@ class EngineTimes:
 
     def step_ms(self, sequences: Counts, context_tokens: Counts) -> Times:
         """A step of so many decoding sequences with so much context together: a new column."""
-        times: Times = self._batch_ms.take(sequences, mode="clip")
+        times = self.joined_step_ms(sequences, 0)
         times += self.context_ms * context_tokens
+        return times
+
+    def joined_step_ms(self, sequences: Counts, more: int) -> Times:
+        """The same without their context, when so many ``more`` have joined each."""
+        times: Times = self._batch_ms[more:].take(sequences, mode="clip")
         return times
 
 

@@ -37,4 +37,4 @@ class HeldBlocks:
 
     def spread(self, values: list[Any]) -> npt.NDArray[Any]:
         """A column: for each worker the value of its level."""
-        return np.array(values).take(self.level_of)
+        return np.array(values)[self.level_of]

@@ -51,31 +51,44 @@ class Predictions:
         queued_context: float = 0.0,
     ) -> None:
         self.candidates = candidates
+        self._usable, self._loads, self._held = candidates.usable, candidates.loads, candidates.held
         self._costs = costs
         self._prompt = prompt
         self._answers = answers
         self._queued_context = queued_context
         # By level of what is held: tokens to compute.
         tokens, size = prompt.num_tokens, prompt.block_size
-        self._uncached = [max(1, tokens - size * held) for held in candidates.held.levels]
+        self._uncached = [tokens - size * held for held in self._held.levels]
+        # Only who holds most can hold all.
+        self._uncached[-1] = max(1, self._uncached[-1])
+        self._first_ms: dict[tuple[int, int], float] = {}
 
     @lazy
     def uncached(self) -> Times:
         """Tokens; at least one, as in `PromptShape.uncached_tokens`."""
-        return self.candidates.held.spread(self._uncached)
+        return self._held.spread(self._uncached)
 
     # As P
 
     @lazy
     def prefill_ms(self) -> Times:
         """At each as P: what waits there, then this prompt."""
-        times = self._waiting_ms(self._costs.prefill, self._prefill_own)
-        times += self.prefill_own_ms
+        return self.weighted_prefill_ms(1.0)
+
+    def weighted_prefill_ms(self, weight: float) -> Times:
+        """The same, but the time of this prompt counts ``weight`` times: a new column."""
+        times = self._held.spread([weight * own for own in self._prefill_own])
+        times += self._waiting_ms(self._costs.prefill, self._prefill_own)
         return times
 
-    @lazy
-    def prefill_own_ms(self) -> Times:
-        return self.candidates.held.spread(self._prefill_own)
+    def prefill_of(self, number: int) -> float:
+        """Of one worker: what `prefill_ms` says of it."""
+        own = self.prefill_own_of(number)
+        return self._waiting_of(self._costs.prefill, number, own) + own
+
+    def prefill_own_of(self, number: int) -> float:
+        """The part of it that is this prompt's."""
+        return self._prefill_own[self._held.level_of.item(number)]
 
     @lazy
     def _prefill_own(self) -> list[float]:
@@ -83,51 +96,72 @@ class Predictions:
 
     # As D
 
+    def transfer_ms(self, parts: int = 1) -> Times:
+        """To each as D, one of so many ``parts`` of the time: all blocks that it lacks."""
+        return self._held.spread([time / parts for time in self._transfer])
+
     @lazy
-    def transfer_ms(self) -> Times:
-        """To each as D: all blocks that it lacks."""
+    def _transfer(self) -> list[float]:
         costs, prompt = self._costs, self._prompt
         per_block, blocks = costs.token_ms * prompt.block_size, prompt.num_blocks
-        held = self.candidates.held
-        return held.spread([costs.batch_ms + per_block * (blocks - n) for n in held.levels])
+        return [costs.batch_ms + per_block * (blocks - n) for n in self._held.levels]
 
     @lazy
     def tpot_ms(self) -> Times:
         """At each as D: a step with this request in the batch."""
-        engine, prompt = self._costs.decode, self._prompt
-        batch, most = self._batch, self.candidates.usable.max_num_seqs
-        context = prompt.block_size * self.candidates.loads.context_blocks
-        times = engine.step_ms(np.minimum(batch, most) if self._is_anybody_full else batch, context)
-        times += engine.context_ms * prompt.num_tokens * self._answers
+        return self.joined_ms + self._context_ms
+
+    def tpot_of(self, number: int) -> float:
+        """The same of one worker."""
+        joined: float = self.joined_ms.item(number)
+        return joined + self._context_ms
+
+    @lazy
+    def _context_ms(self) -> float:
+        """What attending to this prompt adds to a step, wherever it is."""
+        return self._costs.decode.context_ms * self._prompt.num_tokens * self._answers
+
+    @lazy
+    def joined_ms(self) -> Times:
+        """At each as D: `tpot_ms` but for that, which makes nobody better than others."""
+        engine, answers = self._costs.decode, self._answers
+        loads, usable = self._loads, self._usable
+        others = usable.most_others if answers == 1 else usable.max_num_seqs - answers
+        times = engine.joined_step_ms(np.minimum(loads.sequences, others), answers)
+        times += engine.context_ms * self._prompt.block_size * loads.context_blocks
         return times
 
     @lazy
     def _batch(self) -> Counts:
         """Answers at each as D, those of this request and those that wait among them."""
-        return self.candidates.loads.sequences + self._answers
-
-    @lazy
-    def _is_anybody_full(self) -> bool:
-        return bool(np.count_nonzero(self._batch > self.candidates.usable.max_num_seqs))
+        return self._loads.sequences + self._answers
 
     @lazy
     def room_ms(self) -> Times:
         """At each as D: until there is a place and blocks. The answers there end evenly over the
         time that one takes, and each gives its part of places and blocks back."""
-        loads, usable = self.candidates.loads, self.candidates.usable
-        blocks = self._prompt.num_blocks - self.candidates.held.blocks - loads.free_blocks
+        loads, usable = self._loads, self._usable
+        blocks = self._prompt.num_blocks - self._held.blocks - loads.free_blocks
         places = self._batch - usable.max_num_seqs
         used = np.maximum(1, usable.num_blocks - loads.free_blocks)
         ending = np.maximum(blocks / used, places / np.maximum(1, usable.max_num_seqs))
         wait: Times = np.maximum(0.0, ending) * (self.tpot_ms * ANSWER_TOKENS)
         return wait
 
+    def has_room(self, number: int) -> bool:
+        """Whether one worker as D has a place and blocks now: `room_ms` is 0."""
+        loads, usable = self._loads, self._usable
+        lacking = self._prompt.num_blocks - self._held.of(number)
+        places = usable.max_num_seqs.item(number) - loads.sequences.item(number)
+        return lacking <= loads.free_blocks.item(number) and self._answers <= places
+
     @lazy
     def all_have_room(self) -> bool:
         """Whether nobody has too few blocks even for all of the prompt, nor places."""
-        if self._is_anybody_full:
+        loads, usable = self._loads, self._usable
+        if np.count_nonzero(self._batch > usable.max_num_seqs):
             return False
-        return not np.count_nonzero(self.candidates.loads.free_blocks < self._prompt.num_blocks)
+        return not np.count_nonzero(loads.free_blocks < self._prompt.num_blocks)
 
     # As D alone
 
@@ -136,7 +170,7 @@ class Predictions:
         """At each as D alone: to the first token, what waits there first, beside its answers."""
         engine = self._costs.decode
         # Each chunk goes through in one step with the answers.
-        tokens = self.candidates.loads.pending_prefill_tokens + self.uncached
+        tokens = self._loads.pending_prefill_tokens + self.uncached
         times: Times = np.ceil(tokens / engine.budget)
         times *= self.tpot_ms - engine.least_ms
         times += self.local_waiting_ms
@@ -151,7 +185,7 @@ class Predictions:
 
     @lazy
     def local_own_ms(self) -> Times:
-        return self.candidates.held.spread(self._local_own)
+        return self._held.spread(self._local_own)
 
     @lazy
     def _local_own(self) -> list[float]:
@@ -167,29 +201,28 @@ class Predictions:
         """Those of ``among`` as D that compute the prompt, alone, in at most ``limit_ms``: they
         hold much of it, or it is short."""
         # The more is held, the less is to be computed.
-        enough = bisect_left(self._local_own, -limit_ms, key=neg)
-        if enough == 0:
-            return among
-        if enough == len(self._local_own):
+        own = self._local_own
+        if own[-1] > limit_ms:
             return among[:0]
-        return among[self.candidates.held.level_of.take(among) >= enough]
+        if own[0] <= limit_ms:
+            return among
+        enough = bisect_left(own, -limit_ms, key=neg)
+        return among[self._held.level_of.take(among) >= enough]
 
     def local_own_of(self, number: int) -> tuple[float, float]:
         """Of one worker: what `local_own_ms` and `stall_ms` say of it."""
-        own = self._local_own[self.candidates.held.level_of.item(number)]
+        own = self._local_own[self._held.level_of.item(number)]
         return own, own - self._costs.decode.least_ms
 
     def alone(self, number: int) -> Alone:
         """Of one worker: what `local_ms` and the other columns say of it."""
-        loads, engine = self.candidates.loads, self._costs.decode
-        level = self.candidates.held.level_of.item(number)
-        own, tpot = self._local_own[level], self.tpot_ms.item(number)
-        pending, late = loads.pending_prefill_tokens.item(number), loads.late_tokens.item(number)
-        ahead = pending if self._costs.is_late(own) else pending - late + min(late, engine.budget)
-        waiting: float = engine.waiting_ms(ahead, self._queued_context)
+        engine = self._costs.decode
+        level = self._held.level_of.item(number)
+        own, tpot = self._local_own[level], self.tpot_of(number)
+        waiting = self._waiting_of(engine, number, own)
+        pending = self._loads.pending_prefill_tokens.item(number)
         steps = -(-(pending + self._uncached[level]) // engine.budget)
-        room = 0.0 if self.all_have_room else self.room_ms.item(number)
-        first = waiting + own + steps * (tpot - engine.least_ms) + room
+        first = waiting + own + steps * (tpot - engine.least_ms) + self._room_of(number)
         return Alone(first, waiting)
 
     # Both
@@ -201,37 +234,54 @@ class Predictions:
     def _waiting_ms(self, engine: EngineTimes, own_ms: list[float]) -> Times:
         """Until each has computed what comes before this prompt, which takes it so long. What is
         late anyway gives way to what can be in time, once the chunk under way has ended."""
-        loads = self.candidates.loads
+        loads = self._loads
         ahead, late = loads.pending_prefill_tokens, loads.late_tokens
         if np.count_nonzero(late):
             passing = ahead - late + np.minimum(late, engine.budget)
             are_late = [self._costs.is_late(time) for time in own_ms]
-            ahead = np.where(self.candidates.held.spread(are_late), ahead, passing)
+            ahead = np.where(self._held.spread(are_late), ahead, passing)
         times: Times = engine.waiting_ms(ahead, self._queued_context)
         return times
 
+    def _waiting_of(self, engine: EngineTimes, number: int, own_ms: float) -> float:
+        """The same of one worker."""
+        loads = self._loads
+        ahead, late = loads.pending_prefill_tokens.item(number), loads.late_tokens.item(number)
+        if late and not self._costs.is_late(own_ms):
+            ahead -= late - min(late, engine.budget)
+        time: float = engine.waiting_ms(ahead, self._queued_context)
+        return time
+
+    def _room_of(self, number: int) -> float:
+        return 0.0 if self.has_room(number) else self.room_ms.item(number)
+
     def handoff_ms(self, prefill: int, decode: int) -> float:
-        """To the first token. Blocks are shipped while later ones are computed: what the transfer
-        takes longer than that is added, at least the last chunk's."""
-        costs, level = self._costs, self.candidates.held.level_of.item(prefill)
-        last = min(self._uncached[level], costs.prefill.budget)
+        """To the first token."""
+        known = self._first_ms.get((prefill, decode))
+        if known is None:
+            known = self._first_ms[prefill, decode] = self._handoff_ms(prefill, decode)
+        return known
+
+    def _handoff_ms(self, prefill: int, decode: int) -> float:
+        """Blocks are shipped while later ones are computed: what the transfer takes longer than
+        that is added, at least the last chunk's."""
+        costs, held = self._costs, self._held
+        last = min(self._uncached[held.level_of.item(prefill)], costs.prefill.budget)
         tail = costs.batch_ms + costs.token_ms * last
-        shipping: float = self.transfer_ms.item(decode)
-        shipping = max(min(tail, shipping), shipping - self._prefill_own[level])
-        computing: float = self.prefill_ms.item(prefill)
-        room: float = 0.0 if self.all_have_room else self.room_ms.item(decode)
-        return computing + shipping + room + 2 * costs.message_ms
+        shipping = self._transfer[held.level_of.item(decode)]
+        shipping = max(min(tail, shipping), shipping - self.prefill_own_of(prefill))
+        return self.prefill_of(prefill) + shipping + self._room_of(decode) + 2 * costs.message_ms
 
     def forecast(self, decode: int, prefill: int | None) -> Forecast:
         """Of one placement, in seconds."""
-        held = self.candidates.held
+        held = self._held
         if prefill is None:
             first_ms, prefill_held = self.alone(decode).first_ms, 0
         else:
             first_ms, prefill_held = self.handoff_ms(prefill, decode), held.of(prefill)
         return Forecast(
             ttft_s=first_ms / 1000,
-            tpot_s=self.tpot_ms.item(decode) / 1000,
+            tpot_s=self.tpot_of(decode) / 1000,
             prefill_held=prefill_held,
             decode_held=held.of(decode),
         )

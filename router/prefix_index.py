@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import repeat
-from operator import itemgetter
 
 import numpy as np
 
@@ -23,7 +22,7 @@ from router.stale_bits import StaleBits
 # Blocks that are looked at with one change: less than a millisecond.
 _SLICE_BLOCKS = 1024
 
-# (workers, number of leading blocks that they hold)
+# (number of leading blocks, workers that hold so many)
 Run = tuple[int, int]
 
 
@@ -139,23 +138,23 @@ class PrefixIndex:
     def overlap(self, hashes: HashArray, worker: WorkerId) -> int:
         """How many leading blocks of the prompt (uint64 hashes) ``worker`` holds."""
         runs = self._runs(hashes, self._bits.get(worker, 0))
-        return runs[0][1] if runs else 0
+        return runs[0][0] if runs else 0
 
     def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
         """The same for all workers with numbers below ``count``."""
         # The last place is nobody's.
-        level_of, levels = np.zeros(self._num_bits + 1, dtype=np.intp), [0]
+        level_of = np.zeros(self._num_bits + 1, dtype=np.intp)
         runs = self._runs(hashes, self._wanted)
-        for mask, blocks in sorted(runs, key=itemgetter(1)):
+        runs.sort()
+        for level, (_, mask) in enumerate(runs, 1):
             if mask & (mask - 1):
-                level_of[_numbers(mask, self._num_bits)] = len(levels)
+                level_of[_numbers(mask, self._num_bits)] = level
             else:
-                level_of[mask.bit_length() - 1] = len(levels)
-            levels.append(blocks)
+                level_of[mask.bit_length() - 1] = level
         if len(self._places) < count:
             missing = count - len(self._places)
             self._places = np.pad(self._places, (0, missing), constant_values=-1)
-        return HeldBlocks(levels, level_of.take(self._places[:count]))
+        return HeldBlocks([0, *[run[0] for run in runs]], level_of[self._places[:count]])
 
     def _runs(self, hashes: HashArray, wanted: int) -> list[Run]:
         """Of all that hold something, by galloping; where some runs end, by bisection."""
@@ -166,18 +165,18 @@ class PrefixIndex:
         ends: list[tuple[int, int, int]] = []
         held, last, step = wanted, -1, 1
         while held and last < end:
-            probe = min(last + step, end)
+            probe = last + step if last + step < end else end
             block = blocks[probe]
             beyond = (held_by(block, 0) | expected_of(block, 0)) & held
             if beyond != held:
                 ends.append((held ^ beyond, last, probe))
             held, last, step = beyond, probe, step * 2
         if held and last >= 0:
-            runs.append((held, last + 1))
+            runs.append((last + 1, held))
         while ends:
             ending, last, probe = ends.pop()
             while probe - last > 1:
-                middle = (last + probe) // 2
+                middle = (last + probe) >> 1
                 block = blocks[middle]
                 reached = (held_by(block, 0) | expected_of(block, 0)) & ending
                 if not reached:
@@ -187,7 +186,7 @@ class PrefixIndex:
                     ends.append((ending ^ reached, last, middle))
                 ending, last = reached, middle
             if last >= 0:
-                runs.append((ending, last + 1))
+                runs.append((last + 1, ending))
         return runs
 
     # Bits

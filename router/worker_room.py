@@ -38,7 +38,7 @@ class WorkerRoom:
         nothing: that there are none is said elsewhere."""
         if not self.is_limited:
             return True
-        if self._has_pairs:
+        if self._routing.columns.has_pairs:
             return self._pair_has_room() or bool(self._alone(prompt_tokens).any())
         usable = self._routing.columns.decode
         return not usable.any() or bool((usable & ~self._busy() & ~self._full()).any())
@@ -48,7 +48,7 @@ class WorkerRoom:
         if not self.is_limited or not self.has_room(prompt_tokens):
             return frozenset()
         columns = self._routing.columns
-        if not self._has_pairs:
+        if not columns.has_pairs:
             laden = (self._full() | self._busy()) & columns.decode
         elif self._pair_has_room():
             alone = columns.decode & ~columns.receive
@@ -62,11 +62,6 @@ class WorkerRoom:
     def decode_blocks(self) -> int:
         """Of all workers that decode."""
         return self._routing.columns.decode_blocks
-
-    @property
-    def _has_pairs(self) -> bool:
-        columns = self._routing.columns
-        return bool(columns.prefill.any() and columns.receive.any())
 
     def _pair_has_room(self) -> bool:
         columns = self._routing.columns

@@ -19,7 +19,7 @@ import numpy as np
 
 from router.candidates import Mask
 from router.held_blocks import Numbers
-from router.policies.policy import Choice, Eligible, lowest
+from router.policies.policy import Choice, Eligible, lowest, sole_lowest
 from router.predictions import ANSWER_TOKENS, Predictions, Times
 from router.slo import SloTargets
 
@@ -39,70 +39,94 @@ class KvAware:
         self._tpot_ms = slo.tpot_s * 1000
 
     def choose(self, eligible: Eligible, predictions: Predictions, random: Random) -> Choice:
-        answer = self._answer(predictions)
         if eligible.handoff is None:
             assert eligible.local is not None
-            return Choice(lowest(eligible.local, self._local_cost(predictions) + answer, random))
+            costs = self._local_cost(predictions) + self._answer(predictions)
+            return Choice(lowest(eligible.local, costs, random))
         prefillers, receivers = eligible.handoff
-        first = self._first_token(predictions.prefill_ms, predictions.prefill_own_ms)
-        prefill = lowest(prefillers, first, random)
-        taking = predictions.transfer_ms + answer
-        if not predictions.all_have_room:
-            taking += predictions.room_ms
-        decode = lowest(receivers, taking, random)
+        prefill = self._prefill(prefillers, predictions, random)
+        decode = self._decode(receivers, predictions, random)
         if eligible.local is not None:
-            limit = self._pair_cost(predictions, prefill, decode) + answer.item(decode)
-            alone = self._cheaper_alone(eligible.local, predictions, answer, limit, random)
+            limit = self._pair_cost(predictions, prefill, decode)
+            alone = self._cheaper_alone(eligible.local, predictions, limit, random)
             if alone is not None:
                 return Choice(alone)
         return Choice(decode, prefill)
 
+    def _prefill(self, among: Numbers, predictions: Predictions, random: Random) -> int:
+        """Whose first token costs least. A miss only adds to a cost: who is best without any, and
+        misses nothing, needs no look at what others miss."""
+        costs = predictions.weighted_prefill_ms(1 + COMPUTING_WEIGHT)
+        best = sole_lowest(among, costs)
+        if best is not None and predictions.prefill_of(best) <= self._ttft_ms:
+            return best
+        return lowest(among, _with_misses(costs, predictions.prefill_ms > self._ttft_ms), random)
+
+    def _decode(self, among: Numbers, predictions: Predictions, random: Random) -> int:
+        """Who takes the blocks over and streams the answer at the least cost; likewise with misses
+        and with the wait for room."""
+        # For each token of the answer, which saves a multiplication.
+        costs = predictions.transfer_ms(ANSWER_TOKENS)
+        costs += predictions.joined_ms
+        best = sole_lowest(among, costs)
+        if best is not None and self._gets_tokens_in_time(predictions, best):
+            return best
+        costs = predictions.transfer_ms() + predictions.room_ms + self._answer(predictions)
+        return lowest(among, costs, random)
+
+    def _gets_tokens_in_time(self, predictions: Predictions, number: int) -> bool:
+        """From one D, which has room for it."""
+        return predictions.tpot_of(number) <= self._tpot_ms and predictions.has_room(number)
+
     def _cheaper_alone(
-        self, local: Numbers, predictions: Predictions, answer: Times, limit: float, random: Random
+        self, local: Numbers, predictions: Predictions, limit: float, random: Random
     ) -> int | None:
         """The D that costs least alone, if that is less than ``limit``."""
         # Most prompts are too long, which two numbers tell.
-        answers = answer.take(local)
-        left = limit - answers.item(answers.argmin())
+        quickest = local.item(predictions.joined_ms[local].argmin())
+        left = limit - self._answer_ms(predictions.tpot_of(quickest))
         near = predictions.that_compute_within(local, left / (1 + COMPUTING_WEIGHT))
         if not len(near):
             return None
         if len(near) <= _FEW:
-            costs = np.array(
-                [self._alone(predictions, n, answer.item(n), limit) for n in near.tolist()]
-            )
+            costs = [self._alone(predictions, number, limit) for number in near.tolist()]
         else:
-            costs = self._all_alone(predictions, answer).take(near)
-        chosen = lowest(np.arange(len(near)), costs, random)
-        return int(near[chosen]) if costs[chosen] < limit else None
+            costs = self._all_alone(predictions).take(near).tolist()
+        least = min(costs)
+        best = [number for number, cost in zip(near.tolist(), costs, strict=True) if cost == least]
+        chosen = best[random.randrange(len(best)) if len(best) > 1 else 0]
+        return chosen if least < limit else None
 
-    def _alone(self, predictions: Predictions, number: int, answer: float, limit: float) -> float:
+    def _alone(self, predictions: Predictions, number: int, limit: float) -> float:
         """What one D costs alone, with the others that wait for it; it may not keep answers from
         their TPOT. Infinite if that is ``limit`` or more."""
         own_ms, stall_ms = predictions.local_own_of(number)
         running = predictions.candidates.loads.sequences.item(number)
         # Somebody's answer waits for it: if there is none, that of who comes next.
-        least = answer + (1 + COMPUTING_WEIGHT) * own_ms + stall_ms * max(1, running)
+        tpot = predictions.tpot_of(number)
+        least = self._answer_ms(tpot) + (1 + COMPUTING_WEIGHT) * own_ms + stall_ms * max(1, running)
         if least >= limit:
             return math.inf
         alone = predictions.alone(number)
         stall = (alone.waiting_ms + stall_ms) / ANSWER_TOKENS
-        if running and predictions.tpot_ms.item(number) + stall > self._tpot_ms:
+        if running and tpot + stall > self._tpot_ms:
             return math.inf
         missed = MISS_MS if alone.first_ms > self._ttft_ms else 0.0
         return least - own_ms + alone.first_ms + missed
 
-    def _all_alone(self, predictions: Predictions, answer: Times) -> Times:
+    def _all_alone(self, predictions: Predictions) -> Times:
         """The same of all."""
         others = np.maximum(predictions.candidates.loads.sequences, 1)
-        costs = self._local_cost(predictions) + answer + predictions.stall_ms * others
+        costs = self._local_cost(predictions) + self._answer(predictions)
+        costs += predictions.stall_ms * others
         return np.where(self._spares_answers(predictions), costs, math.inf)
 
     def _pair_cost(self, predictions: Predictions, prefill: int, decode: int) -> float:
-        """To the first token."""
+        """Of a handoff and the answer."""
         first_ms = predictions.handoff_ms(prefill, decode)
-        computing: float = COMPUTING_WEIGHT * predictions.prefill_own_ms.item(prefill)
-        return first_ms + computing + (MISS_MS if first_ms > self._ttft_ms else 0.0)
+        computing = COMPUTING_WEIGHT * predictions.prefill_own_of(prefill)
+        missed = MISS_MS if first_ms > self._ttft_ms else 0.0
+        return first_ms + computing + missed + self._answer_ms(predictions.tpot_of(decode))
 
     def _local_cost(self, predictions: Predictions) -> Times:
         """To the first token."""
@@ -116,6 +140,10 @@ class KvAware:
     def _answer(self, predictions: Predictions) -> Times:
         tpot = predictions.tpot_ms
         return _with_misses(ANSWER_TOKENS * tpot, tpot > self._tpot_ms)
+
+    def _answer_ms(self, tpot: float) -> float:
+        """The same of one worker."""
+        return ANSWER_TOKENS * tpot + (MISS_MS if tpot > self._tpot_ms else 0.0)
 
     def _spares_answers(self, predictions: Predictions) -> Mask:
         """Whose answers would still get their tokens in time, with all that waits there and this

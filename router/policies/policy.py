@@ -5,6 +5,7 @@ A policy is pure: it sees columns and predicted times, and gives numbers of work
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -63,3 +64,12 @@ def lowest(among: Numbers, scores: npt.NDArray[Any], random: Random) -> int:
     if count > 1:
         least = int(np.flatnonzero(equal)[random.randrange(count)])
     return int(among[least])
+
+
+def sole_lowest(among: Numbers, costs: npt.NDArray[np.float64]) -> int | None:
+    """The number of the one with the lowest cost; None if there are equal ones."""
+    own = costs[among]
+    place = own.argmin()
+    least = own.item(place)
+    own[place] = math.inf
+    return None if own.item(own.argmin()) == least else among.item(place)

@@ -6,6 +6,9 @@ A hot prefix stays where it is, however long the queue there grows: to compare w
 from __future__ import annotations
 
 from random import Random
+from typing import Any
+
+import numpy.typing as npt
 
 from router.held_blocks import Counts, Numbers
 from router.policies.policy import Choice, Eligible, lowest
@@ -27,6 +30,6 @@ class PrefixAffinity:
         return Choice(_nearest(eligible.local, held, sequences, random))
 
 
-def _nearest(among: Numbers, held: Counts, busy: Counts, random: Random) -> int:
+def _nearest(among: Numbers, held: Counts, busy: npt.NDArray[Any], random: Random) -> int:
     own = held[among]
     return lowest(among[own == own.max()], busy, random)

@@ -9,7 +9,7 @@ import numpy as np
 from core.latency_profile import FEMTOSECONDS, RowCurve, StepModel, TransferModel
 from core.prefill_order import DEFAULT_TTFT_S
 from core.request import Role
-from router.candidates import Candidates, Counts, KnownWorker, PromptShape, UsableWorkers
+from router.candidates import Candidates, Counts, Floats, KnownWorker, PromptShape, UsableWorkers
 from router.cost_model import ClusterCosts, CostModel, EngineCosts
 from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
@@ -60,9 +60,9 @@ def mixed(name: str, busy: int = 0, *, used: int = 0, held: int = 0, pending: in
 @dataclass(frozen=True)
 class PlainLoads:
     sequences: Counts
-    context_blocks: Counts
+    context_blocks: Floats
     free_blocks: Counts
-    pending_prefill_tokens: Counts
+    pending_prefill_tokens: Floats
     late_tokens: Counts
 
 
@@ -80,7 +80,11 @@ def columns(*workers: Worker) -> Candidates:
 
     used = counts("used")
     loads = PlainLoads(
-        counts("busy"), used, counts("blocks") - used, counts("pending"), counts("late")
+        counts("busy"),
+        used.astype(np.float64),
+        counts("blocks") - used,
+        counts("pending").astype(np.float64),
+        counts("late"),
     )
     levels = sorted({0, *(worker.held for worker in workers)})
     level_of = np.array([levels.index(worker.held) for worker in workers], dtype=np.intp)

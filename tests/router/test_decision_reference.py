@@ -74,8 +74,12 @@ def test_a_decision_is_that_of_the_plain_sums(data: st.DataObject) -> None:
     assert (chosen.prefill, chosen.decode) in best(plain, workers, mode)
     for number, worker in enumerate(workers):
         assert predictions.prefill_ms[number] == pytest.approx(plain.prefill(worker))
+        assert predictions.prefill_of(number) == pytest.approx(plain.prefill(worker))
         if worker.role.decodes:
             assert predictions.room_ms[number] == pytest.approx(plain.room(worker))
+            assert predictions.has_room(number) == (plain.room(worker) == 0)
+            assert predictions.tpot_ms[number] == pytest.approx(plain.tpot(worker))
+            assert predictions.tpot_of(number) == predictions.tpot_ms[number]
             assert predictions.local_ms[number] == pytest.approx(plain.local(worker))
             assert predictions.alone(number).first_ms == pytest.approx(plain.local(worker))
 

@@ -68,13 +68,17 @@ def test_the_decode_worker_that_holds_the_prefix_wins_among_equals() -> None:
 
 
 def test_a_predicted_miss_weighs_more_than_milliseconds_saved() -> None:
-    # 900 tokens wait: 135 ms; the prompt of 6,000 takes 900 ms, a tenth of it where it is held.
-    near, late = prefill("near", 550), prefill("late", 5900, held=37)
+    # 900 ms for a prompt of 6,000 tokens; 811 ms where a tenth is held, after 300 ms of waiting.
+    near, late = prefill("near"), prefill("late", 2000, held=37)
+    assert predict(near, late, tokens=6000).prefill_ms.tolist() == pytest.approx([900, 1111.2])
     assert chosen(near, late, decode("d"), tokens=6000)[0] == "near"
-    # 40 answers of 40 ms a step, against a transfer of a second.
-    slow = decode("slow", 31, used=800, held=900)
-    assert predict(slow).tpot_ms[0] > 50
-    assert chosen(prefill("p"), slow, decode("fast", 1), tokens=14_400)[1] == "fast"
+    assert chosen(near, prefill("warm", 1200, held=37), decode("d"), tokens=6000)[0] == "warm"
+    # 64 tokens of 1.4 ms more each, against a transfer of 145 ms.
+    slow, fast = decode("slow", 20, used=190, held=900), decode("fast", 20, used=100)
+    assert predict(slow, fast, tokens=14_400).tpot_ms.tolist() == pytest.approx([50.54, 49.1])
+    assert chosen(prefill("p"), slow, fast, tokens=14_400)[1] == "fast"
+    nearly = decode("nearly", 20, used=150, held=900)
+    assert chosen(prefill("p"), nearly, fast, tokens=14_400)[1] == "nearly"
 
 
 def test_a_hot_prefix_stays_with_its_holder_until_that_one_is_saturated() -> None:

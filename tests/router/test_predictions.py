@@ -46,9 +46,10 @@ def test_prompts_that_wait_have_context_too() -> None:
 def test_what_is_late_anyway_gives_way_once_its_chunk_has_ended() -> None:
     waits = replace(prefill("p", 9000), late=8000)
     in_time, late = predict(waits, tokens=100), predict(waits, tokens=7000)
-    assert late.prefill_own_ms[0] > 900 > in_time.prefill_own_ms[0]
-    assert in_time.prefill_ms[0] - in_time.prefill_own_ms[0] == pytest.approx(1200 * 0.15)
-    assert late.prefill_ms[0] - late.prefill_own_ms[0] == pytest.approx(9000 * 0.15)
+    assert late.prefill_own_of(0) > 900 > in_time.prefill_own_of(0)
+    for known, before in ((in_time, 1200), (late, 9000)):
+        assert known.prefill_of(0) == known.prefill_ms[0]
+        assert known.prefill_of(0) - known.prefill_own_of(0) == pytest.approx(before * 0.15)
 
 
 def test_the_context_of_those_that_wait_is_that_of_the_latest_prompts() -> None:
@@ -74,7 +75,7 @@ def test_a_batch_is_never_larger_than_the_worker_takes() -> None:
 
 def test_only_blocks_that_are_not_there_are_shipped() -> None:
     predictions = predict(decode("cold"), decode("warm", held=6))
-    assert predictions.transfer_ms.tolist() == pytest.approx([1 + 7 * 0.16, 1 + 0.16])
+    assert predictions.transfer_ms().tolist() == pytest.approx([1 + 7 * 0.16, 1 + 0.16])
 
 
 def test_room_comes_when_others_have_ended() -> None:
