@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import ErrorDetails
 
 from core.config_paths import did_you_mean, field_paths
-from core.config_section import Section
+from core.config_section import WITHIN, Section, wrong_within
 from core.errors import InvalidField
 from core.kv_config import KVSpec
 from core.pool_config import PoolsSpec
@@ -183,7 +183,8 @@ class ClusterSpec(Section):
     def _somebody_has_a_key(cls, auth: AuthSpec, info: ValidationInfo) -> AuthSpec:
         tenants = info.data.get("tenants")
         if tenants is not None and auth.required and not _have_keys(tenants):
-            raise ValueError("required, but no tenant has a key: nobody could come in")
+            fix = "no tenant has a key, so nobody could come in; make one with `crossdock api-key`"
+            raise wrong_within(("required",), True, fix)
         return auth
 
     @field_validator("tls")
@@ -275,6 +276,9 @@ def _in_plain_words(error: ErrorDetails) -> InvalidField:
     if error["type"] == "missing":
         section = ".".join(str(part) for part in error["loc"][:-1])
         return InvalidField(path, None, f"is missing: {section} needs it beside the others")
+    if error["type"] == WITHIN:
+        found = error["ctx"]
+        return InvalidField(".".join((path, *found["path"])), found["value"], found["fix"])
     message = error["msg"].removeprefix("Value error, ")
     # What stands where a key's hash should be may be the key, and a URL may hold a password.
     secret = not (_HASHES | {"store"}).isdisjoint(error["loc"])

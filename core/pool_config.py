@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from core.config_section import Section
+from core.config_section import Section, wrong_within
 from core.shards import MAX_RANKS, ParallelShape
 
 # Of one pool.
@@ -72,5 +72,9 @@ class PoolsSpec(Section):
     @model_validator(mode="after")
     def _somebody_decodes(self) -> PoolsSpec:
         if self.decode.replicas < 1:
-            raise ValueError("decode.replicas must be at least 1: nobody would stream answers")
+            raise wrong_within(
+                ("decode", "replicas"),
+                self.decode.replicas,
+                "must be at least 1, or nobody streams answers",
+            )
         return self

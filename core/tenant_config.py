@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field, StringConstraints
 
-from core.config_section import Section
+from core.config_section import Section, wrong_within
 from core.tenants import DEFAULT_MAX_WAITING, DEFAULT_TENANT, LOWEST_PRIORITY, Tenant, TenantLimits
 
 MAX_TENANTS = 1000
@@ -97,14 +97,19 @@ class AdmissionSpec(Section):
 
 
 def check_keys(tenants: Mapping[str, TenantSpec]) -> None:
-    """Raises ``ValueError`` in plain words if a key doesn't say who comes, or nobody can."""
+    """Raises what pydantic takes from a validator if a key doesn't say who comes, or nobody can."""
     owners: dict[str, str] = {}
     for name, tenant in tenants.items():
         if not tenant.api_key_sha256 and name != DEFAULT_TENANT:
-            raise ValueError(
-                f"{name} has no api_key_sha256, so nobody could be this tenant: "
-                "make a key with `crossdock api-key`"
+            raise wrong_within(
+                (name, "api_key_sha256"),
+                [],
+                "nobody could be this tenant; make a key with `crossdock api-key`",
             )
         for digest in tenant.api_key_sha256:
             if owners.setdefault(digest, name) != name:
-                raise ValueError(f"{owners[digest]} and {name} have the same key {digest[:8]}…")
+                raise wrong_within(
+                    (name, "api_key_sha256"),
+                    f"{digest[:8]}…",
+                    f"is a key of {owners[digest]}, too; make one for each of them",
+                )

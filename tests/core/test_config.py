@@ -96,7 +96,6 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"pools": {"decode": {"replicas": 0}}}, "decode.replicas must be at least 1"),
         ({"pools": {"prefill": {"replicas": -1}}}, "pools.prefill.replicas = -1"),
         ({"pools": {"prefill": {"resources": {"CPU": 0}}}}, "pools.prefill.resources.CPU = 0"),
         ({"pools": {"prefill": {"resources": {}}}}, "pools.prefill.resources"),
@@ -122,6 +121,8 @@ def test_a_setting_like_no_other_is_refused_with_those_of_its_section() -> None:
         ({"kv": {"lease": float("nan")}}, "kv.lease = nan"),
         ({"kv": {"beat": 0.1}}, "kv.beat = 0.1"),
         ({"pools": 3}, "pools = 3"),
+        ({"pools": {"decode": {"replicas": 0}}},
+         "pools.decode.replicas = 0: must be at least 1, or nobody streams answers"),
         ({"tls": {"ca": "ca.pem", "cert": "worker.pem"}},
          "tls.key = None: is missing: tls needs it beside the others"),
         ({"tls": {"ca": "", "cert": "worker.pem", "key": "worker.key"}}, "tls.ca = ''"),

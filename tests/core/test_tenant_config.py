@@ -53,9 +53,12 @@ def test_one_with_a_key_and_all_others_are_two_tenants() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"tenants": {"a": {}}}, "nobody could be this tenant"),
-        ({"tenants": {"a": {"api_key_sha256": [ONE]}, "b": {"api_key_sha256": [ONE]}}}, "same key"),
-        ({"auth": {"required": True}}, "nobody could come in"),
+        ({"tenants": {"a": {}}}, "tenants.a.api_key_sha256 = []: nobody could be this tenant"),
+        (
+            {"tenants": {"a": {"api_key_sha256": [ONE]}, "b": {"api_key_sha256": [ONE]}}},
+            "tenants.b.api_key_sha256 = 'aaaaaaaa…': is a key of a, too",
+        ),
+        ({"auth": {"required": True}}, "auth.required = True: no tenant has a key"),
         ({"tenants": {"default": {}}, "auth": {"required": True}}, "nobody could come in"),
         ({"tenants": {"a b": {"api_key_sha256": [ONE]}}}, "tenants.a b"),
         ({"tenants": {"a": {"api_key_sha256": [ONE], "weigth": 2}}}, "`tenants.a.weight`"),
