@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cluster.metric_table import TABLE as CONTROLLER
 from core.metric_spec import COMMON, MetricKind, MetricSpec
@@ -117,6 +118,48 @@ def test_alerts_fire_in_trouble_and_are_silent_in_health() -> None:
         pytest.skip("promtool is not installed (it comes with Prometheus)")
     rules = Path(__file__).parent / "alerts_fire.yaml"
     done = subprocess.run([promtool, "test", "rules", str(rules)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# Ten and thirty tokens a minute in a cluster whose pools cost 2 and 4; ten in one for 100.
+SPENT = {
+    'crossdock_prompt_tokens_total{namespace="x",tenant="a"}': "0+20x60",
+    'crossdock_cached_tokens_total{namespace="x",tenant="a"}': "0+10x60",
+    'crossdock_prompt_tokens_total{namespace="x",tenant="b"}': "0+30x60",
+    'crossdock_cached_tokens_total{namespace="x",tenant="b"}': "0x60",
+    'crossdock_generation_tokens_total{namespace="x",tenant="a"}': "0+10x60",
+    'crossdock_generation_tokens_total{namespace="x",tenant="b"}': "0+30x60",
+    'crossdock_pool_hour_price{namespace="x",pool="prefill"}': "2x60",
+    'crossdock_pool_hour_price{namespace="x",pool="decode"}': "4x60",
+    'crossdock_generation_tokens_total{namespace="y",tenant="a"}': "0+10x60",
+    'crossdock_pool_hour_price{namespace="y",pool="decode"}': "100x60",
+}
+
+
+@pytest.mark.parametrize(("pool", "costs"), [("prefill", (0.5, 1.5)), ("decode", (101.0, 3.0))])
+def test_tenants_share_the_cost_of_the_cluster_that_they_use(
+    pool: str, costs: tuple[float, float], tmp_path: Path
+) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (it comes with Prometheus)")
+    [query] = [q for q in dashboard_queries() if "Cost" in q.where and f'"{pool}"' in q.expression]
+    asked = query.expression.replace("$__rate_interval", "5m").replace("$namespace", ".*")
+    samples = [
+        {"labels": f'{{tenant="{tenant}"}}', "value": cost}
+        for tenant, cost in zip("ab", costs, strict=True)
+    ]
+    series = [{"series": name, "values": values} for name, values in SPENT.items()]
+    test = {
+        "interval": "1m",
+        "input_series": series,
+        "promql_expr_test": [
+            {"expr": f"round({asked}, 0.01)", "eval_time": "30m", "exp_samples": samples}
+        ],
+    }
+    (tmp_path / "costs.yaml").write_text(yaml.safe_dump({"rule_files": [], "tests": [test]}))
+    command = [promtool, "test", "rules", str(tmp_path / "costs.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
