@@ -44,7 +44,7 @@ _AFTER_A_DEFECT_S = 1.0
 class Replication:
     """Of the router called ``router``. ``listed`` and ``use_secret``: where a list of workers and
     the secret of block hashes go that the controller did not give. ``took``: seconds that a request
-    waited for the store."""
+    waited for the store. ``clock`` gives seconds, monotonic."""
 
     def __init__(
         self,
@@ -57,7 +57,9 @@ class Replication:
         listed: Callable[[Sequence[WorkerRecord]], None],
         use_secret: Callable[[bytes], None],
         took: Callable[[float], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._router = router
         self._store = store
         self._dispatcher = dispatcher
@@ -71,7 +73,7 @@ class Replication:
         self._back, self._gone = asyncio.Event(), asyncio.Event()
         self._wake = asyncio.Event()
         self._load = SharedLoad(router)
-        self._mirror = RegistryMirror(time.monotonic())
+        self._mirror = RegistryMirror(self._clock())
         self._claims = RequestClaims(
             router, store, self._health, dispatcher, tenant, self._lost, took
         )
@@ -123,7 +125,7 @@ class Replication:
         self._mirror.controller_listed(records, secret)
 
     def controller_lost(self) -> None:
-        self._mirror.controller_lost(time.monotonic())
+        self._mirror.controller_lost(self._clock())
 
     # The store lost and back
 
@@ -138,9 +140,9 @@ class Replication:
         await self._store.probe()
         await self._claims.tell(all_of_them=True)
         self._store.hear_anew()
-        self._load.begin_anew(time.monotonic())
+        self._load.begin_anew(self._clock())
         self._tenants.not_told()
-        if self._health.answered(time.monotonic()):
+        if self._health.answered(self._clock()):
             log.warning("the store answers: %s shares with the other routers", self._router)
             self._tenants.is_shared = True
             self._gone.clear()
@@ -150,7 +152,7 @@ class Replication:
 
     def _lost(self, error: StoreLost) -> None:
         self._failures += 1
-        if self._health.failed(str(error), time.monotonic()):
+        if self._health.failed(str(error), self._clock()):
             routers = 1 + self._load.peers
             log.warning(
                 "the store is lost (%s): this router goes by what it knows itself, with one part "
@@ -183,7 +185,7 @@ class Replication:
         ids_at = beat_at = 0.0
         while True:
             await self._back.wait()
-            now = time.monotonic()
+            now = self._clock()
             is_beat, with_ids = now - beat_at >= BEAT_S, now - ids_at >= IDS_S
             beat_at, ids_at = now if is_beat else beat_at, now if with_ids else ids_at
             self._wake.clear()
@@ -194,7 +196,7 @@ class Replication:
 
     async def _tell(self, all_ids: bool, is_beat: bool) -> None:
         await self._ask_places(is_beat)
-        in_flight, now = self._dispatcher.routing.in_flight(), time.monotonic()
+        in_flight, now = self._dispatcher.routing.in_flight(), self._clock()
         tenants = self._tenants
         news = self._load.news(in_flight, tenants.paid, tenants.charged, now)
         if news is not None:
@@ -217,7 +219,7 @@ class Replication:
         while True:
             await self._back.wait()
             await self._try(self._hear)
-            now = time.monotonic()
+            now = self._clock()
             if now - max(anew_at, self._load.own_heard_at) > SILENT_AFTER_S:
                 # Not even its own news: numbers go on from another clock.
                 self._store.hear_anew()
@@ -225,7 +227,7 @@ class Replication:
 
     async def _hear(self) -> None:
         for news in await self._store.hear():
-            self._apply(self._load.take(news, time.monotonic()))
+            self._apply(self._load.take(news, self._clock()))
 
     def _apply(self, heard: Heard) -> None:
         for worker in heard.workers:
@@ -249,18 +251,18 @@ class Replication:
         while True:
             await self._back.wait()
             await self._try(self._lease)
-            by_leases = self._mirror.goes_by_leases(time.monotonic())
+            by_leases = self._mirror.goes_by_leases(self._clock())
             await asyncio.sleep(_LOOK_S if by_leases or not self._attached() else LEASES_S)
 
     async def _lease(self) -> None:
         change = self._mirror.change(self._attached())
         await self._store.renew(change, self._mirror.secret)
         self._mirror.told(change)
-        if not self._mirror.goes_by_leases(time.monotonic()):
+        if not self._mirror.goes_by_leases(self._clock()):
             return
         told = await self._store.leased()
         # The controller may be there by now.
-        if self._mirror.goes_by_leases(time.monotonic()):
+        if self._mirror.goes_by_leases(self._clock()):
             if told.secret and not self._mirror.secret:
                 self._mirror.secret = told.secret
                 self._use_secret(told.secret)

@@ -14,6 +14,7 @@ import numpy as np
 from simulated_clients import Client
 from simulated_network import Faults, Network
 from simulated_routers import SimRouter
+from simulated_store import SimRedis
 from simulated_workers import SimDecode, SimMixed, SimPrefill, SimWorker
 
 from core.request import Role, SamplingParams
@@ -26,7 +27,7 @@ _TROUBLE_EVERY_S = 0.1
 
 
 class World:
-    """``pools``: how many workers of each role."""
+    """``pools``: how many workers of each role. ``shares``: routers do, by ``redis``."""
 
     def __init__(
         self,
@@ -37,6 +38,7 @@ class World:
         rules: RoutingRules,
         access: AccessRules | None = None,
         faults: Faults | None = None,
+        shares: bool = False,
     ) -> None:
         self.network = Network(seed, faults or Faults())
         self.random = self.network.random
@@ -45,6 +47,7 @@ class World:
         self._rules, self._access = rules, access or AccessRules()
         self._epochs = count(1)
         self._lives = count(1)
+        self.redis = SimRedis(self.network) if shares else None
         self.workers: dict[str, SimWorker] = {}
         self._roles = {f"{role.value}-{i}": role for role, n in pools.items() for i in range(n)}
         for name in self._roles:
@@ -98,7 +101,7 @@ class World:
 
     def _start_router(self, name: str) -> None:
         life = f"{name}.{next(self._lives)}"
-        router = SimRouter(self.network, life, self._find, self._rules, self._access)
+        router = SimRouter(self.network, life, self._find, self._rules, self._access, self.redis)
         self.routers[name] = router
         router.hear_list(self._list())
 

@@ -15,6 +15,7 @@ from simulated_workers import BLOCK_SIZE
 
 from core.block_hash import TokenArray, block_hashes
 from core.errors import (
+    AlreadyExists,
     DeadlineExceeded,
     Overloaded,
     RequestAborted,
@@ -42,8 +43,8 @@ class Call:
 @dataclass(eq=False)
 class Client:
     """One request of a user. ``outcome``: "" while it runs; "finished", "cut" (after some of the
-    answer had come), "expired", "left". ``routers``: those that can be reached. ``request_id``: of
-    all tries; "": a new one each time."""
+    answer had come), "expired", "left", "taken" (its id was). ``routers``: those that can be
+    reached. ``request_id``: of all tries; "": a new one each time."""
 
     network: Network
     routers: Callable[[], list[SimRouter]]
@@ -153,6 +154,9 @@ class Client:
                 assert error.retry_after is not None
                 assert not self.answers
                 self._again_or("cut")
+            case AlreadyExists():
+                assert self.request_id
+                self._end("taken")
             case _:
                 raise error
 

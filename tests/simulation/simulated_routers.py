@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Sequence
 from typing import cast
 
 from simulated_network import Network
+from simulated_store import SimRedis, SimStore
 from simulated_workers import BLOCK_SIZE, AttachStream, SimWorker
 
+from core.errors import CrossdockError, RequestCancelled
 from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
@@ -17,9 +20,13 @@ from router.answer_stream import AnswerEvent, Prompt, Receiver
 from router.backoff import Backoff
 from router.dispatcher import Dispatcher
 from router.flow import RetryLimits
+from router.flow_messages import Fail
 from router.metrics import Metrics
 from router.placement import WorkerId
 from router.read_tickets import ReadTickets
+from router.replication.redis_store import RedisStore
+from router.replication.replication import Replication
+from router.replication.shared_tenants import SharedTenants
 from router.routing_rules import RoutingRules
 from router.worker_link import LinkListener, WorkerLink
 
@@ -110,6 +117,33 @@ class _WhileAlive:
             self._answers.event(event)
 
 
+class _Claiming:
+    """A request that all routers have to be asked for first, as `router.request_intake` does."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, replication: Replication, prompt: Prompt, answers: Receiver
+    ) -> None:
+        self._answers = answers
+        self._end: Callable[[], None] | None = None
+        self._task = asyncio.create_task(self._start(dispatcher, replication, prompt))
+
+    async def _start(
+        self, dispatcher: Dispatcher, replication: Replication, prompt: Prompt
+    ) -> None:
+        try:
+            await replication.claim([prompt], [prompt.key])
+            self._end = dispatcher.start(prompt, self._answers)
+        except CrossdockError as error:
+            self._answers.event(Fail(error))
+
+    def close(self) -> None:
+        if self._end is not None:
+            self._end()
+        elif self._task.cancel():
+            gone = RequestCancelled("cancelled before it began", reason="CLIENT_GONE")
+            self._answers.event(Fail(gone))
+
+
 class SimRouter:
     """One life of one router. ``find``: a worker that can be reached."""
 
@@ -120,8 +154,10 @@ class SimRouter:
         find: FindWorker,
         rules: RoutingRules,
         access: AccessRules,
+        redis: SimRedis | None = None,
     ) -> None:
         self.network, self.name, self.find = network, name, find
+        shared = None if redis is None else SharedTenants()
         self.is_alive, self.stalled_until = True, 0.0
         self.links: list[SimLink] = []
         self.dispatcher = Dispatcher(
@@ -134,8 +170,29 @@ class SimRouter:
             access=access,
             tickets=ReadTickets(name),
             attempts_after=network.random.randrange(2**20) * 2**12,
+            shared=shared,
             clock=lambda: network.now,
         )
+        self.replication: Replication | None = None
+        if redis is not None and shared is not None:
+            self.replication = self._share(redis, shared, access)
+
+    def _share(self, redis: SimRedis, shared: SharedTenants, access: AccessRules) -> Replication:
+        replication = Replication(
+            self.name,
+            cast(RedisStore, SimStore(redis)),
+            self.dispatcher,
+            shared,
+            access.tenant,
+            listed=self.hear_list,
+            use_secret=lambda secret: None,
+            took=lambda seconds: None,
+            clock=lambda: self.network.now,
+        )
+        # The registry is always there.
+        replication.controller_listed([], b"")
+        replication.start()
+        return replication
 
     def _open_link(self, worker: WorkerId, endpoint: str, listener: LinkListener) -> WorkerLink:
         link = SimLink(self, worker, endpoint, listener)
@@ -147,11 +204,17 @@ class SimRouter:
             self.dispatcher.workers.on_listed(records)
 
     def start(self, prompt: Prompt, answers: Receiver) -> Callable[[], None]:
-        """Raises AlreadyExists."""
-        return self.dispatcher.start(prompt, _WhileAlive(self, answers))
+        """Raises AlreadyExists; where it shares with others, the answer is that."""
+        answers = _WhileAlive(self, answers)
+        if self.replication is None:
+            return self.dispatcher.start(prompt, answers)
+        return _Claiming(self.dispatcher, self.replication, prompt, answers).close
 
     def die(self) -> None:
         """kill −9: workers see broken streams."""
         self.is_alive = False
+        if self.replication is not None:
+            for task in self.replication._tasks:
+                task.cancel()
         for link in self.links:
             link.cut()
