@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from core.block_hash import HashArray, TokenArray
+from core.block_hash import TokenArray
 from core.errors import InvalidField
 from core.tenants import DEFAULT_TENANT
 
@@ -22,12 +22,6 @@ MAX_DURATION_S = 366 * 86_400.0
 # First token id of the part of a prompt that no other request shares.
 _PRIVATE = 1 << 30
 _NO_PARTS: npt.NDArray[np.int32] = np.empty(0, dtype=np.int32)
-# Keeps the hashes of shared parts from those of the others.
-_SHARED = 1 << 31
-_HALF = np.uint64(32)
-# Of SplitMix64.
-_SHIFTS = tuple(map(np.uint64, (30, 27, 31)))
-_FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,18 +71,6 @@ class RequestTrace:
         tokens[whole * size : shared] = parts[whole : whole + 1]
         tokens[shared:] = _PRIVATE + index
         return tokens
-
-    def hashes(self, index: int, block_size: int) -> HashArray:
-        """Of all full blocks of the prompt: equal exactly where the tokens from the start to the
-        block's end are, as those of `core.block_hash` are. uint64."""
-        number = np.arange(int(self.prompt_tokens[index]) // block_size, dtype=np.uint64)
-        values = number + np.uint64(index << 32)
-        parts = self._parts(index)
-        shared = min(len(values), len(parts) * self.part_tokens // block_size)
-        if shared:
-            ends = np.arange(block_size - 1, shared * block_size, block_size)
-            values[:shared] = _chained(parts)[ends // self.part_tokens] + number[:shared]
-        return _mixed(values)
 
     def _parts(self, index: int) -> npt.NDArray[np.int32]:
         """Ids of the parts that it may share, int32."""
@@ -156,21 +138,6 @@ class RequestTrace:
             self.part_tokens,
             self.tenants[chosen],
         )
-
-
-def _chained(parts: npt.NDArray[np.int32]) -> HashArray:
-    """For each part a value that is equal exactly where the part and all before it are: the sum of
-    theirs, in each of which the place has its share."""
-    place = np.arange(_SHARED, _SHARED + len(parts), dtype=np.uint64)
-    return _mixed((place << _HALF) + parts.astype(np.uint64)).cumsum()
-
-
-def _mixed(values: HashArray) -> HashArray:
-    """A different one for each (the finalizer of SplitMix64: Steele, Lea, Flood, "Fast splittable
-    pseudorandom number generators", OOPSLA 2014)."""
-    values = (values ^ (values >> _SHIFTS[0])) * _FACTORS[0]
-    values = (values ^ (values >> _SHIFTS[1])) * _FACTORS[1]
-    return values ^ (values >> _SHIFTS[2])
 
 
 def _joined(name: str, traces: Sequence[RequestTrace], pause_s: float) -> RequestTrace:

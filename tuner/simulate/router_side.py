@@ -52,6 +52,7 @@ from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.decode_replica import DecodeReplica
 from tuner.simulate.identity import index_of, request_index, request_key, sampling_of
 from tuner.simulate.prefill_replica import PrefillReplica
+from tuner.simulate.prompt_hashes import PromptHashes
 from tuner.simulate.recorder import RequestRecorder
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.run_board import RunBoard
@@ -88,6 +89,7 @@ class SimulatedRouter:
     ) -> None:
         self._trace = trace
         self._block_size = cluster.block_size
+        self._hashes = PromptHashes(trace, cluster.block_size)
         self._limits = cluster.limits
         self._workers = workers
         self._board = board
@@ -138,8 +140,8 @@ class SimulatedRouter:
             self._recorder.failed(index, self._at_client_s, 0, why)
             return
         tokens = self._trace.prompt(index)
-        hashes = self._trace.hashes(index, self._block_size)
-        routed = RoutedPrompt(PromptShape(prompt, self._block_size), hashes)
+        shape = PromptShape(prompt, self._block_size)
+        routed = RoutedPrompt(shape, self._hashes.of(index))
         arrived = float(self._trace.arrivals_s[index])
         key = request_key(index, self._trace.tenant(index))
         flow = Flow(key, arrived, limits=self._limits)
@@ -330,7 +332,8 @@ class SimulatedRouter:
         return (self._agenda.now + self._request) / FEMTOSECONDS
 
     def _end(self, running: _Running, cached_tokens: int = 0) -> None:
-        self._settle(running)
+        if not running.has_token:
+            self._settle(running)
         del self._running[running.index]
         lifecycle = running.flow.lifecycle
         computed = len(running.tokens) - cached_tokens if lifecycle.attempts else 0
