@@ -13,6 +13,7 @@ from typing import NamedTuple
 from core.block_hash import HashArray, TokenArray
 from core.request import AttemptKey, SamplingParams
 from core.step import SampledToken
+from core.values import value
 
 
 # A tuple: a prompt has hundreds, and one is made in a quarter of the time of a frozen dataclass.
@@ -28,7 +29,7 @@ class Piece(NamedTuple):
     checksums: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class Reserve:
     """P → D: keep room for this prompt.
 
@@ -43,7 +44,7 @@ class Reserve:
     hashes: HashArray | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Ticket:
     """D → P: room is kept under ``lease_id``; the first ``held_blocks`` need not be shipped."""
 
@@ -52,7 +53,7 @@ class Ticket:
     held_blocks: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class NoRoom:
     """D → P: nothing became free in time."""
 
@@ -60,7 +61,7 @@ class NoRoom:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Announce:
     """P → D: blocks ``first`` to ``first + len(pieces) - 1`` of the prompt are finished."""
 
@@ -70,7 +71,7 @@ class Announce:
     pieces: tuple[Piece, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Ack:
     """D → P: ``verified`` blocks from the start are in place; ``resend`` ones were damaged."""
 
@@ -80,7 +81,7 @@ class Ack:
     resend: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Commit:
     """P → D: all blocks are announced; this is the first token of each of the n answers."""
 
@@ -90,7 +91,7 @@ class Commit:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Committed:
     """D → P: the request is mine now; your blocks are yours again."""
 
@@ -98,7 +99,7 @@ class Committed:
     lease_id: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Beat:
     """P → D: how many prompt tokens are computed, by lease, and P's longest step in seconds."""
 
@@ -106,7 +107,7 @@ class Beat:
     longest_step: float
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Cancel:
     """P → D: forget this attempt."""
 
@@ -114,7 +115,7 @@ class Cancel:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class LeaseLost:
     """D → P: the lease is gone, and why."""
 

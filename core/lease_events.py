@@ -12,10 +12,11 @@ from core.block_pool import BlockIds
 from core.handoff import FailureCause, Piece, ToDecode, ToPrefill
 from core.request import AttemptKey, SamplingParams
 from core.step import SampledToken
+from core.values import value
 
 
 # Events, beside the messages of P.
-@dataclass(frozen=True, slots=True)
+@value()
 class FromPrefill:
     """A message arrived on the stream of ``peer`` (a prefill worker in one life)."""
 
@@ -23,7 +24,7 @@ class FromPrefill:
     message: ToDecode
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class Granted:
     """The scheduler found blocks: ``held`` cached ones first, then new ones with room to grow."""
 
@@ -33,7 +34,7 @@ class Granted:
     hashes: HashArray
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Copied:
     """A copy ended. ``good`` and ``bad`` are prompt block indices."""
 
@@ -42,28 +43,28 @@ class Copied:
     bad: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Opened:
     """The router opened the answer stream of an attempt that a prefill worker will commit."""
 
     key: AttemptKey
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Aborted:
     """The router gave the attempt up."""
 
     key: AttemptKey
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class PeerLost:
     """The stream of a prefill worker broke."""
 
     peer: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Tick:
     """Time passed."""
 
@@ -72,13 +73,13 @@ LeaseInput = FromPrefill | Granted | Copied | Opened | Aborted | PeerLost | Tick
 
 
 # Commands.
-@dataclass(frozen=True, slots=True)
+@value()
 class SendToPrefill:
     peer: str
     message: ToPrefill
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class EnqueueReserve:
     """Put this prompt, which has n answers, into D's one FIFO of those who wait for blocks.
 
@@ -92,7 +93,7 @@ class EnqueueReserve:
     hashes: HashArray | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class DequeueReserve:
     key: AttemptKey
 
@@ -107,7 +108,7 @@ class PieceCopy:
     destination: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class CopyPieces:
     """Copy and verify; answer with `Copied`. The destinations stay reserved until then."""
 
@@ -117,7 +118,7 @@ class CopyPieces:
     copies: tuple[PieceCopy, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class StartSequence:
     """The commit is complete: decode n answers from here. The blocks now belong to them.
 
@@ -137,7 +138,7 @@ class StartSequence:
     cached_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class FailAttempt:
     """Tell the router that this attempt is over here."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
 
@@ -11,10 +10,10 @@ from core.block_hash import HashArray
 from core.block_pool import BlockIds
 from core.handoff import Commit, Reserve
 from core.request import AttemptKey
-from core.transitions import StateMachine, TransitionTable
+from core.transitions import StateMachine, Symbol, TransitionTable
 
 
-class LeaseState(Enum):
+class LeaseState(Symbol):
     QUEUED = "queued"
     GRANTED = "granted"
     COMMITTING = "committing"
@@ -22,7 +21,7 @@ class LeaseState(Enum):
     LOST = "lost"
 
 
-class LeaseEvent(Enum):
+class LeaseEvent(Symbol):
     GRANT = "blocks found"
     COMMIT = "commit"
     READY = "all verified and open"

@@ -8,13 +8,12 @@ Does not cover: what is done on a move (``router.flow``), the handoff's own stat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 from core.request import RequestKey
-from core.transitions import StateMachine, TransitionTable
+from core.transitions import StateMachine, Symbol, TransitionTable
 
 
-class State(Enum):
+class State(Symbol):
     """Where a request stands. The last five are terminal and name its outcome."""
 
     QUEUED = "queued"
@@ -30,7 +29,7 @@ class State(Enum):
     __hash__ = object.__hash__
 
 
-class Event(Enum):
+class Event(Symbol):
     """What can happen to a request."""
 
     DISPATCHED = "dispatched"

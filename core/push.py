@@ -7,9 +7,6 @@ Does not cover: computing the prompt (``prefill_worker.scheduler``), streams (``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-
 from core.handoff import (
     Ack,
     Committed,
@@ -22,10 +19,11 @@ from core.handoff import (
 )
 from core.request import AttemptKey
 from core.step import SampledToken
-from core.transitions import StateMachine, TransitionTable
+from core.transitions import StateMachine, Symbol, TransitionTable
+from core.values import value
 
 
-class PushState(Enum):
+class PushState(Symbol):
     IDLE = "waiting"
     ASKED = "asked"
     PUSHING = "pushing"
@@ -34,7 +32,7 @@ class PushState(Enum):
     FAILED = "failed"
 
 
-class PushEvent(Enum):
+class PushEvent(Symbol):
     ASK = "reserve"
     TICKET = "ticket"
     COMMIT = "commit"
@@ -59,12 +57,12 @@ PUSH_TABLE: TransitionTable[PushState, PushEvent] = TransitionTable(
 
 
 # Commands.
-@dataclass(frozen=True, slots=True)
+@value()
 class SendReserve:
     key: AttemptKey
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class AnnounceBlocks:
     """Announce these prompt block indices (their KV is final)."""
 
@@ -73,21 +71,21 @@ class AnnounceBlocks:
     indices: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class SendCommit:
     key: AttemptKey
     lease_id: int
     first_tokens: tuple[SampledToken, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Release:
     """The attempt is over on P: its blocks stay as prefix cache."""
 
     key: AttemptKey
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ReportFailure:
     key: AttemptKey
     cause: FailureCause

@@ -11,7 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from core.errors import InvalidField
-from core.value import value
+from core.values import value
 
 MAX_STOP_STRINGS = 16
 MAX_STOP_STRING_LENGTH = 256
@@ -72,7 +72,7 @@ class FinishReason(Enum):
     LENGTH = "length"
 
 
-@value
+@value()
 class SamplingParams:
     """How to choose tokens. ``temperature`` 0 is greedy; ``seed`` is always set when sampling.
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.request import SamplingParams
+from core.values import value
 
 IntArray = npt.NDArray[np.int32]
 
@@ -95,7 +96,7 @@ class BlockCopy:
     destination: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class StepPlan:
     """The slices of one step, never empty, and the block copies to make before any of them."""
 
@@ -107,7 +108,7 @@ class StepPlan:
         return sum(len(s.tokens) for s in self.slices)
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class StepResult:
     """Drawn tokens by sequence id, in the order of the slice's ``samples``.
 

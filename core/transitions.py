@@ -20,6 +20,13 @@ E = TypeVar("E", bound=Enum)
 _HISTORY_LENGTH = 32
 
 
+class Symbol(Enum):
+    """A state or an event. Hashed as the one object that it is: `Enum` hashes its name, in Python,
+    each time that it is looked up."""
+
+    __hash__ = object.__hash__
+
+
 class IllegalTransition(InternalError):
     """An event met a state that does not allow it: a defect, told with its history."""
 

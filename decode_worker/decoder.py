@@ -36,11 +36,12 @@ from core.request import AttemptKey, SamplingParams
 from core.sequence import Sequence
 from core.step import StepPlan, StepResult
 from core.step_clock import StepClock
+from core.values import value
 from decode_worker.phases import LeasePhases, LocalPhases
 from decode_worker.scheduler import DecodeScheduler
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class PrefillHere:
     """The router wants this worker to prefill the prompt by itself (a LOCAL attempt).
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from core.block_hash import HashArray, TokenArray
 from core.handoff import FailureCause, ToDecode, ToPrefill
 from core.outputs import TokenOutput
 from core.push import ReportFailure
 from core.request import AttemptKey, SamplingParams
+from core.values import value
 
 
 # Events.
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class Submit:
     """The router wants this prompt computed and handed to ``decode_worker``.
 
@@ -28,21 +27,21 @@ class Submit:
     hashes: HashArray | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Abort:
     """The router gave the attempt up."""
 
     key: AttemptKey
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class FromDecode:
     """A message arrived from a decode worker."""
 
     message: ToPrefill
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class DecodeLost:
     """The stream to a decode worker broke, or could not be opened."""
 
@@ -51,7 +50,7 @@ class DecodeLost:
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Tick:
     """Time passed."""
 
@@ -60,13 +59,13 @@ PrefillerInput = Submit | Abort | FromDecode | DecodeLost | Tick
 
 
 # Commands.
-@dataclass(frozen=True, slots=True)
+@value()
 class SendToDecode:
     decode_worker: str
     message: ToDecode
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class AnnouncePieces:
     """Announce these finished blocks: prompt block indices ``first``, ``first + 1``, …
 
@@ -82,7 +81,7 @@ class AnnouncePieces:
     generations: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class AttemptEnded:
     """Nothing more will come of this attempt on P."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from core.tenant_config import TenantSpec
 from core.tenants import DoorLimits, Tenant
@@ -27,4 +28,9 @@ class AccessRules:
 
     def tenant(self, name: str) -> Tenant:
         """One that nobody described has an equal share and no limits."""
-        return self.tenants.get(name) or Tenant(name)
+        return self.tenants.get(name) or _undescribed(name)
+
+
+@lru_cache(maxsize=1024)
+def _undescribed(name: str) -> Tenant:
+    return Tenant(name)

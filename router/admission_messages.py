@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from core.errors import CrossdockError
 from core.request import RequestKey
-from core.value import value
+from core.values import value
 
 
-@value
+@value()
 class Arrived:
     """A valid request. ``due``: when its first token is wanted (seconds, the caller's clock);
     ``priority``: class, 0 is served first; ``answers``: n; ``max_tokens``: of each answer."""
@@ -22,19 +20,19 @@ class Arrived:
     max_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class RoomChanged:
     """Workers may take more than before: one told of its load, one came, a prompt was sent."""
 
 
-@value
+@value()
 class Started:
     """A request that was let in has its first token."""
 
     key: RequestKey
 
 
-@value
+@value()
 class Ended:
     """A request has ended, wherever it was. ``computed_tokens``: of its prompt, those that were in
     no cache; ``generated_tokens``: of all answers."""
@@ -47,14 +45,14 @@ class Ended:
 DoorEvent = Arrived | RoomChanged | Started | Ended
 
 
-@value
+@value()
 class Admit:
     """Send this request to workers now, then say RoomChanged."""
 
     key: RequestKey
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Refuse:
     """End it with this error. It may have waited for a while."""
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from core.block_hash import HashArray, TokenArray
 from core.errors import CrossdockError
 from core.request import RequestKey, SamplingParams
-from core.value import value
+from core.values import value
 from router.candidates import PromptShape
 from router.flow_messages import Emit, Fail, Finish
 from router.placement import Placement
@@ -32,7 +32,7 @@ class Receiver(Protocol):
     def event(self, event: AnswerEvent) -> None: ...
 
 
-@value
+@value()
 class Prompt:
     """A validated request. ``tokens`` int32 [n]; ``hashes`` uint64 of its full blocks.
 
@@ -60,7 +60,7 @@ class Prompt:
         return min(held * block_size, len(self.tokens) - 1)
 
 
-@value
+@value()
 class ChoiceEvent:
     """Something about one choice; ``prompt`` is the number of its prompt within the call."""
 

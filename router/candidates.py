@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from core.request import Role
-from core.value import value
+from core.values import value
 from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
 
@@ -25,7 +25,7 @@ Mask = npt.NDArray[np.bool_]
 _NO_LIMIT = 2**31
 
 
-@value
+@value()
 class PromptShape:
     """All that routing needs of a prompt, beside its overlap with the workers' caches."""
 

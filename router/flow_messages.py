@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from core.errors import CrossdockError
 from core.handoff import FailureCause
 from core.request import FinishReason
 from core.step import TokenLogprobs
-from core.value import value
+from core.values import value
 from router.placement import Placement, WorkerId
 
 
-@value
+@value()
 class RouteDue:
     """The request arrived, or the pause before a new attempt is over."""
 
 
-@value
+@value()
 class Routed:
     """``readable``: clients may read tokens from this D itself."""
 
@@ -26,7 +25,7 @@ class Routed:
     readable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Unroutable:
     """``hopeful``: a worker is listed that this router is about to reach."""
 
@@ -34,7 +33,7 @@ class Unroutable:
     hopeful: bool = False
 
 
-@value
+@value()
 class Output:
     """New tokens of one of an attempt's n answers, ``logprobs`` beside each if asked for.
 
@@ -54,7 +53,7 @@ class Output:
     counted: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class RelayAsked:
     """The client can't read from D and wants the rest by the router: what follows ``position``."""
 
@@ -62,7 +61,7 @@ class RelayAsked:
     position: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class AttemptFailed:
     worker: WorkerId
     attempt: int
@@ -70,24 +69,24 @@ class AttemptFailed:
     detail: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class WorkerLost:
     worker: WorkerId
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ClientGone:
     """The client closed its call, or asked by Abort to end the request."""
 
     reason: str = "CLIENT_GONE"
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class DeadlinePassed:
     pass
 
 
-@value
+@value()
 class RouterStopping:
     """The router's drain time is over."""
 
@@ -106,7 +105,7 @@ FlowEvent = (
 )
 
 
-@value
+@value()
 class Route:
     """Choose workers after ``delay_s`` seconds, if possible others than ``avoid``."""
 
@@ -114,7 +113,7 @@ class Route:
     delay_s: float
 
 
-@value
+@value()
 class SendOpen:
     """``handoff``: a prefill worker will bring the prompt. ``deadline_s`` 0: none. ``by_ticket``:
     the client reads the tokens itself."""
@@ -126,7 +125,7 @@ class SendOpen:
     by_ticket: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class GiveTicket:
     """Tell the client that an attempt begins; ``worker``: where it may read, None: nowhere."""
 
@@ -134,7 +133,7 @@ class GiveTicket:
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class SendRelay:
     """D is to send what follows ``position`` to the router."""
 
@@ -143,7 +142,7 @@ class SendRelay:
     position: int
 
 
-@value
+@value()
 class SendPrefill:
     worker: WorkerId
     attempt: int
@@ -151,13 +150,13 @@ class SendPrefill:
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class SendAbort:
     worker: WorkerId
     attempt: int
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Ticket:
     """With which the client reads an attempt's tokens at ``endpoint`` (host:port); "": nowhere."""
 
@@ -166,7 +165,7 @@ class Ticket:
     ticket: bytes
 
 
-@value
+@value()
 class Emit:
     """New tokens of answer ``index`` for the client. ``counted``: as read from D, before.
     ``ticket``: an attempt begins; there are no tokens then."""
@@ -179,7 +178,7 @@ class Emit:
     ticket: Ticket | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class CountRead:
     """The client has read so many tokens of answer ``index`` from D itself."""
 
@@ -187,7 +186,7 @@ class CountRead:
     index: int
 
 
-@value
+@value()
 class Finish:
     """Answer ``index`` is complete; the request ends when all n are.
 
@@ -205,14 +204,14 @@ class Finish:
     index: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class Fail:
     """The request has ended with all its answers, complete or not."""
 
     error: CrossdockError
 
 
-@dataclass(frozen=True, slots=True)
+@value()
 class ReportDefect:
     """A worker sent what makes no sense; it was left out, and nobody is hurt."""
 

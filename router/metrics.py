@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from core.lifecycle import State
 from core.request import FinishReason, Role
 from core.tls_files import ServerFiles
-from core.value import value
+from core.values import value
 from router import metric_table as table
 from router.flow_messages import Finish
 from router.placement import Mode, Placement, WorkerView
@@ -53,7 +53,7 @@ class RouterState:
     at_door: Mapping[str, int] = field(default_factory=dict)
 
 
-@value
+@value()
 class EndedRequest:
     """``finishes``: of its answers, all n if it succeeded; ``expected_cached``: prompt tokens that
     routing believed to be in a cache."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from json.encoder import encode_basestring
 from typing import Any, Protocol
 
-from core.value import value
+from core.values import value
 from router.answer_stream import AnswerStream, ChoiceEvent
 from router.flow_messages import Emit, Finish
 from router.openai_logprobs import ChatLogprobs, CompletionLogprobs, LogprobsWriter, joined
@@ -100,7 +100,7 @@ class Usage:
         return {**self.so_far(), "prompt_tokens_details": details}
 
 
-@value
+@value()
 class AnswerHead:
     """What all bodies of one answer have in common. ``created``: Unix seconds."""
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from core.outputs import Load
 from core.request import Role
-from core.value import value
+from core.values import value
 
 
-# A tuple, as workers are looked up a dozen times for each request.
+# A tuple, as it is looked up for each message: hashing a dataclass takes several times as long.
 class WorkerId(NamedTuple):
     """One life of a worker: after a restart it has a new epoch and is another worker."""
 
@@ -32,7 +32,7 @@ class WorkerView:
     load: Load
 
 
-@value
+@value()
 class Forecast:
     """What routing expected of a placement when it chose it.
 
@@ -59,7 +59,7 @@ class Mode(Enum):
     DIRECT = "direct"
 
 
-@value
+@value()
 class Placement:
     """Where an attempt runs. Without ``prefill`` the decode worker prefills by itself;
     ``is_direct``: though others could have."""

@@ -15,7 +15,7 @@ from core.block_hash import block_hashes
 from core.errors import CrossdockError, NotFound, Unavailable
 from core.request import SEED_BITS, RequestKey
 from core.tenants import DEFAULT_TENANT
-from core.value import value
+from core.values import value
 from router.access_rules import AccessRules
 from router.answer_stream import AnswerStream, Prompt
 from router.authentication import Authentication
@@ -34,7 +34,7 @@ from router.validation import (
 )
 
 
-@value
+@value()
 class Call:
     """One call of a client. ``prompt`` is text, token ids or a chat; "" makes a request id.
 

@@ -15,7 +15,7 @@ from core.block_hash import TokenArray
 from core.errors import InvalidField
 from core.request import SamplingParams
 from core.tenants import LOWEST_PRIORITY, Tenant
-from core.value import value
+from core.values import value
 from router.model_info import ModelInfo
 
 T = TypeVar("T")
@@ -25,7 +25,7 @@ MAX_REQUEST_ID_LENGTH = 128
 MAX_STOP_TOKEN_IDS = 64
 
 
-@value
+@value()
 class AskedSampling:
     """Sampling as the client wrote it; None is "not set".
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from core.outputs import Load
 from core.request import AttemptKey
-from core.value import value
+from core.values import value
 
 # A report that comes this long (seconds) after a message was sent is taken to include it.
 SETTLE_S = 0.02
@@ -39,7 +39,7 @@ class InFlight(NamedTuple):
 NOTHING_SENT = InFlight()
 
 
-@value
+@value()
 class _Sent:
     prefill_tokens: int
     blocks: int

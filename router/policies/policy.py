@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from core.value import value
+from core.values import value
 from router.held_blocks import Numbers
 from router.predictions import Predictions
 
@@ -41,7 +41,7 @@ class Eligible:
     local: Numbers | None
 
 
-@value
+@value()
 class Choice:
     """Workers by number. Without ``prefill`` the decode worker computes the prompt, too."""
 
