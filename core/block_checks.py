@@ -36,7 +36,7 @@ def check_names(action: str, block_ids: npt.NDArray[np.int32], num_blocks: int) 
         return
     ordered = block_ids.copy()
     ordered.sort()
-    lowest, highest = int(ordered[0]), int(ordered[-1])
+    lowest, highest = ordered.item(0), ordered.item(-1)
     if lowest < 0 or highest >= num_blocks:
         bad = lowest if lowest < 0 else highest
         raise misuse(f"{action} of block {bad}: ids go from 0 to {num_blocks - 1}", bad)

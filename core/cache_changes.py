@@ -43,11 +43,15 @@ class CacheChanges:
 
 
 def _joined(parts: list[_Hashes]) -> HashArray:
-    if len(parts) == 1 and not isinstance(parts[0], int):
-        return parts[0].copy()
+    arrays = [hashes for hashes in parts if not isinstance(hashes, int)]
+    if len(arrays) == len(parts):
+        return np.concatenate(arrays) if arrays else NO_HASHES
     values: list[int] = []
     for hashes in parts:
-        values += _listed(hashes)
+        if isinstance(hashes, int):
+            values.append(hashes)
+        else:
+            values += hashes.tolist()
     return _hashes(values)
 
 

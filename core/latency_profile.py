@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from math import isqrt
 from typing import Literal, NamedTuple
@@ -72,6 +72,8 @@ class RowCurve:
     last two in their direction. ``rows`` rises strictly from 0 or 1."""
 
     points: tuple[tuple[int, int], ...]
+    # Of the numbers of rows that were asked for: there are as many as a step may have.
+    _known: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = [point[0] for point in self.points]
@@ -79,6 +81,12 @@ class RowCurve:
             raise InvalidField("rows", rows, "a curve has two points or more, with rising rows")
 
     def at(self, rows: int) -> int:
+        time = self._known.get(rows)
+        if time is None:
+            time = self._known[rows] = self._between(rows)
+        return time
+
+    def _between(self, rows: int) -> int:
         index = bisect_right(self.points, (rows, -1)) - 1
         index = min(max(index, 0), len(self.points) - 2)
         (low, start), (high, end) = self.points[index], self.points[index + 1]

@@ -12,6 +12,7 @@ these children leave the cache (their holders keep them).
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import repeat, takewhile
 
 import numpy as np
@@ -234,22 +235,22 @@ class PrefixCache:
         if most == 1 or self._leaves.oldest_use == used:
             return chain
         parents, children, refs = self._parent_of, self._children_of, self._refs_of
-        last_used = self._last_used_of
-        while len(chain) < most:
+        last_used, add = self._last_used_of, chain.append
+        for _ in range(most - 1):
             block_id = parents[block_id]
             if block_id == NO_BLOCK or children[block_id] != 1:
                 break
             if refs[block_id] or last_used[block_id] != used:
                 break
-            chain.append(block_id)
+            add(block_id)
         return chain
 
     def _forget_children(self, chain: BlockIds) -> None:
         """`_forget` of all but the last of ``chain``, each the only child of the next one."""
         block_ids = chain[:-1]
         hashes = self._hash.take(block_ids)
-        for _ in map(self._block_of.__delitem__, hashes.tolist()):
-            pass
+        # Calls it for each, without a loop in Python.
+        deque(map(self._block_of.__delitem__, hashes.tolist()), maxlen=0)
         self.changes.removed(hashes)
         self._in_cache.put(block_ids, False)
         self._children.put(chain[1:], 0)

@@ -152,7 +152,10 @@ class Sequence:
 
     def append(self, token: int, times: int = 1) -> None:
         """The token that was drawn, ``times`` in a row."""
-        self._tokens[self.length : self.length + times] = token
+        if times == 1:
+            self._tokens[self.length] = token
+        else:
+            self._tokens[self.length : self.length + times] = token
         self.length += times
 
     def forget_blocks(self) -> BlockIds:

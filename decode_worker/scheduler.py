@@ -315,6 +315,7 @@ class DecodeScheduler:
         self._prompts.measured(sum(chunks), seconds)
         self._forks.done(plan)
         outputs: list[TokenOutput | FailAttempt] = []
+        size = self._pool.block_size
         for piece in plan.slices:
             sequence = self._in_flight.remove(piece.sequence_id)
             if sequence.ended:
@@ -325,9 +326,12 @@ class DecodeScheduler:
                 reason = result.failed[piece.sequence_id]
                 outputs.append(FailAttempt(sequence.key, FailureCause.INTERNAL, reason))
             else:
-                self._count(sequence, piece)
-                sequence.advance(piece.end)
-                sequence.publish_full_blocks(self._pool)
+                start, end = piece.start, piece.end
+                if start < sequence.prompt_length or start < sequence.computed_once:
+                    self._count(sequence, start, end)
+                sequence.advance(end)
+                if end // size > sequence.published:
+                    sequence.publish_full_blocks(self._pool)
                 drawn = result.sampled.get(piece.sequence_id, ())
                 self.counters.decode_tokens += len(drawn)
                 if len(drawn) == 1:
@@ -336,13 +340,12 @@ class DecodeScheduler:
                     outputs += self._on_tokens(sequence, drawn)
         return outputs
 
-    def _count(self, sequence: Sequence, piece: Slice) -> None:
-        if piece.start >= sequence.prompt_length and piece.start >= sequence.computed_once:
-            return
-        again = max(0, min(piece.end, sequence.computed_once) - piece.start)
+    def _count(self, sequence: Sequence, start: int, end: int) -> None:
+        """Tokens of a prompt, or such as were computed before."""
+        again = max(0, min(end, sequence.computed_once) - start)
         self.counters.recomputed_tokens += again
-        prompt_end = min(piece.end, sequence.prompt_length)
-        self.counters.prefill_tokens_computed += max(0, prompt_end - piece.start - again)
+        prompt_end = min(end, sequence.prompt_length)
+        self.counters.prefill_tokens_computed += max(0, prompt_end - start - again)
 
     def _on_tokens(self, sequence: Sequence, drawn: tuple[SampledToken, ...]) -> list[TokenOutput]:
         """One token of one answer, or the first tokens of all n, which are forked here."""
@@ -394,8 +397,9 @@ class DecodeScheduler:
         running = self._running
         if self._depth > 1 or self._in_flight or self._forks or not running:
             return 0
-        if any(s.length - s.computed > 1 or not s.generated for s in running):
-            return 0
+        for sequence in running:
+            if sequence.length - sequence.computed > 1 or not sequence.generated:
+                return 0
         if self._has_place and not self._queue.admits_nobody(len(running)):
             return 0
         return count_steady_steps(running, self._pool, self._queue, self._eos)
@@ -438,13 +442,10 @@ class DecodeScheduler:
 
     @property
     def load(self) -> Load:
-        waiting = self._queue.sequences if len(self._queue) else []
-        pending = 0
-        for sequence in (*waiting, *self._running):
-            remaining = sequence.length - sequence.computed
-            if remaining > 1:
-                pending += remaining
-        return Load(len(self._running), len(self._queue), self._pool.num_available, pending)
+        waiting = len(self._queue)
+        sequences = [*self._queue.sequences, *self._running] if waiting else self._running
+        pending = sum([left for s in sequences if (left := s.length - s.computed) > 1])
+        return Load(len(self._running), waiting, self._pool.num_available, pending)
 
     @property
     def idle(self) -> bool:
@@ -473,12 +474,5 @@ class DecodeScheduler:
 def _output(
     sequence: Sequence, drawn: SampledToken, finish: FinishReason | None, first: bool
 ) -> TokenOutput:
-    return TokenOutput(
-        sequence.key,
-        drawn.token,
-        finish,
-        first,
-        sequence.cached_tokens,
-        sequence.index,
-        drawn.logprobs,
-    )
+    key, cached, index = sequence.key, sequence.cached_tokens, sequence.index
+    return TokenOutput(key, drawn.token, finish, first, cached, index, drawn.logprobs)
