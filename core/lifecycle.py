@@ -25,9 +25,6 @@ class State(Symbol):
     CANCELLED = "cancelled"
     EXPIRED = "expired"
 
-    # Each is one object, and so looked up faster than by its name as enums are.
-    __hash__ = object.__hash__
-
 
 class Event(Symbol):
     """What can happen to a request."""
@@ -40,8 +37,6 @@ class Event(Symbol):
     GAVE_UP = "gave up"
     CLIENT_GONE = "client gone"
     DEADLINE = "deadline"
-
-    __hash__ = object.__hash__
 
 
 REQUEST_TABLE: TransitionTable[State, Event] = TransitionTable(
