@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,3 +80,9 @@ def test_an_interruption_comes_when_they_have_begun(pool: Pool, task: int) -> No
         search()
     assert len(pool.deaf) == (3 if task == 2 else 2)
     assert hears_of_it()
+
+
+def test_no_import_of_a_search_that_runs_swallows_an_interruption() -> None:
+    """``numpy.random`` does; without these words it would be imported when a search begins."""
+    is_missing = "import sys, tuner.search.laboratory; sys.exit('numpy.random' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", is_missing]).returncode == 0

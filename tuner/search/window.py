@@ -18,7 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
+# Not when it is first used, as numpy would: a Ctrl-C that comes while it is imported is lost.
+from numpy.random import default_rng
 
 from tuner.simulate.requests import RequestTrace
 
@@ -108,4 +109,4 @@ class Window:
 def source_of(trace: RequestTrace, seed: int) -> RequestTrace:
     """Windows are cut from its beginning. Where prompts share nothing, the lengths of any beginning
     are like those of the whole trace; where they do, order matters and stays."""
-    return trace if len(trace.shared) else trace.reordered(np.random.default_rng(seed))
+    return trace if len(trace.shared) else trace.reordered(default_rng(seed))
