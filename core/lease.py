@@ -62,6 +62,7 @@ class LeaseTable:
         self._times = times
         self._new_lease_id = new_lease_id
         self._leases: dict[AttemptKey, Lease] = {}
+        self._num_granted = 0
         self._open: set[AttemptKey] = set()
         self._tombstones: dict[AttemptKey, tuple[float, ToPrefill]] = {}
         # Lost leases whose blocks a copy may still be writing into.
@@ -74,7 +75,8 @@ class LeaseTable:
 
     @property
     def num_granted(self) -> int:
-        return sum([lease.holds_blocks for lease in self._leases.values()])
+        """Leases that hold blocks."""
+        return self._num_granted
 
     @property
     def num_open(self) -> int:
@@ -179,6 +181,7 @@ class LeaseTable:
     def _on_granted(self, event: Granted, now: float) -> list[LeaseCommand]:
         lease = self._leases[event.key]
         lease.machine.advance(LeaseEvent.GRANT)
+        self._num_granted += 1
         lease.block_ids = event.block_ids
         lease.held = event.held
         lease.hashes = event.hashes
@@ -267,6 +270,7 @@ class LeaseTable:
         if lease.commit is None or not lease.settled or lease.key not in self._open:
             return []
         lease.machine.advance(LeaseEvent.READY)
+        self._num_granted -= 1
         committed = Committed(lease.key, lease.lease_id)
         self._forget(lease.key, committed, now)
         start = StartSequence(
@@ -368,6 +372,7 @@ class LeaseTable:
         held_blocks = lease.holds_blocks
         lease.machine.advance(LeaseEvent.LOSE)
         if held_blocks:
+            self._num_granted -= 1
             self._give_back(lease)
         answer = answer or LeaseLost(key, lease.lease_id, reason)
         tell_router = cause is not None and key in self._open
@@ -419,6 +424,8 @@ class LeaseTable:
 
     def validate(self) -> None:
         """Raises `InternalError` if a lease contradicts itself."""
+        if self._num_granted != sum(lease.holds_blocks for lease in self._leases.values()):
+            raise InternalError(f"{self._num_granted} leases hold blocks", reason="INVARIANT")
         for key, lease in self._leases.items():
             pieces = set(range(lease.held, lease.num_prompt_blocks))
             marked = lease.verified | lease.copying | lease.given_up

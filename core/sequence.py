@@ -249,11 +249,15 @@ class Sequence:
         params = self.params
         may_stop = bool(params.stop_token_ids) or (bool(eos) and not params.ignore_eos)
         total = params.min_tokens if may_stop else params.max_tokens
-        return max(1, total - self.generated)
+        return max(1, total - self.length + self.prompt_length)
 
     def finish_reason(self, token: int, eos: frozenset[int]) -> FinishReason | None:
         """Whether the token just appended ends the answer."""
-        return finish_reason_of(token, self.generated, self.params, eos)
+        params, generated = self.params, self.length - self.prompt_length
+        # So it is with nearly all tokens.
+        if generated < params.max_tokens and token not in eos and not params.stop_token_ids:
+            return None
+        return finish_reason_of(token, generated, params, eos)
 
 
 def finish_reason_of(

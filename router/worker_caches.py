@@ -114,8 +114,10 @@ class WorkerCaches:
 
     def changed(self, worker: WorkerId, stored: HashArray, removed: HashArray) -> None:
         """A change without number, for who has none to miss: the simulator."""
-        self.index.removed(worker, removed)
-        self.index.stored(worker, stored)
+        if len(removed):
+            self.index.removed(worker, removed)
+        if len(stored):
+            self.index.stored(worker, stored)
 
     def _stop_guessing(
         self, worker: WorkerId, known: _Known, change: CacheChange, now: float

@@ -7,8 +7,8 @@ that ended by its time, however the steps were computed.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import Any
 
 from core.latency_profile import FEMTOSECONDS
@@ -46,7 +46,7 @@ class Agenda:
 
     def _push(self, time: int, order: int, act: Act, argument: Any) -> None:
         self._number += 1
-        heapq.heappush(self._heap, (time, order, self._number, act, argument))
+        heappush(self._heap, (time, order, self._number, act, argument))
 
     @property
     def is_over(self) -> bool:
@@ -57,7 +57,7 @@ class Agenda:
 
     def happen(self) -> None:
         """The next event."""
-        time, order, _, act, argument = heapq.heappop(self._heap)
+        time, order, _, act, argument = heappop(self._heap)
         if order == _LAST:
             self._last_pending -= 1
         self.now = time

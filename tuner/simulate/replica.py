@@ -183,7 +183,9 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         if not in_run:
             self._note_tokens(outputs, now)
         for output in outputs:
-            self._tell_token(output)
+            # Tokens between the first and the last of an answer change nothing at the router.
+            if output.first or output.finish is not None:
+                self._tell_token(output)
         self._tell_state(in_run or bool(outputs), now)
         for command in commands:
             if not isinstance(command, TokenOutput):
@@ -201,11 +203,9 @@ class SimulatedReplica(abc.ABC, Generic[Event, Command]):
         self._gaps.step(gaps)
 
     def _tell_token(self, output: TokenOutput) -> None:
-        """Tokens between the first and the last of an answer change nothing at the router."""
         if output.finish is not None:
             del self._token_at[request_index(output.key)]
-        if output.first or output.finish is not None:
-            self._network.tell_output(self.number, output)
+        self._network.tell_output(self.number, output)
 
     def _tell_state(self, has_outputs: bool, now: int) -> None:
         """What changed in the cache, and the load if it changed or if tokens go with it."""
