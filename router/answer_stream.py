@@ -96,8 +96,7 @@ class AnswerStream:
         self._close: list[Callable[[], None]] = []
         self._unfinished = self.num_choices
         self._error: CrossdockError | None = None
-        self._inbox = _Inbox(prompts[0].sampling.n, self._wake)
-        self._reader: asyncio.Future[None] | None = None
+        self._inbox = _Inbox(prompts[0].sampling.n)
         self.sink: AnswerSink = self._inbox
 
     def start(self, start: Callable[[Prompt, Receiver], Callable[[], None]]) -> None:
@@ -118,17 +117,20 @@ class AnswerStream:
         return self._unfinished > 0
 
     def close(self) -> None:
-        for close in self._close:
+        # Requests know their answers: what they are closed by is let go, so that all of it is freed
+        # here and nothing left to the garbage collector.
+        closing, self._close = self._close, []
+        for close in closing:
             close()
 
     def arrived(self, prompt: int, choice: int, event: AnswerEvent) -> None:
         if isinstance(event, Fail):
             self._error = self._error or event.error
-            self._wake()
+            self._inbox.wake()
             return
         if isinstance(event, Finish):
             self._unfinished -= 1
-            self._wake()
+            self._inbox.wake()
         self.sink.event(ChoiceEvent(prompt, choice, event))
 
     async def feed(self, sink: AnswerSink) -> None:
@@ -138,7 +140,7 @@ class AnswerStream:
         self.sink = sink
         try:
             while self._has_more():
-                await self._news()
+                await self._inbox.news()
         finally:
             self.sink = self._inbox
 
@@ -153,20 +155,12 @@ class AnswerStream:
         while True:
             if (batch := self._inbox.take()) or not self._has_more():
                 return batch
-            await self._news()
+            await self._inbox.news()
 
     def _has_more(self) -> bool:
         if self._error is not None:
             raise self._error
         return self.goes_on
-
-    async def _news(self) -> None:
-        self._reader = asyncio.get_running_loop().create_future()
-        await self._reader
-
-    def _wake(self) -> None:
-        if self._reader is not None and not self._reader.done():
-            self._reader.set_result(None)
 
 
 class _PromptAnswers:
@@ -188,9 +182,19 @@ class _PromptAnswers:
 class _Inbox:
     """What has come and was not taken yet."""
 
-    def __init__(self, n: int, wake: Callable[[], None]) -> None:
-        self._n, self._wake = n, wake
+    def __init__(self, n: int) -> None:
+        self._n = n
         self._items: list[ChoiceEvent] = []
+        self._reader: asyncio.Future[None] | None = None
+
+    async def news(self) -> None:
+        """Until something comes, or `wake`."""
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+
+    def wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
         prompt, index = divmod(choice, self._n)
@@ -198,7 +202,7 @@ class _Inbox:
 
     def event(self, item: ChoiceEvent) -> None:
         self._items.append(item)
-        self._wake()
+        self.wake()
 
     def take(self) -> list[ChoiceEvent]:
         """What came of one answer one after the other is one ``Emit``, so that a reader who is

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Any, Protocol
 
@@ -29,6 +30,8 @@ class AnswerShape(Protocol):
     whole_object: str
     chunk_object: str
 
+    def __hash__(self) -> int: ...
+
     def logprobs_writer(self, tokens: TokenBytes) -> LogprobsWriter: ...
 
     def whole(self, index: int, text: str, logprobs: Json | None, finish: str | None) -> Json: ...
@@ -39,6 +42,8 @@ class AnswerShape(Protocol):
 
 
 class CompletionShape:
+    """Of /v1/completions. Has no state: one for all answers."""
+
     prefix, whole_object, chunk_object = "cmpl-", "text_completion", "text_completion"
 
     def logprobs_writer(self, tokens: TokenBytes) -> LogprobsWriter:
@@ -55,6 +60,8 @@ class CompletionShape:
 
 
 class ChatShape:
+    """Of /v1/chat/completions. Has no state: one for all answers."""
+
     prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
     def logprobs_writer(self, tokens: TokenBytes) -> LogprobsWriter:
@@ -109,7 +116,7 @@ class AnswerHead:
     created: int
     system_fingerprint: str
 
-    def body(self, prefix: str, kind: str, choices: list[Json]) -> Json:
+    def body(self, prefix: str, kind: str, choices: list[Any]) -> Json:
         return {
             "id": prefix + self.request_id,
             "object": kind,
@@ -143,7 +150,8 @@ class AnswerWriter:
         self._logprobs = [shape.logprobs_writer(tokens) for _ in range(answer.num_choices)]
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
-        self._around: dict[int, tuple[bytes, bytes]] = {}
+        self._around: tuple[bytes, bytes] | None = None
+        self._around_texts: dict[int, tuple[bytes, bytes]] = {}
 
     def whole(self, items: Sequence[ChoiceEvent]) -> Json:
         """The body with all choices, from all that came."""
@@ -169,34 +177,45 @@ class AnswerWriter:
             self._usage.add(item)
             event, logprobs = item.event, self._logprobs_of(item)
             if isinstance(event, Finish):
-                part = self._shape.part(item.choice, "", None, event.reason.value)
-            elif event.text or logprobs:
+                chunks.append(self._finish(item.choice, event.reason.value))
+            elif logprobs:
                 part = self._shape.part(item.choice, event.text, logprobs, None)
-            else:
-                continue
-            chunks.append(self._chunk([part]))
+                chunks.append(self._chunk([part]))
+            elif event.text:
+                chunks.append(self._text(item.choice, event.text))
         return b"".join(chunks)
 
     def text(self, choice: int, tokens: int, text: str) -> bytes:
         """As `parts`, of so many tokens that only bring text."""
         self._usage.completion_tokens += tokens
-        if not text:
-            return b""
+        return self._text(choice, text) if text else b""
+
+    def _text(self, choice: int, text: str) -> bytes:
         if self._continuous_usage:
             return self._chunk([self._shape.part(choice, text, None, None)])
-        around = self._around.get(choice)
+        around = self._around_texts.get(choice)
         if around is None:
-            around = self._around[choice] = self._written_around(choice)
+            around = self._around_texts[choice] = self._around_text(choice)
         before, after = around
         return before + encode_basestring(text).encode() + after
 
-    def _written_around(self, choice: int) -> tuple[bytes, bytes]:
+    def _around_text(self, choice: int) -> tuple[bytes, bytes]:
         """All that is the same in each chunk with text, before and after it."""
-        # No other string of a chunk is this one: names and ids are printable.
-        mark = "\0"
-        chunk = self._chunk([self._shape.part(choice, mark, None, None)])
-        before, _, after = chunk.partition(_json(mark))
-        return before, after
+        before, after = self._around_choice()
+        opening, closing = _part_around_text(self._shape, choice)
+        return before + opening, closing + after
+
+    def _finish(self, choice: int, reason: str) -> bytes:
+        if self._continuous_usage:
+            return self._chunk([self._shape.part(choice, "", None, reason)])
+        before, after = self._around_choice()
+        return before + _finish_part(self._shape, choice, reason) + after
+
+    def _around_choice(self) -> tuple[bytes, bytes]:
+        """All that is the same in each chunk of one choice without usage, before and after it."""
+        if self._around is None:
+            self._around = _around_mark(self._chunk([_MARK]))
+        return self._around
 
     def closing(self) -> bytes:
         """The end of a stream that ended well."""
@@ -209,7 +228,7 @@ class AnswerWriter:
             return None
         return self._logprobs[item.choice].part(event.token_ids, event.logprobs)
 
-    def _chunk(self, choices: list[Json], usage: Json | None = None) -> bytes:
+    def _chunk(self, choices: list[Any], usage: Json | None = None) -> bytes:
         body = self._head.body(self._shape.prefix, self._shape.chunk_object, choices)
         if usage is None and self._continuous_usage:
             usage = self._usage.so_far()
@@ -235,6 +254,26 @@ class _Choice:
 def sse_event(body: Json) -> bytes:
     """One server-sent event."""
     return b"data: " + _json(body) + b"\n\n"
+
+
+# No other string of a chunk is this one: names and ids are printable.
+_MARK = "\0"
+
+
+# What is the same in all answers: so many choices of either endpoint.
+@lru_cache(maxsize=256)
+def _part_around_text(shape: AnswerShape, choice: int) -> tuple[bytes, bytes]:
+    return _around_mark(_json(shape.part(choice, _MARK, None, None)))
+
+
+@lru_cache(maxsize=256)
+def _finish_part(shape: AnswerShape, choice: int, reason: str) -> bytes:
+    return _json(shape.part(choice, "", None, reason))
+
+
+def _around_mark(written: bytes) -> tuple[bytes, bytes]:
+    before, _, after = written.partition(_json(_MARK))
+    return before, after
 
 
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

@@ -7,7 +7,8 @@ Does not cover: tokenizing (``router.tokenize_door``), health and metrics (``rou
 from __future__ import annotations
 
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from aiohttp import web
 
@@ -29,6 +30,8 @@ from router.openai_bodies import ChatBody, CompletionBody, parse
 from router.request_intake import Call, RequestIntake
 from text.token_bytes import TokenBytes
 
+_COMPLETION, _CHAT = CompletionShape(), ChatShape()
+
 
 class OpenAIDoor:
     """``system_fingerprint`` tells clients when the server changed."""
@@ -48,7 +51,7 @@ class OpenAIDoor:
         ]
 
     async def _completions(self, request: web.Request) -> web.StreamResponse:
-        try:
+        with self._counted(request):
             body = parse(CompletionBody, await read_body(request))
             body.check()
             sampling = body.sampling()
@@ -58,22 +61,25 @@ class OpenAIDoor:
             ]
             self._check_model(body)
             answer = await self._intake.submit(calls)
-        except Exception:
-            self._intake.refused(tenant_of(request))
-            raise
-        return await self._answer(request, body, answer, CompletionShape())
+        return await self._answer(request, body, answer, _COMPLETION)
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        try:
+        with self._counted(request):
             body = parse(ChatBody, await read_body(request))
             body.check()
             call = Call(body.chat(), body.sampling(), tenant=tenant_of(request))
             self._check_model(body)
             answer = await self._intake.submit([call])
+        return await self._answer(request, body, answer, _CHAT)
+
+    @contextmanager
+    def _counted(self, request: web.Request) -> Iterator[None]:
+        """A request that is refused in here counts, too, as its tenant's."""
+        try:
+            yield
         except Exception:
             self._intake.refused(tenant_of(request))
             raise
-        return await self._answer(request, body, answer, ChatShape())
 
     def _check_model(self, body: CompletionBody | ChatBody) -> None:
         if body.model is not None:

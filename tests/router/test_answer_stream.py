@@ -15,7 +15,16 @@ from core.errors import RequestAborted
 from core.request import FinishReason, RequestKey, SamplingParams
 from router.answer_stream import AnswerStream, ChoiceEvent, Prompt, Receiver
 from router.flow_messages import Emit, Fail, Finish
-from router.openai_answers import AnswerHead, AnswerWriter, ChatShape, CompletionShape
+from router.openai_answers import (
+    AnswerHead,
+    AnswerShape,
+    AnswerWriter,
+    ChatShape,
+    CompletionShape,
+    Json,
+    Usage,
+    sse_event,
+)
 from router.placement import Placement, WorkerId
 
 PLACED = Placement(WorkerId("d0", 1))
@@ -107,26 +116,31 @@ async def test_after_an_error_a_sink_gets_nothing_more() -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])), chat=st.booleans(), data=st.data())
-def test_tokens_that_only_bring_text_are_written_like_any_other(
-    text: str, chat: bool, data: st.DataObject
-) -> None:
+def test_chunks_are_the_json_of_their_parts(text: str, chat: bool, data: st.DataObject) -> None:
     """Names may hold whatever can be printed."""
     name = data.draw(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
     usage = data.draw(st.sampled_from([(False, False), (True, False), (True, True)]))
-    long, short = (writer(name, chat, *usage) for _ in range(2))
-    for choice in (0, 1, 0):
-        item = ChoiceEvent(0, choice, Emit([5, 6], text, choice))
-        assert short.text(choice, 2, text) == long.parts([item])
-    assert short.closing() == long.closing()
+    shape = ChatShape() if chat else CompletionShape()
+    head = AnswerHead("id", name, 0, json.dumps(name))
+    of_tokens, of_events = (writer(shape, head, *usage) for _ in range(2))
+
+    def chunk(part: Json, tokens: int) -> bytes:
+        body = head.body(shape.prefix, shape.chunk_object, [part])
+        so_far = Usage(3, tokens).so_far() if usage[1] else None
+        return sse_event({**body, "usage": so_far} if usage[0] else body)
+
+    for number, choice in enumerate((0, 1, 0), 1):
+        item = ChoiceEvent(0, choice, Emit((5, 6), text, choice))
+        expected = chunk(shape.part(choice, text, None, None), 2 * number) if text else b""
+        assert of_tokens.text(choice, 2, text) == of_events.parts([item]) == expected
+    ended = chunk(shape.part(1, "", None, "stop"), 6)
+    assert of_tokens.parts([ChoiceEvent(0, 1, finish(1))]) == ended
 
 
-def writer(name: str, chat: bool, include_usage: bool, continuous: bool) -> AnswerWriter:
+def writer(
+    shape: AnswerShape, head: AnswerHead, include_usage: bool, continuous: bool
+) -> AnswerWriter:
     answer: Any = SimpleNamespace(num_choices=2, prompt_tokens=3)
     return AnswerWriter(
-        ChatShape() if chat else CompletionShape(),
-        AnswerHead("id", name, 0, json.dumps(name)),
-        answer,
-        NO_TOKENS,
-        include_usage=include_usage,
-        continuous_usage=continuous,
+        shape, head, answer, NO_TOKENS, include_usage=include_usage, continuous_usage=continuous
     )

@@ -1,12 +1,16 @@
 """The HTTP door: OpenAI answers whole and streamed, several prompts, log-probabilities, metrics."""
 
 import asyncio
+import gc
 import socket
 from typing import Any
 
 import aiohttp
 from fake_worker import FakeWorker, sequence_output, some_logprobs
 from http_client import events, get, post
+
+from router.answer_stream import AnswerStream
+from router.running_request import RunningRequest
 
 SCRIPT = ((10, "hello"), (11, " world"))
 CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
@@ -266,6 +270,23 @@ async def test_tokens_are_sent_at_once(start_cluster: Any, http: aiohttp.ClientS
     [connection] = cluster.router._http.server.connections
     raw = connection.transport.get_extra_info("socket")
     assert raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+async def test_nothing_of_a_request_is_left_to_the_garbage_collector(
+    start_cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    cluster = await start_cluster(decode(script=SCRIPT))
+    url = f"{cluster.url}/v1/completions"
+    gc.disable()
+    try:
+        await post(http, url, {"prompt": "hi", "n": 2})
+        await events(http, url, {"prompt": "hi", "stream": True})
+        # Answered after the ones before have ended.
+        await get(http, f"{cluster.url}/health")
+        left = [o for o in gc.get_objects() if isinstance(o, AnswerStream | RunningRequest)]
+    finally:
+        gc.enable()
+    assert not left
 
 
 async def test_a_disconnected_client_cancels(
