@@ -40,7 +40,8 @@ class RouterStream:
     def __init__(self, router_id: str, ticket_key: bytes = b"") -> None:
         self.router_id = router_id
         self.ticket_key = ticket_key
-        self.outbox: asyncio.Queue[pb.WorkerMessage] = asyncio.Queue()
+        # None: the router says nothing more.
+        self.outbox: asyncio.Queue[pb.WorkerMessage | None] = asyncio.Queue()
         self.lacks_events = False
         self._last_load: pb.Load | None = None
         self._last_change = 0
@@ -144,19 +145,15 @@ class RouterStreams:
             # It was lost before it said who it is.
             return
         stream = RouterStream(first.attach.router_id, first.attach.ticket_key)
-        for message in self._handler.greet(first.attach):
-            stream.outbox.put_nowait(message)
+        for greeting in self._handler.greet(first.attach):
+            stream.outbox.put_nowait(greeting)
         self._streams.append(stream)
         _log.info("router %s attached", stream.router_id)
         reader = asyncio.create_task(self._read(stream, requests))
+        reader.add_done_callback(lambda _: stream.outbox.put_nowait(None))
         try:
-            while not reader.done():
-                waiting = asyncio.ensure_future(stream.outbox.get())
-                await asyncio.wait((waiting, reader), return_when=asyncio.FIRST_COMPLETED)
-                if not waiting.done():
-                    waiting.cancel()
-                    break
-                yield waiting.result()
+            while (message := await stream.outbox.get()) is not None and not reader.done():
+                yield message
         finally:
             reader.cancel()
             self._detach(stream)

@@ -81,3 +81,25 @@ async def test_without_a_number_or_a_router_there_are_outputs() -> None:
     step = await reading
     assert ([output.text for output in step.outputs], step.HasField("further")) == (["x"], False)
     await stream.aclose()
+
+
+async def test_a_router_that_is_lost_leaves_no_task() -> None:
+    streams = RouterStreams(handler := Handler())
+    stream = streams.attach(router("a", opened(0, 0)))
+    reading = asyncio.ensure_future(told(stream))
+    await handler.heard.get()
+    reading.cancel()
+    # The reader, which is cancelled with it.
+    others = asyncio.all_tasks() - {asyncio.current_task(), reading}
+    await asyncio.wait({reading, *others}, timeout=5)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert streams.num_routers == 0
+
+
+async def test_the_stream_ends_when_the_router_says_nothing_more() -> None:
+    async def only_attach() -> AsyncIterator[pb.RouterMessage]:
+        yield pb.RouterMessage(attach=pb.Attach(router_id="a"))
+
+    streams = RouterStreams(Handler())
+    assert [message async for message in streams.attach(only_attach())] == []
+    assert streams.num_routers == 0
