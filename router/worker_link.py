@@ -1,7 +1,8 @@
 """The one multiplexed stream between this router and one worker.
 
 Covers: connecting, the opening exchange, writing through a queue (a slow worker makes nobody
-wait), telling at once that the stream broke, connecting again while the worker is listed.
+wait, and what waits for it goes in one message), telling at once that the stream broke, connecting
+again while the worker is listed.
 Does not cover: what the messages mean (``router.worker_news``).
 """
 
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # The list of a big worker's cached blocks comes as one message (8 bytes a block).
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+# What waits goes together up to so much; a prompt of a million tokens has four times as much.
+_MOST_TOGETHER_BYTES = 1024 * 1024
 _CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -152,7 +155,22 @@ class WorkerLink:
         )
         await call.write(pb.RouterMessage(attach=attach))
         while True:
-            await call.write(await self._outbox.get())
+            await call.write(await self._waiting())
+
+    async def _waiting(self) -> pb.RouterMessage:
+        """All that waits, in one message: what several requests have to say in one turn of the
+        event loop, and what came while the last message was written."""
+        first = await self._outbox.get()
+        if self._outbox.empty():
+            return first
+        together = pb.RouterMessage()
+        messages, size = together.several.messages, first.ByteSize()
+        messages.append(first)
+        while not self._outbox.empty() and size < _MOST_TOGETHER_BYTES:
+            message = self._outbox.get_nowait()
+            messages.append(message)
+            size += message.ByteSize()
+        return together
 
     def _lost(self) -> None:
         self._stub = None

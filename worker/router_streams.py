@@ -159,10 +159,12 @@ class RouterStreams:
             self._detach(stream)
 
     async def _read(self, stream: RouterStream, requests: AsyncIterator[pb.RouterMessage]) -> None:
-        async for message in requests:
-            self._note_owner(stream, message)
+        async for told in requests:
+            is_one = told.WhichOneof("message") != "several"
             try:
-                self._handle(stream, message)
+                for message in (told,) if is_one else told.several.messages:
+                    self._note_owner(stream, message)
+                    self._handle(stream, message)
             except Exception:
                 _log.exception("closing the stream of router %s", stream.router_id)
                 return

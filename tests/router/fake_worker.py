@@ -100,6 +100,8 @@ class FakeWorker(WorkerServicer):
         self.attached = 0
         self.attaches: list[worker_pb2.Attach] = []
         self.received: list[worker_pb2.RouterMessage] = []
+        # Messages in which all that came.
+        self.written = 0
         self._news = asyncio.Condition()
         # One for each router.
         self._outboxes: list[asyncio.Queue[worker_pb2.WorkerMessage]] = []
@@ -159,12 +161,16 @@ class FakeWorker(WorkerServicer):
         return metrics_pb2.MetricsText(text=self.metrics)
 
     async def _read(self, requests: AsyncIterator[worker_pb2.RouterMessage]) -> None:
-        async for message in requests:
+        async for told in requests:
+            is_one = told.WhichOneof("message") != "several"
+            messages = [told] if is_one else list(told.several.messages)
             async with self._news:
-                self.received.append(message)
+                self.written += 1
+                self.received += messages
                 self._news.notify_all()
-            if message.WhichOneof("message") == "open" and self.script:
-                self._play(message.open)
+            for message in messages:
+                if message.WhichOneof("message") == "open" and self.script:
+                    self._play(message.open)
 
     def _play(self, opened: worker_pb2.Open) -> None:
         """The script for each of the n answers, one step of all after the other."""

@@ -11,6 +11,9 @@ from fake_worker import FakeWorker
 
 from crossdock.client import AsyncClient
 from crossdock.v1 import worker_pb2
+from router.placement import WorkerId
+
+M0 = WorkerId("m0", 1)
 
 
 async def end_by_kill(cluster: Any, worker: FakeWorker) -> None:
@@ -79,3 +82,27 @@ async def collect(client: AsyncClient) -> None:
 
 def link_tasks(part: str) -> list[asyncio.Task[Any]]:
     return [task for task in asyncio.all_tasks() if part in repr(task)]
+
+
+async def test_what_is_said_in_one_turn_goes_in_one_message(start_cluster: Any) -> None:
+    cluster = await start_cluster(worker := FakeWorker("m0", "mixed"))
+    ids = [f"r{number}" for number in range(10)]
+    for request_id in ids:
+        key = worker_pb2.AttemptKey(request_id=request_id)
+        cluster.router.dispatcher.pool.send(
+            M0, worker_pb2.RouterMessage(abort=worker_pb2.Abort(key=key))
+        )
+    await worker.got("abort", len(ids))
+    assert [message.abort.key.request_id for message in worker.received] == ids
+    assert worker.written <= 2
+
+
+async def test_large_messages_go_one_by_one(start_cluster: Any) -> None:
+    cluster = await start_cluster(worker := FakeWorker("m0", "mixed"))
+    ids = bytes(1024 * 1024)
+    for _ in range(4):
+        cluster.router.dispatcher.pool.send(
+            M0, worker_pb2.RouterMessage(prefill=worker_pb2.Prefill(token_ids=ids))
+        )
+    await worker.got("prefill", 4)
+    assert worker.written == 4

@@ -69,7 +69,7 @@ class Sampling(_message.Message):
     def __init__(self, max_tokens: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., n: _Optional[int] = ..., logprobs: _Optional[int] = ...) -> None: ...
 
 class RouterMessage(_message.Message):
-    __slots__ = ("attach", "prefill", "open", "abort", "cache_request", "cache_fallback", "relay")
+    __slots__ = ("attach", "prefill", "open", "abort", "cache_request", "cache_fallback", "relay", "several")
     ATTACH_FIELD_NUMBER: _ClassVar[int]
     PREFILL_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
@@ -77,6 +77,7 @@ class RouterMessage(_message.Message):
     CACHE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     CACHE_FALLBACK_FIELD_NUMBER: _ClassVar[int]
     RELAY_FIELD_NUMBER: _ClassVar[int]
+    SEVERAL_FIELD_NUMBER: _ClassVar[int]
     attach: Attach
     prefill: Prefill
     open: Open
@@ -84,7 +85,14 @@ class RouterMessage(_message.Message):
     cache_request: CacheRequest
     cache_fallback: CacheFallback
     relay: RelayTokens
-    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., cache_request: _Optional[_Union[CacheRequest, _Mapping]] = ..., cache_fallback: _Optional[_Union[CacheFallback, _Mapping]] = ..., relay: _Optional[_Union[RelayTokens, _Mapping]] = ...) -> None: ...
+    several: RouterMessages
+    def __init__(self, attach: _Optional[_Union[Attach, _Mapping]] = ..., prefill: _Optional[_Union[Prefill, _Mapping]] = ..., open: _Optional[_Union[Open, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., cache_request: _Optional[_Union[CacheRequest, _Mapping]] = ..., cache_fallback: _Optional[_Union[CacheFallback, _Mapping]] = ..., relay: _Optional[_Union[RelayTokens, _Mapping]] = ..., several: _Optional[_Union[RouterMessages, _Mapping]] = ...) -> None: ...
+
+class RouterMessages(_message.Message):
+    __slots__ = ("messages",)
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    messages: _containers.RepeatedCompositeFieldContainer[RouterMessage]
+    def __init__(self, messages: _Optional[_Iterable[_Union[RouterMessage, _Mapping]]] = ...) -> None: ...
 
 class Attach(_message.Message):
     __slots__ = ("router_id", "cache_epoch", "cache_sequence", "ticket_key")
