@@ -9,8 +9,6 @@ not cover: what is better than what (``router.policies``).
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from operator import neg
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +16,6 @@ import numpy.typing as npt
 
 from router.candidates import Candidates, Counts, PromptShape
 from router.cost_model import CostModel, EngineTimes
-from router.held_blocks import Numbers
 from router.lazy import lazy
 from router.placement import Forecast
 
@@ -197,17 +194,17 @@ class Predictions:
         """What the prompt adds to the steps of each as D."""
         return self.local_own_ms - self._costs.decode.least_ms
 
-    def that_compute_within(self, among: Numbers, limit_ms: float) -> Numbers:
-        """Those of ``among`` as D that compute the prompt, alone, in at most ``limit_ms``: they
-        hold much of it, or it is short."""
-        # The more is held, the less is to be computed.
-        own = self._local_own
-        if own[-1] > limit_ms:
-            return among[:0]
-        if own[0] <= limit_ms:
-            return among
-        enough = bisect_left(own, -limit_ms, key=neg)
-        return among[self._held.level_of.take(among) >= enough]
+    def least_alone_ms(self, weight: float) -> Times:
+        """What the prompt takes at each as D, counted ``weight`` times, with the steps of its own
+        answer and what it adds to those of the answers there: a new column."""
+        own, least = self._local_own, self._costs.decode.least_ms
+        times = self._held.spread([time - least for time in own])
+        times *= self._loads.sequences
+        times += self._held.spread(
+            [weight * time + ANSWER_TOKENS * self._context_ms for time in own]
+        )
+        times += ANSWER_TOKENS * self.joined_ms
+        return times
 
     def local_own_of(self, number: int) -> tuple[float, float]:
         """Of one worker: what `local_own_ms` and `stall_ms` say of it."""

@@ -82,14 +82,12 @@ class KvAware:
         self, local: Numbers, predictions: Predictions, limit: float, random: Random
     ) -> int | None:
         """The D that costs least alone, if that is less than ``limit``."""
-        # Most prompts are too long, which two numbers tell.
-        quickest = local.item(predictions.joined_ms[local].argmin())
-        left = limit - self._answer_ms(predictions.tpot_of(quickest))
-        near = predictions.that_compute_within(local, left / (1 + COMPUTING_WEIGHT))
+        # Where nothing waits and nothing is late: most are out by that.
+        near = local[predictions.least_alone_ms(1 + COMPUTING_WEIGHT)[local] < limit]
         if not len(near):
             return None
         if len(near) <= _FEW:
-            costs = [self._alone(predictions, number, limit) for number in near.tolist()]
+            costs = [self._alone(predictions, number) for number in near.tolist()]
         else:
             costs = self._all_alone(predictions).take(near).tolist()
         least = min(costs)
@@ -97,28 +95,24 @@ class KvAware:
         chosen = best[random.randrange(len(best)) if len(best) > 1 else 0]
         return chosen if least < limit else None
 
-    def _alone(self, predictions: Predictions, number: int, limit: float) -> float:
-        """What one D costs alone, with the others that wait for it; it may not keep answers from
-        their TPOT. Infinite if that is ``limit`` or more."""
+    def _alone(self, predictions: Predictions, number: int) -> float:
+        """What one D costs alone, with the others that wait for it; infinite if that would keep
+        answers from their TPOT."""
         own_ms, stall_ms = predictions.local_own_of(number)
         running = predictions.candidates.loads.sequences.item(number)
-        # Somebody's answer waits for it: if there is none, that of who comes next.
-        tpot = predictions.tpot_of(number)
-        least = self._answer_ms(tpot) + (1 + COMPUTING_WEIGHT) * own_ms + stall_ms * max(1, running)
-        if least >= limit:
-            return math.inf
-        alone = predictions.alone(number)
+        alone, tpot = predictions.alone(number), predictions.tpot_of(number)
         stall = (alone.waiting_ms + stall_ms) / ANSWER_TOKENS
         if running and tpot + stall > self._tpot_ms:
             return math.inf
         missed = MISS_MS if alone.first_ms > self._ttft_ms else 0.0
-        return least - own_ms + alone.first_ms + missed
+        first = alone.first_ms + COMPUTING_WEIGHT * own_ms + missed
+        # Somebody's answer waits for it: if there is none, that of who comes next.
+        return first + stall_ms * max(1, running) + self._answer_ms(tpot)
 
     def _all_alone(self, predictions: Predictions) -> Times:
         """The same of all."""
-        others = np.maximum(predictions.candidates.loads.sequences, 1)
         costs = self._local_cost(predictions) + self._answer(predictions)
-        costs += predictions.stall_ms * others
+        costs += predictions.stall_ms * np.maximum(predictions.candidates.loads.sequences, 1)
         return np.where(self._spares_answers(predictions), costs, math.inf)
 
     def _pair_cost(self, predictions: Predictions, prefill: int, decode: int) -> float:
