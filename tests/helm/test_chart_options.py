@@ -406,6 +406,19 @@ def test_the_notes_show_commands_that_exist() -> None:
 # Disruptions
 
 
+@pytest.mark.parametrize("name", ["pd-gpu", "tls"])
+def test_a_pod_of_a_pool_is_ready_when_its_worker_is(name: str) -> None:
+    """Else the next one would be drained while the first one's replacement loads its model. Workers
+    and ranks open the door of their metrics, and /health in it, when they have loaded theirs."""
+    for pool, group in groups(render(ci_values(name))).items():
+        [container] = group["template"]["spec"]["containers"]
+        probe = container["readinessProbe"]["httpGet"]
+        assert (probe["path"], probe["port"]) == ("/health", "crossdock-0"), pool
+        assert probe.get("scheme") == ("HTTPS" if name == "tls" else None)
+        assert probe["port"] in metrics_ports(group["template"])
+        assert container["livenessProbe"]["httpGet"]["port"] == 52365
+
+
 @pytest.mark.parametrize("pool", ["prefill", "decode"])
 @pytest.mark.parametrize(("replicas", "away", "left"), [(3, 1, 5), (3, 4, 2), (1, 1, 1), (1, 9, 0)])
 def test_nodes_with_workers_can_be_drained(pool: str, replicas: int, away: int, left: int) -> None:

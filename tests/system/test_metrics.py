@@ -170,6 +170,9 @@ def test_each_process_tells_it_where_the_router_says(cluster: ServedCluster) -> 
         *("controller", "router", "worker", "worker"),
     ]
     workers = [scrape for process, scrape in told.values() if process == "worker"]
+    # By this the chart's pods are ready.
+    for address, (process, _) in told.items():
+        assert process != "worker" or json.loads(fetch(f"http://{address}/health"))
     assert sorted(s.samples[0].labels["worker"] for s in workers) == ["decode-0", "prefill-0"]
     stats = [worker.stats for worker in cluster.status().workers]
     assert {s.metrics_address for s in stats} <= told.keys()

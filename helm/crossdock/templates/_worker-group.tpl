@@ -70,8 +70,11 @@ template:
           {{- include "crossdock.rayProbe" 60 | nindent 10 }}
         livenessProbe:
           {{- include "crossdock.rayProbe" 12 | nindent 10 }}
+        # Only with a worker in it that has loaded its model: nodes are drained one after the other.
         readinessProbe:
-          {{- include "crossdock.rayProbe" 3 | nindent 10 }}
+          httpGet: {path: /health, port: crossdock-0{{ if $root.Values.tls.enabled }}, scheme: HTTPS{{ end }}}
+          periodSeconds: 5
+          timeoutSeconds: 5
         volumeMounts:
           {{- include "crossdock.volumeMounts" $root | nindent 10 }}
           {{- include "crossdock.tlsMount" $root | nindent 10 }}
