@@ -5,7 +5,8 @@
 Starts `crossdock serve` with two tenants and random weights, finds how many requests per second it
 serves, and then takes turns: the loud tenant asks for half of that, and for three times that. The
 quiet tenant asks for a tenth of it in both, with the same prompts at the same moments. Prints one
-JSON object: TTFT of the quiet tenant in milliseconds, and what became of the loud one's requests.
+JSON object: TTFT of the quiet tenant in milliseconds, what became of the loud one's requests, and,
+where some failed otherwise than by a refusal, each with why and when, and the cluster's log.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -29,7 +31,7 @@ from served_cluster import served
 from tiny_model import make_tiny_model
 
 from core.api_keys import api_key_sha256, new_api_key
-from crossdock.client import AsyncClient, Overloaded, RetryPolicy
+from crossdock.client import AsyncClient, Overloaded, RetryPolicy, ServerError
 
 KEYS = {"quiet": new_api_key(), "loud": new_api_key()}
 ANSWER = 8
@@ -41,10 +43,11 @@ ONE_TRY = RetryPolicy(max_tries=1)
 
 @dataclass
 class Outcome:
-    """``ttft_s`` of those that were answered."""
+    """``ttft_s`` of those that were answered. ``failed``: neither answered nor refused."""
 
     ttft_s: list[float] = field(default_factory=list)
     refused: int = 0
+    failed: list[str] = field(default_factory=list)
 
 
 async def ask(client: AsyncClient, prompt: list[int], outcome: Outcome) -> None:
@@ -54,6 +57,12 @@ async def ask(client: AsyncClient, prompt: list[int], outcome: Outcome) -> None:
             first = first or time.perf_counter()
     except Overloaded:
         outcome.refused += 1
+        return
+    except ServerError as error:
+        after, tokens = time.perf_counter() - began, "with" if first else "without"
+        outcome.failed.append(
+            f"{error.code.name} {error.reason} after {after:.3f} s {tokens} tokens: {error.message}"
+        )
         return
     outcome.ttft_s.append(first - began)
 
@@ -86,7 +95,7 @@ async def probe(client: AsyncClient) -> float:
     return len(outcome.ttft_s) / PROBE_S
 
 
-async def run(address: str, requests: int, pairs: int) -> dict[str, object]:
+async def run(address: str, requests: int, pairs: int) -> dict[str, Any]:
     async with (
         AsyncClient(address, api_key=KEYS["quiet"], retries=ONE_TRY) as quiet,
         AsyncClient(address, api_key=KEYS["loud"], retries=ONE_TRY) as loud,
@@ -112,6 +121,7 @@ def report(quiet: Outcome, loud: Outcome) -> dict[str, object]:
     return {
         "quiet": {"answered": len(quiet.ttft_s), "refused": quiet.refused, **ttft},
         "loud": {"answered": len(loud.ttft_s), "refused": loud.refused},
+        "failed": quiet.failed + loud.failed,
     }
 
 
@@ -129,6 +139,9 @@ def main() -> int:
         config.write_text(yaml.safe_dump(spec), encoding="utf-8")
         with served(model, options.prefill, 1, "--config", str(config)) as cluster:
             result = asyncio.run(run(cluster.grpc_address, options.requests, options.pairs))
+            log = cluster.notes
+    if any(told["failed"] for told in result["runs"]):
+        print("\n".join(log), file=sys.stderr)
     print(json.dumps(result, indent=2))
     return 0
 

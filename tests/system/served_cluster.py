@@ -41,7 +41,7 @@ IN_THE_CLEAR = Identity()
 
 
 class ServedCluster:
-    """One running cluster and how to speak to it."""
+    """One running cluster and how to speak to it. ``notes``: what its processes write to stderr."""
 
     def __init__(
         self,
@@ -50,8 +50,10 @@ class ServedCluster:
         http: str,
         admin: str,
         identity: Identity,
+        notes: list[str],
     ):
         self.process = process
+        self.notes = notes
         self.grpc_address = grpc_address
         self.http_url = f"{'http' if identity.client is None else 'https'}://{http}"
         self.admin_address = admin
@@ -255,7 +257,7 @@ def _wait_ready(
     ready = re.fullmatch(r"ready grpc=(\S+) http=(\S+)\n", line)
     assert ready is not None, f"no ready line but {line!r}; stderr: {notes[-20:]}"
     admin = next(note.split()[-1] for note in notes if note.startswith("for operators"))
-    return ServedCluster(process, ready[1], ready[2], admin, identity)
+    return ServedCluster(process, ready[1], ready[2], admin, identity, notes)
 
 
 def _collect(stream: Iterator[str], notes: list[str]) -> None:
