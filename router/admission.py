@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from core.errors import Overloaded
+from core.errors import CrossdockError, Overloaded
 from core.request import RequestKey
 from core.tenants import Tenant
 from router.admission_messages import (
@@ -120,6 +120,14 @@ class Admission:
         """At other doors, since they were last heard of."""
         self._account(tenant).charge(more.requests, more.tokens, now)
 
+    def over_budget(
+        self, tenant: str, requests: int, tokens: int, now: float
+    ) -> CrossdockError | None:
+        """Why so many at once may not come now. Where doors share, the store was asked before."""
+        if self._shared is not None and self._shared.is_shared:
+            return None
+        return self._account(tenant).over_budget(requests, tokens, now)
+
     def budgets_left(self, tenant: str, now: float) -> BudgetsLeft:
         """By what was charged here, and elsewhere as far as heard."""
         return self._account(tenant).budgets_left(now)
@@ -142,8 +150,9 @@ class Admission:
         account = self._account(event.key.tenant)
         expected = account.expected_tokens(event.answers, event.max_tokens)
         tokens = event.prompt_tokens + expected
-        is_shared = self._shared is not None and self._shared.is_shared
-        refusal = account.refusal(event.answers, tokens, now, by_budgets=not is_shared)
+        refusal = account.refusal(event.answers)
+        if refusal is None and not event.in_budget:
+            refusal = self.over_budget(event.key.tenant, 1, tokens, now)
         if refusal is not None:
             return [Refuse(event.key, refusal)]
         account.charge(1, tokens, now)

@@ -10,7 +10,8 @@ from core.values import value
 @value()
 class Arrived:
     """A valid request. ``due``: when its first token is wanted (seconds, the caller's clock);
-    ``priority``: class, 0 is served first; ``answers``: n; ``max_tokens``: of each answer."""
+    ``priority``: class, 0 is served first; ``answers``: n; ``max_tokens``: of each answer;
+    ``in_budget``: its tenant's budgets were asked for all of its call."""
 
     key: RequestKey
     priority: int
@@ -18,6 +19,7 @@ class Arrived:
     prompt_tokens: int
     answers: int
     max_tokens: int
+    in_budget: bool = False
 
 
 @value()

@@ -37,7 +37,8 @@ class Prompt:
     """A validated request. ``tokens`` int32 [n]; ``hashes`` uint64 of its full blocks.
 
     ``arrived`` and ``deadline`` in seconds on the router's monotonic clock. ``priority``: class, 0
-    is served first. ``by_ticket``: the client may read tokens from D itself.
+    is served first. ``by_ticket``: the client may read tokens from D itself. ``with_others``: of
+    the same call.
     """
 
     key: RequestKey
@@ -49,6 +50,7 @@ class Prompt:
     deadline: float | None
     priority: int = 0
     by_ticket: bool = False
+    with_others: bool = False
 
     def shape(self, block_size: int) -> PromptShape:
         return PromptShape(len(self.tokens), block_size)

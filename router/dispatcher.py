@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
@@ -160,6 +160,13 @@ class Dispatcher:
         return self._admission.tokens_of(
             prompt.key.tenant, len(prompt.tokens), sampling.n, sampling.max_tokens
         )
+
+    def check_budgets(self, prompts: Sequence[Prompt]) -> None:
+        """Of the tenant of a call, for all of its prompts together; raises Overloaded."""
+        tenant, tokens = prompts[0].key.tenant, sum(map(self.tokens_of, prompts))
+        refusal = self._admission.over_budget(tenant, len(prompts), tokens, self._clock())
+        if refusal is not None:
+            raise refusal
 
     def allow(self, part: float) -> None:
         """So much of each tenant's limits is for this router, 1 for all of it."""

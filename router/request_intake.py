@@ -96,14 +96,17 @@ class RequestIntake:
         """Start one request for each call, all or none; raises CrossdockError if one is refused.
         ``calls``: at least one."""
         arrived = self._clock()
-        prompts = [await self._prompt(calls[0], arrived)]
+        several = len(calls) > 1
+        prompts = [await self._prompt(calls[0], arrived, several)]
         for call in calls[1:]:
             # Between two prompts the streams of others go on.
             await asyncio.sleep(0)
-            prompts.append(await self._prompt(call, arrived))
+            prompts.append(await self._prompt(call, arrived, several))
         if self.claim is not None:
             both = zip(calls, prompts, strict=True)
             await self.claim(prompts, [prompt.key for call, prompt in both if call.request_id])
+        if several:
+            self._dispatcher.check_budgets(prompts)
         answers = AnswerStream(prompts)
         answers.start(self._dispatcher.start)
         return answers
@@ -126,7 +129,7 @@ class RequestIntake:
             if self.abort_elsewhere is None or not await self.abort_elsewhere(key):
                 raise
 
-    async def _prompt(self, call: Call, arrived: float) -> Prompt:
+    async def _prompt(self, call: Call, arrived: float, with_others: bool) -> Prompt:
         if self.draining:
             raise Unavailable(
                 "this router is shutting down; send the request to another one",
@@ -161,4 +164,5 @@ class RequestIntake:
             deadline=None if call.deadline_s is None else arrived + call.deadline_s,
             priority=priority,
             by_ticket=call.by_ticket,
+            with_others=with_others,
         )

@@ -55,6 +55,7 @@ class RunningRequest:
             len(prompt.tokens),
             prompt.sampling.n,
             prompt.sampling.max_tokens,
+            prompt.with_others,
         )
 
     def ended(self) -> Ended:

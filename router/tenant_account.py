@@ -48,15 +48,21 @@ class TenantAccount:
         own = -(-expected_tokens // (answers * self._block_size))
         return -(-prompt_tokens // self._block_size) + answers * own
 
-    def refusal(
-        self, answers: int, tokens: int, now: float, *, by_budgets: bool = True
-    ) -> CrossdockError | None:
-        """Why a request may not come now. Without ``by_budgets`` others have looked at those."""
+    def refusal(self, answers: int) -> CrossdockError | None:
+        """Why a request may never come."""
         most = self.tenant.limits.concurrent_sequences
         if most is not None and answers > most:
             return InvalidField("n", answers, f"at most {most} sequences at a time for this tenant")
-        for name, bucket, cost in self._buckets(tokens) if by_budgets else ():
-            wait = bucket.wait_s(cost, now)
+        return None
+
+    def over_budget(self, requests: int, tokens: int, now: float) -> CrossdockError | None:
+        """Why so many at once may not come now."""
+        both = (
+            ("requests_per_second", self._requests, requests),
+            ("tokens_per_minute", self._tokens, tokens),
+        )
+        for name, bucket, cost in both:
+            wait = 0.0 if bucket is None else bucket.wait_s(cost, now)
             if wait > 0:
                 return over_limit(self.tenant, name, wait)
         return None
@@ -92,13 +98,6 @@ class TenantAccount:
         self.began(-answers, -blocks)
         if generated:
             self._expected = _FADING * self._expected + (1 - _FADING) * generated / answers
-
-    def _buckets(self, tokens: int) -> list[tuple[str, TokenBucket, float]]:
-        both = (
-            ("requests_per_second", self._requests, 1),
-            ("tokens_per_minute", self._tokens, tokens),
-        )
-        return [(name, bucket, cost) for name, bucket, cost in both if bucket is not None]
 
 
 def over_limit(tenant: Tenant, name: str, wait_s: float) -> Overloaded:

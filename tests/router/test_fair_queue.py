@@ -269,6 +269,19 @@ def test_a_request_with_the_id_of_an_earlier_one_has_its_own_due_time() -> None:
     assert leave_all(queue) == ["b", "again"]
 
 
+def test_a_request_with_the_id_of_an_earlier_one_was_passed_by_nobody() -> None:
+    queue = FairQueue()
+    queue.add(waiting("a", "again", tokens=10))
+    for number in range(9):
+        queue.add(waiting("b", str(number), tokens=9))
+        assert next_name(queue, up_to(9)) == str(number)
+    queue.add(waiting("b", "last", tokens=9))
+    assert next_name(queue, up_to(9)) is None
+    queue.remove(RequestKey("a", "again"), 0)
+    queue.add(waiting("a", "again", tokens=10))
+    assert next_name(queue, up_to(9)) == "last"
+
+
 def test_the_newest_of_the_one_with_most_is_given_up_first() -> None:
     queue = FairQueue()
     for number in range(3):

@@ -35,9 +35,11 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-async def complete(http: aiohttp.ClientSession, url: str, key: str | None) -> Any:
+async def complete(
+    http: aiohttp.ClientSession, url: str, key: str | None, prompt: object = "hi"
+) -> Any:
     headers = {} if key is None else bearer(key)
-    body = {"prompt": "hi"}
+    body = {"prompt": prompt}
     async with http.post(f"{url}/v1/completions", json=body, headers=headers) as response:
         return response.status, response.headers, await response.json()
 
@@ -90,6 +92,21 @@ async def test_refused_requests_are_counted_as_their_tenants(
     for tenant, count in (("alice", 5), ("bob", 2), ("default", 1)):
         whose = f'outcome="refused",slo_class="default",tenant="{tenant}"'
         assert f"crossdock_requests_total{{{whose}}} {count}.0" in told
+
+
+async def test_a_call_of_more_prompts_than_a_second_allows_comes_when_the_budget_is_full(
+    start_cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    """And is paid off: else it would be told to come again for ever."""
+    access = rules(requests_per_second=0.01)
+    cluster = await start_cluster(FakeWorker("d0", "decode", script=SCRIPT), access=access)
+    status, _, body = await complete(http, cluster.url, ALICE, ["a", "b", "c"])
+    assert (status, len(body["choices"])) == (200, 3)
+    status, headers, body = await complete(http, cluster.url, ALICE)
+    assert (status, body["error"]["code"]) == (429, "REQUESTS_PER_SECOND")
+    assert 290 <= int(headers["Retry-After"]) <= 300
+    status, headers, _ = await complete(http, cluster.url, ALICE, ["a", "b", "c"])
+    assert (status, int(headers["Retry-After"]) > 290) == (429, True)
 
 
 async def test_everything_but_probes_and_metrics_needs_a_key(
