@@ -30,38 +30,40 @@ class Oracle:
 
         self._torch = torch
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self._answers: dict[tuple[int, ...], OracleAnswer] = {}
+        self._answers: dict[tuple[tuple[int, ...], tuple[int, ...]], OracleAnswer] = {}
 
-    def greedy(self, token_ids: Sequence[int], max_new_tokens: int) -> OracleAnswer:
-        """Exactly ``max_new_tokens`` tokens: end-of-sequence tokens do not end the answer."""
-        prompt = tuple(token_ids)
-        known = self._answers.get(prompt)
-        if known is None or len(known.tokens) < max_new_tokens:
-            known = self._answers[prompt] = self._compute(prompt, max_new_tokens)
-        return OracleAnswer(known.tokens[:max_new_tokens], known.margins[:max_new_tokens])
+    def greedy(
+        self, token_ids: Sequence[int], max_new_tokens: int, ours: Sequence[int]
+    ) -> OracleAnswer:
+        """Its own answer as far as ``ours`` is the same, and what it says instead.
 
-    def logprobs(self, token_ids: Sequence[int]) -> npt.NDArray[np.float64]:
-        """[n, vocab]: row i holds the logarithms of the probabilities of what follows token i."""
+        Each token is the best one after the prompt and those of ``ours`` before it, which one pass
+        finds for all. That is another text behind the first difference, where `assert_same_tokens`
+        ends. Exactly ``max_new_tokens`` tokens, if ours has as many: end-of-sequence tokens do not
+        end the answer.
+        """
+        prompt, given = tuple(token_ids), tuple(ours[: max_new_tokens - 1])
+        if (prompt, given) not in self._answers:
+            self._answers[prompt, given] = self._compute(prompt, given)
+        return self._answers[prompt, given]
+
+    def logprobs(self, token_ids: Sequence[int], count: int) -> npt.NDArray[np.float64]:
+        """[count, vocab]: the logarithms of the probabilities of each of the last ``count``
+        tokens."""
         torch = self._torch
+        ids = torch.tensor([list(token_ids)])
         with torch.inference_mode():
-            logits = self._model(input_ids=torch.tensor([list(token_ids)])).logits[0]
+            logits = self._model(input_ids=ids, logits_to_keep=count + 1).logits[0, :-1]
         return np.asarray(torch.log_softmax(logits.double(), dim=-1).numpy())
 
-    def _compute(self, prompt: tuple[int, ...], max_new_tokens: int) -> OracleAnswer:
+    def _compute(self, prompt: tuple[int, ...], given: tuple[int, ...]) -> OracleAnswer:
         torch = self._torch
-        tokens: list[int] = []
-        margins: list[float] = []
-        ids, cache = torch.tensor([prompt]), None
+        ids = torch.tensor([prompt + given])
         with torch.inference_mode():
-            for _ in range(max_new_tokens):
-                out = self._model(
-                    input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
-                best = out.logits[0, -1].topk(2)
-                tokens.append(int(best.indices[0]))
-                margins.append(float(best.values[0] - best.values[1]))
-                ids, cache = best.indices[:1].view(1, 1), out.past_key_values
-        return OracleAnswer(tuple(tokens), tuple(margins))
+            logits = self._model(input_ids=ids, logits_to_keep=len(given) + 1).logits[0]
+        best = logits.topk(2, dim=-1)
+        margins = best.values[:, 0] - best.values[:, 1]
+        return OracleAnswer(tuple(best.indices[:, 0].tolist()), tuple(margins.tolist()))
 
 
 def assert_same_tokens(ours: Sequence[int], answer: OracleAnswer) -> int:

@@ -10,6 +10,8 @@ from oracle_prompts import Prompts, make_prompts
 from served_cluster import ServedCluster, served
 from tiny_model import make_tiny_model
 
+from oracle import Oracle
+
 
 @pytest.fixture(scope="session")
 def prompts(smollm2: Path) -> Prompts:
@@ -28,3 +30,8 @@ def float32_cluster(request: pytest.FixtureRequest, smollm2: Path) -> Iterator[S
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_oracle(tiny_model: Path) -> Oracle:
+    return Oracle(tiny_model)

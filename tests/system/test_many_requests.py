@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,34 +17,38 @@ from served_cluster import ServedCluster, served
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 
 
+@pytest.fixture(scope="module")
+def cluster(tiny_model: Path) -> Iterator[ServedCluster]:
+    with served(tiny_model, 2, 2) as running:
+        yield running
+
+
 def random_prompt(generator: random.Random) -> list[int]:
     return [generator.randrange(1, 200) for _ in range(generator.randrange(1, 800))]
 
 
-def test_sixty_four_at_once_get_what_each_gets_alone(tiny_model: Path) -> None:
+def test_sixty_four_at_once_get_what_each_gets_alone(cluster: ServedCluster) -> None:
     generator = random.Random(5)
     prompts = [random_prompt(generator) for _ in range(64)]
-    with served(tiny_model, 2, 2) as cluster:
-        together = cluster.answers(prompts, 40)
-        alone = [cluster.answer(prompt, 40) for prompt in prompts[:12]]
-        assert {len(tokens) for tokens in together} == {40}
-        assert together[:12] == alone
-        assert all(stats.prefill_tokens_computed == 0 for stats in cluster.stats("decode"))
+    together = cluster.answers(prompts, 40)
+    alone = [cluster.answer(prompt, 40) for prompt in prompts[:12]]
+    assert {len(tokens) for tokens in together} == {40}
+    assert together[:12] == alone
+    assert all(stats.prefill_tokens_computed == 0 for stats in cluster.stats("decode"))
 
 
-def test_a_thousand_clients_that_go_away_leave_nothing_behind(tiny_model: Path) -> None:
+def test_a_thousand_clients_that_go_away_leave_nothing_behind(cluster: ServedCluster) -> None:
     generator = random.Random(6)
-    with served(tiny_model, 2, 2) as cluster:
-        leave_early(cluster, 300, generator)
-        before = resident_bytes(cluster)
-        outcomes = leave_early(cluster, 1000, generator)
-        assert set(outcomes) <= {"CANCELLED", "answered"}
-        assert outcomes["CANCELLED"] > 400
-        cluster.assert_nothing_is_held()
-        assert len(cluster.answer(random_prompt(generator), 8)) == 8
-        grown = resident_bytes(cluster) - before
-        # All processes together; a leak of one prompt's objects each time would be more.
-        assert grown < 64 * 2**20, f"{grown / 2**20:.1f} MiB more after 1,000 cancelled requests"
+    leave_early(cluster, 300, generator)
+    before = resident_bytes(cluster)
+    outcomes = leave_early(cluster, 1000, generator)
+    assert set(outcomes) <= {"CANCELLED", "answered"}
+    assert outcomes["CANCELLED"] > 400
+    cluster.assert_nothing_is_held()
+    assert len(cluster.answer(random_prompt(generator), 8)) == 8
+    grown = resident_bytes(cluster) - before
+    # All processes together; a leak of one prompt's objects each time would be more.
+    assert grown < 64 * 2**20, f"{grown / 2**20:.1f} MiB more after 1,000 cancelled requests"
 
 
 def leave_early(cluster: ServedCluster, count: int, generator: random.Random) -> Counter[str]:

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from oracle_prompts import Prompts
 from served_cluster import ServedCluster, served
+from tiny_model import make_tiny_model, random_prompt
 
 from oracle import Oracle, assert_same_tokens
 
@@ -28,16 +28,13 @@ def options(prefill: tuple[int, int], decode: tuple[int, int]) -> list[str]:
 
 @pytest.mark.parametrize(("prefill", "decode"), PAIRS, ids=str)
 def test_tokens_of_the_oracle_at_any_split(
-    smollm2: Path,
-    oracle: Oracle,
-    prompts: Prompts,
-    prefill: tuple[int, int],
-    decode: tuple[int, int],
+    tmp_path: Path, prefill: tuple[int, int], decode: tuple[int, int]
 ) -> None:
-    asked = [prompts.at_once[0], prompts.at_once[-2][:300], prompts.one_by_one[-2][:200]]
-    with served(smollm2, 1, 1, *options(prefill, decode)) as cluster:
+    model = make_tiny_model(tmp_path, heads=6, kv_heads=3, layers=4)
+    oracle, asked = Oracle(model), [random_prompt(length) for length in (5, 300, 200)]
+    with served(model, 1, 1, *options(prefill, decode)) as cluster:
         for prompt, tokens in zip(asked, cluster.answers(asked, TOKENS), strict=True):
-            assert_same_tokens(tokens, oracle.greedy(prompt, TOKENS))
+            assert_same_tokens(tokens, oracle.greedy(prompt, TOKENS, tokens))
         (stats,) = cluster.stats("decode")
         assert stats.prefill_tokens_computed == stats.recomputed_tokens == 0
         assert len(stats.ranks) == decode[0] * decode[1]

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 from namespaces import Namespace, two_hosts, why_not
-from oracle_prompts import ANSWER_TOKENS, Prompts
+from tiny_model import LAYOUT, random_prompt
 
-from core.kv_layout import KVLayout
 from oracle import Oracle, assert_same_tokens
 from waiting import wait_until
 
@@ -29,7 +28,7 @@ pytestmark = [
 ]
 
 HERE = Path(__file__).resolve().parent
-SMOLLM2_LAYOUT = KVLayout(30, 3, 64, 16, "float32")
+ANSWER_TOKENS = 24
 
 
 class PipedProcess:
@@ -77,40 +76,38 @@ def settings(name: str, role: str, host: str, model: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def cluster(smollm2: Path) -> Iterator[PipedProcess]:
+def cluster(tiny_model: Path) -> Iterator[PipedProcess]:
     """1P:1D, each on a host of its own; the router is on P's."""
     with contextlib.ExitStack() as stack:
         here, there = stack.enter_context(two_hosts())
-        prefill_settings = settings("prefill-0", "prefill", here.address, smollm2)
+        prefill_settings = settings("prefill-0", "prefill", here.address, tiny_model)
         prefill = stack.enter_context(running(here, "piped_worker.py", prefill_settings))
-        decode_settings = settings("decode-0", "decode", there.address, smollm2)
+        decode_settings = settings("decode-0", "decode", there.address, tiny_model)
         decode = stack.enter_context(running(there, "piped_worker.py", decode_settings))
         places = json.dumps([json.loads(prefill.read()), json.loads(decode.read())])
-        router = running(here, "piped_router.py", str(smollm2), places)
+        router = running(here, "piped_router.py", str(tiny_model), places)
         asked = stack.enter_context(router)
         assert asked.read() == "ready\n"
         yield asked
 
 
-def test_the_tokens_are_those_of_the_oracle(
-    cluster: PipedProcess, oracle: Oracle, prompts: Prompts
-) -> None:
-    asked = [prompts.at_once[0], prompts.at_once[8], prompts.one_by_one[8]]
+def test_the_tokens_are_those_of_the_oracle(cluster: PipedProcess, tiny_oracle: Oracle) -> None:
+    asked = [random_prompt(length) for length in (5, 300, 512)]
     for prompt in asked:
         tokens = cluster.ask({"prompt": prompt, "max_tokens": ANSWER_TOKENS})
-        assert_same_tokens(tokens, oracle.greedy(prompt, ANSWER_TOKENS))
+        assert_same_tokens(tokens, tiny_oracle.greedy(prompt, ANSWER_TOKENS, tokens))
     decode = cluster.ask({"worker": "decode-0"})
     (edge,) = decode["edges"]
-    missing = sum(SMOLLM2_LAYOUT.blocks_for(len(prompt)) for prompt in asked)
+    missing = sum(LAYOUT.blocks_for(len(prompt)) for prompt in asked)
     assert edge["transport"] == "tcp"
     assert edge["detail"].startswith("shm: the memory can't be reached")
     assert int(edge["blocks"]) == missing
-    assert int(edge["bytes"]) == missing * SMOLLM2_LAYOUT.block_bytes
+    assert int(edge["bytes"]) == missing * LAYOUT.block_bytes
     assert int(decode["prefill_tokens_computed"]) == 0
 
 
-def test_nothing_is_held_afterwards(cluster: PipedProcess, prompts: Prompts) -> None:
-    cluster.ask({"prompt": prompts.at_once[1], "max_tokens": 2})
+def test_nothing_is_held_afterwards(cluster: PipedProcess) -> None:
+    cluster.ask({"prompt": random_prompt(20), "max_tokens": 2})
     for worker in ("prefill-0", "decode-0"):
         # A client has its last token before a worker has heard that nobody needs its blocks.
         wait_until(lambda name=worker: not cluster.ask({"worker": name})["leased_blocks"])

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from core.kv_layout import KVLayout
+
 END = "<end>"
+# Of the model as it is without other sizes.
+LAYOUT = KVLayout(2, 2, 16, 16, "float32")
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -45,3 +50,9 @@ def make_tiny_model(
     settings = {"chat_template": TEMPLATE, "eos_token": END}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def random_prompt(length: int) -> list[int]:
+    """Bytes; prompts of other lengths begin otherwise."""
+    draw = random.Random(length)
+    return [draw.randrange(256) for _ in range(length)]
