@@ -70,6 +70,9 @@ def main() -> None:
             "object_store_memory": 100 * 2**20,
         }
         node["temp_dir"] = folder
+        # Where Ray notes the cluster of this machine: in there, and not for others to find.
+        os.environ["RAY_TMPDIR"] = folder
+        Path(folder, "ray").mkdir()
         cluster = Cluster(initialize_head=True, head_node_args=node)
         cluster.add_node(**node)
         try:
