@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeVar
+
 import hypothesis
 import pytest
+from _pytest.mark import ParameterSet
 
 # The fast half loads this profile of hypothesis with --hypothesis-profile.
 FAST = "fast"
 _PART = 8
 _FEWEST_EXAMPLES = 5
 
+T = TypeVar("T")
+
 
 def examples(count: int, profile: str | None = None) -> int:
     """``max_examples`` of a property test of which the whole suite tries ``count``."""
     fast = (profile or hypothesis.settings.get_current_profile_name()) == FAST
     return max(_FEWEST_EXAMPLES, count // _PART) if fast else count
+
+
+def some_of(values: Iterable[T]) -> list[ParameterSet]:
+    """All values for a parameter; the fast half leaves out all that are marked ``thorough``."""
+    return [
+        pytest.param(value, marks=pytest.mark.thorough if i % _PART else ())
+        for i, value in enumerate(values)
+    ]
 
 
 def seeds(count: int) -> pytest.MarkDecorator:

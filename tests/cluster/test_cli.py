@@ -350,6 +350,7 @@ def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) 
     assert checks["model"]["detail"].endswith("(bfloat16, 3 layers)")
 
 
+@pytest.mark.thorough
 def test_doctor_goes_by_a_config(monkeypatch, capsys, tmp_path: Path) -> None:
     folder, config = make_model_folder(tmp_path / "tiny"), tmp_path / "cluster.yaml"
     config.write_text(f"model: {folder}\nengine: {{kernels: torch}}\n")
@@ -373,6 +374,7 @@ def test_doctor_tells_of_a_store_in_the_clear_beside_tls(
         assert "rediss://cache:6379/0" in checks["store"]["detail"]
 
 
+@pytest.mark.thorough
 def test_doctor_fails_for_a_broken_model(monkeypatch, capsys, tmp_path: Path) -> None:
     assert run(monkeypatch, "doctor", "--model", str(tmp_path)) == 1
     assert "failed" in capsys.readouterr().out

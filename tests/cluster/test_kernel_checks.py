@@ -152,6 +152,7 @@ def test_the_config_says_which_kernels_run(monkeypatch, tmp_path: Path) -> None:
         assert "kernels' gain" not in found
 
 
+@pytest.mark.thorough
 def test_a_config_that_can_not_be_served_fails(tmp_path: Path) -> None:
     config = tmp_path / "cluster.yaml"
     config.write_text("engine: {kernels: fast}\n")

@@ -82,6 +82,7 @@ def test_workers_on_one_host_need_a_profile_of_its_cores(folder: Path) -> None:
         run(*command)
 
 
+@pytest.mark.thorough
 def test_three_workers_on_two_cores_are_slower_than_on_three(folder: Path) -> None:
     step = StepModel(RowCurve(((0, 10**13), (256, 10**14))), 0, 0, 0)
     twice = StepModel(RowCurve(((0, 2 * 10**13), (256, 2 * 10**14))), 0, 0, 0)
@@ -143,7 +144,11 @@ def test_tune_for_a_rate_takes_no_more_than_it_needs(folder: Path) -> None:
             marks=pytest.mark.thorough,
         ),
         (("--ttft", "4s", "--tpot", "1ms"), "meets TTFT 4 s and TPOT 1 ms"),
-        (("--ttft", "4s", "--tpot", "1ms", "--rate", 3), "requests at 3 requests/s"),
+        pytest.param(
+            ("--ttft", "4s", "--tpot", "1ms", "--rate", 3),
+            "requests at 3 requests/s",
+            marks=pytest.mark.thorough,
+        ),
     ],
 )
 def test_an_slo_that_nobody_meets_names_the_nearest(
@@ -203,6 +208,7 @@ def test_bad_options_are_refused_by_name(folder: Path, args: tuple[str, ...], fi
     assert caught.value.metadata["field"] == field
 
 
+@pytest.mark.thorough
 def test_a_rate_that_nobody_serves_names_the_nearest(folder: Path) -> None:
     command = ("tune", folder / "traffic.yaml", "--profile", folder / "l4.json", "--gpus", 1)
     slo = ("--ttft", "4s", "--tpot", "150ms", "--rate", 50)

@@ -112,6 +112,7 @@ def test_every_alert_that_the_operator_needs_is_there() -> None:
     }
 
 
+@pytest.mark.thorough
 def test_alerts_fire_in_trouble_and_are_silent_in_health() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:

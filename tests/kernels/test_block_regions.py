@@ -112,6 +112,7 @@ def test_staging_of_another_size_and_a_pool_with_gaps_are_refused() -> None:
         checksum_blocks(pool[:, :, :, :, ::2], ids, region)
 
 
+@pytest.mark.thorough
 def test_a_cpu_never_loads_triton() -> None:
     program = (
         "import sys, torch\n"

@@ -45,6 +45,7 @@ def test_every_token_is_the_one_of_the_definition(cpu_path: str, case: Case) -> 
     case.check(sample_by_maxima)
 
 
+@pytest.mark.thorough
 def test_large_vocabularies(cpu_path: str) -> None:
     for case in large_cases(vocab=100_003, draws=3):
         case.check()

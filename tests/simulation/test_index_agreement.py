@@ -49,6 +49,7 @@ def test_lost_late_and_doubled_events_and_restarts(seed: int) -> None:
     expect_agreement(world)
 
 
+@pytest.mark.thorough
 def test_a_router_that_was_away_for_long_gets_everything_at_once() -> None:
     world = World(1, routers=2, workers=1, faults=0.0)
     worker, router = world.workers[0], world.routers[0]

@@ -116,6 +116,7 @@ def test_no_request_is_lost_or_answered_twice_whatever_dies(seed: int) -> None:
     tell(story)
 
 
+@pytest.mark.thorough
 def test_without_trouble_each_request_is_computed_once() -> None:
     async def story() -> None:
         world = World(1, routers=ROUTERS, pools=POOLS[0], rules=rules(), access=ACCESS)
@@ -191,6 +192,7 @@ def test_two_routers_with_the_same_id_answer_each_its_own(seed: int) -> None:
     tell(story)
 
 
+@pytest.mark.thorough
 def test_all_routers_die_and_everything_that_had_no_token_is_answered() -> None:
     async def story() -> None:
         world = World(3, routers=ROUTERS, pools=POOLS[2], rules=rules(), access=ACCESS)

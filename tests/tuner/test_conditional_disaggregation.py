@@ -75,6 +75,7 @@ def test_goodput_does_not_fall(prefill: int, decode: int, rate: float) -> None:
     assert np.nanmax(free.tpot_s) < 0.05
 
 
+@pytest.mark.thorough
 def test_where_prefill_workers_are_too_few_decode_workers_help() -> None:
     trace = mixed_lengths(250, 8.0)
     handed = simulate(trace, pools(1, 3, Disaggregation.PREFER))

@@ -73,7 +73,8 @@ def chunk_s() -> float:
     return STEP.time(work) / FEMTOSECONDS
 
 
-@pytest.mark.parametrize("name", [pytest.param("split", marks=pytest.mark.thorough), "mixed"])
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", CLUSTERS)
 def test_a_flood_moves_another_tenants_p99_by_less_than_a_tenth_and_a_chunk(name: str) -> None:
     model = with_rules(CLUSTERS[name], Tenant(QUIET), Tenant(LOUD))
     p99 = []
@@ -96,6 +97,7 @@ def test_as_one_tenant_they_would_all_wait_in_the_same_queue() -> None:
     assert np.median(waited) > 10 * chunk_s()
 
 
+@pytest.mark.thorough
 def test_two_floods_get_tokens_by_their_weights() -> None:
     heavy, light = Tenant("heavy", weight=3.0), Tenant("light")
     requests = load({"heavy": FLOOD, "light": FLOOD}, seconds=4.0)

@@ -62,7 +62,7 @@ def test_an_overload_is_missed_though_nobody_was_late_yet(load: float) -> None:
     assert trial.growth == pytest.approx(load - 1, abs=0.05)
 
 
-@pytest.mark.parametrize("load", [1.05, thorough(1.25)])
+@pytest.mark.parametrize("load", [thorough(1.05), thorough(1.25)])
 def test_a_whole_window_says_the_same(load: float, monkeypatch: pytest.MonkeyPatch) -> None:
     short = trial_at(load * _SERVED)
     monkeypatch.setattr(window, "_FILLING", 1e9)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
+import pytest
 from simulated_clusters import cluster, workers
 
 from core.latency_profile import RowCurve, StepModel
@@ -72,6 +73,7 @@ def reused(result: SimulationResult) -> float:
     return float(result.cached_tokens.sum() / result.prompt_tokens.sum())
 
 
+@pytest.mark.thorough
 def test_every_policy_answers_all() -> None:
     for policy in PolicyName:
         result = on_chats(policy)

@@ -45,6 +45,7 @@ def test_two_pools_win_although_a_few_prompts_are_too_long_for_the_goal() -> Non
     assert result.verdict.colocated.ratio > 1.2
 
 
+@pytest.mark.thorough
 def test_a_decode_replica_is_estimated_near_what_it_serves() -> None:
     """The long prompts take much of its steps on average, but few of them come near others."""
     trace = with_long_prompts(2)

@@ -177,6 +177,7 @@ def test_one_pool_is_advised_as_far_as_two_were_looked_at() -> None:
     assert "two pools were no candidate" in alone
 
 
+@pytest.mark.thorough
 def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) -> None:
     pytest.importorskip("plotext", reason="the extra `plot` is not installed")
     text = terminal_text(found())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from search_worlds import GOAL, LIMITS, SLO, budget_of, chat_trace, profile_of, shared_trace
@@ -139,6 +140,7 @@ def test_a_prefill_replica_is_asked_for_one_token_and_the_other_end_takes_no_tim
         assert other.engine.step.rows.at(1000) == 1
 
 
+@pytest.mark.thorough
 def test_a_replica_that_gets_more_than_it_can_serve_misses_the_goal() -> None:
     on = budget_of("h100", 2).decode
     pool = PoolChoice(on, 1, ONE_RANK, LIMITS)
