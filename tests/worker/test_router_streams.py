@@ -103,3 +103,18 @@ async def test_the_stream_ends_when_the_router_says_nothing_more() -> None:
     streams = RouterStreams(Handler())
     assert [message async for message in streams.attach(only_attach())] == []
     assert streams.num_routers == 0
+
+
+async def test_what_a_router_says_together_is_taken_one_after_the_other() -> None:
+    async def together() -> AsyncIterator[pb.RouterMessage]:
+        yield pb.RouterMessage(attach=pb.Attach(router_id="a"))
+        said = [pb.RouterMessage(open=opened(number, 0)) for number in range(2)]
+        said.append(pb.RouterMessage(abort=pb.Abort(key=key_to_wire(attempt(0)))))
+        yield pb.RouterMessage(several=pb.RouterMessages(messages=said))
+
+    streams = RouterStreams(handler := Handler())
+    async for _ in streams.attach(together()):
+        pass
+    heard = [handler.heard.get_nowait() for _ in range(3)]
+    assert [message.WhichOneof("message") for message in heard] == ["open", "open", "abort"]
+    assert heard[1].open.key.request_id == "request-1"
