@@ -14,8 +14,9 @@ from tuner.load.metrics import Goodput, Slo, Spread
 from tuner.profile import hardware, model_shape
 from tuner.profile.modelled import modelled_profile
 from tuner.search.bounds import Bound, Traffic, bound_rate
-from tuner.search.evaluate import Goal, Reached, Trial
+from tuner.search.evaluate import Goal, Trial
 from tuner.search.halving import Job
+from tuner.search.rate_search import Reached
 from tuner.search.space import Accelerators, Budget, Candidate, Limits
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.summary import SimulationSummary

@@ -12,14 +12,16 @@ from search_worlds import GOAL, LIMITS, MadeUpWorld, bounded, budget_of, chat_tr
 
 from amounts import examples
 from core.config import ClusterSpec
+from tuner.search.bench import Traced
 from tuner.search.bounds import Traffic
 from tuner.search.charts import Point, pareto_front
 from tuner.search.conditions import Conditions
-from tuner.search.evaluate import RateSearch, Reached, Trial, highest_rate
+from tuner.search.evaluate import Trial
 from tuner.search.finals import FINAL
 from tuner.search.goodput import by_halving
 from tuner.search.halving import RUNGS, Job, Scored, halve
-from tuner.search.laboratory import Laboratory, Traced
+from tuner.search.laboratory import Laboratory
+from tuner.search.rate_search import RateSearch, Reached, highest_rate
 from tuner.search.space import all_candidates
 from tuner.search.uncertainty import perturbed, perturbed_profile
 from tuner.search.verdict import judge

@@ -12,15 +12,17 @@ from core.config import ClusterSpec
 from core.latency_profile import FEMTOSECONDS, StepWork
 from core.shards import ONE_RANK
 from tuner.load.metrics import Slo
+from tuner.search.bench import Bench, ReplicaJob, Traced
 from tuner.search.bounds import Bound, Traffic, bound_rate
 from tuner.search.cheapest import cheapest, verdict_on_cost
 from tuner.search.conditions import AS_GIVEN, Conditions
 from tuner.search.estimate import Estimates
-from tuner.search.evaluate import Goal, RateSearch, Reached, Trial, highest_rate
+from tuner.search.evaluate import Goal, Trial
 from tuner.search.finals import finalists, play
 from tuner.search.goodput import SimulatedRates
 from tuner.search.halving import Job, Scored
-from tuner.search.laboratory import Bench, Laboratory, ReplicaJob, Traced
+from tuner.search.laboratory import Laboratory
+from tuner.search.rate_search import RateSearch, Reached, highest_rate
 from tuner.search.single_replica import replicas_of
 from tuner.search.space import Candidate, PoolChoice, all_candidates
 from tuner.simulate.requests import RequestTrace
@@ -110,7 +112,7 @@ def test_a_replica_that_is_too_slow_on_other_hardware_reaches_nothing() -> None:
     others = [Conditions(replicate=number) for number in range(1, 17)]
     slower = next(one for one in others if bench.scale(replica, one) == 0.0)
     search = RateSearch(1.0, 2.0, 1.1, 0.1)
-    reached = bench.reach_alone(ReplicaJob(replica, search, 1.0, slower))
+    reached = bench.reach(ReplicaJob(replica, search, 1.0, slower))
     assert (reached.rate, reached.simulations) == (0.0, 0)
 
 

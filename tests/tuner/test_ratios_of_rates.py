@@ -9,8 +9,9 @@ import pytest
 from search_worlds import LIMITS, bounded, budget_of, chat_trace, summary_at
 
 from tuner.search.conditions import Conditions
-from tuner.search.evaluate import Reached, Trial
+from tuner.search.evaluate import Trial
 from tuner.search.halving import Scored
+from tuner.search.rate_search import Reached
 from tuner.search.space import all_candidates
 from tuner.search.uncertainty import MOST_TOLD, Interval, ratio_of
 from tuner.search.verdict import Comparison, judge

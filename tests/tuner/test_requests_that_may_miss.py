@@ -11,10 +11,11 @@ from search_worlds import LIMITS, chat_trace, only_shapes, profile_of
 from core.config import ClusterSpec
 from core.shards import ONE_RANK
 from tuner.load.metrics import Slo
+from tuner.search.bench import Traced
 from tuner.search.bounds import Traffic
 from tuner.search.estimate import Estimates
 from tuner.search.evaluate import Goal
-from tuner.search.laboratory import Laboratory, Traced
+from tuner.search.laboratory import Laboratory
 from tuner.search.single_replica import replicas_of
 from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice
 from tuner.search.tune import Question, bounded_candidates, tune

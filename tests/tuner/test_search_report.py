@@ -14,8 +14,9 @@ from core.config import ClusterSpec
 from core.request import Role
 from tuner.search.bounds import Bound, Resource, Traffic
 from tuner.search.charts import Point, best_of_each_share, draw, pareto_front, points, terminal_text
-from tuner.search.evaluate import Reached, Trial
+from tuner.search.evaluate import Trial
 from tuner.search.halving import Scored
+from tuner.search.rate_search import Reached
 from tuner.search.report import COLUMNS, table, tokens_per_accelerator, verdict_lines
 from tuner.search.report_json import as_json
 from tuner.search.sensitivity import Shift

@@ -17,11 +17,12 @@ from search_worlds import (
 from core.config import ClusterSpec
 from core.shards import ParallelShape
 from tuner.load.metrics import Slo
+from tuner.search.bench import Traced
 from tuner.search.bounds import SLACK
 from tuner.search.evaluate import Goal
 from tuner.search.finals import FINAL
 from tuner.search.halving import Job
-from tuner.search.laboratory import Laboratory, Traced
+from tuner.search.laboratory import Laboratory
 from tuner.search.space import Limits
 from tuner.search.tune import Question, bounded_candidates, tune
 from tuner.simulate.requests import RequestTrace

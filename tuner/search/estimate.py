@@ -18,11 +18,11 @@ from math import inf
 
 from core.request import Role
 from tuner.load.metrics import Slo
+from tuner.search.bench import ReplicaJob
 from tuner.search.bounds import Bound, Resource, Traffic
 from tuner.search.conditions import Conditions
-from tuner.search.evaluate import RateSearch, Reached
 from tuner.search.halving import RIVALS, Scored
-from tuner.search.laboratory import ReplicaJob
+from tuner.search.rate_search import RateSearch, Reached
 from tuner.search.single_replica import SingleReplica, replicas_of
 from tuner.search.space import Candidate
 
@@ -60,6 +60,10 @@ class Estimates:
     def known(self, replica: SingleReplica) -> float | None:
         """Requests per second; None for a replica that was not looked at."""
         return self._known.get(replica)
+
+    def expected(self, replica: SingleReplica) -> float:
+        """What a known replica may serve under conditions that are like those as given."""
+        return self._known[replica] or self._bound(replica)
 
     def learn(self, replicas: Sequence[SingleReplica]) -> None:
         """Looks at those that are not known."""
@@ -153,7 +157,7 @@ class Estimates:
         return RateSearch(floor, most, _CERTAINTY, _PRECISION, floor)
 
     def _search_around(self, replica: SingleReplica) -> RateSearch:
-        rate = self._known[replica] or self._bound(replica)
+        rate = self.expected(replica)
         return RateSearch(rate, max(rate, self._most(replica)), _CERTAINTY, _COARSE)
 
 

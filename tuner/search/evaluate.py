@@ -1,15 +1,14 @@
-"""What a cluster reaches in simulation: at one rate, and the highest rate that meets the SLO.
+"""One trial: what a cluster does at one rate in simulation.
 
-Does not cover: which clusters get how much simulation (``halving``, ``estimate``).
+Does not cover: at which rates (``rate_search``).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tuner.load.metrics import Slo
+from tuner.search.headroom import headroom
 from tuner.search.trend import growth, share_later
 from tuner.search.window import Excerpt, Window
 from tuner.simulate.cluster_model import ClusterModel
@@ -17,11 +16,6 @@ from tuner.simulate.miss_limit import MissLimit
 from tuner.simulate.result import SimulationResult
 from tuner.simulate.simulator import simulate
 from tuner.simulate.summary import SimulationSummary, met, summarize
-
-# Below this share of its bound a candidate is given up: waiting is not what makes it miss.
-_SLOWEST = 0.02
-# Of a gallop, before it goes faster: most guesses are good.
-_SMALL_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +40,7 @@ class Trial:
 
     ``divided_by``: only such a part of the cluster was simulated, at as small a part of the rate.
     ``is_cut_short``: it ended when too many had missed the SLO; the rest of them counts as missed,
-    too.
+    too. ``headroom``: the factor on the rate up to which the goal may be met, see ``headroom``.
     """
 
     rate: float
@@ -56,6 +50,7 @@ class Trial:
     is_cut_short: bool = False
     further_s: float = 0.0
     growth: float = 0.0
+    headroom: float = 1.0
 
     @property
     def lasting_rate(self) -> float:
@@ -64,31 +59,6 @@ class Trial:
 
     def meets(self, goal: Goal) -> bool:
         return self.share >= goal.share
-
-
-@dataclass(frozen=True, slots=True)
-class Reached:
-    """The highest rate found at which a cluster meets the goal: ``trial`` is the simulation at
-    it; None if it meets it at no rate that was worth a trial, and ``nearest`` is the trial that
-    came closest; None if there was no trial."""
-
-    trial: Trial | None
-    nearest: Trial | None
-    simulations: int
-
-    @property
-    def told(self) -> Trial | None:
-        """What there is to say of the cluster: how it meets the goal, or how nearly."""
-        return self.trial or self.nearest
-
-    @property
-    def nearest_share(self) -> float:
-        """Of the requests, within the SLO."""
-        return self.nearest.share if self.nearest is not None else 0.0
-
-    @property
-    def rate(self) -> float:
-        return self.trial.rate if self.trial is not None else 0.0
 
 
 def try_rate(cluster: ClusterModel, window: Window, goal: Goal, *, to_the_end: bool) -> Trial:
@@ -106,13 +76,15 @@ def try_rate(cluster: ClusterModel, window: Window, goal: Goal, *, to_the_end: b
         until_s=trace.duration_s + longest_s,
         miss_limit=None if to_the_end else limit,
     )
+    grown, further_s = growth(result, skipped), excerpt.further_s
     return Trial(
         rate=window.rate,
         share=_share(result, excerpt, goal.slo),
         summary=summarize(result, goal.slo, skipped),
         is_cut_short=result.is_cut_short,
-        further_s=excerpt.further_s,
-        growth=growth(result, skipped),
+        further_s=further_s,
+        growth=grown,
+        headroom=headroom(result, skipped, goal.slo, goal.share, further_s, grown),
     )
 
 
@@ -125,71 +97,3 @@ def _share(result: SimulationResult, excerpt: Excerpt, slo: Slo) -> float:
     counted_s = float(result.arrivals_s[-1] - result.arrivals_s[excerpt.filling])
     later = share_later(result, good, slo, further_s)
     return (share * counted_s + later * further_s) / (counted_s + further_s)
-
-
-@dataclass(frozen=True, slots=True)
-class RateSearch:
-    """Starts at ``guess``, goes no higher than ``most``, and ends when two rates that differ by a
-    factor of 1 + ``precision`` have the limit between them. ``certainty``: the first factor above
-    or below the guess that is tried. ``floor``: lower rates are not worth a trial. ``guess`` is
-    above 0, unless ``most`` is 0: no rate is worth a trial."""
-
-    guess: float
-    most: float
-    certainty: float
-    precision: float
-    floor: float = 0.0
-
-    def scaled(self, factor: float) -> RateSearch:
-        """The same search where all is faster by ``factor``."""
-        return replace(
-            self,
-            guess=self.guess * factor,
-            most=self.most * factor,
-            floor=self.floor * factor,
-        )
-
-
-def highest_rate(attempt: Callable[[float], Trial], goal: Goal, search: RateSearch) -> Reached:
-    """The highest rate that meets ``goal``.
-
-    Gallops away from the guess until the limit is between two trials, then bisects. A share that
-    does not fall steadily with the rate costs precision, nothing else.
-    """
-    if search.most <= 0:
-        return Reached(None, None, 0)
-    trials = [attempt(min(max(search.guess, search.floor), search.most))]
-    good, bad = _bracket(attempt, goal, search, trials)
-    while good is not None and bad is not None and bad > good.rate * (1 + search.precision):
-        trials.append(attempt(math.sqrt(good.rate * bad)))
-        if trials[-1].meets(goal):
-            good = trials[-1]
-        else:
-            bad = trials[-1].rate
-    nearest = max(trials, key=lambda trial: trial.share)
-    return Reached(good, nearest, len(trials))
-
-
-def _bracket(
-    attempt: Callable[[float], Trial], goal: Goal, search: RateSearch, trials: list[Trial]
-) -> tuple[Trial | None, float | None]:
-    """A trial that meets the goal and a higher rate that does not; None where there is no such."""
-    factor = search.certainty
-    good: Trial | None = None
-    bad: float | None = None
-    while True:
-        latest = trials[-1]
-        if latest.meets(goal):
-            good = latest
-            if bad is not None or latest.rate >= search.most:
-                return good, bad
-            rate = min(search.most, latest.rate * factor)
-        else:
-            bad = latest.rate
-            lowest = max(search.floor, search.most * _SLOWEST)
-            if good is not None or latest.rate <= lowest:
-                return good, bad
-            rate = max(lowest, latest.rate / factor)
-        if len(trials) > _SMALL_STEPS:
-            factor = min(factor * factor, 2.0)
-        trials.append(attempt(rate))

@@ -23,8 +23,8 @@ _NEAR = 0.88
 _MOST = 6
 # So few are all looked at.
 _FEW = 6
-# Whole clusters usually come about so near their estimates, and the limit is this far away.
-_USUAL, _UNSURE = 0.98, 1.04
+# Whole clusters usually come about so near their estimates.
+_USUAL = 0.98
 # Given by another of its kind, an estimate is wrong by less: below this share of the best rate it
 # is not worth a simulation.
 _HOPEFUL = 0.95
@@ -91,7 +91,7 @@ def _look(
     floor: float,
 ) -> list[Scored]:
     jobs = [
-        Job(one.candidate, FINAL, guess, _most(one), _UNSURE, floor)
+        Job(one.candidate, FINAL, guess, _most(one), 1 + FINAL.precision, floor)
         for one, guess in zip(chosen, guesses, strict=True)
     ]
     return [

@@ -15,12 +15,13 @@ from dataclasses import replace
 import numpy as np
 
 from tuner.load.metrics import Slo
+from tuner.search.bench import ClusterJob
 from tuner.search.bounds import SLACK, Bound, Traffic, bound_rate
 from tuner.search.conditions import Conditions
 from tuner.search.estimate import Estimates, estimate_all, rate_of
 from tuner.search.finals import FINAL, finalists, leaders_of, play
 from tuner.search.halving import RUNGS, Job, Rung, Scored, halve
-from tuner.search.laboratory import ClusterJob, Laboratory
+from tuner.search.laboratory import Laboratory
 from tuner.search.scheduler_limits import variants, with_best_limits, with_limits
 from tuner.search.single_replica import replicas_of
 from tuner.search.space import Candidate

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from tuner.search.bounds import SLACK, Bound
-from tuner.search.evaluate import Reached
+from tuner.search.rate_search import Reached
 from tuner.search.space import Candidate
 
 
@@ -49,7 +49,7 @@ _HOPELESS = 0.8
 @dataclass(frozen=True, slots=True)
 class Job:
     """One candidate to look at in ``rung``: from ``guess`` up to ``most`` requests per second.
-    ``certainty``, ``floor``: see ``evaluate.RateSearch``. ``is_told``: how near it comes to the
+    ``certainty``, ``floor``: see ``rate_search.RateSearch``. ``is_told``: how near it comes to the
     goal is told even if it is given up at ``floor``, so that trial is simulated to the end."""
 
     candidate: Candidate

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from core.config import ClusterSpec
 from core.errors import InvalidField
+from tuner.search.bench import Traced
 from tuner.search.bounds import Bound, Traffic, bound_rate
 from tuner.search.cheapest import cheapest, verdict_on_cost
 from tuner.search.estimate import Estimates
@@ -24,7 +25,7 @@ from tuner.search.goodput import (
 )
 from tuner.search.halving import Scored
 from tuner.search.hopeless import nearest_miss, nobody_meets
-from tuner.search.laboratory import Laboratory, Traced
+from tuner.search.laboratory import Laboratory
 from tuner.search.sensitivity import Shift, neighbours, shifts_of
 from tuner.search.space import Budget, Candidate, Limits, all_candidates
 from tuner.search.verdict import REPLICATES, Verdict, judge
