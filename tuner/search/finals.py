@@ -27,12 +27,12 @@ _FEW = 6
 _USUAL = 0.98
 # Given by another of its kind, an estimate is wrong by less: below this share of the best rate it
 # is not worth a simulation.
-_HOPEFUL = 0.95
+HOPEFUL = 0.95
 
 
 def finalists(estimated: Sequence[Scored]) -> list[Scored]:
     """The best by estimate and the best of each kind; ``estimated``: the best first."""
-    known = [one for one in estimated if one.estimate]
+    known = _known(estimated)
     if not known:
         return [one for one in estimated if one.bound.rate > 0][:1]
     if len(known) <= _FEW:
@@ -41,6 +41,16 @@ def finalists(estimated: Sequence[Scored]) -> list[Scored]:
     chosen = [one for one in known if (one.estimate or 0.0) >= near][:_MOST]
     chosen += [one for one in leaders_of(known) if one not in chosen]
     return chosen
+
+
+def least_hope(estimated: Sequence[Scored]) -> float:
+    """The share of the best rate that a cluster of the ``finalists`` of ``estimated`` must promise
+    to be simulated."""
+    return 0.0 if len(_known(estimated)) <= _FEW else HOPEFUL
+
+
+def _known(estimated: Sequence[Scored]) -> list[Scored]:
+    return [one for one in estimated if one.estimate]
 
 
 def leaders_of(estimated: Sequence[Scored]) -> list[Scored]:
@@ -54,21 +64,20 @@ def leaders_of(estimated: Sequence[Scored]) -> list[Scored]:
 
 
 def play(
-    chosen: Sequence[Scored], measure: Measure, progress: Callable[[str], None]
+    chosen: Sequence[Scored],
+    measure: Measure,
+    progress: Callable[[str], None],
+    hope: float = HOPEFUL,
 ) -> list[Scored]:
-    """``chosen``, of ``finalists``, with what they reach, the best first. Those that were not worth
-    it are as they came, at the end."""
+    """``chosen``, of ``finalists``, with what they reach, the best first. Those that don't promise
+    ``hope`` of the best rate are as they came, at the end."""
     leaders = leaders_of(chosen)
     progress(f"{len(leaders)} whole clusters, the best of each kind")
     first = _look(leaders, measure, [_USUAL * _guess(one) for one in leaders], floor=0.0)
     best = max(one.rate for one in first)
     others = [one for one in chosen if one not in leaders]
     guesses = [_guess(one) * _factor(one, first) for one in others]
-    worth = [
-        one
-        for one, guess in zip(others, guesses, strict=True)
-        if guess >= _HOPEFUL * best or len(chosen) <= _FEW
-    ]
+    worth = [one for one, guess in zip(others, guesses, strict=True) if guess >= hope * best]
     if worth:
         progress(f"{len(worth)} whole clusters that may serve more than {best:.2f} requests/s")
     # Whoever misses the goal at the next rate that counts as higher is given up.

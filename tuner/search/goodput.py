@@ -17,19 +17,22 @@ import numpy as np
 from tuner.load.metrics import Slo
 from tuner.search.bench import ClusterJob
 from tuner.search.bounds import SLACK, Bound, Traffic, bound_rate
-from tuner.search.conditions import Conditions
+from tuner.search.conditions import AS_GIVEN, Conditions
 from tuner.search.estimate import Estimates, estimate_all, rate_of
-from tuner.search.finals import FINAL, finalists, leaders_of, play
+from tuner.search.finals import FINAL, finalists, leaders_of, least_hope, play
 from tuner.search.halving import RUNGS, Job, Rung, Scored, halve
 from tuner.search.laboratory import Laboratory
 from tuner.search.scheduler_limits import variants, with_best_limits, with_limits
-from tuner.search.single_replica import replicas_of
+from tuner.search.single_replica import SingleReplica, replicas_of
 from tuner.search.space import Candidate
 
 Progress = Callable[[str], None]
 
 # How closely clusters are looked at under other conditions.
 _COARSE = Rung(services=1.0, precision=0.1, keep=0)
+# Conditions under which replicas are simulated. How much more or less than its bound says a replica
+# serves is chance: on slower hardware it is no other than on faster.
+_LOOKED_AT = 8
 
 
 def by_replicas(
@@ -51,7 +54,7 @@ def by_replicas(
         return [*play(chosen, laboratory.measure, progress), *rest]
     progress("scheduler limits of the best")
     chosen = with_best_limits(chosen, leaders_of(chosen), estimates, traffic, slo)
-    return [*play(chosen, laboratory.measure, progress), *rest]
+    return [*play(chosen, laboratory.measure, progress, least_hope(estimated)), *rest]
 
 
 def by_halving(
@@ -86,9 +89,12 @@ def by_halving(
 
 class EstimatedRates:
     """Rates under other conditions: estimates from replicas, by the factor that the whole cluster
-    has over its estimate as given. Not simulated again are replicas of pools that serve far more
-    than their cluster, and those that serve so many requests that a window of them is shortened,
-    for which queues of chance don't matter: their rates change as their bounds do."""
+    has over its estimate as given.
+
+    Rates of replicas change as their bounds do, times a *luck* that only simulations know. None is
+    looked for in replicas of pools that serve far more than their cluster, nor in those that serve
+    so many requests that a window of them is shortened, for which queues of chance don't matter;
+    nor in more than the first few conditions: the others borrow that of one of these."""
 
     def __init__(self, estimates: Estimates, laboratory: Laboratory) -> None:
         self._estimates = estimates
@@ -97,21 +103,12 @@ class EstimatedRates:
     def __call__(
         self, conditions: Sequence[Conditions], clusters: Sequence[Scored]
     ) -> list[list[float]]:
-        estimates, laboratory = self._estimates, self._laboratory
-        estimates.learn([r for one in clusters for r in replicas_of(one.candidate)])
-        weakest = dict.fromkeys(r for one in clusters for r in estimates.weakest(one))
-        weak = [r for r in weakest if not laboratory.is_shortened(r, estimates.known(r) or 0.0)]
+        estimates = self._estimates
         replicas = list(dict.fromkeys(r for one in clusters for r in replicas_of(one.candidate)))
-        strong = [replica for replica in replicas if replica not in weak]
+        estimates.learn(replicas)
         typical = _factor(clusters)
         rows = []
-        looked = estimates.under(conditions, weak)
-        scaled = laboratory.scales(conditions, strong)
-        for simulated, factors in zip(looked, scaled, strict=True):
-            rates = simulated | {
-                replica: (estimates.known(replica) or 0.0) * factor
-                for replica, factor in zip(strong, factors, strict=True)
-            }
+        for rates in self._of_replicas(conditions, replicas, self._weak(clusters)):
             estimated = [rate_of(c.candidate, rates.__getitem__, c.bound.rates) for c in clusters]
             plain = [estimates.known_of(one) for one in clusters]
             rows.append(
@@ -121,6 +118,43 @@ class EstimatedRates:
                 ]
             )
         return rows
+
+    def _weak(self, clusters: Sequence[Scored]) -> list[SingleReplica]:
+        """Those whose rates need a simulation."""
+        estimates, laboratory = self._estimates, self._laboratory
+        weakest = dict.fromkeys(r for one in clusters for r in estimates.weakest(one))
+        return [r for r in weakest if not laboratory.is_shortened(r, estimates.known(r) or 0.0)]
+
+    def _of_replicas(
+        self,
+        conditions: Sequence[Conditions],
+        replicas: Sequence[SingleReplica],
+        weak: Sequence[SingleReplica],
+    ) -> list[dict[SingleReplica, float]]:
+        """By condition: the rate of each replica."""
+        estimates = self._estimates
+        known = {r: estimates.known(r) or 0.0 for r in replicas}
+        expected = known | {r: estimates.expected(r) for r in weak}
+        changed = [under for under in conditions if under != AS_GIVEN]
+        scaled = dict(zip(changed, self._scaled(changed, expected), strict=True))
+        looked = estimates.under(changed[:_LOOKED_AT], weak)
+        lucks = [
+            {r: rate / scaled[under][r] for r, rate in rates.items() if scaled[under][r]}
+            for under, rates in zip(changed, looked, strict=False)
+        ]
+        rows = {AS_GIVEN: known}
+        for place, under in enumerate(changed):
+            luck = lucks[place % _LOOKED_AT]
+            rows[under] = {r: rate * luck.get(r, 1.0) for r, rate in scaled[under].items()}
+        return [rows[under] for under in conditions]
+
+    def _scaled(
+        self, conditions: Sequence[Conditions], rates: dict[SingleReplica, float]
+    ) -> list[dict[SingleReplica, float]]:
+        return [
+            {r: rates[r] * factor for r, factor in zip(rates, factors, strict=True)}
+            for factors in self._laboratory.scales(conditions, list(rates))
+        ]
 
 
 class SimulatedRates:
