@@ -109,6 +109,8 @@ OWN = (
         ("hardware: h100\nmodel: llama-3.1-8b\nshapes: [[x]]", "shapes", "TENSORxPIPELINE"),
         ("hardware: h100\nmodel: llama-3.1-8b\nshapes: ['0x1']", "shapes", "TENSORxPIPELINE"),
         ("hardware: h100\nmodel: llama-3.1-8b\nshapes: ['99x99']", "shapes", "at most 256"),
+        ("hardware: h100\nmodel: llama-3.1-8b\nshapes: ['1x1', '3x1']", "shapes", "32 heads"),
+        ("hardware: l40s\nmodel: llama-3.1-70b\nshapes: ['8x1', '1x1']", "shapes", "no room"),
         ("[" * 1000, "--from-spec", "nested too deeply"),
         ("- 1", "--from-spec", "must hold"),
         ("a: [", "--from-spec", "is not YAML"),

@@ -132,7 +132,7 @@ def modelled_profile(
 ) -> LatencyProfile:
     """Of all ``shapes`` that can run and hold the model. Raises ``InvalidField`` if none can."""
     roofline = Roofline(hardware, model, DTYPE_BYTES[dtype])
-    refused = {shape: _refusal(roofline, shape) for shape in shapes}
+    refused = {shape: refusal(roofline, shape) for shape in shapes}
     usable = [shape for shape, reason in refused.items() if not reason]
     if not usable:
         reasons = "; ".join(f"{shape}: {reason}" for shape, reason in refused.items())
@@ -159,7 +159,8 @@ def modelled_profile(
     )
 
 
-def _refusal(roofline: Roofline, shape: ParallelShape) -> str:
+def refusal(roofline: Roofline, shape: ParallelShape) -> str:
+    """Why the model can't be served in ``shape``; empty if it can."""
     reason = roofline.model.check(shape)
     if not reason and not roofline.kv_tokens(shape):
         memory = shape.num_ranks * roofline.hardware.memory / 1e9

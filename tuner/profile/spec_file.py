@@ -23,7 +23,7 @@ from core.yaml_text import parse_yaml
 from tuner.profile import hardware, model_shape
 from tuner.profile.hardware import HardwareSpec
 from tuner.profile.model_shape import ModelShape, read_model_shape, shape_of
-from tuner.profile.modelled import SHAPES, modelled_profile
+from tuner.profile.modelled import SHAPES, Roofline, modelled_profile, refusal
 
 _KEYS = ("hardware", "model", "dtype", "shapes")
 
@@ -37,13 +37,10 @@ def profile_from_spec(path: Path, created: str) -> LatencyProfile:
     dtype = content.get("dtype", "bfloat16")
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise InvalidField("dtype", dtype, f"must be one of {', '.join(DTYPE_BYTES)}")
-    return modelled_profile(
-        parse_hardware(_needed(content, "hardware", path)),
-        parse_model(_needed(content, "model", path), path.parent),
-        dtype,
-        created,
-        _shapes(content.get("shapes")),
-    )
+    stated = parse_hardware(_needed(content, "hardware", path))
+    model = parse_model(_needed(content, "model", path), path.parent)
+    shapes = _shapes(content.get("shapes"), Roofline(stated, model, DTYPE_BYTES[dtype]))
+    return modelled_profile(stated, model, dtype, created, shapes)
 
 
 def parse_hardware(stated: object) -> HardwareSpec:
@@ -89,12 +86,17 @@ def parse_shape(stated: object) -> ParallelShape:
     return shape
 
 
-def _shapes(stated: object) -> tuple[ParallelShape, ...]:
+def _shapes(stated: object, roofline: Roofline) -> tuple[ParallelShape, ...]:
+    """All usual ones, of which those that can't run are left out; one that was asked for is not."""
     if stated is None:
         return SHAPES
     if not isinstance(stated, list) or not stated:
         raise InvalidField("shapes", stated, 'must be a list such as ["1x1", "2x1"]')
-    return tuple(dict.fromkeys(parse_shape(item) for item in stated))
+    shapes = tuple(dict.fromkeys(parse_shape(item) for item in stated))
+    for shape in shapes:
+        if reason := refusal(roofline, shape):
+            raise InvalidField("shapes", str(shape), reason)
+    return shapes
 
 
 def _needed(content: Mapping[str, Any], key: str, path: Path) -> Any:
