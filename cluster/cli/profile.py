@@ -69,12 +69,11 @@ def profile(
 
 
 def _from_spec(spec: Path, out: Path, output: Output) -> None:
-    from tuner.files import check_writable
-    from tuner.profile.profile_file import write_profile
+    from tuner.profile.profile_file import check_profile_path, write_profile
     from tuner.profile.report import as_json, engine_table, headings
     from tuner.profile.spec_file import profile_from_spec
 
-    check_writable(out)
+    check_profile_path(out)
     profile = profile_from_spec(spec, datetime.now(UTC).isoformat(timespec="seconds"))
     write_profile(profile, out)
 

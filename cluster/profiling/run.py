@@ -33,9 +33,8 @@ from core.errors import CrossdockError
 from core.request import Role
 from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
-from tuner.files import check_writable
 from tuner.profile.points import EdgeSetting, EngineSetting, StepPoint
-from tuner.profile.profile_file import write_profile
+from tuner.profile.profile_file import check_profile_path, write_profile
 from tuner.profile.store import store_profile
 
 # Of the time that a point takes; for the progress bar.
@@ -247,7 +246,7 @@ def measure_profile(subject: Subject, out: Path, progress: Progress) -> ProfileR
     ``CrossdockError``; then, and when interrupted, all findings so far stay in a file beside
     ``out``.
     """
-    check_writable(out)
+    check_profile_path(out)
     path = partial_path(out)
     with PartialFile(path, subject.identity) as partial:
         warnings = _resumed(partial, path, progress)

@@ -24,6 +24,8 @@ from core.latency_profile import (
 from core.shards import ONE_RANK, ParallelShape
 from tuner.files import check_writable
 from tuner.profile.profile_file import (
+    FORMAT,
+    check_profile_path,
     read_profile,
     require_model,
     to_plain,
@@ -218,3 +220,13 @@ def test_plain_data_has_names_of_enums_and_whole_numbers() -> None:
     plain = to_plain(PROFILE)
     assert plain["origin"] == "measured"
     assert plain["engines"][0]["step"]["rows"]["points"][1] == [512, 2 * 10**14 + 1]
+
+
+def test_a_profile_replaces_profiles_only(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    check_profile_path(path)
+    path.write_text(f'{{"format": "{FORMAT}"')
+    check_profile_path(path)
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n")
+    with pytest.raises(InvalidField, match="is no latency profile: name another file"):
+        check_profile_path(path)

@@ -10,11 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from core.errors import Incompatible, InvalidField
 from core.latency_profile import LatencyProfile
-from tuner.files import write_files
+from tuner.files import check_writable, write_files
 from tuner.profile.profile_checks import find_problem, unknown_field
 
 FORMAT = "crossdock latency profile"
 SCHEMA = 1
+# A profile says there what it is.
+_HEAD_BYTES = 4096
 
 _adapter = TypeAdapter(LatencyProfile)
 
@@ -50,10 +52,27 @@ def read_profile(path: Path) -> LatencyProfile:
     return profile
 
 
+def check_profile_path(path: Path) -> None:
+    """Before the work. Raises ``InvalidField`` if ``path`` can't be written, or holds what is no
+    profile: a trace or a config, named by a slip, can't be had again."""
+    check_writable(path)
+    if path.is_file() and (head := _head(path)) and FORMAT.encode() not in head:
+        fix = "is there and is no latency profile: name another file, or remove it first"
+        raise InvalidField("--out", str(path), fix)
+
+
 def write_profile(profile: LatencyProfile, path: Path) -> None:
     """The file appears complete or stays as it was. Raises ``InvalidField`` if it can't."""
     text = json.dumps(_content(profile), indent=1, allow_nan=False) + "\n"
     write_files({path: text})
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError as error:
+        raise InvalidField("--out", str(path), f"can't be read: {error.strerror}") from None
 
 
 def require_model(profile: LatencyProfile, model_hash: str, model: str) -> None:
