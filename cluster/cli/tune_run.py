@@ -19,7 +19,7 @@ from tuner.load.metrics import Slo
 from tuner.load.quantities import parse_rate, parse_seconds
 from tuner.search import charts, report, report_json
 from tuner.search.evaluate import Goal
-from tuner.search.outputs import check_folder, write_outputs
+from tuner.search.outputs import MADE_BY, check_folder, write_outputs
 from tuner.search.space import Accelerators, Limits
 from tuner.search.tune import Question, TuneResult, bounded_candidates, tune
 from tuner.simulate.plots import check_plot_path
@@ -175,6 +175,6 @@ def _write(options: TuneOptions, result: TuneResult, origins: tuple[str, ...]) -
     if winner is None or options.out is None:
         return drawn
     today = datetime.now(UTC).date().isoformat()
-    made = f"Made by `crossdock tune` on {today}."
+    made = f"{MADE_BY} on {today}."
     comment = "\n".join([made, *origins, *report.verdict_lines(result)])
     return (*drawn, *write_outputs(winner.candidate, result.question.base, comment, options.out))

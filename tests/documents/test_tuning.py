@@ -88,6 +88,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
+    (tmp_path / "tuned").mkdir()
     write_profile(made_up_profile(), tmp_path / "profile.json")
     return tmp_path
 

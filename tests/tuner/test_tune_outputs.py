@@ -12,7 +12,7 @@ from search_worlds import LIMITS, profile_of
 from core.config import ClusterSpec
 from core.errors import InvalidField
 from core.shards import ONE_RANK
-from tuner.search.outputs import check_folder, write_outputs
+from tuner.search.outputs import MADE_BY, check_folder, write_outputs
 from tuner.search.space import Accelerators, Budget, Candidate, PoolChoice
 
 
@@ -85,3 +85,12 @@ def test_a_folder_that_takes_no_files_is_refused_by_name() -> None:
         check_folder(Path("/nowhere"), Budget(one, one))
     with pytest.raises(InvalidField, match="can't be written"):
         check_folder(Path("/proc"), Budget(one, one))
+
+
+def test_only_files_that_a_search_has_written_are_replaced(tmp_path: Path) -> None:
+    one = named("l4")
+    write_outputs(colocated_on(one), ClusterSpec(), f"{MADE_BY} today", tmp_path)
+    check_folder(tmp_path, Budget(one, one))
+    (tmp_path / "cluster.yaml").write_text("model: mine\n")
+    with pytest.raises(InvalidField, match=r"has a cluster\.yaml that .* did not write"):
+        check_folder(tmp_path, Budget(one, one))

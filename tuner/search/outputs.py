@@ -21,6 +21,8 @@ from tuner.search.specs import spec_of
 # Ray knows kinds of accelerators by resources of these names; a sliver asks for the kind.
 _KIND = "accelerator_type:{}"
 _SLIVER = 0.001
+# How the comment of each file begins: by it one is known that may be replaced.
+MADE_BY = "Made by `crossdock tune`"
 # By pool, as the chart calls them.
 Nodes = Mapping[str, Labels]
 _ANY_NODES: Nodes = {}
@@ -50,19 +52,27 @@ def values_yaml(spec: ClusterSpec, comment: str, nodes: Nodes = _ANY_NODES) -> s
 
 
 def check_folder(folder: Path, budget: Budget) -> None:
-    """Before the search. Raises ``InvalidField`` if ``folder`` can't take the files."""
+    """Before the search. Raises ``InvalidField`` if ``folder`` can't take the files, or holds some
+    of these names that no search has written: the ``--config`` of this one, for instance."""
     if not folder.is_dir():
         raise InvalidField("--out", str(folder), "is no folder; make it first")
     for kinds in ([budget.decode], budget.kinds):
         for path in _paths(folder, kinds):
             check_writable(path)
+            _refuse_of_others(path)
+
+
+def _refuse_of_others(path: Path) -> None:
+    if path.is_file() and not path.read_bytes().startswith(_commented(MADE_BY).strip().encode()):
+        fix = f"has a {path.name} that `crossdock tune` did not write: name another folder"
+        raise InvalidField("--out", str(path.parent), fix)
 
 
 def write_outputs(
     candidate: Candidate, base: ClusterSpec, comment: str, folder: Path
 ) -> list[Path]:
-    """Writes both files of each cluster; what was there before is replaced at once. Raises
-    ``InvalidField`` if they can't be written."""
+    """Writes both files of each cluster; what was there before is replaced at once. ``comment``
+    begins with ``MADE_BY``. Raises ``InvalidField`` if they can't be written."""
     texts = []
     for pool, spec in zip(candidate.decode, cluster_specs(candidate, base), strict=True):
         nodes = _nodes(candidate, pool)
