@@ -210,6 +210,8 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (CHATS.replace("4s", "{}"), "pause = '…': must be a time above zero"),
         (CHATS.replace("4s", "1e300"), "pause = '1e300': must be a time above zero"),
         (CHATS.replace("tokens: 40", "tokens: 1e30"), "system_prompts.tokens"),
+        (CHATS.replace("{tokens: 40, count: 2}", "40"), "system_prompts = 40: must hold fields"),
+        ("rate: 1\nduration: 9s\nanswers: 5\nprompts: 5", "prompts = 5: must be a list, such as"),
         (CHATS + "speed: 7", "speed = 7: is no field of traffic"),
         ("rates: 1\nduration: 9\n", "rates = 1: is no field of traffic; did you mean rate"),
         ("- 1", "must describe traffic: rate"),

@@ -39,6 +39,11 @@ _SECONDS_PER_TOKEN = 0.02
 _LONGEST_PROMPT = 10_000_000
 _MOST_TURNS = 10_000
 _YEAR_S = 366 * 86_400.0
+# What pydantic says of these in the words of Python.
+_FIXES = {
+    "tuple_type": "must be a list, such as [{share: 0.8, tokens: 150-250}, …]",
+    "model_type": "must hold fields, such as {tokens: 500}",
+}
 # Above those are token ids of what nobody shares (``tuner.simulate.requests``).
 _MOST_PARTS = 1 << 30
 
@@ -147,7 +152,7 @@ def read_description(path: Path) -> Description:
         value = "…" if isinstance(first["input"], Mapping) else first["input"]
         if first["type"] == "extra_forbidden":
             raise InvalidField(entry, value, _unknown(str(first["loc"][-1]))) from None
-        message = first["msg"].removeprefix("Value error, ")
+        message = _FIXES.get(first["type"], first["msg"].removeprefix("Value error, "))
         raise InvalidField(entry, value, message[0].lower() + message[1:]) from None
 
 
