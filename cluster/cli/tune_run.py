@@ -120,7 +120,7 @@ def read_question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
         parse_rate("--rate", options.rate)
     if options.plot is not None:
         check_plot_path(options.plot)
-    base = load_spec(options.config, {"slo.ttft": slo.ttft_s})
+    base = load_spec(options.config, {"slo.ttft": slo.ttft_s, "slo.tpot": slo.tpot_s})
     step_budget(base, "decode")
     budget, origins = parse_budget(
         AcceleratorOptions(

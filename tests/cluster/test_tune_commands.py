@@ -300,6 +300,14 @@ def test_configs_that_serve_nothing(folder: Path, tmp_path: Path, config: str, f
     assert caught.value.metadata["field"] == field
 
 
+def test_the_cluster_that_is_written_promises_the_limits_it_was_tuned_for(folder: Path) -> None:
+    options = TuneOptions(
+        trace=folder / "traffic.yaml", gpus="h100:1", model="llama-3.1-8b", ttft="3s", tpot="20ms"
+    )
+    base = read_question(options)[0].base
+    assert (base.slo.ttft, base.slo.tpot) == (3.0, 0.02)
+
+
 def test_a_search_begins_with_the_limits_and_prices_of_the_config(
     folder: Path, tmp_path: Path
 ) -> None:
