@@ -41,8 +41,9 @@ class TenantLimitsSpec(Section):
     concurrent_sequences: int | None = Field(default=None, ge=1, strict=True)
     """Answers on workers at a time. Further requests wait at the door."""
     cache_share: float | None = Field(default=None, gt=0, le=1)
-    """Of the decode workers' KV blocks, the share that its running requests may take. Further ones
-    wait at the door."""
+    """Of the decode workers' KV blocks, the share that its running requests may take, each
+    counted with all of its `max_tokens`. Further ones wait at the door; one at a time may always
+    run."""
 
     def plain(self) -> TenantLimits:
         return TenantLimits(**self.model_dump())

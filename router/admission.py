@@ -158,7 +158,7 @@ class Admission:
         account.charge(1, tokens, now)
         if self._shared is not None:
             self._shared.charge(account.tenant, tokens)
-        blocks = account.blocks_of(event.prompt_tokens, event.answers, expected)
+        blocks = account.blocks_of(event.prompt_tokens, event.answers, event.max_tokens)
         cost = PROMPT_COST * event.prompt_tokens + ANSWER_COST * expected
         self._held[event.key] = _Held(event, account, tokens, blocks, cost)
         weight = account.tenant.weight

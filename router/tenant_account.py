@@ -43,10 +43,12 @@ class TenantAccount:
         """Of all answers of a request: as many as the tenant's latest ones had."""
         return answers * min(max_tokens, round(self._expected))
 
-    def blocks_of(self, prompt_tokens: int, answers: int, expected_tokens: int) -> int:
-        """The prompt's are shared by its answers."""
-        own = -(-expected_tokens // (answers * self._block_size))
-        return -(-prompt_tokens // self._block_size) + answers * own
+    def blocks_of(self, prompt_tokens: int, answers: int, max_tokens: int) -> int:
+        """The most that it may take: an expected length would let long answers take what is
+        others'. The prompt's full blocks are shared by its answers."""
+        shared = prompt_tokens // self._block_size
+        own = -(-(prompt_tokens + max_tokens) // self._block_size) - shared
+        return shared + answers * own
 
     def refusal(self, answers: int) -> CrossdockError | None:
         """Why a request may never come."""

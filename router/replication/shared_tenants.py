@@ -18,7 +18,7 @@ from router.tenant_sums import Charged, Paid, Share
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """``sequences`` that run, and the KV ``blocks`` that they are expected to take."""
+    """``sequences`` that run, and the most KV ``blocks`` that they may take."""
 
     sequences: int = 0
     blocks: int = 0

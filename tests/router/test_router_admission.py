@@ -48,10 +48,17 @@ class Cluster:
         self.refused[key.request_id] = error
 
     def arrive(
-        self, name: str, *, prompt: int = 10, answers: int = 1, priority: int = 0, due: float = 0.0
+        self,
+        name: str,
+        *,
+        prompt: int = 10,
+        answers: int = 1,
+        max_tokens: int = 20,
+        priority: int = 0,
+        due: float = 0.0,
     ) -> None:
         """The tenant is the name up to the first digit."""
-        event = Arrived(key(name), priority, due, prompt, answers, max_tokens=20)
+        event = Arrived(key(name), priority, due, prompt, answers, max_tokens)
         self.door.tell(event, self.now)
 
     def finish(self, name: str, *, generated: int = 20, computed: int = 10) -> None:
@@ -231,6 +238,16 @@ def test_a_share_of_the_blocks_bounds_what_runs() -> None:
     assert cluster.running == ["a0", "a1"]
     cluster.finish("a1")
     assert cluster.running == ["a0", "a2"]
+
+
+def test_answers_longer_than_those_before_take_no_more_than_the_share() -> None:
+    """Each may have 75 blocks, a tenth of all is 100, however short the earlier ones were."""
+    cluster = limited(cache_share=0.1)
+    cluster.arrive("a0", max_tokens=1190)
+    cluster.finish("a0", generated=1)
+    for name in ("a1", "a2"):
+        cluster.arrive(name, max_tokens=1190)
+    assert cluster.running == ["a1"]
 
 
 def test_a_request_beyond_its_share_runs_alone() -> None:
