@@ -201,6 +201,7 @@ class Replication:
         news = self._load.news(in_flight, tenants.paid, tenants.charged, now)
         if news is not None:
             await self._store.tell(news)
+        all_ids = all_ids or (is_beat and await self._claims.are_forgotten())
         await self._claims.tell(all_of_them=all_ids)
         await self._store.give_back(tenants.take_given_back())
         for forgotten in self._load.forget_silent(now):

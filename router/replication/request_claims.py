@@ -24,7 +24,7 @@ from router.request_ids import id_taken
 from router.tenant_account import over_limit
 from router.tenant_sums import BudgetsLeft
 
-# An id is written anew this often, so that it outlives a store that was emptied.
+# An id is written anew this often, so that the store keeps it for as long as its request runs.
 RENEW_S = REQUEST_ID_KEPT_S / 3
 
 
@@ -58,9 +58,9 @@ class RequestClaims:
         self._tenant = tenant
         self._lost = lost
         self._took = took
-        # Running requests with an id of the client's choice, and those that have ended since the
-        # store was told last.
-        self._chosen: set[RequestKey] = set()
+        # Requests with an id of the client's choice, oldest first, and those that have ended since
+        # the store was told last.
+        self._chosen: dict[RequestKey, None] = {}
         self._ended: set[RequestKey] = set()
 
     async def claim(self, prompts: Sequence[Prompt], chosen: Sequence[RequestKey]) -> None:
@@ -71,16 +71,20 @@ class RequestClaims:
         tenant = self._tenant(prompts[0].key.tenant)
         if not (chosen or has_budgets(tenant)):
             return
-        new = set(chosen) - self._chosen
-        self._chosen |= new
+        new = [key for key in chosen if key not in self._chosen]
+        self._chosen |= dict.fromkeys(new)
         if self._health.is_shared:
             tokens = sum(map(self._requests.tokens_of, prompts))
             try:
                 left = self._requests.budgets_left(tenant.name)
                 await self._ask(Claim(tenant, chosen, len(prompts), tokens, left))
             except CrossdockError:
-                self._chosen -= new
+                self._drop(new)
                 raise
+
+    def _drop(self, keys: Sequence[RequestKey]) -> None:
+        for key in keys:
+            self._chosen.pop(key, None)
 
     async def _ask(self, claim: Claim) -> None:
         began = time.perf_counter()
@@ -110,14 +114,21 @@ class RequestClaims:
 
     def ended(self, key: RequestKey) -> None:
         if key in self._chosen:
-            self._chosen.remove(key)
+            del self._chosen[key]
             self._ended.add(key)
+
+    async def are_forgotten(self) -> bool:
+        """Whether the store was emptied since ids were told: it lacks the one that has run for
+        longest. Raises ``StoreLost``."""
+        running = next(filter(self._requests.is_running, self._chosen), None)
+        return running is not None and await self._store.owner(running) is None
 
     async def tell(self, *, all_of_them: bool) -> None:
         """The store keeps ids for a while after their requests, and, now and again, those of all
         that run. Raises ``StoreLost``."""
         if all_of_them:
-            self._chosen = {key for key in self._chosen if self._requests.is_running(key)}
+            running = filter(self._requests.is_running, self._chosen)
+            self._chosen = dict.fromkeys(running)
         told = dict.fromkeys(self._ended, False)
         if all_of_them:
             told |= dict.fromkeys(self._chosen, True)

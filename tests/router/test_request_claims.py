@@ -28,6 +28,7 @@ class Store:
     results: list[ClaimResult]
     claims: list[Claim] = field(default_factory=list)
     kept: dict[RequestKey, bool] = field(default_factory=dict)
+    owners: dict[RequestKey, str | None] = field(default_factory=dict)
 
     async def claim(self, router: str, claim: Claim, kept_s: float) -> ClaimResult:
         self.claims.append(claim)
@@ -35,6 +36,10 @@ class Store:
 
     async def keep(self, router: str, requests: dict[RequestKey, bool], kept_s: float) -> None:
         self.kept = requests
+        self.owners |= {key: "a" if runs else None for key, runs in requests.items()}
+
+    async def owner(self, key: RequestKey) -> str | None:
+        return self.owners.get(key)
 
 
 class Requests:
@@ -99,3 +104,19 @@ async def test_who_asks_for_an_id_that_runs_here_ends_nothing() -> None:
         await claims.claim([one], [one.key])
     await claims.tell(all_of_them=True)
     assert store.kept == {one.key: True}
+
+
+async def test_an_emptied_store_lacks_what_has_run_for_longest() -> None:
+    """What came after that is there again, and proves nothing."""
+    store = Store([ALLOWED] * 2)
+    claims, old, new = claims_of(store), prompt("old"), prompt("new")
+    assert not await claims.are_forgotten()
+    await claims.claim([old], [old.key])
+    await claims.tell(all_of_them=True)
+    assert not await claims.are_forgotten()
+    store.owners.clear()
+    await claims.claim([new], [new.key])
+    store.owners[new.key] = "a"
+    assert await claims.are_forgotten()
+    await claims.tell(all_of_them=True)
+    assert not await claims.are_forgotten()

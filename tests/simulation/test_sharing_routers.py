@@ -21,6 +21,7 @@ from core.request import Role
 from core.tenants import DoorLimits, Tenant, TenantLimits
 from router.access_rules import AccessRules
 from router.placement import Disaggregation
+from router.replication.shared_load import BEAT_S
 from router.routing_rules import RoutingRules
 from router.worker_load import NOTHING_SENT
 
@@ -132,5 +133,23 @@ def test_an_id_is_given_to_one_request_of_all_that_come_at_once() -> None:
         assert Counter(c.outcome for c in world.clients) == {"finished": 10, "taken": 20}
         by_id = Counter(c.request_id for c in world.clients if c.outcome == "finished")
         assert set(by_id.values()) == {1}
+
+    tell(story)
+
+
+def test_a_store_that_was_emptied_soon_hears_of_the_ids_that_run() -> None:
+    async def story() -> None:
+        world = World(1, routers=2, pools=POOLS, rules=RULES, shares=True)
+        assert world.redis is not None
+        await asyncio.sleep(2.0)
+        client = world.ask([1, 2, 3], max_tokens=240)
+        client.request_id = "mine"
+        await asyncio.sleep(0.2)
+        [key] = world.redis.ids
+        world.redis.wipe()
+        await asyncio.sleep(1.5 * BEAT_S)
+        assert not client.outcome
+        assert world.redis.owner(key) in {router.name for router in world.routers.values()}
+        await world.until_all_have_ended()
 
     tell(story)
