@@ -37,6 +37,8 @@ from router.waiting_line import Waiting
 # A token of an answer costs as much as two of a prompt: the ratio of the OSDI paper, and of most
 # price lists not far away.
 PROMPT_COST, ANSWER_COST = 1.0, 2.0
+# What who is refused is told while nothing has been measured.
+_UNKNOWN_WAIT_S = 2.0
 
 
 class Room(Protocol):
@@ -88,11 +90,12 @@ class Admission:
         self._max_waiting = max_waiting
         self._block_size = block_size
         self._queue = FairQueue()
-        self._departures = Departures()
+        # Who has no token yet: of each tenant and class, as its own limits hold it up as well.
+        self._waiting = Departures()
+        self._waiting_of: dict[Share, Departures] = {}
         self._accounts: dict[str, TenantAccount] = {}
         self._held: dict[RequestKey, _Held] = {}
         self._in = 0
-        self._without_token = 0
 
     @property
     def queued(self) -> int:
@@ -164,17 +167,15 @@ class Admission:
         weight = account.tenant.weight
         waiting = Waiting(event.key, event.priority, event.due, cost, weight, event.prompt_tokens)
         self._queue.add(waiting)
-        if not self._without_token:
-            self._departures.began(now)
-        self._without_token += 1
-        if self._without_token > self._max_waiting:
-            return [self._give_up_last(now)]
-        return []
+        for line in self._lines_of(self._held[event.key]):
+            line.arrived(now)
+        return [self._give_up_last(now)] if self._waiting.waiting > self._max_waiting else []
 
     def _give_up_last(self, now: float) -> Refuse:
-        wait = self._departures.wait_s(self._without_token)
         key = self._queue.last().key
         held = self._held[key]
+        every, own = self._lines_of(held)
+        wait = own.wait_s(now) or every.wait_s(now) or _UNKNOWN_WAIT_S
         self._correct(held, 0, now)
         self._forget(held)
         return Refuse(key, _too_many(self._max_waiting, wait))
@@ -212,8 +213,8 @@ class Admission:
         held = self._held.get(key)
         if held is not None and not held.has_token:
             held.has_token = True
-            self._without_token -= 1
-            self._departures.left(now)
+            for line in self._lines_of(held):
+                line.left(now)
 
     def _ended(self, event: Ended, now: float) -> None:
         held = self._held.get(event.key)
@@ -249,7 +250,12 @@ class Admission:
         if not held.is_in:
             self._queue.remove(key, held.arrived.priority)
         if not held.has_token:
-            self._without_token -= 1
+            for line in self._lines_of(held):
+                line.gave_up()
+
+    def _lines_of(self, held: _Held) -> tuple[Departures, Departures]:
+        """That of all, and that of its tenant and class."""
+        return self._waiting, self._waiting_of.setdefault(held.share, Departures())
 
     def _account(self, name: str) -> TenantAccount:
         account = self._accounts.get(name)

@@ -175,6 +175,33 @@ def test_who_is_refused_hears_how_fast_the_queue_moves() -> None:
     assert cluster.refused["a8"].retry_after == pytest.approx(3.0 * 5)
 
 
+def test_who_its_own_limits_hold_up_hears_how_fast_its_own_line_moves() -> None:
+    """However fast others pass it."""
+    slow = Tenant("slow", limits=TenantLimits(concurrent_sequences=1))
+    cluster = Cluster(slots=9, max_waiting=4, tenants={"slow": slow})
+    cluster.arrive("slow0")
+    for number in range(10):
+        cluster.arrive(f"quick{number}")
+        cluster.now += 1.0
+        cluster.finish(f"quick{number}")
+    cluster.finish("slow0")
+    for number in range(1, 6):
+        cluster.arrive(f"slow{number}")
+    assert cluster.refused["slow5"].retry_after == pytest.approx(10.0 * 5)
+
+
+def test_a_queue_that_has_come_to_a_halt_is_as_slow_as_that() -> None:
+    cluster = Cluster(max_waiting=2)
+    cluster.arrive("a0")
+    cluster.now += 0.1
+    cluster.finish("a0")
+    for number in range(1, 3):
+        cluster.arrive(f"a{number}")
+    cluster.now += 8.0
+    cluster.arrive("a3")
+    assert cluster.refused["a3"].retry_after == pytest.approx(8.0 * 3)
+
+
 def test_requests_with_a_token_wait_for_nothing() -> None:
     cluster = Cluster(slots=9, max_waiting=1)
     for number in range(3):
