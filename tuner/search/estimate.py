@@ -61,10 +61,6 @@ class Estimates:
         """Requests per second; None for a replica that was not looked at."""
         return self._known.get(replica)
 
-    def expected(self, replica: SingleReplica) -> float:
-        """What a known replica may serve under conditions that are like those as given."""
-        return self._known[replica] or self._bound(replica)
-
     def learn(self, replicas: Sequence[SingleReplica]) -> None:
         """Looks at those that are not known."""
         unknown = [r for r in dict.fromkeys(replicas) if r not in self._known]
@@ -157,7 +153,7 @@ class Estimates:
         return RateSearch(floor, most, _CERTAINTY, _PRECISION, floor)
 
     def _search_around(self, replica: SingleReplica) -> RateSearch:
-        rate = self.expected(replica)
+        rate = self._known[replica] or self._bound(replica)
         return RateSearch(rate, max(rate, self._most(replica)), _CERTAINTY, _COARSE)
 
 

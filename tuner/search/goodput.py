@@ -30,9 +30,6 @@ Progress = Callable[[str], None]
 
 # How closely clusters are looked at under other conditions.
 _COARSE = Rung(services=1.0, precision=0.1, keep=0)
-# Conditions under which replicas are simulated. How much more or less than its bound says a replica
-# serves is chance: on slower hardware it is no other than on faster.
-_LOOKED_AT = 8
 
 
 def by_replicas(
@@ -91,10 +88,9 @@ class EstimatedRates:
     """Rates under other conditions: estimates from replicas, by the factor that the whole cluster
     has over its estimate as given.
 
-    Rates of replicas change as their bounds do, times a *luck* that only simulations know. None is
-    looked for in replicas of pools that serve far more than their cluster, nor in those that serve
-    so many requests that a window of them is shortened, for which queues of chance don't matter;
-    nor in more than the first few conditions: the others borrow that of one of these."""
+    Not simulated again are replicas of pools that serve far more than their cluster, and those that
+    serve so many requests that a window of them is shortened, for which queues of chance don't
+    matter: their rates change as their bounds do."""
 
     def __init__(self, estimates: Estimates, laboratory: Laboratory) -> None:
         self._estimates = estimates
@@ -132,20 +128,13 @@ class EstimatedRates:
         weak: Sequence[SingleReplica],
     ) -> list[dict[SingleReplica, float]]:
         """By condition: the rate of each replica."""
-        estimates = self._estimates
-        known = {r: estimates.known(r) or 0.0 for r in replicas}
-        expected = known | {r: estimates.expected(r) for r in weak}
+        known = {r: self._estimates.known(r) or 0.0 for r in replicas}
+        strong = {r: rate for r, rate in known.items() if r not in weak}
         changed = [under for under in conditions if under != AS_GIVEN]
-        scaled = dict(zip(changed, self._scaled(changed, expected), strict=True))
-        looked = estimates.under(changed[:_LOOKED_AT], weak)
-        lucks = [
-            {r: rate / scaled[under][r] for r, rate in rates.items() if scaled[under][r]}
-            for under, rates in zip(changed, looked, strict=False)
-        ]
+        scaled, looked = self._scaled(changed, strong), self._estimates.under(changed, weak)
         rows = {AS_GIVEN: known}
-        for place, under in enumerate(changed):
-            luck = lucks[place % _LOOKED_AT]
-            rows[under] = {r: rate * luck.get(r, 1.0) for r, rate in scaled[under].items()}
+        for under, of_strong, of_weak in zip(changed, scaled, looked, strict=True):
+            rows[under] = of_strong | of_weak
         return [rows[under] for under in conditions]
 
     def _scaled(
