@@ -94,6 +94,19 @@ def test_a_pause_earns_nothing() -> None:
     assert back_among_first_four(queue) == 2
 
 
+def test_a_pause_earns_nothing_either_for_who_is_the_first_to_come_back() -> None:
+    """While nobody waits there is no one to start level with."""
+    queue = FairQueue()
+    busy_for_a_while(queue)
+    for number in range(8):
+        queue.add(waiting("back", f"d{number}"))
+    for number in range(8):
+        queue.add(waiting("busy", f"c{number}"))
+    first = leave_all(queue)[:8]
+    # One more is what the latest of the busy one was expected to cost when it left.
+    assert sum(name.startswith("d") for name in first) in (4, 5)
+
+
 def busy_for_a_while(queue: FairQueue) -> None:
     for number in range(10):
         queue.add(waiting("busy", f"b{number}"))
