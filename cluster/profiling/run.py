@@ -112,7 +112,7 @@ class _Run:
 
     def _serving_plan(self, first_tokens: int) -> ServingPlan:
         subject, steps = self.subject, self.subject.served_steps
-        work = NeighbourWork(subject.served_prompt, steps, subject.patience.least + 1)
+        work = NeighbourWork(subject.served_prompt, steps, subject.patience.least)
         return ServingPlan(subject.vocab_size, first_tokens, subject.served_batches, work)
 
     def _serve(self, section: str, workers: Sequence[WorkerSettings], plan: ServingPlan) -> None:

@@ -26,6 +26,9 @@ _ENDLESS = SamplingParams(max_tokens=2**31 - 1, ignore_eos=True)
 # is the first to go on from there. A chunk is always a new one.
 _WARM_UP = 2
 _WARM_UP_OF_CHUNKS = 1
+# A step that takes such a part of the time for its point counts from its first run on: what that
+# one lays out takes milliseconds.
+_LONG = 0.25
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
@@ -63,13 +66,19 @@ class StepRuns:
     def measure(self, point: StepPoint, least: int, most: int, seconds: float) -> list[StepRun]:
         """The contexts grow by one from run to run, around the point's."""
         running = self._start(point, most)
-        for _ in range(_WARM_UP if point.decodes else _WARM_UP_OF_CHUNKS):
-            self._run(point, running)
-        times: list[StepRun] = []
-        end = time.perf_counter() + seconds
+        times = self._warm_up(point, running, _LONG * seconds)
+        end = time.perf_counter() + seconds - sum(run.seconds for run in times)
         while len(times) < least or (len(times) < most and time.perf_counter() < end):
             times.append(self._run(point, running))
         return times
+
+    def _warm_up(self, point: StepPoint, running: _Running, long_s: float) -> list[StepRun]:
+        """The run that took so long that it counts, if there was one."""
+        for _ in range(_WARM_UP if point.decodes else _WARM_UP_OF_CHUNKS):
+            run = self._run(point, running)
+            if run.seconds >= long_s:
+                return [run]
+        return []
 
     def until(self, is_over: Callable[[], bool], point: StepPoint, runs: int) -> None:
         """``runs`` steps of a point, not timed; none begins when ``is_over``."""

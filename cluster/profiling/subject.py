@@ -103,10 +103,11 @@ class Subject:
 
     def patience_for(self, setting: EngineSetting) -> Patience:
         """On a shared core it is chance whose turn it is. Long steps have many turns: that evens
-        out by itself, so only short ones are measured more often."""
+        out by itself, so only short ones are measured more often, and long ones less."""
+        patience = self.patience
         if setting.core_share == 1:
-            return self.patience
-        return replace(self.patience, seconds=2 * self.patience.seconds)
+            return patience
+        return replace(patience, least=patience.least // 2, seconds=2 * patience.seconds)
 
     @property
     def kv_bytes_per_token(self) -> int:

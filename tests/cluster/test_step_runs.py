@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 
 from cluster.profiling.step_runs import StepRuns
@@ -39,12 +41,28 @@ def runs_of(engine: Engine) -> StepRuns:
     return StepRuns(cast(LoadedModel, model), cast(Any, engine))
 
 
-def test_a_point_is_measured_as_often_as_asked_after_its_warm_up() -> None:
-    engine = Engine()
-    assert len(runs_of(engine).measure(DECODES, least=3, most=9, seconds=0.0)) == 3
-    assert len(engine.plans) == 2 + 3
-    assert len(runs_of(engine).measure(PROMPT, least=1, most=4, seconds=1e9)) == 4
-    assert len(engine.plans) == 5 + 1 + 4
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Each of its steps takes a second."""
+    made = Engine()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(len(made.plans)))
+    return made
+
+
+def test_a_point_is_measured_as_often_as_asked_after_its_warm_up(engine: Engine) -> None:
+    runs = runs_of(engine)
+    assert len(runs.measure(DECODES, least=3, most=9, seconds=5.0)) == 5
+    assert len(engine.plans) == 2 + 5
+    assert len(runs.measure(PROMPT, least=1, most=4, seconds=1e9)) == 4
+    assert len(engine.plans) == 7 + 1 + 4
+
+
+def test_a_step_that_takes_long_counts_from_its_first_run_on(engine: Engine) -> None:
+    runs = runs_of(engine)
+    assert len(runs.measure(DECODES, least=2, most=9, seconds=4.0)) == 4
+    assert len(engine.plans) == 4
+    assert len(runs.measure(PROMPT, least=3, most=9, seconds=0.5)) == 3
+    assert len(engine.plans) == 4 + 3
 
 
 def test_no_step_begins_when_it_is_over() -> None:
