@@ -48,8 +48,8 @@ class TokenStreamServicer(object):
         """The first message comes at once and may be empty; the stream ends after the last Complete. When it
         breaks, another call goes on at the position of the last message that came; an earlier reader of
         the same ticket ends with ABORTED. UNAUTHENTICATED: not a ticket of this worker's routers.
-        FAILED_PRECONDITION: the ticket came too late, the tokens go by the router. NOT_FOUND: the attempt
-        is over. ABORTED: it failed, the router tells what follows.
+        NOT_FOUND: the ticket came too late and the tokens go by the router, or the attempt is over.
+        ABORTED: it failed, the router tells what follows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
