@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from math import isqrt
 from typing import Literal, NamedTuple
 
@@ -66,19 +67,23 @@ def chunk_pairs(start: int, count: int) -> int:
     return count * start + count * (count + 1) // 2
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class RowCurve:
     """Femtoseconds by number of rows: straight between ``(rows, time)`` points, and beyond the
     last two in their direction. ``rows`` rises strictly from 0 or 1."""
 
     points: tuple[tuple[int, int], ...]
-    # Of the numbers of rows that were asked for: there are as many as a step may have.
-    _known: dict[int, int] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         rows = [point[0] for point in self.points]
         if len(rows) < 2 or sorted(set(rows)) != rows:
             raise InvalidField("rows", rows, "a curve has two points or more, with rising rows")
+
+    @cached_property
+    def _known(self) -> dict[int, int]:
+        """Of the numbers of rows that were asked for: there are as many as a step may have. No
+        field, as it is no part of a profile."""
+        return {}
 
     def at(self, rows: int) -> int:
         time = self._known.get(rows)
