@@ -29,7 +29,8 @@ def expect_nothing_under_way(router: SimRouter) -> None:
     assert dispatcher.idle.is_set()
     assert not dispatcher._running
     door = dispatcher._admission
-    assert (door.queued, door._in, door._without_token, door._held) == (0, 0, 0, {})
+    assert (door.queued, door._in, door._waiting.waiting, door._held) == (0, 0, 0, {})
+    assert not any(line.waiting for line in door._waiting_of.values())
     for account in door._accounts.values():
         assert (account.sequences, account.blocks) == (0, 0)
     for ledger in filter(None, dispatcher.routing.loads._ledgers):

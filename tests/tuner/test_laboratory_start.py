@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, cast
 
 import pytest
 from search_worlds import chat_trace
@@ -14,8 +15,9 @@ from search_worlds import chat_trace
 from core.config import ClusterSpec
 from tuner.load.metrics import Slo
 from tuner.search import laboratory
+from tuner.search.bench import Traced
 from tuner.search.evaluate import Goal
-from tuner.search.laboratory import Laboratory, Traced
+from tuner.search.laboratory import Laboratory
 
 GIVEN = Traced(chat_trace(), ClusterSpec(), Goal(Slo(1.0, 0.05), 90.0), 0)
 
@@ -28,12 +30,11 @@ class Pool:
         self.deaf: list[bool] = []
         self.press_at = -1
 
-    def submit(self, function: object) -> None:
+    def submit(self, function: object, *given: object) -> Future[Any]:
         self._begin()
-
-    def map(self, function: object, jobs: list[object]) -> Iterator[Any]:
-        self._begin()
-        return iter(jobs)
+        done: Future[Any] = Future()
+        done.set_result(None)
+        return done
 
     def shutdown(self, cancel_futures: bool) -> None:
         pass
@@ -56,10 +57,22 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     signal.signal(signal.SIGINT, before)
 
 
+class OneTrial:
+    """A course of one."""
+
+    def __init__(self) -> None:
+        self.attempt: object = "one"
+
+    def take(self, trial: object) -> None:
+        self.attempt = None
+
+
 def search() -> None:
     with Laboratory(GIVEN, processes=2) as started:
         assert hears_of_it()
-        assert started.measure([]) == []
+        course: Any = OneTrial()
+        started._follow([course], cast(Any, started._pool))
+        assert course.attempt is None
         assert hears_of_it()
 
 
