@@ -63,8 +63,12 @@ def simulate(
             help="Of ties, and of described traffic. By default 0, or that of the description.",
         ),
     ] = None,
-    slo_ttft: Annotated[str, typer.Option(help="Limit for goodput: 1s, 500ms.")] = "1s",
-    slo_tpot: Annotated[str, typer.Option(help="Limit for goodput: 50ms, 0.05.")] = "50ms",
+    slo_ttft: Annotated[
+        str | None, typer.Option(help="Limit for goodput: 1s, 500ms; else the config's slo.ttft.")
+    ] = None,
+    slo_tpot: Annotated[
+        str | None, typer.Option(help="Limit for goodput: 50ms; else the config's slo.tpot.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(help="Draw latencies and pools into this .png, .svg or .html.")
     ] = None,

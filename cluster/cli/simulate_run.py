@@ -34,19 +34,20 @@ class SimulateOptions:
     rate: float | None
     limit: int | None
     seed: int | None
-    slo_ttft: str
-    slo_tpot: str
+    slo_ttft: str | None
+    slo_tpot: str | None
     plot: Path | None
 
 
 def run(options: SimulateOptions) -> Simulated:
     """Raises ``InvalidField`` for an option or a file."""
-    slo = Slo(
-        parse_seconds("--slo-ttft", options.slo_ttft), parse_seconds("--slo-tpot", options.slo_tpot)
-    )
     if options.plot is not None:
         check_plot_path(options.plot)
     spec = load_spec(options.config, options.overrides)
+    slo = Slo(
+        _limit("--slo-ttft", options.slo_ttft, spec.slo.ttft),
+        _limit("--slo-tpot", options.slo_tpot, spec.slo.tpot),
+    )
     profile = choose_profile(options.profile, spec)
     spec = _on_device_of(profile, spec)
     trace = load_requests(options.trace, options.limit, options.seed)
@@ -68,6 +69,10 @@ def run(options: SimulateOptions) -> Simulated:
     if options.plot is not None and simulated.summary.completed:
         plot_simulation(result, slo, describe(spec), options.plot)
     return simulated
+
+
+def _limit(option: str, stated: str | None, of_config: float) -> float:
+    return of_config if stated is None else parse_seconds(option, stated)
 
 
 def _host_cores(profile: ChosenProfile) -> int:

@@ -35,8 +35,12 @@ def tune(
     decode_gpus: Annotated[
         str | None, typer.Option(help="For decode only: l40s:16, or 16 of --decode-profile.")
     ] = None,
-    ttft: Annotated[str, typer.Option(help="Limit for the first token: 1s, 500ms.")] = "1s",
-    tpot: Annotated[str, typer.Option(help="Limit for each further one: 50ms, 0.05.")] = "50ms",
+    ttft: Annotated[
+        str | None, typer.Option(help="Limit for the first token: 1s, 500ms; else the config's.")
+    ] = None,
+    tpot: Annotated[
+        str | None, typer.Option(help="Limit for each further one: 50ms; else the config's.")
+    ] = None,
     percentile: Annotated[
         float, typer.Option(help="So many percent of the requests meet both limits.")
     ] = 90.0,

@@ -39,8 +39,8 @@ class TuneOptions:
     gpus: str | None = None
     prefill_gpus: str | None = None
     decode_gpus: str | None = None
-    ttft: str = "1s"
-    tpot: str = "50ms"
+    ttft: str | None = None
+    tpot: str | None = None
     percentile: float = 90.0
     rate: float | None = None
     gpu_hour_price: str | None = None
@@ -113,14 +113,14 @@ def run(options: TuneOptions) -> Tuned:
 
 def read_question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
     """And where its numbers come from, in words. Raises ``InvalidField``."""
-    slo = Slo(parse_seconds("--ttft", options.ttft), parse_seconds("--tpot", options.tpot))
     if not 0 < options.percentile <= 100:
         raise InvalidField("--percentile", options.percentile, "must be above 0 and at most 100")
     if options.rate is not None:
         parse_rate("--rate", options.rate)
     if options.plot is not None:
         check_plot_path(options.plot)
-    base = load_spec(options.config, {"slo.ttft": slo.ttft_s, "slo.tpot": slo.tpot_s})
+    base = load_spec(options.config, _slo_of(options))
+    slo = Slo(base.slo.ttft, base.slo.tpot)
     step_budget(base, "decode")
     budget, origins = parse_budget(
         AcceleratorOptions(
@@ -154,6 +154,16 @@ def read_question(options: TuneOptions) -> tuple[Question, tuple[str, ...]]:
         seed=options.seed or 0,
     )
     return question, origins
+
+
+def _slo_of(options: TuneOptions) -> dict[str, object]:
+    """What was stated of it; the config says the rest."""
+    stated = {"ttft": options.ttft, "tpot": options.tpot}
+    return {
+        f"slo.{name}": parse_seconds(f"--{name}", text)
+        for name, text in stated.items()
+        if text is not None
+    }
 
 
 def _limits(pool: PoolSpec, on: Accelerators) -> Limits:

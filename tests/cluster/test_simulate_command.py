@@ -89,6 +89,12 @@ def test_without_prices_there_is_no_cost_and_the_text_says_why(folder: Path) -> 
         assert words in text
 
 
+def test_goodput_goes_by_the_limits_of_the_config_unless_others_are_stated(folder: Path) -> None:
+    (folder / "slo.yaml").write_text("slo: {ttft: 2.5, tpot: 0.02}\n")
+    slo = told(folder, "--config", folder / "slo.yaml", "--slo-tpot", "70ms")["slo"]
+    assert slo == {"ttft_s": 2.5, "tpot_s": 0.07}
+
+
 def test_a_picture_that_can_not_be_written_costs_no_simulation(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

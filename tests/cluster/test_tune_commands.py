@@ -16,6 +16,7 @@ from core.config import ClusterSpec
 from core.errors import CrossdockError, InvalidField
 from core.latency_profile import EngineProfile, RowCurve, StepModel
 from core.shards import ONE_RANK
+from tuner.load.metrics import Slo
 from tuner.profile import hardware, model_shape
 from tuner.profile.modelled import modelled_profile
 from tuner.profile.profile_file import read_profile, write_profile
@@ -306,6 +307,13 @@ def test_the_cluster_that_is_written_promises_the_limits_it_was_tuned_for(folder
     )
     base = read_question(options)[0].base
     assert (base.slo.ttft, base.slo.tpot) == (3.0, 0.02)
+
+
+def test_limits_that_are_not_stated_are_those_of_the_config(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("slo: {ttft: 3, tpot: 0.02}\n")
+    trace, config = folder / "traffic.yaml", tmp_path / "c.yaml"
+    options = TuneOptions(trace, gpus="h100:1", model="llama-3.1-8b", tpot="30ms", config=config)
+    assert read_question(options)[0].goal.slo == Slo(3.0, 0.03)
 
 
 def test_a_search_begins_with_the_limits_and_prices_of_the_config(
