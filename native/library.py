@@ -18,11 +18,29 @@ from native.build import is_whole, library_path, variants
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _HASH = ctypes.c_uint64
 
-# Arguments of the functions, which give nothing back; bfloat16 and float32 have one each.
+_OF_BLOCKS = ("index_store", "index_remove", "index_expect", "index_unexpect")
+# Arguments of the functions; bfloat16 and float32 have one each.
 _PROTOTYPES: dict[str, tuple[type, ...]] = {
     "hash_chain": (_POINTER, _POINTER, _SIZE, _SIZE, _HASH, _POINTER),
     "sample": (_POINTER, _SIZE, _SIZE, _POINTER, _POINTER, _SIZE, _POINTER),
     "set_threads": (_INT,),
+    "index_new": (),
+    "index_delete": (_POINTER,),
+    "index_know": (_POINTER, _SIZE),
+    "index_size": (_POINTER,),
+    "index_holds": (_POINTER, _SIZE, _HASH),
+    "index_knows": (_POINTER, _HASH),
+    **dict.fromkeys(_OF_BLOCKS, (_POINTER, _SIZE, _POINTER, _SIZE)),
+    "index_reset": (_POINTER, _SIZE),
+    "index_unexpect_all": (_POINTER, _SIZE),
+    "index_overlap": (_POINTER, _POINTER, _SIZE, _SIZE),
+    "index_overlaps": (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
+}
+# What they give back; the others give nothing.
+_RESULTS: dict[str, type] = {
+    "index_new": _POINTER,
+    **dict.fromkeys(("index_size", "index_holds", "index_knows"), _SIZE),
+    **dict.fromkeys(("index_store", "index_remove", "index_overlap", "index_overlaps"), _SIZE),
 }
 _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "linear_pack": (_POINTER, _POINTER, _SIZE, _SIZE),
@@ -119,7 +137,7 @@ def _set_prototypes(loaded: ctypes.CDLL) -> None:
         prototypes |= {f"{name}_bf16": arguments, f"{name}_f32": arguments}
     for name, arguments in prototypes.items():
         function = loaded[f"crossdock_{name}"]
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _RESULTS.get(name)
         setattr(loaded, f"crossdock_{name}", function)
 
 

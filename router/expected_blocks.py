@@ -22,7 +22,7 @@ LIFETIME_S = 10.0
 class Expectation:
     """``new_blocks``: hashes of those that were not there. ``sent_at`` in seconds."""
 
-    new_blocks: list[int]
+    new_blocks: HashArray
     sent_at: float
 
 
@@ -43,7 +43,7 @@ class ExpectedBlocks:
         """The attempt's prompt goes to ``worker``, which has the first ``held`` blocks of it."""
         self.settle(key, worker)
         self._expire(now)
-        new_blocks: list[int] = hashes[held:].tolist()
+        new_blocks = hashes[held:]
         self._open[key, worker] = Expectation(new_blocks, now)
         self._index.expect(worker, new_blocks)
 

@@ -4,7 +4,7 @@ To look at a million blocks takes tens of milliseconds, in which a router would 
 anybody. So a worker that starts over gets another bit at once, and its old one, which no lookup
 asks for, is cleared as other changes arrive; that of several workers together, as the blocks have
 to be listed first (a third of those milliseconds). Does not cover: whose a bit is
-(``router.prefix_index``).
+(``router.python_index``).
 """
 
 from __future__ import annotations

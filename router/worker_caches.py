@@ -23,7 +23,7 @@ from router.expected_blocks import ExpectedBlocks
 from router.guessed_cache import GuessedCache
 from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
-from router.prefix_index import PrefixIndex
+from router.prefix_index import new_index
 
 # A worker of which some blocks were left out is not asked for everything more often than this.
 COMPLETE_AGAIN_S = 10.0
@@ -43,7 +43,7 @@ class WorkerCaches:
     """``index`` holds it all. A worker's entries outlive its stream, but not the worker."""
 
     def __init__(self, max_blocks: int = DEFAULT_MAX_INDEX_BLOCKS) -> None:
-        self.index = PrefixIndex()
+        self.index = new_index()
         self.max_blocks = max_blocks
         # Blocks that were left out for want of room.
         self.left_out = 0

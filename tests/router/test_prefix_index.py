@@ -1,18 +1,33 @@
-"""The prefix index against the simplest model of it: a set of hashes per worker."""
+"""Both prefix indexes against the simplest model, a set of hashes per worker, and each other."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from amounts import examples
+from native import library
+from router.compiled_index import CompiledIndex
 from router.placement import WorkerId
-from router.prefix_index import PrefixIndex
+from router.prefix_index import PrefixIndex, new_index
+from router.python_index import PythonIndex
 
 A, B, C = (WorkerId(name, 1) for name in "abc")
 WORKERS = [A, B, C]
+
+
+def compiled() -> CompiledIndex:
+    brief = library.choice().brief
+    if brief is None:
+        pytest.skip(library.choice().reason)
+    return CompiledIndex(brief)
+
+
+both_indexes = pytest.mark.parametrize("make", [PythonIndex, compiled])
 
 
 def hashes(values: list[int]) -> np.ndarray:
@@ -39,16 +54,20 @@ def leading(chain: list[int], held: set[int]) -> int:
     return count
 
 
+@both_indexes
 @given(
     length=st.integers(0, 70),
     held=st.tuples(*[st.integers(0, 70)] * 3),
     asked=st.sets(st.sampled_from(WORKERS)),
 )
 def test_overlap_is_the_number_of_leading_blocks(
-    length: int, held: tuple[int, int, int], asked: set[WorkerId]
+    make: Callable[[], PrefixIndex],
+    length: int,
+    held: tuple[int, int, int],
+    asked: set[WorkerId],
 ) -> None:
     chain = list(range(100, 100 + length))
-    index = PrefixIndex()
+    index = make()
     for worker, count in zip(WORKERS, held, strict=True):
         index.stored(worker, hashes(chain[:count]))
     found = overlaps(index, chain, asked)
@@ -56,8 +75,11 @@ def test_overlap_is_the_number_of_leading_blocks(
     assert {w: n for w, n in expected.items() if n} == found
 
 
-def test_the_last_bit_of_a_removed_worker_goes_to_the_next_one() -> None:
-    index = PrefixIndex()
+@both_indexes
+def test_the_last_bit_of_a_removed_worker_goes_to_the_next_one(
+    make: Callable[[], PrefixIndex],
+) -> None:
+    index = make()
     index.stored(A, hashes([1, 2, 3]))
     index.stored(B, hashes([1]))
     index.remove_worker(A)
@@ -67,16 +89,28 @@ def test_the_last_bit_of_a_removed_worker_goes_to_the_next_one() -> None:
     assert overlaps(index, [1, 2, 3], WORKERS) == {B: 1, C: 2}
 
 
-def test_two_lives_of_a_worker_are_two_workers() -> None:
-    index = PrefixIndex()
+@both_indexes
+def test_two_lives_of_a_worker_are_two_workers(make: Callable[[], PrefixIndex]) -> None:
+    index = make()
     index.stored(A, hashes([1]))
     assert overlaps(index, [1], [WorkerId("a", 2)]) == {}
 
 
-def test_hashes_of_the_full_64_bits() -> None:
-    index = PrefixIndex()
-    index.stored(A, hashes([2**64 - 1]))
-    assert overlaps(index, [2**64 - 1], [A]) == {A: 1}
+@both_indexes
+def test_hashes_of_the_full_64_bits(make: Callable[[], PrefixIndex]) -> None:
+    index = make()
+    index.stored(A, hashes([2**64 - 1, 0]))
+    assert overlaps(index, [2**64 - 1, 0], [A]) == {A: 2}
+
+
+def test_the_compiled_index_is_used_where_there_is_one() -> None:
+    assert isinstance(new_index(), type(compiled()))
+
+
+def test_without_a_compiled_index_there_is_one_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    none = library.Choice(None, None, None, "not built")
+    monkeypatch.setattr(library, "choice", lambda: none)
+    assert isinstance(new_index(), PythonIndex)
 
 
 # Blocks form a tree (parent i // 2); a worker stores below what it has and evicts leaves only.
@@ -84,9 +118,9 @@ BLOCKS = st.integers(1, 60)
 
 
 class IndexAgainstSets(RuleBasedStateMachine):
-    @initialize(slice_blocks=st.sampled_from([2, 1000]))
-    def start(self, slice_blocks: int) -> None:
-        self.index = PrefixIndex(slice_blocks)
+    @initialize(index=st.sampled_from([lambda: PythonIndex(2), PythonIndex, compiled]))
+    def start(self, index: Callable[[], PrefixIndex]) -> None:
+        self.index = index()
         self.held: dict[WorkerId, set[int]] = {worker: set() for worker in WORKERS}
 
     @rule(worker=st.sampled_from(WORKERS), block=BLOCKS)
@@ -108,9 +142,9 @@ class IndexAgainstSets(RuleBasedStateMachine):
     def expect_a_chain_for_a_moment(self, worker: WorkerId, block: int) -> None:
         chain = chain_to(block)
         held = leading(chain, self.held[worker])
-        self.index.expect(worker, chain[held:])
+        self.index.expect(worker, hashes(chain[held:]))
         assert self.index.overlap(hashes(chain), worker) == len(chain)
-        self.index.unexpect(worker, chain[held:])
+        self.index.unexpect(worker, hashes(chain[held:]))
         assert self.index.overlap(hashes(chain), worker) == held
 
     @rule(worker=st.sampled_from(WORKERS), gone=st.booleans())
@@ -149,4 +183,85 @@ def chain_to(block: int) -> list[int]:
 TestIndexAgainstSets = IndexAgainstSets.TestCase
 TestIndexAgainstSets.settings = settings(
     max_examples=examples(60), stateful_step_count=30, deadline=None
+)
+
+
+# More workers than one word of the compiled index has bits.
+MANY = [WorkerId(f"w{number}", 1) for number in range(70)]
+# So many blocks that the tables of the compiled index grow.
+LONGEST = 6000
+ANY_BLOCKS = st.lists(st.integers(0, 300) | st.integers(0, LONGEST - 1), max_size=40)
+
+
+class BothIndexes(RuleBasedStateMachine):
+    """Whatever workers tell, in whatever order: not only chains that end at a leaf."""
+
+    @initialize(slice_blocks=st.sampled_from([2, 1000]), seed=st.integers(0, 2**32))
+    def start(self, slice_blocks: int, seed: int) -> None:
+        self.indexes: tuple[PrefixIndex, ...] = (PythonIndex(slice_blocks), compiled())
+        self.names = np.random.default_rng(seed).integers(0, 2**64, LONGEST, dtype=np.uint64)
+
+    def same(self, ask: Callable[[PrefixIndex], Any]) -> None:
+        in_python, in_cpp = map(ask, self.indexes)
+        assert in_python == in_cpp
+
+    @rule(worker=st.sampled_from(MANY), blocks=ANY_BLOCKS, what=st.sampled_from("srxu"))
+    def change(self, worker: WorkerId, blocks: list[int], what: str) -> None:
+        chosen = self.names[np.array(blocks, dtype=np.intp)]
+        for index in self.indexes:
+            if what == "s":
+                index.stored(worker, chosen)
+            elif what == "r":
+                index.removed(worker, np.unique(chosen))
+            elif what == "x":
+                index.expect(worker, chosen)
+            else:
+                index.unexpect(worker, np.unique(chosen))
+
+    @rule(
+        first=st.integers(0, 60),
+        count=st.integers(1, 10),
+        start=st.integers(0, LONGEST // 2),
+        length=st.integers(1, LONGEST),
+        store=st.booleans(),
+    )
+    def several_store_or_drop(
+        self, first: int, count: int, start: int, length: int, store: bool
+    ) -> None:
+        part = self.names[start : start + length]
+        for index in self.indexes:
+            for worker in MANY[first : first + count]:
+                (index.stored if store else index.removed)(worker, part)
+
+    @rule(worker=st.sampled_from(MANY), gone=st.booleans())
+    def forget(self, worker: WorkerId, gone: bool) -> None:
+        for index in self.indexes:
+            (index.remove_worker if gone else index.reset)(worker)
+
+    @rule(blocks=ANY_BLOCKS, length=st.integers(0, LONGEST))
+    def ask(self, blocks: list[int], length: int) -> None:
+        for asked in (self.names[:length], self.names[np.array(blocks, dtype=np.intp)]):
+            self.same(lambda index, asked=asked: [index.overlap(asked, w) for w in MANY])
+            self.same(lambda index, asked=asked: together(index, asked))
+
+    @invariant()
+    def tell_the_same_of_each_worker_and_block(self) -> None:
+        self.same(lambda index: [index.num_held(worker) for worker in MANY])
+        blocks = [int(self.names[at]) for at in (0, 20, 300, LONGEST // 2, LONGEST - 1)]
+        self.same(lambda index: [index.holds(w, block) for w in MANY[:3] for block in blocks])
+        in_python, in_cpp = self.indexes
+        # Here those are gone at once that nobody holds any more.
+        assert len(in_cpp) <= len(in_python)
+        assert all(in_python.is_known(block) for block in blocks if in_cpp.is_known(block))
+
+
+def together(index: PrefixIndex, asked: np.ndarray) -> list[int]:
+    numbers = [index.number(worker) for worker in MANY]
+    found = index.overlaps(asked, len(MANY))
+    return [found.of(number) for number in numbers]
+
+
+TestBothIndexes = BothIndexes.TestCase
+TestBothIndexes.settings = settings(
+    max_examples=examples(60), stateful_step_count=40, deadline=None
 )
