@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from core.errors import CrossdockError
 from core.request import REQUEST_ID_KEPT_S, RequestKey
 from core.tenants import Tenant
 from router.answer_stream import Prompt
@@ -62,6 +61,8 @@ class RequestClaims:
         # the store was told last.
         self._chosen: dict[RequestKey, None] = {}
         self._ended: set[RequestKey] = set()
+        # Of those that are chosen: what the store has not answered yet.
+        self._asked: set[RequestKey] = set()
 
     async def claim(self, prompts: Sequence[Prompt], chosen: Sequence[RequestKey]) -> None:
         """What a call needs for all its prompts, at least one; raises AlreadyExists or Overloaded.
@@ -75,12 +76,15 @@ class RequestClaims:
         self._chosen |= dict.fromkeys(new)
         if self._health.is_shared:
             tokens = sum(map(self._requests.tokens_of, prompts))
+            left = self._requests.budgets_left(tenant.name)
+            self._asked.update(new)
             try:
-                left = self._requests.budgets_left(tenant.name)
                 await self._ask(Claim(tenant, chosen, len(prompts), tokens, left))
-            except CrossdockError:
+            except BaseException:
                 self._drop(new)
                 raise
+            finally:
+                self._asked.difference_update(new)
 
     def _drop(self, keys: Sequence[RequestKey]) -> None:
         for key in keys:
@@ -126,11 +130,11 @@ class RequestClaims:
     async def tell(self, *, all_of_them: bool) -> None:
         """The store keeps ids for a while after their requests, and, now and again, those of all
         that run. Raises ``StoreLost``."""
-        if all_of_them:
-            running = filter(self._requests.is_running, self._chosen)
-            self._chosen = dict.fromkeys(running)
         told = dict.fromkeys(self._ended, False)
         if all_of_them:
-            told |= dict.fromkeys(self._chosen, True)
+            running = list(filter(self._requests.is_running, self._chosen))
+            told |= dict.fromkeys(running, True)
+            kept = {*running, *self._asked}
+            self._chosen = dict.fromkeys(key for key in self._chosen if key in kept)
         self._ended = set()
         await self._store.keep(self._router, told, REQUEST_ID_KEPT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,9 +30,14 @@ class Store:
     claims: list[Claim] = field(default_factory=list)
     kept: dict[RequestKey, bool] = field(default_factory=dict)
     owners: dict[RequestKey, str | None] = field(default_factory=dict)
+    may_answer: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.may_answer.set()
 
     async def claim(self, router: str, claim: Claim, kept_s: float) -> ClaimResult:
         self.claims.append(claim)
+        await self.may_answer.wait()
         return self.results[len(self.claims) - 1]
 
     async def keep(self, router: str, requests: dict[RequestKey, bool], kept_s: float) -> None:
@@ -42,14 +48,17 @@ class Store:
         return self.owners.get(key)
 
 
+@dataclass
 class Requests:
-    """Of a router that runs all that is claimed."""
+    """Of a router that runs all that is claimed, or nothing."""
+
+    are_running: bool = True
 
     def check_id(self, key: RequestKey) -> None:
         pass
 
     def is_running(self, key: RequestKey) -> bool:
-        return True
+        return self.are_running
 
     def budgets_left(self, tenant: str) -> BudgetsLeft:
         return LEFT
@@ -58,14 +67,14 @@ class Requests:
         return 10 + len(prompt.tokens)
 
 
-def claims_of(store: Store) -> RequestClaims:
+def claims_of(store: Store, requests: Requests | None = None) -> RequestClaims:
     health = StoreHealth()
     health.answered(0.0)
     return RequestClaims(
         "a",
         store,  # type: ignore[arg-type]
         health,
-        Requests(),
+        requests or Requests(),
         lambda name: LIMITED,
         lambda error: None,
         lambda seconds: None,
@@ -120,3 +129,30 @@ async def test_an_emptied_store_lacks_what_has_run_for_longest() -> None:
     assert await claims.are_forgotten()
     await claims.tell(all_of_them=True)
     assert not await claims.are_forgotten()
+
+
+async def test_what_is_being_claimed_while_ids_are_renewed_is_renewed_the_next_time() -> None:
+    store, requests, one = Store([ALLOWED]), Requests(are_running=False), prompt("a")
+    claims = claims_of(store, requests)
+    store.may_answer.clear()
+    claiming = asyncio.create_task(claims.claim([one], [one.key]))
+    await asyncio.sleep(0)
+    await claims.tell(all_of_them=True)
+    assert store.kept == {}
+    store.may_answer.set()
+    await claiming
+    requests.are_running = True
+    await claims.tell(all_of_them=True)
+    assert store.kept == {one.key: True}
+
+
+async def test_an_id_that_nobody_waits_for_any_more_is_not_kept() -> None:
+    store, one = Store([ALLOWED]), prompt("a")
+    claims = claims_of(store)
+    store.may_answer.clear()
+    claiming = asyncio.create_task(claims.claim([one], [one.key]))
+    await asyncio.sleep(0)
+    claiming.cancel()
+    await asyncio.gather(claiming, return_exceptions=True)
+    await claims.tell(all_of_them=True)
+    assert store.kept == {}
