@@ -3,7 +3,7 @@
 Covers: every promise of blocks that D makes to a prefill worker; which pieces are copied,
 verified, asked for again or given up; when a commit may become a running sequence; and that each
 way out frees the blocks. Messages may be doubled, late or lost; answers are idempotent.
-Does not cover: which reserve gets blocks next (``decode_worker.scheduler``), moving the bytes and
+Does not cover: which reserve gets blocks next (``decode_worker.admission``), moving the bytes and
 the streams (``kv_transfer``), P's side (``core.push``).
 """
 

@@ -2,7 +2,8 @@
 
 Covers: reserves, local prefills, preempted sequences and forks in one queue; blocks from the
 prefix cache first; admission without reserving max_tokens. Pure: no clock, no I/O.
-Does not cover: what admitted sequences compute when (``decode_worker.scheduler``).
+Does not cover: how many may run (``decode_worker.sequence_table``), what they compute when
+(``decode_worker.scheduler``).
 """
 
 from __future__ import annotations

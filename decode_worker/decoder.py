@@ -1,8 +1,9 @@
-"""Everything a decode worker decides: leases and scheduling behind one `handle`.
+"""Everything a decode worker decides: leases, sequences and steps behind one `handle`.
 
-Covers: how the lease rules and the scheduler share one block pool, and which commands leave for
-the shell (`decode_worker.service`) or the simulator. Pure: the clock is passed in.
-Does not cover: the rules themselves (``core.lease``, ``decode_worker.scheduler``).
+Covers: how leases and sequences share one block pool, and which commands leave for the shell
+(`decode_worker.service`) or the simulator. Pure: the clock is passed in.
+Does not cover: the rules themselves (``core.lease``, ``decode_worker.sequence_table``,
+``decode_worker.scheduler``).
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ from core.step import StepPlan, StepResult
 from core.step_clock import StepClock
 from core.values import value
 from decode_worker.phases import LeasePhases, LocalPhases
+from decode_worker.request_limits import RequestLimits
 from decode_worker.scheduler import DecodeScheduler
+from decode_worker.sequence_table import SequenceTable
+from decode_worker.steady_steps import SteadySteps
 
 
 @value(eq=False)
@@ -72,7 +76,7 @@ class Decoder:
     """The decisions of one decode worker. Not thread-safe: its owner holds a lock.
 
     ``depth``: how many steps its engine has under way at once. ``ttft``: seconds in which requests
-    want their first token. ``max_positions``: see `DecodeScheduler`. ``observe_phase``: see
+    want their first token. ``max_positions``: see `RequestLimits`. ``observe_phase``: see
     `PhaseClock`.
     """
 
@@ -93,15 +97,13 @@ class Decoder:
         self.pool = pool
         self.events = EventLog()
         self.leases = LeaseTable(pool, times, new_lease_id)
-        self.scheduler = DecodeScheduler(
-            pool,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            eos=eos,
-            depth=depth,
-            ttft=ttft,
-            max_positions=max_positions,
+        self.sequences = SequenceTable(pool, max_num_seqs=max_num_seqs, eos=eos, ttft=ttft)
+        self._scheduler = DecodeScheduler(
+            self.sequences, max_num_batched_tokens=max_num_batched_tokens, depth=depth
         )
+        self._steady = SteadySteps(self.sequences, depth)
+        pool_tokens = pool.num_blocks * pool.block_size
+        self._limits = RequestLimits(max_num_seqs, pool_tokens, max_positions)
         self._clock = StepClock()
         self._lease_phases = LeasePhases(observe_phase)
         self._local_phases = LocalPhases(observe_phase)
@@ -119,9 +121,9 @@ class Decoder:
             case PrefillHere():
                 commands = self._prefill_here(event, now)
             case Stopped(key, index):
-                self.scheduler.end_answer(key, index)
+                self.sequences.end_answer(key, index)
                 commands = []
-            case Aborted(key) if self.scheduler.end(key):
+            case Aborted(key) if self.sequences.end(key):
                 self._local_phases.forget(key)
                 commands = []
             case FromPrefill(peer, Reserve() as reserve):
@@ -136,29 +138,30 @@ class Decoder:
 
     def plan_step(self, now: float) -> StepPlan | None:
         """The next step, or None if nothing can run."""
-        plan = self.scheduler.plan_step(now)
+        plan = self._scheduler.plan_step(now)
         if plan is not None:
             self._clock.planned(now)
             if self._local_phases:
-                keys = (self.scheduler.key_of(piece.sequence_id) for piece in plan.slices)
+                in_flight = self.sequences.in_flight
+                keys = (in_flight[piece.sequence_id].key for piece in plan.slices)
                 self._local_phases.planned(keys, now)
         return plan
 
     def prepare_next(self) -> None:
         """To be called while a step is computed; see `DecodeScheduler.prepare_next`."""
-        self.scheduler.prepare_next()
+        self._scheduler.prepare_next()
 
     def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> list[DecoderCommand]:
         """Books a step; returns its tokens and what became possible by the blocks it freed."""
         seconds = self._clock.completed(now).own
-        outputs = self.scheduler.complete_step(plan, result, seconds)
+        outputs = self._scheduler.complete_step(plan, result, seconds)
         if self._local_phases:
             self._local_phases.computed(outputs, now)
         return [*outputs, *self._admit(now)]
 
     def steady_steps(self) -> int:
-        """See `DecodeScheduler.steady_steps`; valid until the next event or step."""
-        return self.scheduler.steady_steps()
+        """See `SteadySteps.count`; valid until the next event or step."""
+        return self._steady.count()
 
     def complete_steady_steps(
         self, steps: int, token_of: Callable[[Sequence], int], now: float
@@ -168,29 +171,30 @@ class Decoder:
         possible by them."""
         self._clock.planned(now)
         self._clock.completed(now)
-        outputs = self.scheduler.complete_steady_steps(steps, token_of)
+        outputs = self._steady.complete(steps, token_of)
         return [*outputs, *self._admit(now)]
 
     def _reserve(self, peer: str, reserve: Reserve, now: float) -> list[DecoderCommand]:
         try:
-            self.scheduler.check_fits(len(reserve.tokens), reserve.params)
+            self._limits.check(len(reserve.tokens), reserve.params)
         except InvalidField as error:
             return [SendToPrefill(peer, LeaseLost(reserve.key, 0, error.message))]
         return self._handle_lease(FromPrefill(peer, reserve), now)
 
     def _prefill_here(self, event: PrefillHere, now: float) -> list[DecoderCommand]:
         try:
-            self.scheduler.add_local(
-                event.key, event.tokens, event.params, event.salt, now, event.hashes
-            )
+            self._limits.check(len(event.tokens), event.params)
         except InvalidField as error:
             return [FailAttempt(event.key, FailureCause.REJECTED, error.message)]
+        self.sequences.add_local(
+            event.key, event.tokens, event.params, event.salt, now, event.hashes
+        )
         self._local_phases.submitted(event.key, now)
         return []
 
     def _admit(self, now: float) -> list[DecoderCommand]:
         commands: list[DecoderCommand] = []
-        for grant in self.scheduler.admit(self.leases.num_granted):
+        for grant in self.sequences.admit(self.leases.num_granted):
             commands += self._handle_lease(grant, now)
         return commands
 
@@ -202,11 +206,11 @@ class Decoder:
             self._lease_phases.decided(command, now)
             match command:
                 case EnqueueReserve(key, tokens, salt, num_answers, hashes):
-                    self.scheduler.add_reserve(key, tokens, salt, num_answers, hashes)
+                    self.sequences.add_reserve(key, tokens, salt, num_answers, hashes)
                 case DequeueReserve(key):
-                    self.scheduler.remove_reserve(key)
+                    self.sequences.remove_reserve(key)
                 case StartSequence():
-                    commands += self.scheduler.start(command)
+                    commands += self.sequences.start(command)
                 case _:
                     commands.append(command)
         return commands
@@ -229,11 +233,11 @@ class Decoder:
 
     @property
     def load(self) -> Load:
-        return self.scheduler.load
+        return self.sequences.load
 
     @property
     def counters(self) -> StepCounters:
-        return self.scheduler.counters
+        return self.sequences.counters
 
     @property
     def num_leases(self) -> int:
@@ -244,7 +248,7 @@ class Decoder:
         """No sequence, lease, copy, or attempt that waits for its prompt is left."""
         leases = self.leases
         promised = leases.num_leases + leases.num_open + leases.num_draining
-        return self.scheduler.idle and promised == 0
+        return self.sequences.idle and promised == 0
 
     @property
     def num_orphans(self) -> int:
@@ -254,7 +258,7 @@ class Decoder:
 
     @property
     def _held_references(self) -> list[BlockIds]:
-        return [*self.scheduler.held_references(), *self.leases.held_references()]
+        return [*self.sequences.held_references(), *self.leases.held_references()]
 
     def validate(self) -> None:
         """Raises `InternalError` if any invariant of pool, leases or sequences is broken."""

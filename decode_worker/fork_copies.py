@@ -3,7 +3,7 @@
 A fork shares the full blocks of its prompt for ever: nobody writes into those. It writes into the
 last, partly filled block at once, so that one is copied with the fork's first step. Until then its
 source is held: the sequence it belongs to may be gone by then.
-Does not cover: when to fork (``decode_worker.scheduler``), moving bytes (``engine.runner``).
+Does not cover: when to fork (``decode_worker.sequence_table``), moving bytes (``engine.runner``).
 """
 
 from __future__ import annotations

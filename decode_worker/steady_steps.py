@@ -5,33 +5,83 @@ drawn and, where blocks end, in blocks taken and published. So the state after m
 costs as much as its blocks, not as its tokens. A simulation of hours needs that; a worker with an
 engine plans each step by itself.
 
-Covers: how many steps are certainly like that, and the blocks they take and publish, in the order
-of single steps. Does not cover: whether the next step is like that at all, and the end of the last
-one (``decode_worker.scheduler``).
+Covers: how many of the next steps are certainly like that, and booking them: tokens, the blocks
+that they take and publish, in the order of single steps, answers that end with the last one.
+Does not cover: single steps (``decode_worker.scheduler``).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from core.block_pool import BlockPool
 from core.errors import InternalError
+from core.outputs import TokenOutput
 from core.sequence import Sequence
+from core.step import SampledToken
 from decode_worker.admission import AdmissionQueue
+from decode_worker.sequence_table import SequenceTable, token_output
 
 # In each step blocks are first taken for all sequences; later those that became full are published.
 _TAKE, _PUBLISH = 0, 1
 # The step, from 1; what happens; the sequence's id, by which they have their turns, and itself.
 _BlockEvent = tuple[int, int, int, Sequence]
+# The step, from 1; the sequence's id; its block that becomes full, with its hash; the sequence.
+_FullBlock = tuple[int, int, int, int, Sequence]
 _NO_BLOCK = -1
 
 
-# The step, from 1; the sequence's id; its block that becomes full, with its hash; the sequence.
-_FullBlock = tuple[int, int, int, int, Sequence]
+class SteadySteps:
+    """Steps of the sequences that run, many at a time. ``depth``: how many its engine may have
+    under way at once."""
+
+    def __init__(self, sequences: SequenceTable, depth: int = 1) -> None:
+        self._sequences = sequences
+        self._depth = depth
+
+    def count(self) -> int:
+        """How many next steps, after a call of `SequenceTable.admit`, certainly take all sequences
+        that run now, with one token each, and change nothing else; only the last of them may end
+        answers.
+
+        0 if the next step is not like that, and always if several may be under way at once.
+        """
+        sequences = self._sequences
+        running, queue = sequences.running, sequences.queue
+        if self._depth > 1 or sequences.in_flight or sequences.forks or not running:
+            return 0
+        for sequence in running:
+            if sequence.length - sequence.computed > 1 or not sequence.generated:
+                return 0
+        if sequences.has_place and not queue.admits_nobody(len(running)):
+            return 0
+        return _count_certain(running, sequences.pool, queue, sequences.eos)
+
+    def complete(self, steps: int, token_of: Callable[[Sequence], int]) -> list[TokenOutput]:
+        """Plans and books ``steps`` steps, 1 to `count`, in each of which each sequence draws its
+        ``token_of``. Returns the tokens that end answers; all belong to the last step."""
+        sequences = self._sequences
+        drawn = [(sequence, token_of(sequence)) for sequence in sequences.running]
+        for sequence, token in drawn:
+            sequence.append(token, steps)
+        _take_and_publish_blocks(sequences.running, sequences.pool, steps)
+        sequences.num_planned += steps
+        sequences.counters.steps += steps
+        sequences.counters.decode_tokens += steps * len(drawn)
+        outputs = []
+        for sequence, token in drawn:
+            sequence.last_step = sequences.num_planned
+            sequence.advance(sequence.length - 1)
+            finish = sequences.finish_if_over(sequence, token)
+            if finish is not None:
+                outputs.append(token_output(sequence, SampledToken(token), finish, first=False))
+        return outputs
 
 
-def count_steady_steps(
+def _count_certain(
     decoding: list[Sequence], pool: BlockPool, queue: AdmissionQueue, eos: frozenset[int]
 ) -> int:
     """After so many steps an answer may end or somebody who waits be admitted, or the next step may
@@ -70,7 +120,7 @@ def _steps_to_full_block(sequence: Sequence, block_size: int) -> int:
     return block_size - sequence.computed % block_size
 
 
-def take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: int) -> None:
+def _take_and_publish_blocks(decoding: list[Sequence], pool: BlockPool, steps: int) -> None:
     """All blocks that ``steps`` steps take and publish. The tokens that they draw are in place."""
     size = pool.block_size
     full = _full_blocks(decoding, size, steps)

@@ -1,4 +1,4 @@
-"""D's scheduler: who gets blocks, what a step holds, who is preempted, how answers end."""
+"""D's sequences and steps: who gets blocks, what steps hold, who is preempted, how answers end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from core.references import check_references
 from core.request import AttemptKey, FinishReason, RequestKey, SamplingParams
 from core.step import BlockCopy, SampledToken, StepPlan, StepResult
 from decode_worker.scheduler import DecodeScheduler
+from decode_worker.sequence_table import SequenceTable
 
 SIZE = 4
 EOS = 99
@@ -29,7 +30,7 @@ def tokens(count: int, first: int = 1) -> np.ndarray:
 
 
 class Desk:
-    """A scheduler with its pool; steps draw the token 7 unless told otherwise."""
+    """A scheduler with its pool and sequences; steps draw the token 7 unless told otherwise."""
 
     def __init__(
         self,
@@ -37,22 +38,15 @@ class Desk:
         max_num_seqs: int = 4,
         budget: int = 8,
         depth: int = 1,
-        max_positions: int | None = None,
     ) -> None:
         self.pool = BlockPool(num_blocks, SIZE)
-        self.scheduler = DecodeScheduler(
-            self.pool,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=budget,
-            eos=frozenset({EOS}),
-            depth=depth,
-            max_positions=max_positions,
-        )
+        self.sequences = SequenceTable(self.pool, max_num_seqs=max_num_seqs, eos=frozenset({EOS}))
+        self.scheduler = DecodeScheduler(self.sequences, max_num_batched_tokens=budget, depth=depth)
 
     def local(self, name: str, length: int, first: int = 1, **params: object) -> None:
         sampling = SamplingParams(**({"max_tokens": 8} | params))  # type: ignore[arg-type]
-        self.scheduler.add_local(key(name), tokens(length, first), sampling, 0, 0.0)
-        self.scheduler.admit(0)
+        self.sequences.add_local(key(name), tokens(length, first), sampling, 0, 0.0)
+        self.sequences.admit(0)
 
     def plan(self) -> StepPlan:
         plan = self.scheduler.plan_step(0.0)
@@ -62,7 +56,7 @@ class Desk:
     def complete(self, plan: StepPlan, token: int = 7, seconds: float = 0.0) -> list[TokenOutput]:
         drawn = {s.sequence_id: (SampledToken(token),) * len(s.samples) for s in plan.slices}
         outputs = self.scheduler.complete_step(plan, StepResult(drawn), seconds)
-        self.scheduler.admit(0)
+        self.sequences.admit(0)
         assert all(isinstance(output, TokenOutput) for output in outputs)
         return outputs  # type: ignore[return-value]
 
@@ -71,7 +65,7 @@ class Desk:
 
     def validate(self) -> None:
         self.pool.validate()
-        check_references(self.pool, self.scheduler.held_references())
+        check_references(self.pool, self.sequences.held_references())
 
 
 @pytest.fixture
@@ -96,11 +90,11 @@ def test_a_slice_made_ahead_is_dropped_with_the_blocks(desk: Desk) -> None:
     desk.local("a", 5)
     plan = desk.plan()
     desk.scheduler.prepare_next()
-    desk.scheduler.end(key("a"))
+    desk.sequences.end(key("a"))
     assert desk.complete(plan) == []
     desk.scheduler.prepare_next()
     desk.validate()
-    assert desk.scheduler.idle
+    assert desk.sequences.idle
 
 
 def test_a_long_prompt_is_computed_in_chunks_and_then_decoded(desk: Desk) -> None:
@@ -129,10 +123,10 @@ def test_the_queue_is_served_in_order_even_if_a_later_one_would_fit() -> None:
     desk.local("first", 12)
     desk.local("large", 16, first=100)
     desk.local("small", 2, first=200)
-    assert (desk.scheduler.load.running, desk.scheduler.load.waiting) == (1, 2)
-    desk.scheduler.end(key("first"))
-    desk.scheduler.admit(0)
-    assert desk.scheduler.load.running == 1, "only the large one: it takes five of six blocks"
+    assert (desk.sequences.load.running, desk.sequences.load.waiting) == (1, 2)
+    desk.sequences.end(key("first"))
+    desk.sequences.admit(0)
+    assert desk.sequences.load.running == 1, "only the large one: it takes five of six blocks"
 
 
 def test_the_youngest_is_preempted_and_resumes_first() -> None:
@@ -143,10 +137,10 @@ def test_the_youngest_is_preempted_and_resumes_first() -> None:
     while len(finished) < 2:
         finished += [output.key for output in desk.step() if output.finish]
         desk.validate()
-    assert desk.scheduler.counters.preemptions > 0
+    assert desk.sequences.counters.preemptions > 0
     assert finished == [key("old"), key("young")]
-    assert desk.scheduler.counters.prefill_tokens_computed == 14
-    assert desk.scheduler.counters.recomputed_tokens > 0
+    assert desk.sequences.counters.prefill_tokens_computed == 14
+    assert desk.sequences.counters.recomputed_tokens > 0
     assert desk.pool.num_leased == 0
 
 
@@ -188,37 +182,31 @@ def test_before_min_tokens_the_end_is_not_even_drawn(desk: Desk) -> None:
 def test_blocks_of_an_aborted_sequence_stay_until_its_step_has_ended(desk: Desk) -> None:
     desk.local("a", 5)
     plan = desk.plan()
-    assert desk.scheduler.end(key("a"))
+    assert desk.sequences.end(key("a"))
     assert desk.pool.num_leased > 0
     assert desk.complete(plan) == []
     assert desk.pool.num_leased == 0
-    assert not desk.scheduler.end(key("a"))
+    assert not desk.sequences.end(key("a"))
 
 
-def test_what_could_never_finish_is_refused_by_name(desk: Desk) -> None:
-    with pytest.raises(InvalidField, match=r"max_tokens = 73.*80 tokens"):
-        desk.local("a", 8, max_tokens=73)
-    desk.local("fits", 8, max_tokens=72)
-
-
-def test_what_goes_beyond_the_model_s_last_position_is_refused_by_name() -> None:
-    desk = Desk(max_positions=40)
-    with pytest.raises(InvalidField, match=r"max_tokens = 33: .* 40 tokens at which this model"):
-        desk.local("a", 8, max_tokens=33)
-    desk.local("fits", 8, max_tokens=32)
-    while desk.scheduler.load.running:
+def test_an_answer_is_over_before_its_prompt_and_most_tokens_are_all_computed(desk: Desk) -> None:
+    """So the model's last position is the longest that both may be together."""
+    desk.local("a", 8, max_tokens=32)
+    ends: list[int] = []
+    while desk.sequences.load.running:
         plan = desk.plan()
-        assert all(piece.end <= 40 for piece in plan.slices)
+        ends += [piece.end for piece in plan.slices]
         desk.complete(plan)
+    assert max(ends) == 8 + 32 - 1
 
 
 def test_a_cached_prefix_does_not_count_in_the_patience_of_a_prompt() -> None:
     desk = Desk()
     desk.local("first", 20, max_tokens=1)
-    while desk.scheduler.load.running:
+    while desk.sequences.load.running:
         desk.step()
     desk.local("second", 20)
-    order = desk.scheduler._prompts
+    order = desk.sequences.prompts
     (waiting,) = order.sequence(0.0)
     assert waiting.remaining == 4, "four blocks of it are in the cache"
     order.add(99, 4 * PATIENCE, 0.0)
@@ -278,19 +266,17 @@ def test_answers_without_a_place_wait_behind_those_who_came_before() -> None:
     desk = Desk(max_num_seqs=3)
     desk.local("two", 3, n=2, max_tokens=3)
     desk.local("also two", 3, first=50, n=2, max_tokens=3)
-    assert desk.scheduler.load.running == 2, "a prompt takes one place"
+    assert desk.sequences.load.running == 2, "a prompt takes one place"
     assert len(desk.step()) == 4, "each answer has its first token"
-    assert (desk.scheduler.load.running, desk.scheduler.load.waiting) == (3, 1)
+    assert (desk.sequences.load.running, desk.sequences.load.waiting) == (3, 1)
     desk.validate()
     ended: list[tuple[AttemptKey, int]] = []
     while len(ended) < 4:
         ended += [(output.key, output.index) for output in desk.step() if output.finish]
-        assert desk.scheduler.load.running <= 3
+        assert desk.sequences.load.running <= 3
         desk.validate()
     assert ended[-1] == (key("also two"), 1)
     assert desk.pool.num_leased == 0
-    with pytest.raises(InvalidField, match=r"n = 4.*at most 3"):
-        desk.local("four", 3, n=4)
 
 
 def test_many_answers_hold_nobody_up_until_there_are_places_for_all() -> None:
@@ -298,17 +284,17 @@ def test_many_answers_hold_nobody_up_until_there_are_places_for_all() -> None:
     desk.local("runs", 3, max_tokens=8)
     desk.local("wide", 3, first=50, n=4)
     desk.local("narrow", 3, first=90)
-    assert desk.scheduler.load.running == 3
+    assert desk.sequences.load.running == 3
 
 
 def test_one_answer_may_end_before_the_others(desk: Desk) -> None:
     desk.local("a", 5, n=3)
     desk.step()
-    desk.scheduler.end_answer(key("a"), 1)
+    desk.sequences.end_answer(key("a"), 1)
     outputs = desk.step()
     assert [output.index for output in outputs] == [0, 2]
     desk.validate()
-    assert desk.scheduler.end(key("a"))
+    assert desk.sequences.end(key("a"))
     desk.validate()
     assert desk.pool.num_leased == 0
 
@@ -316,7 +302,7 @@ def test_one_answer_may_end_before_the_others(desk: Desk) -> None:
 def test_the_source_of_a_copy_stays_until_the_copy_is_made(desk: Desk) -> None:
     desk.local("a", 6, n=2)
     desk.step()
-    desk.scheduler.end_answer(key("a"), 0)
+    desk.sequences.end_answer(key("a"), 0)
     desk.validate()
     plan = desk.plan()
     (copy,) = plan.copies
@@ -331,13 +317,13 @@ def test_an_answer_without_a_block_of_its_own_waits_and_recomputes() -> None:
     desk.local("a", 6, n=2, max_tokens=10)
     desk.local("other", 6, first=60, max_tokens=2)
     finished: dict[int, int] = {}
-    while len(finished) < 2 or desk.scheduler.load.waiting:
+    while len(finished) < 2 or desk.sequences.load.waiting:
         for output in desk.step():
             desk.validate()
             if output.finish and output.key == key("a"):
                 finished[output.index] = 1
-    assert desk.scheduler.counters.preemptions > 0
-    while desk.scheduler.load.running:
+    assert desk.sequences.counters.preemptions > 0
+    while desk.sequences.load.running:
         desk.step()
     assert desk.pool.num_leased == 0
 
@@ -376,7 +362,7 @@ def decoding(depth: int, count: int, **options: int) -> Desk:
     desk = Desk(depth=depth, **options)
     for number in range(count):
         desk.local(str(number), 3, first=10 * number + 1, max_tokens=30)
-    while desk.scheduler.load.pending_prefill_tokens:
+    while desk.sequences.load.pending_prefill_tokens:
         desk.step()
     return desk
 
@@ -410,8 +396,8 @@ def test_who_waited_longest_has_its_turn_even_if_new_ones_keep_coming() -> None:
     turns: dict[int, int] = {1: 0, 2: 0}
     for number in range(8):
         # Two answers of two tokens each start and end all the time.
-        while desk.scheduler.load.running < 4:
-            desk.local(f"{number}/{desk.scheduler.load.running}", 1, first=90, max_tokens=2)
+        while desk.sequences.load.running < 4:
+            desk.local(f"{number}/{desk.sequences.load.running}", 1, first=90, max_tokens=2)
         plan = desk.plan()
         for sequence_id in starts(plan).keys() & turns:
             turns[sequence_id] += 1
@@ -426,7 +412,7 @@ def test_the_next_chunk_of_a_prompt_is_planned_while_one_is_under_way() -> None:
     assert [starts(plan) for plan in plans] == [{1: 0}, {1: 8}, {1: 16}]
     assert desk.scheduler.plan_step(0.0) is None
     assert [len(desk.complete(plan)) for plan in plans] == [0, 0, 1]
-    assert desk.scheduler.counters.prefill_tokens_computed == 18
+    assert desk.sequences.counters.prefill_tokens_computed == 18
     desk.validate()
 
 
@@ -434,7 +420,7 @@ def test_blocks_of_an_aborted_sequence_stay_until_its_last_step_has_ended() -> N
     desk = Desk(depth=2)
     desk.local("a", 12)
     first, second = desk.plan(), desk.plan()
-    desk.scheduler.end(key("a"))
+    desk.sequences.end(key("a"))
     assert desk.complete(first) == []
     assert desk.pool.num_leased > 0
     desk.validate()
@@ -465,7 +451,7 @@ def test_a_copy_belongs_to_the_step_that_makes_it() -> None:
     first, second = desk.plan(), desk.plan()
     assert first.copies == ()
     (copy,) = second.copies
-    desk.scheduler.end(key("a"))
+    desk.sequences.end(key("a"))
     desk.complete(first)
     assert desk.pool.references[copy.source] == 1
     desk.validate()
@@ -486,11 +472,11 @@ def test_a_sequence_under_way_is_never_preempted_and_the_older_one_waits_for_it(
     assert desk.pool.num_available == 0, "the younger one took the last block"
     desk.complete(full_block)
     assert desk.scheduler.plan_step(0.0) is None, "the older one waits"
-    assert desk.scheduler.counters.preemptions == 0
+    assert desk.sequences.counters.preemptions == 0
     desk.validate()
     desk.complete(young)
     assert starts(desk.plan()) == {1: 8}, "it has its turn with the blocks of the younger one"
-    assert desk.scheduler.counters.preemptions == 1
+    assert desk.sequences.counters.preemptions == 1
     desk.validate()
 
 
@@ -504,7 +490,7 @@ def test_the_youngest_of_all_gives_its_own_blocks_up_if_it_lacks_one() -> None:
     last_block = desk.plan()
     assert starts(last_block) == {1: 8}
     assert desk.scheduler.plan_step(0.0) is None
-    assert desk.scheduler.load.waiting == 1
+    assert desk.sequences.load.waiting == 1
     assert desk.pool.num_available == 3
     desk.validate()
 
@@ -523,10 +509,10 @@ def test_a_preempted_stream_goes_before_prompts_that_have_not_begun() -> None:
     desk = Desk(num_blocks=6, budget=16)
     desk.local("old", 7, max_tokens=12)
     desk.local("young", 5, first=50, max_tokens=9)
-    while desk.scheduler.counters.preemptions == 0:
+    while desk.sequences.counters.preemptions == 0:
         desk.step()
-    desk.scheduler.end(key("old"))
-    desk.scheduler.admit(0)
+    desk.sequences.end(key("old"))
+    desk.sequences.admit(0)
     desk.local("new", 3, first=90, max_tokens=1)
     again, new = desk.plan().slices
     assert len(again.tokens) > 1

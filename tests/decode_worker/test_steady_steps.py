@@ -139,18 +139,18 @@ def sequence_state(sequence: Sequence) -> dict[str, object]:
 
 def decoder_state(worker: Worker) -> dict[str, object]:
     """All that decides what the worker does from here."""
-    decoder, scheduler = worker.decoder, worker.decoder.scheduler
-    waiting = scheduler._queue._waiting
+    decoder, sequences = worker.decoder, worker.decoder.sequences
+    waiting = sequences.queue._waiting
     return {
         "pool": pool_state(worker.pool),
-        "running": [sequence_state(s) for s in scheduler.running],
+        "running": [sequence_state(s) for s in sequences.running],
         "waiting": [sequence_state(s) if isinstance(s, Sequence) else s.key for s in waiting],
-        "answers": {name: [s.index for s in all_] for name, all_ in scheduler._by_key.items()},
-        "steps": (scheduler._num_planned, scheduler._next_id, scheduler._num_granted),
-        "prompts": list(scheduler._prompts.sequence(0.0)),
-        "speed": scheduler._prompts.seconds_per_token,
-        "in flight": len(scheduler._in_flight),
-        "forks": scheduler._forks.sources.tolist(),
+        "answers": {name: [s.index for s in all_] for name, all_ in sequences._by_key.items()},
+        "steps": (sequences.num_planned, sequences._next_id, sequences._num_granted),
+        "prompts": list(sequences.prompts.sequence(0.0)),
+        "speed": sequences.prompts.seconds_per_token,
+        "in flight": len(sequences.in_flight),
+        "forks": sequences.forks.sources.tolist(),
         "counters": decoder.counters,
         "clock": (list(decoder._clock._planned_at), decoder._clock._completed_at),
         "load": decoder.load,
@@ -235,14 +235,14 @@ def test_who_was_refused_is_tried_again_only_when_it_can_help(
 ) -> None:
     """A queue that tries its head each time grants the same, and leaves the same to evict next."""
     patient, eager = Worker(num_blocks), Worker(num_blocks)
-    queue = eager.decoder.scheduler._queue
+    queue = eager.decoder.sequences.queue
     queue.admits_nobody = lambda num_running: len(queue) == 0  # type: ignore[method-assign]
     for number, event in enumerate(events):
         play(patient, number, event, limit=0)
         play(eager, number, event, limit=0)
         assert patient.said == eager.said
         tables = [
-            [s.block_ids.tolist() for s in w.decoder.scheduler.running] for w in (patient, eager)
+            [s.block_ids.tolist() for s in w.decoder.sequences.running] for w in (patient, eager)
         ]
         assert tables[0] == tables[1]
         assert eviction_order(patient.pool) == eviction_order(eager.pool)

@@ -21,6 +21,7 @@ from handoff_memory import copy_piece, described
 from core.block_hash import TokenArray
 from core.block_pool import BlockPool
 from core.handoff import FailureCause, LeaseTimes, ToDecode, ToPrefill
+from core.in_flight import InFlight
 from core.lease_events import (
     Aborted,
     Copied,
@@ -106,6 +107,10 @@ class SimPrefill:
             depth=depth,
         )
 
+    @property
+    def in_flight(self) -> InFlight:
+        return self.brain.scheduler._in_flight
+
 
 class SimDecode:
     """One decode worker."""
@@ -124,6 +129,10 @@ class SimDecode:
             new_lease_id=new_id,
             depth=depth,
         )
+
+    @property
+    def in_flight(self) -> InFlight:
+        return self.brain.sequences.in_flight
 
 
 @dataclass
@@ -407,7 +416,7 @@ class World:
     def _plan(self, worker: SimPrefill | SimDecode) -> None:
         plan = worker.brain.plan_step(self.now)
         if plan is not None:
-            in_flight = worker.brain.scheduler._in_flight
+            in_flight = worker.in_flight
             ids = [piece.sequence_id for piece in plan.slices]
             worker.engine.submit(plan, {i: in_flight[i].tokens for i in ids})
             if isinstance(worker, SimDecode):

@@ -20,6 +20,7 @@ from simulated_network import Network, Pipe
 
 from core.block_pool import BlockPool
 from core.handoff import FailureCause, LeaseTimes, Reserve
+from core.in_flight import InFlight
 from core.lease_events import (
     Aborted,
     Copied,
@@ -184,6 +185,10 @@ class SimWorker(abc.ABC):
     @abc.abstractmethod
     def new_brain(self, pool: BlockPool) -> Any: ...
 
+    @property
+    @abc.abstractmethod
+    def in_flight(self) -> InFlight: ...
+
     @abc.abstractmethod
     def tick_event(self) -> Any: ...
 
@@ -229,7 +234,7 @@ class SimWorker(abc.ABC):
             return
         plan = self.brain.plan_step(self.network.now)
         if plan is not None:
-            in_flight = self.brain.scheduler._in_flight
+            in_flight = self.in_flight
             ids = [piece.sequence_id for piece in plan.slices]
             self.engine.submit(plan, {i: in_flight[i].tokens for i in ids})
             self.network.after(_STEP_S * (1 + self.network.random.random()), self._step_ends)
@@ -341,6 +346,10 @@ class SimDecode(SimWorker):
         self.peers: dict[str, HandoffStream] = {}
         super().__init__(network, name, epoch)
 
+    @property
+    def in_flight(self) -> InFlight:
+        return self.brain.sequences.in_flight  # type: ignore[no-any-return]
+
     def new_brain(self, pool: BlockPool) -> Decoder:
         return Decoder(
             pool,
@@ -422,6 +431,10 @@ class SimPrefill(SimWorker):
         self._sessions: dict[str, HandoffStream] = {}
         self._num_streams = 0
         super().__init__(network, name, epoch)
+
+    @property
+    def in_flight(self) -> InFlight:
+        return self.brain.scheduler._in_flight  # type: ignore[no-any-return]
 
     def new_brain(self, pool: BlockPool) -> Prefiller:
         return Prefiller(

@@ -27,6 +27,7 @@ from core.references import check_references
 from core.request import AttemptKey, RequestKey, SamplingParams
 from core.step import StepPlan, StepResult
 from decode_worker.scheduler import DecodeScheduler
+from decode_worker.sequence_table import SequenceTable
 from prefill_worker.scheduler import PrefillScheduler
 
 SIZE = 4
@@ -84,13 +85,8 @@ class Decoding:
         self.pool = BlockPool(num_blocks, SIZE)
         self.engine = FakeEngine(num_blocks, SIZE, depth)
         self.leases = Leases(self.pool, self.engine)
-        self.scheduler = DecodeScheduler(
-            self.pool,
-            max_num_seqs=4,
-            max_num_batched_tokens=7,
-            eos=frozenset(),
-            depth=depth,
-        )
+        self.sequences = SequenceTable(self.pool, max_num_seqs=4, eos=frozenset())
+        self.scheduler = DecodeScheduler(self.sequences, max_num_batched_tokens=7, depth=depth)
         self.requests: dict[AttemptKey, tuple[np.ndarray, SamplingParams]] = {}
         self.answers: dict[tuple[AttemptKey, int], list[int]] = {}
         self.cut: set[AttemptKey] = set()
@@ -98,22 +94,22 @@ class Decoding:
     def ask(self, prompt: np.ndarray, max_tokens: int, n: int) -> None:
         name, params = key(len(self.requests)), SamplingParams(max_tokens, n=n)
         self.requests[name] = (prompt, params)
-        self.scheduler.add_local(name, prompt, params, salt=0, now=0.0)
-        self.scheduler.admit(0)
+        self.sequences.add_local(name, prompt, params, salt=0, now=0.0)
+        self.sequences.admit(0)
 
     def abort(self, name: AttemptKey) -> None:
         self.cut.add(name)
-        self.scheduler.end(name)
-        self.scheduler.admit(0)
+        self.sequences.end(name)
+        self.sequences.admit(0)
 
     def stop(self, name: AttemptKey, index: int) -> None:
         self.cut.add(name)
-        self.scheduler.end_answer(name, index)
-        self.scheduler.admit(0)
+        self.sequences.end_answer(name, index)
+        self.sequences.admit(0)
 
     def give_back(self) -> None:
         self.leases.give_back()
-        self.scheduler.admit(0)
+        self.sequences.admit(0)
 
     def plan(self) -> bool:
         """Plans and submits a step; false if there is nothing to do."""
@@ -121,7 +117,7 @@ class Decoding:
         if plan is not None:
             ids = [piece.sequence_id for piece in plan.slices]
             assert len(set(ids)) == len(ids)
-            in_flight = self.scheduler._in_flight
+            in_flight = self.sequences.in_flight
             self.engine.submit(plan, {i: in_flight[i].tokens for i in ids})
         return plan is not None
 
@@ -134,7 +130,7 @@ class Decoding:
                 self.cut.add(output.key)
             else:
                 self.answers.setdefault((output.key, output.index), []).append(output.token)
-        self.scheduler.admit(0)
+        self.sequences.admit(0)
 
     def finish(self) -> None:
         """Goes on until nothing is left. An idle engine always has a next step: no standstill."""
@@ -148,13 +144,13 @@ class Decoding:
                 self.engine.advance(self.engine.movable()[0])
             self.complete()
             self.validate()
-        assert (self.scheduler.load.running, self.scheduler.load.waiting) == (0, 0)
+        assert (self.sequences.load.running, self.sequences.load.waiting) == (0, 0)
         assert self.pool.num_leased == 0
         assert self.pool.num_free + self.pool.num_cached == self.pool.num_blocks
 
     def validate(self) -> None:
         self.pool.validate()
-        held = [*self.scheduler.held_references(), *self.leases.references]
+        held = [*self.sequences.held_references(), *self.leases.references]
         check_references(self.pool, held)
 
     def judge(self) -> None:

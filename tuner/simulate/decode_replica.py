@@ -132,7 +132,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         steps = self.decoder.steady_steps()
         if steps < _SHORTEST_RUN:
             return False
-        running = self.decoder.scheduler.running
+        running = self.decoder.sequences.running
         size = len(running)
         first = StepWork(size, size, 0, size, sum(s.length for s in running))
         time = self._step_model.time(first)
@@ -173,7 +173,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         blocks from the cache until the last one has ended."""
         if run.end_of(run.steps - 1) + self._network.delay > self._agenda.now:
             return False
-        return not self.decoder.scheduler.num_waiting or run.blocks <= self.decoder.pool.num_free
+        return not len(self.decoder.sequences.queue) or run.blocks <= self.decoder.pool.num_free
 
     def _book_all(self, run: Run) -> None:
         """The same as `_book_known` and the end of the last step, without planning that one."""
@@ -193,7 +193,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
     def _blocks_taken(self, steps: int) -> int:
         """By so many steps of the run that nobody has booked."""
         size = self.decoder.pool.block_size
-        ends = ((s.length + steps - 1, s.num_blocks) for s in self.decoder.scheduler.running)
+        ends = ((s.length + steps - 1, s.num_blocks) for s in self.decoder.sequences.running)
         return sum(max(0, -(-end // size) - blocks) for end, blocks in ends)
 
     def _end_run(self) -> None:
@@ -223,7 +223,7 @@ class DecodeReplica(SimulatedReplica[DecoderInput, DecoderCommand]):
         token_at, start = self._token_at, run.start
         earlier: dict[int, int] = {}
         others = 0
-        for sequence in self.decoder.scheduler.running:
+        for sequence in self.decoder.sequences.running:
             index = sequence.params.seed
             if token_at[index] != start:
                 gap = start + run.first_time - token_at[index]
