@@ -86,7 +86,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         )
         self._handoff: HandoffServer | None = None
         if receivers:
-            self._handoff = HandoffServer(identity, receivers, self.submit)
+            self._handoff = HandoffServer(identity, receivers, self.decisions.submit)
 
     def register(self, server: grpc.aio.Server) -> None:
         super().register(server)
@@ -113,8 +113,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         await super().stop()
 
     def after_step(self) -> None:
-        super().after_step()
-        with self.engine.lock:
+        with self.decisions.lock:
             self._decoder.prepare_next()
 
     def tick_event(self) -> DecoderInput:
@@ -132,9 +131,9 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
         if opened.HasField("read"):
             self._open_to_readers(key, opened.read)
         if opened.mode == pb.Open.HANDOFF:
-            self.submit(Opened(key))
+            self.decisions.submit(Opened(key))
             return
-        self.submit(
+        self.decisions.submit(
             PrefillHere(
                 key,
                 tokens_from_wire(opened.token_ids),
@@ -205,7 +204,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
             relayed = self._readable.relay(key, position)
         except InvalidField as error:
             self.fail(key, FailureCause.REJECTED, error.message)
-            self.submit(self.abort_event(key))
+            self.decisions.submit(self.abort_event(key))
             return
         if relayed is None:
             return
@@ -243,7 +242,7 @@ class DecodeService(WorkerService[DecoderInput, DecoderCommand]):
                     self._relay(key, 0)
                 case ReaderLost(key):
                     self.fail(key, FailureCause.READER_LOST, "nobody reads the tokens any more")
-                    self.submit(self.abort_event(key))
+                    self.decisions.submit(self.abort_event(key))
 
     def _tell_if_due(self, key: AttemptKey) -> None:
         self._tell(self._readable.report(key, time.monotonic()))

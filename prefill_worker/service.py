@@ -107,7 +107,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         # A decode worker that starts again is another one: it knows nothing of earlier attempts.
         decode_life = f"{prefill.decode_worker}@{prefill.decode_epoch:x}"
         self._places[decode_life] = (prefill.decode_endpoint, prefill.decode_epoch)
-        self.submit(
+        self.decisions.submit(
             Submit(
                 key_from_wire(prefill.key),
                 tokens_from_wire(prefill.token_ids),
@@ -151,7 +151,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         without_stream = self._places.keys() - self._sessions.keys()
         if not without_stream:
             return
-        with self.engine.lock:
+        with self.decisions.lock:
             needed = self._prefiller.decode_workers
         for worker in without_stream - needed:
             del self._places[worker]
@@ -163,7 +163,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
             if self._sessions.get(worker) is session:
                 del self._sessions[worker]
                 del self._places[worker]
-            self.submit(DecodeLost(worker, cause, detail))
+            self.decisions.submit(DecodeLost(worker, cause, detail))
 
         session = PrefillSession(
             endpoint,
@@ -180,7 +180,7 @@ class PrefillService(WorkerService[PrefillerInput, PrefillerCommand]):
         return session
 
     def _on_message(self, message: ToPrefill) -> None:
-        self.submit(FromDecode(message))
+        self.decisions.submit(FromDecode(message))
 
     def _ends_by_text(self, params: SamplingParams, token: int) -> bool:
         return bool(params.stop) and AnswerText(self.tokenizer, params.stop).push(token)[1]

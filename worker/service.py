@@ -1,34 +1,29 @@
-"""The shell of a worker: decisions in, decisions out, around one pure object and one engine.
+"""The shell of a worker: what routers say becomes events, what is decided becomes messages.
 
-Covers: the gRPC `Worker` service, the lock discipline (events from the event loop and steps of the
-engine's thread meet in the pure object only under the engine loop's lock), answers as text, cache
-events, deadlines, the clock tick, statistics. Prefill and decode workers add what is theirs.
-Does not cover: decisions (`prefill_worker.prefiller`, `decode_worker.decoder`).
+Covers: the gRPC `Worker` service, attempts from assignment to end, answers as text, cache events,
+deadlines, the clock tick, draining, statistics. Prefill and decode workers add what is theirs.
+Does not cover: decisions (`prefill_worker.prefiller`, `decode_worker.decoder`), their lock and
+order (`worker.decisions`).
 """
 
 from __future__ import annotations
 
 import abc
 import asyncio
-import contextlib
-import logging
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from typing import Generic, TypeVar
 
 import grpc
 
-from core.errors import CrossdockError, InternalError, InvalidField
+from core.errors import CrossdockError, InvalidField
 from core.handoff import FailureCause
 from core.outputs import TokenOutput
 from core.request import AttemptKey, SamplingParams
-from core.step import StepPlan, StepResult
 from core.tls_files import server_files
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import metrics_pb2, worker_pb2_grpc
 from crossdock.v1 import worker_pb2 as pb
-from engine.loop import EngineLoop
 from engine.runner import LoadedModel
 from text.tokenizer import Tokenizer
 from wire.attempts import (
@@ -41,16 +36,13 @@ from wire.metrics_door import MetricsDoor
 from worker.answers import AnswerEnd, Answers
 from worker.brain import Brain
 from worker.cache_publisher import CachePublisher
-from worker.daemon_call import call_in_daemon
+from worker.decisions import Decisions
 from worker.metrics import WorkerMetrics
 from worker.ranks.replica import Replica
 from worker.router_streams import RouterStreams
 from worker.stats import make_stats
 
-_log = logging.getLogger(__name__)
 _TICK_S = 0.25
-# A single step that takes longer than this is stuck.
-_STEP_LIMIT_S = 60.0
 
 Event = TypeVar("Event")
 Command = TypeVar("Command")
@@ -81,17 +73,17 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         self._cache = CachePublisher(brain.pool, epoch, settings.cache_events)
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._loop = asyncio.get_running_loop()
-        # Appended to under the engine loop's lock.
-        self._decided: deque[list[Command]] = deque()
+        self.decisions = Decisions(
+            settings.worker,
+            brain,
+            replica,
+            metrics.meter,
+            self.closed,
+            carry_out=self._carry_out,
+            after_step=self.after_step,
+        )
         self._answers = Answers(tokenizer)
         self._timers: dict[AttemptKey, asyncio.TimerHandle] = {}
-        self.engine: EngineLoop[None] = EngineLoop(
-            replica.executor,
-            self,
-            deliver=self._deliver,
-            crashed=self._crashed,
-            clock=time.monotonic,
-        )
         self._ticker: asyncio.Task[None] | None = None
         self._idle = asyncio.Event()
         self._draining = False
@@ -117,29 +109,19 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         worker_pb2_grpc.add_WorkerServicer_to_server(self, server)
 
     def start(self) -> None:
-        self.engine.start()
-        self._replica.on_lost(self._crashed)
+        self.decisions.start()
         self._ticker = asyncio.create_task(self._tick_for_ever())
 
     async def stop(self) -> None:
         """Ends the engine's thread and the ticker. The gRPC server is stopped before.
 
-        `closed` gets an exception if the engine hangs or its replica is lost meanwhile: what it
-        works on must not be given up then, the process has to end.
+        `closed` gets an exception if the engine hangs or its replica is lost meanwhile.
         """
         if self._ticker is not None:
             self._ticker.cancel()
-        await self._stop_engine()
+        await self.decisions.stop()
         for timer in self._timers.values():
             timer.cancel()
-
-    async def _stop_engine(self) -> None:
-        stopping = call_in_daemon(lambda: self.engine.stop(_STEP_LIMIT_S), "engine-stop")
-        # A lost replica's engine may wait for a rank that hangs: it is not waited for.
-        await asyncio.wait((stopping, self.closed), return_when=asyncio.FIRST_COMPLETED)
-        if stopping.done() and not stopping.result():
-            late = f"the step under way did not end within {_STEP_LIMIT_S:g} s"
-            self._report_crash(InternalError(late, reason="ENGINE_HANGS"))
 
     def refuse_new(self) -> None:
         """From now on new attempts are sent back to the router, which takes them elsewhere."""
@@ -158,7 +140,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def _refuse(self, key: AttemptKey, reason: str) -> None:
         self.fail(key, FailureCause.DRAINING, reason)
         # What a prefill worker has sent for it, or will send, must find its end.
-        self.submit(self.abort_event(key))
+        self.decisions.submit(self.abort_event(key))
 
     async def wait_idle(self, limit_s: float) -> bool:
         """Waits until no attempt is left, at most ``limit_s``. Tells whether it came to that."""
@@ -170,73 +152,26 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
         return True
 
     def _note_idleness(self) -> None:
-        with self.engine.lock:
-            idle = self.brain.idle and not self._decided
-        (self._idle.set if idle and self.all_told else self._idle.clear)()
+        is_idle = self.decisions.idle and self.all_told
+        (self._idle.set if is_idle else self._idle.clear)()
 
     @property
     def all_told(self) -> bool:
         """Nobody waits for what was computed. A role may have more to tell."""
         return True
 
-    def submit(self, event: Event) -> None:
-        """Lets the brain decide about an event and carries the decision out."""
-        try:
-            with self.engine.lock:
-                self._decided.append(self.brain.handle(event, time.monotonic()))
-        except Exception as error:
-            # The brain's state can't be trusted any more: this worker has to be replaced.
-            self._report_crash(error)
-            return
-        self.engine.wake()
-        self._carry_out_decided()
-
-    def plan_step(self, now: float) -> StepPlan | None:
-        """For the engine's thread, which holds the lock."""
-        plan = self.brain.plan_step(now)
-        if plan is not None:
-            self._metrics.meter.planned(now)
-        return plan
-
-    def complete_step(self, plan: StepPlan, result: StepResult, now: float) -> None:
-        """For the engine's thread, which holds the lock: decisions are queued in their order."""
-        self._decided.append(self.brain.complete_step(plan, result, now))
-        self._metrics.meter.completed(plan, now)
-
-    def _deliver(self, _: None) -> None:
-        # On the engine's thread, with the next step under way if there is one. The event loop may
-        # be closed already when the worker stops.
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self.after_step)
-
-    def after_step(self) -> None:
-        """On the event loop, with the next step under way if there is one. A role may add to it."""
-        self._carry_out_decided()
-        self._metrics.meter.count()
-
-    def _carry_out_decided(self) -> None:
-        """Carries out, on the event loop, what was decided on either thread, in that order."""
-        while self._decided:
-            self._carry_out(self._decided.popleft())
-
-    def _crashed(self, error: BaseException) -> None:
-        _log.critical("%s crashed", self.settings.worker, exc_info=error)
-        # The loop may be closed already when the worker stops.
-        with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._report_crash, error)
-
-    def _report_crash(self, error: BaseException) -> None:
-        if not self.closed.done():
-            self.closed.set_exception(error)
-
     async def _tick_for_ever(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            self.submit(self.tick_event())
+            self.decisions.submit(self.tick_event())
             self.after_tick()
 
     def after_tick(self) -> None:
         """Time has passed. A role may add to it."""
+
+    def after_step(self) -> None:
+        """A step's tokens have left, with the next step under way if there is one. A role may add
+        to it."""
 
     # What a role adds
 
@@ -303,7 +238,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def tell_state(self) -> None:
         """Tells routers what changed in the prefix cache, and with the outputs the load of that
         moment."""
-        with self.engine.lock:
+        with self.decisions.lock:
             changed, last = self._cache.drain(), self._cache.sequence
             load = self.brain.load
         self._send_state(changed, load_to_wire(load), last)
@@ -314,7 +249,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def _catch_up(self, epoch: int, sequence: int) -> tuple[pb.Load, list[pb.CacheEvents]]:
         """The load, and the changes that a router lacks. Routers that are attached already get what
         is pending, so that what this one gets and the events that follow fit together."""
-        with self.engine.lock:
+        with self.decisions.lock:
             changed, missing = self._cache.catch_up(epoch, sequence)
             load, last = load_to_wire(self.brain.load), self._cache.sequence
         self._send_state(changed, load, last)
@@ -323,7 +258,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def _stop_computing(self, key: AttemptKey, index: int) -> None:
         event = self.stop_text_event(key, index)
         if event is not None:
-            self._loop.call_soon(self.submit, event)
+            self._loop.call_soon(self.decisions.submit, event)
 
     def fail(self, key: AttemptKey, cause: FailureCause, detail: str) -> None:
         """Tells the router that the attempt ended without an answer."""
@@ -356,10 +291,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
             self._timers[key] = self._loop.call_later(deadline_s, self._expire, key)
 
     def _expire(self, key: AttemptKey) -> None:
-        with self.engine.lock:
+        with self.decisions.lock:
             self.brain.events.add(time.monotonic(), "deadline passed", key)
         self.fail(key, FailureCause.DEADLINE, "the deadline of the request passed")
-        self.submit(self.abort_event(key))
+        self.decisions.submit(self.abort_event(key))
 
     def on_router_message(self, message: pb.RouterMessage) -> None:
         kind = message.WhichOneof("message")
@@ -385,7 +320,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     def abort(self, key: AttemptKey) -> None:
         """Nobody wants the attempt any more."""
         self.finish(key)
-        self.submit(self.abort_event(key))
+        self.decisions.submit(self.abort_event(key))
 
     def greet(self, attach: pb.Attach) -> list[pb.WorkerMessage]:
         welcome = pb.Welcome(
@@ -427,7 +362,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     ) -> pb.WorkerStats:
         ranks = await self._replica.stats()
         try:
-            with self.engine.lock:
+            with self.decisions.lock:
                 if request.validate:
                     self.validate()
                 edges, routers = self.edge_stats(), self.streams.num_routers
@@ -455,7 +390,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer, abc.ABC, Generic[Event, Comm
     async def render_metrics(self) -> bytes:
         """What `/metrics` of this worker shows."""
         ranks = await self._replica.stats()
-        with self.engine.lock:
+        with self.decisions.lock:
             edges, routers = self.edge_stats(), self.streams.num_routers
             state = self._metrics.state(self.brain, edges, ranks, routers)
         return self._metrics.render(state)

@@ -125,6 +125,6 @@ async def test_a_reserve_of_an_attempt_that_ended_meanwhile_opens_no_stream(shel
     lost = DecodeLost("D0@7", FailureCause.DECODE_LOST, "")
     gone = DecodeLost("D1@7", FailureCause.DECODE_LOST, "")
     for event in (lost, gone):
-        shell._decided.append(shell.brain.handle(event, 0.0))
-    shell._carry_out_decided()
+        shell.decisions._decided.append(shell.brain.handle(event, 0.0))
+    shell.decisions._carry_out_decided()
     assert shell.known == {"D0"}
