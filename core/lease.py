@@ -1,17 +1,16 @@
 """D's side of the handoff: leases on D's blocks, from reserve to commit (rules in DESIGN 6).
 
-Covers: every promise of blocks that D makes to a prefill worker; which pieces are copied,
-verified, asked for again or given up; when a commit may become a running sequence; and that each
-way out frees the blocks. Messages may be doubled, late or lost; answers are idempotent.
-Does not cover: which reserve gets blocks next (``decode_worker.admission``), moving the bytes and
-the streams (``kv_transfer``), P's side (``core.push``).
+Covers: every promise of blocks that D makes to a prefill worker; what each message leads to; when a
+commit may become a running sequence; and that each way out frees the blocks. Messages may be
+doubled, late or lost; answers are idempotent.
+Does not cover: the pieces and the time of one lease (``core.lease_record``), which reserve gets
+blocks next (``decode_worker.admission``), moving the bytes and the streams (``kv_transfer``), P's
+side (``core.push``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-
-import numpy as np
 
 from core.block_pool import BlockIds, BlockPool
 from core.errors import InternalError
@@ -44,14 +43,13 @@ from core.lease_events import (
     LeaseInput,
     Opened,
     PeerLost,
-    PieceCopy,
     SendToPrefill,
     StartSequence,
     Tick,
 )
-from core.lease_record import LEASE_TABLE, Lease, LeaseEvent, LeaseState
+from core.lease_record import Lease, LeaseEvent, LeaseState
+from core.lease_returns import LeaseReturns
 from core.request import AttemptKey
-from core.transitions import StateMachine
 
 
 class LeaseTable:
@@ -65,8 +63,7 @@ class LeaseTable:
         self._num_granted = 0
         self._open: set[AttemptKey] = set()
         self._tombstones: dict[AttemptKey, tuple[float, ToPrefill]] = {}
-        # Lost leases whose blocks a copy may still be writing into.
-        self._draining: dict[int, Lease] = {}
+        self._returns = LeaseReturns(pool)
 
     @property
     def num_leases(self) -> int:
@@ -89,19 +86,13 @@ class LeaseTable:
 
     @property
     def num_draining(self) -> int:
-        return len(self._draining)
+        """Lost leases whose blocks a copy may still be writing into."""
+        return len(self._returns)
 
     def next_deadline(self) -> float | None:
         """When a `Tick` ends the first lease if nothing else happens; None without leases."""
-        return min(map(self._deadline, self._leases.values())) if self._leases else None
-
-    def _deadline(self, lease: Lease) -> float:
-        deadline = lease.deadline
-        if lease.state is LeaseState.QUEUED:
-            deadline = min(deadline, lease.created + self._times.no_room)
-        if lease.key not in self._open:
-            deadline = min(deadline, lease.created + self._times.open)
-        return deadline
+        ends = (lease.ends_at(key in self._open) for key, lease in self._leases.items())
+        return min(ends, default=None)
 
     def keeps_to_itself(self, event: LeaseInput) -> bool:
         """Whether `handle` would change nothing outside of this table: no block changes hands,
@@ -169,10 +160,8 @@ class LeaseTable:
             lease_id=self._new_lease_id(),
             peer=peer,
             reserve=message,
-            machine=StateMachine(LEASE_TABLE, message.key),
+            times=self._times,
             created=now,
-            deadline=now + self._times.decode_deadline,
-            last_progress=now,
             num_prompt_blocks=-(-len(message.tokens) // self._pool.block_size),
         )
         tokens, answers = message.tokens, message.params.n
@@ -180,13 +169,8 @@ class LeaseTable:
 
     def _on_granted(self, event: Granted, now: float) -> list[LeaseCommand]:
         lease = self._leases[event.key]
-        lease.machine.advance(LeaseEvent.GRANT)
+        lease.grant(event, now)
         self._num_granted += 1
-        lease.block_ids = event.block_ids
-        lease.held = event.held
-        lease.hashes = event.hashes
-        lease.deadline = now + self._times.decode_deadline
-        lease.last_progress = now
         return [SendToPrefill(lease.peer, self._ticket(lease))]
 
     def _ticket(self, lease: Lease) -> Ticket:
@@ -198,37 +182,20 @@ class LeaseTable:
         lease = self._valid_lease(peer, message.key, message.lease_id)
         if lease is None:
             return [SendToPrefill(peer, self._unknown(message.key, message.lease_id))]
-        self._renew(lease, now)
-        copies = tuple(self._wanted_copies(lease, message))
+        lease.renew(now)
+        copies = lease.take_announced(message)
         if not copies:
             return [SendToPrefill(peer, self._ack(lease, ()))]
-        lease.copying.update(copy.index for copy in copies)
         return [CopyPieces(lease.key, lease.lease_id, peer, copies)]
 
-    def _wanted_copies(self, lease: Lease, message: Announce) -> list[PieceCopy]:
-        first = max(message.first, lease.held)
-        end = max(first, min(message.first + len(message.pieces), lease.num_prompt_blocks))
-        pieces = message.pieces[first - message.first :]
-        places = lease.block_ids[first:end].tolist()
-        copies = list(map(PieceCopy, range(first, end), pieces, places))
-        done = lease.verified | lease.copying | lease.given_up
-        if done.isdisjoint(range(first, end)):
-            return copies
-        return [copy for copy in copies if copy.index not in done]
-
     def _on_copied(self, event: Copied, now: float) -> list[LeaseCommand]:
-        draining = self._draining.get(event.lease_id)
-        if draining is not None:
-            self._end_quarantine(draining, {*event.good, *event.bad})
+        if event.lease_id in self._returns:
+            self._returns.copied(event)
             return []
         lease = self._granted(event.lease_id)
         if lease is None:
             raise InternalError(f"copy for unknown lease {event.lease_id}", reason="LEASE_UNKNOWN")
-        lease.copying.difference_update(event.good, event.bad)
-        lease.verified.update(event.good)
-        again = tuple(sorted(set(event.bad) - lease.damaged_once))
-        lease.given_up.update(set(event.bad) & lease.damaged_once)
-        lease.damaged_once.update(event.bad)
+        again = lease.note_copied(event.good, event.bad)
         acknowledged = SendToPrefill(lease.peer, self._ack(lease, again))
         return [acknowledged, *self._try_start(lease, now)]
 
@@ -248,7 +215,7 @@ class LeaseTable:
         lease = self._valid_lease(peer, message.key, message.lease_id)
         if lease is None:
             return [SendToPrefill(peer, self._unknown(message.key, message.lease_id))]
-        self._renew(lease, now)
+        lease.renew(now)
         if lease.commit is not None:
             return []
         if len(message.first_tokens) != lease.reserve.params.n:
@@ -291,22 +258,10 @@ class LeaseTable:
 
     def _on_beat(self, peer: str, beat: Beat, now: float) -> list[LeaseCommand]:
         progress = dict(beat.progress)
-        patience = self._times.stall_limit(beat.longest_step)
         for lease in self._leases.values():
             if lease.peer == peer and lease.lease_id in progress:
-                self._note_progress(lease, progress[lease.lease_id], patience, now)
+                lease.note_beat(progress[lease.lease_id], beat.longest_step, now)
         return []
-
-    def _note_progress(self, lease: Lease, computed: int, patience: float, now: float) -> None:
-        if computed > lease.progress:
-            lease.progress = computed
-            self._renew(lease, now)
-        elif now - lease.last_progress <= patience:
-            lease.deadline = now + self._times.decode_deadline
-
-    def _renew(self, lease: Lease, now: float) -> None:
-        lease.last_progress = now
-        lease.deadline = now + self._times.decode_deadline
 
     def _on_tick(self, now: float) -> list[LeaseCommand]:
         commands: list[LeaseCommand] = []
@@ -366,14 +321,14 @@ class LeaseTable:
         answer: ToPrefill | None = None,
         cause: FailureCause | None = None,
     ) -> list[LeaseCommand]:
-        """Ends a lease: verified full blocks stay as cache, the rest is freed or quarantined."""
+        """Ends a lease."""
         key = lease.key
         was_queued = lease.state is LeaseState.QUEUED
         held_blocks = lease.holds_blocks
         lease.machine.advance(LeaseEvent.LOSE)
         if held_blocks:
             self._num_granted -= 1
-            self._give_back(lease)
+            self._returns.give_back(lease)
         answer = answer or LeaseLost(key, lease.lease_id, reason)
         tell_router = cause is not None and key in self._open
         self._forget(key, answer, now)
@@ -383,29 +338,6 @@ class LeaseTable:
         if tell_router and cause is not None:
             commands.append(FailAttempt(key, cause, reason))
         return commands
-
-    def _give_back(self, lease: Lease) -> None:
-        size = self._pool.block_size
-        keep = min(lease.verified_prefix, len(lease.reserve.tokens) // size)
-        if keep > lease.held:
-            self._pool.publish(
-                lease.block_ids[lease.held : keep],
-                lease.hashes[lease.held : keep],
-                lease.reserve.tokens[lease.held * size : keep * size],
-                int(lease.hashes[lease.held - 1]) if lease.held else None,
-            )
-        in_copy = np.fromiter(sorted(lease.copying), dtype=np.int32, count=len(lease.copying))
-        self._pool.release(np.delete(lease.block_ids, in_copy))
-        if lease.copying:
-            self._pool.quarantine(lease.block_ids[in_copy])
-            self._draining[lease.lease_id] = lease
-
-    def _end_quarantine(self, lease: Lease, indices: set[int]) -> None:
-        done = sorted(lease.copying & indices)
-        lease.copying.difference_update(done)
-        self._pool.unquarantine(lease.block_ids[np.array(done, dtype=np.int32)])
-        if not lease.copying:
-            del self._draining[lease.lease_id]
 
     def _forget(self, key: AttemptKey, answer: ToPrefill, now: float) -> None:
         del self._leases[key]
@@ -427,9 +359,6 @@ class LeaseTable:
         if self._num_granted != sum(lease.holds_blocks for lease in self._leases.values()):
             raise InternalError(f"{self._num_granted} leases hold blocks", reason="INVARIANT")
         for key, lease in self._leases.items():
-            pieces = set(range(lease.held, lease.num_prompt_blocks))
-            marked = lease.verified | lease.copying | lease.given_up
-            if lease.machine.ended or lease.key != key or (marked and not marked <= pieces):
-                raise InternalError(f"lease {key} is inconsistent: {lease}", reason="INVARIANT")
-            if lease.verified & lease.copying or lease.verified & lease.given_up:
-                raise InternalError(f"lease {key} counts a piece twice", reason="INVARIANT")
+            lease.validate()
+            if lease.key != key:
+                raise InternalError(f"lease {lease.key} is kept as {key}", reason="INVARIANT")
