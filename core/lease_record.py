@@ -132,12 +132,13 @@ class Lease:
         end = max(first, min(message.first + len(message.pieces), self.num_prompt_blocks))
         pieces = message.pieces[first - message.first :]
         places = self.block_ids[first:end].tolist()
-        copies = list(map(PieceCopy, range(first, end), pieces, places))
+        copies = tuple(map(PieceCopy, range(first, end), pieces, places))
         done = self.verified | self.copying | self.given_up
-        if not done.isdisjoint(range(first, end)):
-            copies = [copy for copy in copies if copy.index not in done]
-        self.copying.update(copy.index for copy in copies)
-        return tuple(copies)
+        wanted = set(range(first, end)) - done
+        self.copying |= wanted
+        if len(wanted) < len(copies):
+            return tuple(copy for copy in copies if copy.index in wanted)
+        return copies
 
     def note_copied(self, good: Collection[int], bad: Collection[int]) -> tuple[int, ...]:
         """A copy has ended. Returns the damaged pieces that are to be announced once more; those
