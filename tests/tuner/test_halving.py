@@ -14,7 +14,7 @@ from amounts import examples
 from core.config import ClusterSpec
 from tuner.search.bench import Traced
 from tuner.search.bounds import Traffic
-from tuner.search.charts import Point, pareto_front
+from tuner.search.chart_points import Point, pareto_front
 from tuner.search.conditions import Conditions
 from tuner.search.evaluate import Trial
 from tuner.search.finals import FINAL

@@ -13,7 +13,14 @@ from search_worlds import GOAL, LIMITS, bounded, budget_of, chat_trace, summary_
 from core.config import ClusterSpec
 from core.request import Role
 from tuner.search.bounds import Bound, Resource, Traffic
-from tuner.search.charts import Point, best_of_each_share, draw, pareto_front, points, terminal_text
+from tuner.search.chart_points import (
+    Point,
+    best_of_each_share,
+    neighbours_of,
+    pareto_front,
+    points,
+)
+from tuner.search.charts import draw, terminal_text
 from tuner.search.evaluate import Trial
 from tuner.search.halving import Scored
 from tuner.search.rate_search import Reached
@@ -196,6 +203,24 @@ def test_both_pictures_are_drawn_in_the_terminal_and_into_files(tmp_path: Path) 
         assert (tmp_path / name).stat().st_size > 5_000
     draw(nobody(), "nobody", tmp_path / "nobody.png")
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_picture_names_each_cluster_once_and_no_mark_is_behind_the_legend(tmp_path: Path) -> None:
+    pytest.importorskip("plotext", reason="the extra `plot` is not installed")
+    path = tmp_path / "tune.svg"
+    draw(found(), "title", path)
+    # As comments, beside the outlines of its letters.
+    assert path.read_text().count(f"<!-- {WINNER.candidate} -->") == 1
+    one_pool = scored_of("colocated 4, tp 1", 12.5)
+    best = result(one_pool, WINNER, verdict=Verdict(one_pool, one_pool, None, None))
+    over_ratio = terminal_text(best).split("\n\n")[-1]
+    # Its mark is beside the axis, and the legend a character off it.
+    assert "│o" in over_ratio or "┤o" in over_ratio
+
+
+def test_points_beside_each_other_are_told_together() -> None:
+    places = {1: (0.10, 0.5), 2: (0.50, 0.5), 3: (0.12, 0.54), 4: (0.12, 0.9), 5: (0.14, 0.5)}
+    assert neighbours_of(places, (0.03, 0.05)) == [[1, 3], [2], [4], [5]]
 
 
 def test_points_are_at_the_share_of_prefill() -> None:

@@ -1,6 +1,7 @@
 """Pictures of a search: the Pareto front, and goodput over the ratio of the pools.
 
-In the terminal by plotext, as files by matplotlib; both come with the extra ``plot``.
+In the terminal by plotext, as files by matplotlib; both come with the extra ``plot``. Does not
+cover: which points there are (``chart_points``).
 """
 
 from __future__ import annotations
@@ -8,84 +9,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tuner.search.halving import Scored
-from tuner.search.report import tokens_per_accelerator, tokens_per_user
-from tuner.search.space import Candidate
+from tuner.search.chart_points import (
+    Point,
+    best_of_each_share,
+    neighbours_of,
+    pareto_front,
+    points,
+)
 from tuner.search.tune import TuneResult
 from tuner.simulate.plots import new_figure, save_figure
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Characters of a picture in the terminal, and the lines of it that points can be in.
 _WIDTH, _HEIGHT = 76, 18
-# Above the highest point, for the legend.
-_HEADROOM = 1.25
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One candidate. ``prefill_share``: of all its accelerators; 0 for colocated. Of one that was
-    not simulated as a whole the rate is an estimate and tokens per second are not known."""
-
-    name: str
-    is_colocated: bool
-    prefill_share: float
-    rate_per_accelerator: float
-    tokens_per_accelerator: float | None = None
-    tokens_per_user: float | None = None
-
-    @property
-    def is_estimate(self) -> bool:
-        return self.tokens_per_user is None
-
-
-def points(result: TuneResult) -> list[Point]:
-    """All candidates that met the SLO at some rate, and those with an estimate."""
-    found = [_point(scored) for scored in result.scored]
-    return [point for point in found if point is not None]
-
-
-def _point(scored: Scored) -> Point | None:
-    candidate, reached = scored.candidate, scored.reached
-    place = (str(candidate), candidate.is_colocated, prefill_share(candidate))
-    if reached is None:
-        estimate = scored.estimate
-        return Point(*place, estimate / candidate.accelerators) if estimate else None
-    if reached.trial is None:
-        return None
-    tokens = (tokens_per_accelerator(scored, reached.trial), tokens_per_user(reached.trial))
-    return Point(*place, scored.rate_per_accelerator, *tokens)
-
-
-def pareto_front(found: Sequence[Point]) -> list[Point]:
-    """Those that nobody beats in both tokens/s/GPU and tokens/s/user, by the latter."""
-    front: list[Point] = []
-    highest = -1.0
-    known = [(p.tokens_per_user, p.tokens_per_accelerator, p) for p in found]
-    for _, of_gpu, point in sorted(
-        ((user, gpu, p) for user, gpu, p in known if user is not None and gpu is not None),
-        key=lambda one: one[:2],
-        reverse=True,
-    ):
-        if of_gpu > highest:
-            front.append(point)
-            highest = of_gpu
-    return front[::-1]
-
-
-def prefill_share(candidate: Candidate) -> float:
-    """The ratio of the pools as a share (0 to 1), which has no end that is far away."""
-    return candidate.ratio / (1 + candidate.ratio)
-
-
-def best_of_each_share(found: Sequence[Point]) -> list[Point]:
-    """The highest simulated goodput at each ratio of two pools, by the share of prefill."""
-    best: dict[float, Point] = {}
-    for point in found:
-        if point.is_colocated or point.is_estimate:
-            continue
-        known = best.get(point.prefill_share)
-        if known is None or point.rate_per_accelerator > known.rate_per_accelerator:
-            best[point.prefill_share] = point
-    return [best[share] for share in sorted(best)]
+_ROWS = _HEIGHT - 4
+# Of a picture in a file: above the highest point, for its number.
+_HEADROOM = 1.12
+# Points of a picture that are closer than these shares of its width and height are told together.
+_CLOSE = (0.04, 0.07)
+# Of the legend; a line of it is so many inches high.
+_LEGEND_COLUMNS = 3
+_LEGEND_LINE = 0.19
 
 
 def terminal_text(result: TuneResult) -> str:
@@ -103,11 +52,14 @@ def terminal_text(result: TuneResult) -> str:
         plotext.clear_figure()
         plotext.theme("clear")
         plotext.plot_size(_WIDTH, _HEIGHT)
+        kinds = 0
         for kind in _KINDS:
             x, y = picture.of(kind.among(found))
             if x:
                 plotext.scatter(x, y, marker=kind.mark, label=kind.label)
-        plotext.ylim(0, _HEADROOM * max(shown[1]))
+                kinds += 1
+        # The legend has a line for each kind, above the highest point.
+        plotext.ylim(0, max(shown[1]) * _ROWS / (_ROWS - kinds - 1))
         plotext.xlabel(picture.x_label)
         plotext.ylabel(picture.y_label)
         drawn.append(str(plotext.uncolorize(plotext.build())))
@@ -115,25 +67,63 @@ def terminal_text(result: TuneResult) -> str:
 
 
 def draw(result: TuneResult, title: str, path: Path) -> None:
-    """Both pictures into a .png, .svg or .html file. Raises ``InvalidField`` if it can't be
+    """Both pictures into a .png, .svg or .html file. The winner and the points of the lines are
+    numbered, the best first; the legend names them. Raises ``InvalidField`` if it can't be
     written."""
     figure = new_figure(1, 2, title)
     found = points(result)
     lines = (pareto_front(found), best_of_each_share(found))
+    named = [p for p in found if p in found[:1] or any(p in line for line in lines)]
     for axes, picture, line in zip(figure.axes, _PICTURES, lines, strict=True):
-        for kind in _KINDS:
-            x, y = picture.of(kind.among(found))
-            if x:
-                axes.scatter(x, y, marker=kind.mark, color=kind.colour, label=kind.label)
-        axes.plot(*picture.of(line), linewidth=1)
-        for point, x_at, y_at in zip(line, *picture.of(line), strict=True):
-            axes.annotate(point.name, (x_at, y_at), fontsize=7)
-        axes.set_xlabel(picture.x_label)
-        axes.set_ylabel(picture.y_label)
-        axes.set_ylim(0, _HEADROOM * max(picture.of(found)[1], default=1.0))
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend()
+        _draw_picture(axes, picture, found, line)
+        _number(axes, picture, named)
+    _add_legend(figure, found, named)
     save_figure(figure, title, path)
+
+
+def _draw_picture(
+    axes: Axes, picture: _Picture, found: Sequence[Point], line: Sequence[Point]
+) -> None:
+    for kind in _KINDS:
+        axes.scatter(*picture.of(kind.among(found)), **kind.look)
+    axes.plot(*picture.of(line), linewidth=1)
+    axes.set_xlabel(picture.x_label)
+    axes.set_ylabel(picture.y_label)
+    axes.set_ylim(0, _HEADROOM * max(picture.of(found)[1], default=1.0))
+    axes.margins(x=0.08)
+
+
+def _number(axes: Axes, picture: _Picture, named: Sequence[Point]) -> None:
+    """Writes the numbers of ``named``, counted from 1, beside those points that it shows."""
+    shown = [(number, *picture.of([point])) for number, point in enumerate(named, 1)]
+    places = {number: (x[0], y[0]) for number, x, y in shown if x}
+    to_share = (axes.transData + axes.transAxes.inverted()).transform
+    shares = {}
+    for number, place in places.items():
+        x_share, y_share = to_share(place)
+        shares[number] = (float(x_share), float(y_share))
+    for close in neighbours_of(shares, _CLOSE):
+        text, place = ", ".join(map(str, close)), places[close[0]]
+        axes.annotate(text, place, (4, 3), textcoords="offset points", fontsize=8)
+
+
+def _add_legend(figure: Figure, found: Sequence[Point], named: Sequence[Point]) -> None:
+    """Below the pictures, where it hides no point: what marks and numbers mean."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=k.label, **k.look) for k in _KINDS if k.among(found)]
+    handles += [
+        Line2D([], [], label=point.name, marker=f"${number}$", color="black", markeredgewidth=0)
+        for number, point in enumerate(named, 1)
+    ]
+    for handle in handles:
+        handle.set_linestyle("none")
+    if handles:
+        lines = -(-len(handles) // _LEGEND_COLUMNS)
+        figure.set_figheight(figure.get_figheight() + _LEGEND_LINE * lines)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, fontsize=8
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +152,10 @@ class _Kind:
     label: str
 
     @property
-    def colour(self) -> str:
-        return "tab:orange" if self.is_colocated else "tab:blue"
+    def look(self) -> dict[str, Any]:
+        """Of its marks in a file. Estimates are pale."""
+        colour = "tab:orange" if self.is_colocated else "tab:blue"
+        return {"marker": self.mark, "color": colour, "alpha": 0.4 if self.is_estimate else 1.0}
 
     def among(self, found: Sequence[Point]) -> list[Point]:
         wanted = (self.is_colocated, self.is_estimate)
