@@ -25,6 +25,7 @@ from tuner.search.laboratory import Laboratory
 from tuner.search.rate_search import RateSearch, Reached, highest_rate
 from tuner.search.single_replica import replicas_of
 from tuner.search.space import Candidate, PoolChoice, all_candidates
+from tuner.search.verdict import Verdict
 from tuner.simulate.requests import RequestTrace
 
 TRACE = chat_trace(50)
@@ -79,6 +80,28 @@ def test_the_nearest_to_a_rate_is_one_that_can_meet_the_goal() -> None:
     assert verdict.winner is None
     assert verdict.nearest.candidate == only
     assert verdict.nearest.rate > 0
+
+
+def test_who_falls_behind_does_not_serve_a_rate() -> None:
+    """Ten percent too much passes for as long as is simulated."""
+    overloaded, other = PAIRS[:2]
+    rate = 0.5 * min(overloaded[1].rate, other[1].rate)
+
+    def measure(jobs: Sequence[Job]) -> list[Reached]:
+        growth = {overloaded[0]: 0.1, other[0]: 0.0}
+        trials = [
+            Trial(rate, 0.95, summary_at(rate, 0.95), growth=growth[job.candidate]) for job in jobs
+        ]
+        return [Reached(trial, trial, 1) for trial in trials]
+
+    def verdict_of(*pairs: tuple[Candidate, Bound]) -> Verdict:
+        scored = cheapest(rate, pairs, measure, lambda group: group, lambda text: None)
+        return verdict_on_cost(rate, scored)
+
+    assert verdict_of(overloaded).winner is None
+    winner = verdict_of(overloaded, other).winner
+    assert winner is not None
+    assert winner.candidate == other[0]
 
 
 def test_others_are_looked_at_where_the_first_of_each_kind_reach_nothing() -> None:

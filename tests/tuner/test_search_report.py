@@ -169,10 +169,27 @@ def test_an_overload_that_passed_is_told_with_the_rate_that_lasts() -> None:
     assert WINNER.reached.trial is not None
     trial = replace(WINNER.reached.trial, further_s=6.5, growth=0.25)
     behind = replace(WINNER, reached=replace(WINNER.reached, trial=trial))
-    words = " ".join(verdict_lines(result(behind, verdict=Verdict(behind, behind, None, None))))
+    told = result(behind, verdict=Verdict(behind, behind, None, None))
+    first, *rest = verdict_lines(told)
+    assert first.startswith(
+        "2P:2D, tp 1/tp 1: 9.60 requests/s, 2.400 per GPU (for 16.5 s at a time up to 12.00), 90 %"
+    )
+    words = " ".join(rest)
     assert "of 6.5 s after them" in words
-    assert f"falls behind by 25%, so {WINNER.rate / 1.25:.2f} requests/s last" in words
+    assert "at 12.00 requests/s, as the ratios compare them, it falls behind by 25%" in words
+    assert "prompts 20 % longer: 8.00 requests/s; move to 1P:3D, tp 1/tp 1 for 8.80" in words
+    assert table(told, top=1)[1][0][3] == "12.00 (9.60 last)"
     assert "falls behind" not in " ".join(verdict_lines(found()))
+
+
+def test_a_nearest_that_only_falls_behind_is_told_as_that() -> None:
+    assert WINNER.reached is not None
+    assert WINNER.reached.trial is not None
+    trial = replace(WINNER.reached.trial, growth=0.25)
+    behind = replace(WINNER, reached=Reached(trial, trial, 5))
+    verdict = Verdict(None, behind, None, None)
+    lines = verdict_lines(result(behind, verdict=verdict, rate=11.0))
+    assert lines[1].endswith("it falls behind, 9.6 last")
 
 
 def test_one_pool_is_advised_as_far_as_two_were_looked_at() -> None:

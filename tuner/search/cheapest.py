@@ -47,9 +47,9 @@ def cheapest(
         seen = _at(rate, _likely(rate, group), _QUICK, measure)
         promising = [one for one in seen if one.rate >= _PROMISING * rate]
         looked = _at(rate, promising, _CLOSE, measure)
-        found += [one for one in looked if one.rate >= rate]
+        found += [one for one in looked if _serves(one, rate)]
         failed += [one for one in seen if one.rate < _PROMISING * rate]
-        failed += [one for one in looked if one.rate < rate]
+        failed += [one for one in looked if not _serves(one, rate)]
         found.sort(key=lambda one: (*_cost(one), -one.rate))
     simulated = [one.candidate for one in (*found, *failed)]
     rest = [Scored(c, bound) for c, bound in bounded if c not in simulated]
@@ -59,9 +59,15 @@ def cheapest(
 
 def verdict_on_cost(rate: float, scored: Sequence[Scored]) -> Verdict:
     """Rivals of the same cost, colocated ones among them, were looked at before dearer ones."""
-    if scored[0].rate < rate:
+    if not _serves(scored[0], rate):
         return Verdict(None, nearest_of(scored), None, None)
     return Verdict(scored[0], scored[0], None, None)
+
+
+def _serves(one: Scored, rate: float) -> bool:
+    """For as long as one likes: who only gets through the time that is simulated does not."""
+    trial = one.reached.trial if one.reached is not None else None
+    return trial is not None and trial.lasting_rate >= rate
 
 
 def _likely(rate: float, group: Sequence[Scored]) -> list[Scored]:

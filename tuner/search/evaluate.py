@@ -17,6 +17,9 @@ from tuner.simulate.result import SimulationResult
 from tuner.simulate.simulator import simulate
 from tuner.simulate.summary import SimulationSummary, met, summarize
 
+# A cluster that falls behind by less serves its rate: trends are no more exact.
+_KEEPS_UP = 0.02
+
 
 @dataclass(frozen=True, slots=True)
 class Goal:
@@ -55,7 +58,18 @@ class Trial:
     @property
     def lasting_rate(self) -> float:
         """Of ``rate``, what the cluster keeps up with for as long as one likes."""
-        return self.rate / (1 + self.growth)
+        return self.rate / (1 + self.growth) if self.falls_behind else self.rate
+
+    @property
+    def falls_behind(self) -> bool:
+        """Whether ``rate`` is more than the cluster keeps up with: it meets the goal in the time
+        that counts, and would miss it later."""
+        return self.growth >= _KEEPS_UP
+
+    @property
+    def counted_s(self) -> float:
+        """For how long the goal was looked at, simulated or not, seconds."""
+        return self.summary.window_s + self.further_s
 
     def meets(self, goal: Goal) -> bool:
         return self.share >= goal.share

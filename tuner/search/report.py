@@ -17,8 +17,6 @@ from tuner.search.verdict import Comparison
 from tuner.simulate.requests import RequestTrace
 
 Row = tuple[str, ...]
-# Of an overload that passed.
-_WORTH_TELLING = 0.02
 # Below it hundredths of a second say too little.
 _SHORT_S = 0.05
 COLUMNS = (
@@ -75,10 +73,13 @@ def _headline(result: TuneResult) -> str:
             f"{candidate}: {candidate.accelerators} GPUs{price} serve "
             f"{result.question.rate:g} requests/s, {within}"
         )
-    return (
-        f"{candidate}: {winner.rate:.2f} requests/s, {winner.rate_per_accelerator:.3f} per GPU, "
-        f"{within}"
-    )
+    trial = winner.reached.trial if winner.reached is not None else None
+    assert trial is not None
+    rate = trial.lasting_rate
+    told = f"{rate:.2f} requests/s, {rate / candidate.accelerators:.3f} per GPU"
+    if trial.falls_behind:
+        told += f" (for {trial.counted_s:.3g} s at a time up to {trial.rate:.2f})"
+    return f"{candidate}: {told}, {within}"
 
 
 def _advice(result: TuneResult, winner: Scored) -> list[str]:
@@ -124,9 +125,10 @@ def _overload(trial: Trial) -> str:
     words = ""
     if trial.further_s:
         words = f"; of {trial.further_s:.1f} s after them latencies were continued as they changed"
-    if trial.growth >= _WORTH_TELLING:
+    if trial.falls_behind:
         words += (
-            f"; falls behind by {trial.growth:.0%}, so {trial.lasting_rate:.2f} requests/s last"
+            f"; at {trial.rate:.2f} requests/s, as the ratios compare them, it falls behind by "
+            f"{trial.growth:.0%}, so {trial.lasting_rate:.2f} last"
         )
     return words
 
@@ -156,15 +158,19 @@ def _nobody(result: TuneResult) -> list[str]:
         words.append(
             f"nearest: {nearest.candidate} with {trial.share:.0%} at {trial.rate:.3g} requests/s "
             f"(TTFT p90 {_seconds(ttft)} s, TPOT p90 {_milliseconds(tpot)} ms)"
+            + (f"; it falls behind, {trial.lasting_rate:.3g} last" if trial.falls_behind else "")
         )
     return words
 
 
 def _shift(shift: Shift, winner: Scored) -> str:
-    change = f"{shift.change}: {shift.stays_at:.2f} requests/s"
+    """In rates that last, as the headline has them."""
+    trial = winner.reached.trial if winner.reached is not None else None
+    lasting = trial.lasting_rate / trial.rate if trial is not None else 1.0
+    change = f"{shift.change}: {lasting * shift.stays_at:.2f} requests/s"
     if shift.best == winner.candidate or shift.rate <= shift.stays_at:
         return f"{change}, and it stays the best of its neighbours"
-    return f"{change}; move to {shift.best} for {shift.rate:.2f}"
+    return f"{change}; move to {shift.best} for {lasting * shift.rate:.2f}"
 
 
 def table(result: TuneResult, top: int) -> tuple[Row, list[Row]]:
@@ -188,7 +194,8 @@ def _row(scored: Scored) -> Row:
     trial = reached.told
     assert trial is not None
     ttft, tpot = trial.summary.ttft_s, trial.summary.tpot_s
-    met = "" if reached.trial is not None else " (missed)"
+    lasting = f" ({trial.lasting_rate:.2f} last)" if trial.falls_behind else ""
+    met = lasting if reached.trial is not None else " (missed)"
     return (
         str(candidate),
         str(candidate.accelerators),
