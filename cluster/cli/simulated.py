@@ -34,11 +34,16 @@ class Simulated:
         trace, slo = self.trace, self.slo
         return [
             f"{describe(self.spec)}; {self.profile.words}",
-            f"{len(trace)} requests of {trace.name}, {trace.rate:.3g}/s over "
-            f"{trace.duration_s:.4g} s; on average {trace.prompt_tokens.mean():.0f} tokens in, "
+            f"{len(trace)} request{'s' if len(trace) > 1 else ''} of {trace.name}, {self._pace}; "
+            f"on average {trace.prompt_tokens.mean():.0f} tokens in, "
             f"{trace.output_tokens.mean():.0f} out",
             f"goodput: TTFT ≤ {slo.ttft_s:g} s, TPOT ≤ {slo.tpot_s * 1000:g} ms; seed {self.seed}",
         ]
+
+    @property
+    def _pace(self) -> str:
+        rate, duration_s = self.trace.rate, self.trace.duration_s
+        return f"{rate:.3g}/s over {duration_s:.4g} s" if rate else "at one moment"
 
     @property
     def hour_price(self) -> float | None:

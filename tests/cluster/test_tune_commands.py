@@ -267,6 +267,18 @@ def test_bad_traffic_is_refused_and_nothing_is_written(
     assert not list(out.iterdir())
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_requests_at_one_moment_have_no_rate_to_tune_for(folder: Path, count: int) -> None:
+    """They are refused before anything is computed; simulated as they are they can be."""
+    trace, profile = folder / "burst.csv", ("--profile", folder / "l4.json")
+    trace.write_text(AZURE + count * "2023-11-16 18:17:03.9,900,10\n")
+    with pytest.raises(InvalidField, match=r"^TRACE = 'burst\.csv'.* at one moment"):
+        bounded_candidates(read_question(TuneOptions(trace, gpus="l4:2", model="llama-3.1-8b"))[0])
+    with pytest.raises(InvalidField, match=r"^rate = 2\.0: burst\.csv has all"):
+        run("simulate", trace, *profile, "--rate", 2)
+    assert f"{count} request" in run("simulate", trace, *profile)
+
+
 def test_a_model_that_these_gpus_can_not_hold(folder: Path) -> None:
     command = ("tune", folder / "traffic.yaml", "--model", "llama-3.1-70b")
     with pytest.raises(InvalidField, match=r"gpus = 2: a replica of llama-3\.1-70b.* takes \d+"):
@@ -287,9 +299,9 @@ def test_a_model_that_nobody_knows(folder: Path) -> None:
         ),
         ("pools: {decode: {replicas: 5000}}", "pools.decode.replicas"),
         ("pools: {decode: {max_num_seq: 5}}", "pools.decode.max_num_seq"),
-        ("kv: {memory: 1KiB}", "trace"),
-        ("kv: {num_blocks: 10}", "trace"),
-        ("kv: {num_blocks: 100000000}", "trace"),
+        ("kv: {memory: 1KiB}", "TRACE"),
+        ("kv: {num_blocks: 10}", "TRACE"),
+        ("kv: {num_blocks: 100000000}", "TRACE"),
         ("max_model_len: 10", "max_model_len"),
     ],
 )

@@ -182,7 +182,7 @@ def all_candidates(
     shapes = {kind: _shapes(kind, wanted) for kind in _unique(budget.kinds)}
     if not any(shapes.values()):
         _refuse_too_few(wanted)
-        raise InvalidField("trace", longest, _needed_room(budget, longest, wanted.kv))
+        raise InvalidField("TRACE", longest, _needed_room(budget, longest, wanted.kv))
     # With fewer workers on a host each has more threads: that leaves no core unused.
     every = wanted if budget.host_cores is None else replace(wanted, spend_all=False)
     found = [*_colocated(every, shapes), *_split(every, shapes)]

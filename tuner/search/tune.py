@@ -69,6 +69,7 @@ def bounded_candidates(question: Question) -> list[tuple[Candidate, Bound]]:
     trace = question.trace
     longest = int((trace.prompt_tokens + trace.output_tokens).max())
     _check_length(question, longest)
+    _check_rate(trace)
     spend_all = question.rate is None
     candidates = all_candidates(
         question.budget,
@@ -94,13 +95,23 @@ def _check_length(question: Question, longest: int) -> None:
     if longest > shortest.max_positions:
         most = f"{shortest.model} serves at most {shortest.max_positions} tokens"
         fix = f"{most}, prompt and answer together: leave longer requests out"
-        raise InvalidField("trace", longest, fix)
+        raise InvalidField("TRACE", longest, fix)
     if wanted is not None and longest > wanted:
         fix = f"the trace has a request of {longest} tokens: leave it out, or serve longer ones"
         raise InvalidField("max_model_len", wanted, fix)
     if question.rate is not None and budget.total > _MOST_FOR_A_RATE:
         fix = f"at most {_MOST_FOR_A_RATE} for --rate, which looks at every smaller cluster too"
         raise InvalidField("gpus", budget.total, fix)
+
+
+def _check_rate(trace: RequestTrace) -> None:
+    """Its rate is what trials raise and lower."""
+    if not trace.rate:
+        so_many = (
+            f"all {len(trace)} of its requests come" if len(trace) > 1 else "its request comes"
+        )
+        fix = f"{so_many} at one moment, so it has no rate: give one that lasts some seconds"
+        raise InvalidField("TRACE", trace.name, fix)
 
 
 def tune(

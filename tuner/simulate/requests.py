@@ -88,8 +88,8 @@ class RequestTrace:
     def at_rate(self, rate: float) -> RequestTrace:
         """The same requests at ``rate`` per second on average, in the same pattern."""
         if not self.rate:
-            fix = "all its requests come at one moment: it has no rate that could be changed"
-            raise InvalidField("trace", self.name, fix)
+            fix = f"{self.name} has all its requests at one moment: it has no rate to be changed"
+            raise InvalidField("rate", rate, fix)
         if self.duration_s * self.rate / rate > MAX_DURATION_S:
             raise InvalidField("rate", rate, "the trace would last longer than a year; raise it")
         return self.faster(rate / self.rate)
