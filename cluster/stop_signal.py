@@ -1,13 +1,21 @@
-"""SIGINT, SIGTERM and SIGHUP as events: the first drains, the second ends at once."""
+"""SIGINT, SIGTERM and SIGHUP as events: the first drains, the second ends at once.
+
+Does not cover: commands that these signals break off (``cluster.interruption``).
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from typing import Any
 
 
 class StopSignal:
+    """``number``: the first signal that came; None before that."""
+
     def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[signal.Signals, Any] = {}
         self.drain = asyncio.Event()
         self.at_once = asyncio.Event()
 
@@ -15,11 +23,21 @@ class StopSignal:
         """Take the signals over on the running loop, also from whoever had them before."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self.receive)
+            self._before[number] = signal.getsignal(number)
+            loop.add_signal_handler(number, self.receive, number)
 
-    def receive(self) -> None:
+    def restore(self) -> None:
+        """Give the signals back; the loop would leave them to the system when it is closed."""
+        loop = asyncio.get_running_loop()
+        for number, handler in self._before.items():
+            loop.remove_signal_handler(number)
+            signal.signal(number, handler)
+
+    def receive(self, number: int) -> None:
         if self.drain.is_set():
             self.at_once.set()
+        else:
+            self.number = number
         self.drain.set()
 
 

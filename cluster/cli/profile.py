@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from cluster.profiling.assemble import ProfileResult
     from tuner.profile.points import Effort
 
-# As shells say it of a command that SIGINT ended.
-_INTERRUPTED = 130
-
 
 def profile(
     out: Annotated[Path, typer.Option(help="Where to write the profile (JSON).")],
@@ -50,6 +47,7 @@ def profile(
         refuse_given(measuring, "belongs to measuring; leave it out beside --from-spec")
         _from_spec(from_spec, out, output)
         return
+    from cluster.interruption import interruptible
     from cluster.profiling.run import measure_profile
     from cluster.profiling.subject import choose_subject
     from cluster.progress import StderrProgress
@@ -58,13 +56,8 @@ def profile(
     progress = StderrProgress()
     spec = load_spec(config, {"model": model})
     subject = choose_subject(spec, effort, progress)
-    try:
+    with interruptible("interrupted; what was measured is kept: run the same command to go on"):
         result = measure_profile(subject, out, progress)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; what was measured is kept: run the same command to go on", file=sys.stderr
-        )
-        raise typer.Exit(_INTERRUPTED) from None
     _report(result, output)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +13,6 @@ from cluster.cli.simulate import ProfileOption
 
 if TYPE_CHECKING:
     from cluster.cli.tune_run import Tuned
-
-# As a shell says it of a command that a signal ended.
-_INTERRUPTED = 130
 
 
 def tune(
@@ -119,6 +115,7 @@ def tune(
     """
     from cluster.cli.tune_run import TuneOptions, run
     from cluster.cli.tune_validate import typed_options
+    from cluster.interruption import interruptible
 
     options = TuneOptions(
         trace=trace,
@@ -143,11 +140,8 @@ def tune(
         out=out,
         validate=typed_options(validate, configurations, rates, replay_time, records),
     )
-    try:
+    with interruptible():
         tuned = run(options)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(_INTERRUPTED) from None
     emit(tuned.as_json(), output, lambda: _print(tuned, top))
     if tuned.result.verdict.winner is None:
         raise typer.Exit(1)

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import uvloop
 
+from cluster.interruption import Interrupted
 from cluster.stop_signal import StopSignal
-from core.errors import InternalError, RequestCancelled
+from core.errors import InternalError
 from tuner.load.arrivals import ArrivalKind
 from tuner.load.bench import PromptOptions, run_bench
 from tuner.load.metrics import RunResult
 from tuner.load.openai_target import OpenAIOptions, OpenAITarget
 from tuner.load.plan import Plan, plan_rate
 from tuner.load.prompts import PromptFormat
-from tuner.load.records import INTERRUPTED
 from tuner.load.runner import RunLimits
 from tuner.load.workload import PromptPart, TokenRange, Workload
 from tuner.simulate.requests import RequestTrace
@@ -38,11 +38,9 @@ def warm_up(url: str, tokenizer: Path) -> None:
 def replay(url: str, tokenizer: Path, trace: RequestTrace) -> RunResult:
     """``trace`` at its own rate. Prompts are new each time, so that no cache of a run before helps.
 
-    Raises ``RequestCancelled`` if it was interrupted, ``InternalError`` if nothing was answered.
+    Raises ``Interrupted`` if it was, ``InternalError`` if nothing was answered.
     """
     result = _run(url, tokenizer, plan_requests(trace))
-    if result.interrupted:
-        raise RequestCancelled("stopped during a measurement", reason=INTERRUPTED)
     if not any(record.is_complete for record in result.records):
         detail = result.records[0].detail if result.records else "nothing was sent"
         message = f"no request of {trace.name} was answered: {detail}"
@@ -53,16 +51,21 @@ def replay(url: str, tokenizer: Path, trace: RequestTrace) -> RunResult:
 def _run(url: str, tokenizer: Path, plan: Plan) -> RunResult:
     seed = secrets.randbelow(_CONTENT_SEEDS)
     prompts = PromptOptions(PromptFormat.IDS, seed, lambda model: tokenizer)
-    result: RunResult = uvloop.run(_measure(url, prompts, plan))
+    stop = StopSignal()
+    try:
+        result: RunResult = uvloop.run(_measure(url, prompts, plan, stop))
+    finally:
+        if stop.number is not None:
+            raise Interrupted(stop.number)
     return result
 
 
-async def _measure(url: str, prompts: PromptOptions, plan: Plan) -> RunResult:
+async def _measure(url: str, prompts: PromptOptions, plan: Plan, stop: StopSignal) -> RunResult:
     target = OpenAITarget(OpenAIOptions(url))
-    stop = StopSignal()
     stop.install()
     try:
         done = await run_bench(target, prompts, [plan], _LIMITS, stop.drain, lambda text: None)
         return done.runs[0]
     finally:
         await target.close()
+        stop.restore()

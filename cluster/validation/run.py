@@ -6,9 +6,7 @@ One cluster after the other, each under all loads. Does not cover: which configu
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +22,7 @@ from cluster.validation.served import served
 from core.config import ClusterSpec
 from core.latency_profile import LatencyProfile
 from tuner.load.metrics import RunResult, Slo, summarize
+from tuner.processes import Processes
 from tuner.search.verdict import REPLICATES
 from tuner.simulate.core_shares import place_workers
 from tuner.simulate.requests import RequestTrace
@@ -177,8 +176,7 @@ def _replicates(
     if len(wanted) <= _FEW:
         outcomes = [predict(one) for one in wanted]
     else:
-        with ProcessPoolExecutor(
-            len(usable_cores()), mp_context=multiprocessing.get_context("spawn")
-        ) as pool:
-            outcomes = list(pool.map(predict, wanted, chunksize=max(1, count)))
+        with Processes(len(usable_cores())) as processes:
+            futures = [processes.submit(predict, one) for one in wanted]
+            outcomes = [future.result() for future in futures]
     return [outcomes[i * count : (i + 1) * count] for i in range(len(pairs))]

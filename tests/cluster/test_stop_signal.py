@@ -19,8 +19,19 @@ async def test_the_second_signal_means_at_once() -> None:
     assert not stop.at_once.is_set()
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.wait_for(stop.at_once.wait(), 5)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().remove_signal_handler(number)
+    assert stop.number == signal.SIGTERM
+    stop.restore()
+
+
+async def test_signals_are_given_back_to_whoever_had_them() -> None:
+    came: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    stop = StopSignal()
+    stop.install()
+    stop.restore()
+    signal.raise_signal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, before)
+    assert (came, stop.number) == ([signal.SIGTERM], None)
 
 
 async def test_work_that_ends_first_wins() -> None:

@@ -1,4 +1,5 @@
-"""While processes of a search may begin, Ctrl-C waits, and they inherit that it is not for them."""
+"""While processes of a search may begin, Ctrl-C waits, and they inherit that it is not for them.
+SIGTERM waits too."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ import pytest
 from search_worlds import chat_trace
 
 from core.config import ClusterSpec
+from tuner import processes
 from tuner.load.metrics import Slo
-from tuner.search import laboratory
 from tuner.search.bench import Traced
 from tuner.search.evaluate import Goal
 from tuner.search.laboratory import Laboratory
@@ -29,6 +30,7 @@ class Pool:
     def __init__(self) -> None:
         self.deaf: list[bool] = []
         self.press_at = -1
+        self.signal = signal.SIGINT
 
     def submit(self, function: object, *given: object) -> Future[Any]:
         self._begin()
@@ -41,7 +43,7 @@ class Pool:
 
     def _begin(self) -> None:
         if len(self.deaf) == self.press_at:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.signal)
         is_blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
         interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         self.deaf.append(is_blocked and not interrupts)
@@ -51,10 +53,12 @@ class Pool:
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
     """That of the next laboratory. Ctrl-C is as in a terminal, whoever runs the tests."""
     pool = Pool()
-    monkeypatch.setattr(laboratory, "ProcessPoolExecutor", lambda *args, **settings: pool)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(processes, "ProcessPoolExecutor", lambda *args, **settings: pool)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     yield pool
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 class OneTrial:
@@ -71,7 +75,7 @@ def search() -> None:
     with Laboratory(GIVEN, processes=2) as started:
         assert hears_of_it()
         course: Any = OneTrial()
-        started._follow([course], cast(Any, started._pool))
+        started._follow([course], cast(Any, started._processes))
         assert course.attempt is None
         assert hears_of_it()
 
@@ -86,9 +90,12 @@ def test_processes_that_begin_with_the_first_jobs_are_deaf_too(pool: Pool) -> No
     assert pool.deaf == [True, True, True]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("task", [0, 1, 2])
-def test_an_interruption_comes_when_they_have_begun(pool: Pool, task: int) -> None:
-    pool.press_at = task
+def test_an_interruption_comes_when_they_have_begun(
+    pool: Pool, task: int, number: signal.Signals
+) -> None:
+    pool.press_at, pool.signal = task, number
     with pytest.raises(KeyboardInterrupt):
         search()
     assert len(pool.deaf) == (3 if task == 2 else 2)

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a search at once, without a word too many and without a process left."""
+"""Ctrl-C and SIGTERM end a search at once, without a word too many and without a process left."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,18 @@ TRACE = "TIMESTAMP,ContextTokens,GeneratedTokens\n" + "".join(
 @pytest.mark.skipif(
     len(os.sched_getaffinity(0)) < 2, reason="with one core the search starts no processes"
 )
-def test_an_interrupted_search_is_quiet_and_leaves_nobody(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "send", "code"),
+    [
+        # As a terminal does: the whole group hears it.
+        (signal.SIGINT, os.killpg, 130),
+        (signal.SIGTERM, os.kill, 143),
+        (signal.SIGTERM, os.killpg, 143),
+    ],
+)
+def test_an_interrupted_search_is_quiet_and_leaves_nobody(
+    tmp_path: Path, number: signal.Signals, send: Callable[[int, int], None], code: int
+) -> None:
     path = tmp_path / "conv.csv"
     path.write_text(TRACE)
     command = [sys.executable, "-c", "from cluster.cli.main import main; main()"]
@@ -38,10 +50,9 @@ def test_an_interrupted_search_is_quiet_and_leaves_nobody(tmp_path: Path) -> Non
         first = search.stderr.readline()
         assert "by capacities alone" in first
         children = wait_for_children(search.pid)
-        # As a terminal does: the whole group hears it.
-        os.killpg(search.pid, signal.SIGINT)
+        send(search.pid, number)
         rest = search.stderr.read()
-        assert search.wait() == 130
+        assert search.wait() == code
     assert rest.strip() == "interrupted"
     gone, alive = psutil.wait_procs(children, timeout=30)
     assert gone

@@ -7,17 +7,12 @@ processes. Does not cover: what one process does (``bench``), which simulations 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from multiprocessing import resource_tracker
-from multiprocessing.process import BaseProcess
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from types import TracebackType
 
+from tuner.processes import Processes
 from tuner.search.bench import Attempt, Bench, ClusterJob, Course, ReplicaJob, Traced, Wanted
 from tuner.search.conditions import Conditions
 from tuner.search.evaluate import Trial
@@ -42,41 +37,6 @@ def _make(attempt: Attempt) -> Trial:
     return _bench.make(attempt)
 
 
-@contextmanager
-def _starting_processes() -> Iterator[None]:
-    """Ctrl-C is for this process alone, from the first moment of a child's life: it inherits which
-    signals are blocked. This process hears of it at the end."""
-    resource_tracker.ensure_running()  # Else it begins with the first child and unblocks them.
-    with _interrupted_later():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Ctrl-C comes at the end. That a signal is blocked here is not enough: another thread takes
-    it, and this one is interrupted all the same. A child whose parent is interrupted while it tells
-    it what to do would complain."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or not _is_main_thread():
-        yield
-        return
-    came: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-    if came:
-        raise KeyboardInterrupt
-
-
-def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
-
-
 class Laboratory:
     """Processes that simulate; a context manager that ends them, at once after an error."""
 
@@ -85,31 +45,13 @@ class Laboratory:
         self._given = given
         self._bench = Bench(given)
         cores = len(os.sched_getaffinity(0))
-        self._processes = cores if processes is None else processes
-        self._pool: ProcessPoolExecutor | None = None
-        self._others: list[BaseProcess] = []
+        self._count = cores if processes is None else processes
+        self._processes: Processes | None = None
 
     def __enter__(self) -> Laboratory:
-        if self._processes > 1:
-            try:
-                with _starting_processes():
-                    self._start()
-            except BaseException as error:
-                self.__exit__(type(error), error, error.__traceback__)
-                raise
+        if self._count > 1:
+            self._processes = Processes(self._count, _remember, (self._given,))
         return self
-
-    def _start(self) -> None:
-        self._others = multiprocessing.active_children()
-        self._pool = ProcessPoolExecutor(
-            self._processes,
-            # Threads of the parent must not be forked into the middle of what they do.
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_remember,
-            initargs=(self._given,),
-        )
-        for _ in range(self._processes):
-            self._pool.submit(int)  # Each starts one, unless one is done already.
 
     def __exit__(
         self,
@@ -117,16 +59,8 @@ class Laboratory:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._pool is None:
-            return
-        if error is not None:
-            self._kill_children()
-        self._pool.shutdown(cancel_futures=True)
-
-    def _kill_children(self) -> None:
-        for child in multiprocessing.active_children():
-            if child not in self._others:
-                child.kill()
+        if self._processes is not None:
+            self._processes.__exit__(kind, error, trace)
 
     def measure(self, jobs: Sequence[Job]) -> list[Reached]:
         """What each job reached as given, in their order."""
@@ -151,13 +85,13 @@ class Laboratory:
         return self._bench.is_shortened(replica, rate)
 
     def _all(self, jobs: Sequence[Wanted]) -> list[Reached]:
-        if self._pool is None:
+        if self._processes is None:
             return [self._bench.reach(job) for job in jobs]
         courses = [self._bench.course(job) for job in jobs]
-        self._follow(courses, self._pool)
+        self._follow(courses, self._processes)
         return [course.reached for course in courses]
 
-    def _follow(self, courses: Sequence[Course], pool: ProcessPoolExecutor) -> None:
+    def _follow(self, courses: Sequence[Course], processes: Processes) -> None:
         """Makes all their trials."""
         waiting = iter(courses)
         under_way: dict[Future[Trial], Course] = {}
@@ -165,14 +99,13 @@ class Laboratory:
         def go_on(course: Course) -> bool:
             if course.attempt is None:
                 return False
-            with _starting_processes():  # Those that were not needed until now.
-                under_way[pool.submit(_make, course.attempt)] = course
+            under_way[processes.submit(_make, course.attempt)] = course
             return True
 
         def begin_another() -> bool:
             return any(go_on(course) for course in waiting)
 
-        while len(under_way) < _UNDER_WAY * self._processes and begin_another():
+        while len(under_way) < _UNDER_WAY * self._count and begin_another():
             pass
         while under_way:
             for done in wait(under_way, return_when=FIRST_COMPLETED).done:
