@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.profiling.neighbours import interference
 from cluster.profiling.overhead import Findings, Overhead, as_served, overheads
 from cluster.profiling.subject import Subject
-from cluster.profiling.tasks import AGAIN
+from cluster.profiling.tasks import AGAIN, FIRST
 from core.latency_profile import (
     EngineProfile,
     FitError,
@@ -231,6 +231,14 @@ def _warnings(name: str, findings: Findings, fitted: Fitted) -> list[str]:
     said = []
     if warning := fit_warning(fitted.error):
         said.append(f"{fitted.name}: {warning}")
+    for name_of_first, first in findings.items():
+        point = name_of_first.removeprefix(FIRST)
+        if name_of_first.startswith(FIRST) and point in findings:
+            off = first.seconds / findings[point].seconds - 1
+            said.append(
+                f"engine {name}: {point} took {off:+.0%} at first, then not again: something "
+                "disturbed the machine; the middle of three times counts"
+            )
     for again, found in findings.items():
         before = findings.get(again.removeprefix(AGAIN))
         if not again.startswith(AGAIN) or before is None:

@@ -9,8 +9,8 @@ step around the model, and whether the machine drifted meanwhile.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -21,12 +21,17 @@ from cluster.profiling.in_child import end_with_stdin, leave, run_task, say
 from cluster.profiling.tasks import (
     AGAIN,
     DECODING,
+    FIRST,
     PREFILLING,
     CompanyTask,
     EngineTask,
     FollowerTask,
+    Found,
 )
 from core.request import Role
+from tuner.profile.fit import MeasuredStep
+from tuner.profile.points import StepPoint
+from tuner.profile.recheck import recheck
 
 if TYPE_CHECKING:
     from cluster.profiling.step_runs import StepRun, StepRuns
@@ -86,20 +91,54 @@ def measure(task: EngineTask) -> None:
 
 
 def _measure_points(task: EngineTask, runs: StepRuns, company: _Company) -> None:
-    """The first one a second time at the end: a machine that drifts is found out."""
-    patience = task.patience
-    again = task.points[:1] if len(task.points) > 1 else ()
-    for index, point in enumerate((*task.points, *again)):
+    """Those that don't fit are measured again. The first one a second time at the end: a machine
+    that drifts is found out."""
+
+    def measure(point: StepPoint) -> Found:
         company.change(DECODING if point.chunks else PREFILLING)
+        patience = task.patience
         measured = runs.measure(point, patience.least, patience.most, patience.seconds)
-        usable = measured if task.shares_cores else _undisturbed(measured)
-        name = point.name if index < len(task.points) else f"{AGAIN}{point.name}"
-        say(
-            name=name,
-            seconds=median(run.seconds for run in usable),
-            runs=len(usable),
-            waited=median(run.waited_s / run.seconds for run in usable),
-        )
+        return _found(point.name, measured if task.shares_cores else _undisturbed(measured))
+
+    points = []
+    for point in task.points:
+        points.append((point, measure(point)))
+        _say_found(points[-1][1])
+    _recheck(points, measure)
+    if len(points) > 1:
+        first = task.points[0]
+        _say_found(replace(measure(first), name=f"{AGAIN}{first.name}"))
+
+
+def _recheck(
+    points: Sequence[tuple[StepPoint, Found]], measure: Callable[[StepPoint], Found]
+) -> None:
+    """Says the believed times of points that were disturbed, and what was measured at first."""
+    again: dict[float, Found] = {found.seconds: found for _, found in points}
+
+    def seconds(index: int) -> float:
+        found = measure(points[index][0])
+        again[found.seconds] = found
+        return found.seconds
+
+    steps = [MeasuredStep(point.name, point.work, found.seconds) for point, found in points]
+    for index, believed in recheck(steps, seconds):
+        point, first = points[index]
+        _say_found(replace(first, name=f"{FIRST}{point.name}"))
+        _say_found(replace(again[believed], name=point.name))
+
+
+def _found(name: str, runs: Sequence[StepRun]) -> Found:
+    return Found(
+        name,
+        seconds=median(run.seconds for run in runs),
+        runs=len(runs),
+        waited=median(run.waited_s / run.seconds for run in runs),
+    )
+
+
+def _say_found(found: Found) -> None:
+    say(**asdict(found))
 
 
 def _undisturbed(measured: list[StepRun]) -> list[StepRun]:

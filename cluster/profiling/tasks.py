@@ -18,6 +18,8 @@ from tuner.profile.points import StepPoint
 PREFILLING, DECODING = "prefill", "decode"
 # In front of the name of a point that is measured a second time.
 AGAIN = "again: "
+# Of what was measured of a point at first, when that was not confirmed.
+FIRST = "first: "
 # As in ``prefill_worker.service``: a longer announcement is split, and so is several batches.
 ANNOUNCED_BYTES = 8 << 20
 

@@ -22,7 +22,7 @@ from cluster.profiling.overhead import AROUND, BESIDE, SERVED_STEP
 from cluster.profiling.partial_file import PartialFile, partial_path
 from cluster.profiling.placing import Placing, place, place_edge
 from cluster.profiling.subject import Subject, choose_subject
-from cluster.profiling.tasks import AGAIN, Found
+from cluster.profiling.tasks import AGAIN, FIRST, Found
 from cluster.progress import ProgressBar, StderrProgress
 from core.config import make_spec
 from core.errors import Incompatible, InvalidField
@@ -280,6 +280,17 @@ def test_a_machine_that_drifts_is_named(subject: Subject) -> None:
     (warning,) = assemble(subject, {ALONE: slower}, EDGES, {ALONE: SERVED}, "now", {}).warnings
     assert "decode 8 × 64 took +20% at the end" in warning
     assert assemble(subject, {ALONE: steady}, EDGES, {ALONE: SERVED}, "now", {}).warnings == ()
+
+
+def test_a_point_that_was_disturbed_at_first_is_named(subject: Subject) -> None:
+    found = findings(subject, ALONE, 1.0)
+    first = f"{FIRST}decode 8 × 64"
+    disturbed = found | {first: Found(first, 1.76 * found["decode 8 × 64"].seconds, 5)}
+    told = assemble(subject, {ALONE: disturbed}, EDGES, {ALONE: SERVED}, "now", {})
+    (warning,) = told.warnings
+    assert "decode 8 × 64 took +76% at first, then not again" in warning
+    assert told.profile.engines[0].error is not None
+    assert told.profile.engines[0].error.worst < 0.01
 
 
 def test_other_processes_on_the_same_cores_are_told(subject: Subject) -> None:
