@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from charts import CHART, ROOT, render
+from object_schemas import check_objects
 
 from amounts import some_of
 
@@ -75,10 +76,16 @@ CHANGED: dict[str, object] = {
     "redis.external.address": "other:6380",
     "extraObjects": [{"kind": "ConfigMap", "metadata": {"name": "changed"}}],
 }
-STRINGS = ("hosts", "hostnames")
-OF_KUBERNETES = {
+OF_KUBERNETES: dict[str, object] = {
     "resources": {"limits": {"example.com/changed": 1}},
     "affinity": {"nodeAffinity": {"changed": {}}},
+    "tolerations": [{"key": "changed"}],
+    "topology-spread": [{"topologyKey": "changed"}],
+    "peers": [{"ipBlock": {"cidr": "192.0.2.0/24"}}],
+    "names": ["changed"],
+    "volume-mounts": [{"name": "changed", "mountPath": "/changed"}],
+    "pod-security": {"runAsUser": 4711},
+    "container-security": {"privileged": True},
 }
 
 
@@ -98,6 +105,8 @@ def changed(path: str, before: dict[str, Any]) -> object:
     value = LEAVES[path]
     if path in CHANGED:
         return CHANGED[path]
+    if value.mark in OF_KUBERNETES:
+        return OF_KUBERNETES[value.mark]
     if "|" in value.mark and value.mark != "number-or-string":
         return next(word for word in value.mark.split("|") if word != value.default)
     match value.default:
@@ -105,12 +114,10 @@ def changed(path: str, before: dict[str, Any]) -> object:
             return not given(path, before, value.default)
         case int():
             return value.default + 1
-        case dict() if value.mark in OF_KUBERNETES:
-            return OF_KUBERNETES[value.mark]
         case dict():
             return {"example.com/changed": "yes"}
         case list():
-            return ["changed"] if path.endswith(STRINGS) else [{"name": "changed"}]
+            return [{"name": "changed"}]
     return "changed"
 
 
@@ -154,3 +161,22 @@ def test_values_are_found_in_all_depths() -> None:
 
 def test_nothing_but_a_value_makes_a_difference() -> None:
     assert render(ALL_ON | {"extraObjects": []}) == render(ALL_ON)
+
+
+# Not any string will do for these.
+OF_A_FORM = {
+    *("fullnameOverride", "redis.external.address", "tls.duration", "tls.renewBefore"),
+    *("serviceMonitor.interval", "podMonitor.interval"),
+}
+
+
+@pytest.mark.parametrize(
+    "instead", ["", "model.pvc.", "model.imageVolume.", "redis.external."], ids=lambda name: name
+)
+def test_a_string_stays_one_though_it_looks_like_a_number(instead: str) -> None:
+    """Names may have digits alone: a key of a Secret, a queue, the folder of a volume."""
+    values = merged(ALL_ON, INSTEAD.get(instead, {}))
+    for path, value in LEAVES.items():
+        if isinstance(value.default, str) and not value.mark and path not in OF_A_FORM:
+            values = merged(values, at(path, "123"))
+    check_objects(render(values, name="7"))

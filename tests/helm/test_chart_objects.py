@@ -6,8 +6,6 @@ change that is meant, `CROSSDOCK_WRITE_GOLDEN=1 pytest tests/helm` writes the go
 
 from __future__ import annotations
 
-import functools
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -17,42 +15,17 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from charts import CHART, CI, Manifest, ci_values, pod_templates, render
+from charts import CHART, CI, ci_values, pod_templates, render
+from object_schemas import check_object, check_objects
 
 HERE = Path(__file__).parent
-CUSTOM = {path.stem: path for path in (HERE / "schemas").glob("*.json")}
-KUBERNETES = "1.34"
 
 names = pytest.mark.parametrize("name", [path.stem.removesuffix("-values") for path in CI])
 
 
-def check_object(manifest: Manifest) -> None:
-    _check(json.dumps(manifest))
-
-
-@functools.cache
-def _check(text: str) -> None:
-    """Many are the same in several installations."""
-    manifest = json.loads(text)
-    custom = CUSTOM.get(manifest["kind"])
-    if custom is not None:
-        jsonschema.validate(manifest, json.loads(custom.read_text()))
-    else:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
-
-
-def as_pod(template: Manifest) -> Manifest:
-    metadata = template.get("metadata", {}) | {"name": "checked"}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
-
-
 @names
 def test_every_object_is_what_its_kind_takes(name: str) -> None:
-    manifests = render(ci_values(name))
-    for manifest in manifests:
-        check_object(manifest)
-    for _, template in pod_templates(manifests):
-        check_object(as_pod(template))
+    check_objects(render(ci_values(name)))
 
 
 WHOLE_DEFINITION = os.environ.get("KUBERAY_CRD")

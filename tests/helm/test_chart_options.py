@@ -192,7 +192,7 @@ def test_the_made_password_is_under_the_key_that_pods_read() -> None:
             "yunikorn",
             {
                 "ray.io/gang-scheduling-enabled": "true",
-                "yunikorn.apache.org/app-id": "crossdock",
+                "yunikorn.apache.org/app-id": "llm-crossdock",
                 "yunikorn.apache.org/queue": "serving",
             },
         ),

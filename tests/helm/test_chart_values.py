@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +60,63 @@ def test_helm_lint_has_nothing_to_say(path: Path) -> None:
         ({"decode": {"affinity": {"podAntiAfinity": {}}}}, "podAntiAfinity"),
         ({"head": {"podAnnotations": {"sidecar": True}}}, "sidecar"),
         ({"nodeSelector": {"gpus": 8}}, "gpus"),
+        ({"podSecurityContext": {"runAsUsr": 1}}, "runAsUsr"),
+        ({"securityContext": {"readOnlyRootFs": True}}, "readOnlyRootFs"),
+        ({"prefill": {"tolerations": [{"ky": "nvidia.com/gpu"}]}}, "ky"),
+        ({"imagePullSecrets": ["registry"]}, "imagePullSecrets/0"),
+        ({"extraEnv": [{"name": "DEBUG", "value": 1}]}, "extraEnv/0/value"),
+        ({"extraVolumeMounts": [{"name": "a", "path": "/a"}]}, "path"),
+        ({"networkPolicy": {"clients": ["monitoring"]}}, "clients/0"),
+        ({"decode": {"topologySpreadConstraints": [{"skew": 1}]}}, "skew"),
+        ({"ingress": {"hosts": [{"host": "a"}]}}, "hosts/0"),
+        ({"gateway": {"parentRefs": ["public"]}}, "parentRefs/0"),
     ],
 )
 def test_what_nobody_knows_is_refused_by_name(values: dict[str, Any], named: str) -> None:
     assert named in refusal(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("podSecurityContext", "podsecuritycontext"),
+        ("securityContext", "securitycontext"),
+        ("resources", "resourcerequirements"),
+        ("affinity", "affinity"),
+        ("imagePullSecrets/items", "localobjectreference"),
+        ("tolerations/items", "toleration"),
+        ("prefill/properties/topologySpreadConstraints/items", "topologyspreadconstraint"),
+        ("extraEnv/items", "envvar"),
+        ("extraVolumeMounts/items", "volumemount"),
+        ("networkPolicy/properties/clients/items", "networkpolicypeer-networking"),
+    ],
+)
+def test_keys_of_kubernetes_own_are_all_known(path: str, kind: str) -> None:
+    at = json.loads((CHART / "values.schema.json").read_text())["properties"]
+    for name in path.split("/"):
+        at = at[name]
+    known = json.loads((of_kubernetes() / f"{kind}-v1.json").read_text())
+    assert at["properties"].keys() == known["properties"].keys()
+
+
+def of_kubernetes() -> Path:
+    """Schemas of the newest Kubernetes that is known here."""
+    package = Path(str(files("kubernetes_validate")))
+    return max(package.glob("kubernetes-json-schema/*-local"))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"cluster": None}, "cluster"),
+        ({"router": None}, "router"),
+        ({"prefill": {"drainSeconds": None}}, "drainSeconds"),
+        ({"redis": {"auth": None}}, "auth"),
+    ],
+)
+def test_what_templates_need_can_t_be_taken_away(values: dict[str, Any], named: str) -> None:
+    """Helm drops a key without a value, such as one whose lines are all commented out."""
+    assert re.search(f"missing propert(y|ies) .*'{named}'", refusal(values))
 
 
 @pytest.mark.parametrize("memory", ["512MiB", "1.5 gb", "40GiB ", "1000", 536870912])

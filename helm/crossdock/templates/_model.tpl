@@ -5,17 +5,17 @@
 {{- if eq $model.source "pvc" }}
 - name: model
   persistentVolumeClaim:
-    claimName: {{ required "model.pvc.claimName: name the claim that holds the model" $model.pvc.claimName }}
+    claimName: {{ required "model.pvc.claimName: name the claim that holds the model" $model.pvc.claimName | quote }}
     readOnly: true
 {{- else if eq $model.source "imageVolume" }}
 - name: model
   image:
-    reference: {{ required "model.imageVolume.reference: name the image that holds the model" $model.imageVolume.reference }}
+    reference: {{ required "model.imageVolume.reference: name the image that holds the model" $model.imageVolume.reference | quote }}
     pullPolicy: {{ $model.imageVolume.pullPolicy }}
 {{- else if eq $model.source "huggingface" }}
 - name: model
   emptyDir:
-    sizeLimit: {{ $model.huggingface.sizeLimit }}
+    sizeLimit: {{ $model.huggingface.sizeLimit | quote }}
 {{- end }}
 {{- end }}
 
@@ -23,10 +23,10 @@
 {{- $model := .Values.model }}
 {{- if ne $model.source "image" }}
 - name: model
-  mountPath: {{ include "crossdock.modelPath" . }}
+  mountPath: {{ include "crossdock.modelPath" . | quote }}
   readOnly: true
   {{- if and (eq $model.source "pvc") $model.pvc.subPath }}
-  subPath: {{ $model.pvc.subPath }}
+  subPath: {{ $model.pvc.subPath | quote }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -44,8 +44,8 @@ initContainers:
     command: [hf, download]
     args:
       - {{ required "model.huggingface.repository: name the model, e.g. meta-llama/Llama-3.1-8B-Instruct" $model.huggingface.repository | quote }}
-      - --revision={{ $model.huggingface.revision }}
-      - --local-dir={{ $path }}
+      - {{ printf "--revision=%s" $model.huggingface.revision | quote }}
+      - {{ printf "--local-dir=%s" $path | quote }}
       - --include=*.json
       {{- if $weights }}
       - --include=*.safetensors
@@ -58,8 +58,8 @@ initContainers:
       - name: HF_TOKEN
         valueFrom:
           secretKeyRef:
-            name: {{ $model.huggingface.tokenSecret.name }}
-            key: {{ $model.huggingface.tokenSecret.key }}
+            name: {{ $model.huggingface.tokenSecret.name | quote }}
+            key: {{ $model.huggingface.tokenSecret.key | quote }}
       {{- end }}
       {{- with .Values.extraEnv }}
       {{- toYaml . | nindent 6 }}
@@ -71,7 +71,7 @@ initContainers:
       - name: tmp
         mountPath: /tmp
       - name: model
-        mountPath: {{ $path }}
+        mountPath: {{ $path | quote }}
       {{- with .Values.extraVolumeMounts }}
       {{- toYaml . | nindent 6 }}
       {{- end }}

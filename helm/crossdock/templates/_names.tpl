@@ -30,8 +30,8 @@
 {{- end }}
 
 {{- define "crossdock.selectorLabels" -}}
-app.kubernetes.io/name: {{ include "crossdock.name" . }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ include "crossdock.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "crossdock.labels" -}}

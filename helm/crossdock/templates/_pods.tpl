@@ -16,7 +16,7 @@ affinity:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 
@@ -32,7 +32,7 @@ topologySpreadConstraints:
 {{- end }}
 
 {{- define "crossdock.podSpec" -}}
-serviceAccountName: {{ include "crossdock.serviceAccountName" . }}
+serviceAccountName: {{ include "crossdock.serviceAccountName" . | quote }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 securityContext:

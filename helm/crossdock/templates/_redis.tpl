@@ -27,8 +27,8 @@ gcsFaultToleranceOptions:
   redisPassword:
     valueFrom:
       secretKeyRef:
-        name: {{ default (include "crossdock.redisHost" .) $redis.auth.existingSecret }}
-        key: {{ $redis.auth.existingSecretKey }}
+        name: {{ default (include "crossdock.redisHost" .) $redis.auth.existingSecret | quote }}
+        key: {{ $redis.auth.existingSecretKey | quote }}
   {{- else }}
   {{- with $redis.external.username }}
   redisUsername:
@@ -39,8 +39,8 @@ gcsFaultToleranceOptions:
   redisPassword:
     valueFrom:
       secretKeyRef:
-        name: {{ .name }}
-        key: {{ .key }}
+        name: {{ .name | quote }}
+        key: {{ .key | quote }}
   {{- end }}
   {{- end }}
   {{- end }}
@@ -74,13 +74,13 @@ gcsFaultToleranceOptions:
 - name: CROSSDOCK_STORE_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ default (include "crossdock.redisHost" .) $redis.auth.existingSecret }}
-      key: {{ $redis.auth.existingSecretKey }}
+      name: {{ default (include "crossdock.redisHost" .) $redis.auth.existingSecret | quote }}
+      key: {{ $redis.auth.existingSecretKey | quote }}
 {{- else if and $redis.external.address $redis.external.passwordSecret.name }}
 - name: CROSSDOCK_STORE_PASSWORD
   valueFrom:
     secretKeyRef:
-      name: {{ $redis.external.passwordSecret.name }}
-      key: {{ $redis.external.passwordSecret.key }}
+      name: {{ $redis.external.passwordSecret.name | quote }}
+      key: {{ $redis.external.passwordSecret.key | quote }}
 {{- end }}
 {{- end }}

@@ -82,12 +82,12 @@
 {{- if .Values.tls.doors.enabled }}
 - name: doors
   secret:
-    secretName: {{ include "crossdock.doorsSecret" . }}
+    secretName: {{ include "crossdock.doorsSecret" . | quote }}
     defaultMode: 0440
 {{- with .Values.tls.doors.clientCaSecret }}
 - name: clients
   secret:
-    secretName: {{ . }}
+    secretName: {{ . | quote }}
     items: [{key: ca.crt, path: ca.crt}]
 {{- end }}
 {{- end }}
@@ -110,8 +110,8 @@
 - name: CROSSDOCK_ADMIN_TOKEN
   valueFrom:
     secretKeyRef:
-      name: {{ .name }}
-      key: {{ .key }}
+      name: {{ .name | quote }}
+      key: {{ .key | quote }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -152,11 +152,11 @@ spec:
   commonName: {{ .name }}
   dnsNames: {{ toJson .dnsNames }}
   usages: {{ toJson .usages }}
-  duration: {{ $tls.duration }}
-  renewBefore: {{ $tls.renewBefore }}
+  duration: {{ $tls.duration | quote }}
+  renewBefore: {{ $tls.renewBefore | quote }}
   privateKey: {algorithm: ECDSA, size: 256, rotationPolicy: Always}
   issuerRef:
-    name: {{ default (printf "%s-authority" (include "crossdock.fullname" .root)) .issuer.name }}
+    name: {{ default (printf "%s-authority" (include "crossdock.fullname" .root)) .issuer.name | quote }}
     kind: {{ .issuer.kind }}
-    group: {{ .issuer.group }}
+    group: {{ .issuer.group | quote }}
 {{- end }}

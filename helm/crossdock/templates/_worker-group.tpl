@@ -33,7 +33,7 @@ template:
     {{- include "crossdock.placement" (dict "root" $root "values" $values) | nindent 4 }}
     {{- include "crossdock.topologySpread" (dict "constraints" $values.topologySpreadConstraints "labels" (toYaml $labels)) | nindent 4 }}
     {{- with $values.runtimeClassName }}
-    runtimeClassName: {{ . }}
+    runtimeClassName: {{ . | quote }}
     {{- end }}
     # The drain, and what Ray takes to end.
     terminationGracePeriodSeconds: {{ add $values.drainSeconds 60 }}
