@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cluster.cli.bench_plans import refuse_given
 from cluster.cli.gpu_prices import hour_prices
+from cluster.cli.options import refuse_given
 from cluster.cli.profile_choice import ChosenProfile, choose_profile
 from cluster.demo_model import ensure_demo_model
 from cluster.model_folder import find_model

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TypeVar
 
+from cluster.cli.options import refuse_given
 from core.errors import InvalidField
 from tuner.load.arrivals import ArrivalKind
 from tuner.load.plan import Plan, plan_rate, plan_trace
@@ -69,13 +69,6 @@ def choose(option: str, text: str, kinds: type[Choice]) -> Choice:
     except ValueError:
         names = ", ".join(kind.value for kind in kinds)
         raise InvalidField(option, text, f"must be one of {names}") from None
-
-
-def refuse_given(options: Mapping[str, object], fix: str) -> None:
-    """Raises ``InvalidField`` for the first option that is not None: none is ignored in silence."""
-    for option, value in options.items():
-        if value is not None:
-            raise InvalidField(option, str(value) if isinstance(value, Path) else value, fix)
 
 
 def _from_trace(options: LoadOptions, path: Path) -> Load:

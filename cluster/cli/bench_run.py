@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from cluster.cli.bench_plans import LoadOptions, choose, make_load, refuse_given
+from cluster.cli.bench_plans import LoadOptions, choose, make_load
 from cluster.cli.identity import door_tls
+from cluster.cli.options import refuse_given
 from cluster.model_folder import find_model
 from cluster.progress import StderrProgress
 from cluster.stop_signal import StopSignal

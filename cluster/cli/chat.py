@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from cluster.cli.http_call import open_connection
+from cluster.cli.http_call import explain, open_connection
 from cluster.cli.identity import door_tls
 from cluster.cli.options import ApiKeyOption, ClusterNameOption, http_url
 from core.errors import InvalidField, Unavailable
@@ -135,7 +135,7 @@ def _answer(
             raise _refused(_error_text(response))
         yield response
     except (OSError, http.client.HTTPException) as error:
-        message = f"no answer from {server.url} ({error}): is `crossdock serve` running?"
+        message = f"no answer from {server.url} ({explain(error)}): is `crossdock serve` running?"
         raise Unavailable(message, reason="NO_ANSWER") from None
     finally:
         connection.close()

@@ -32,6 +32,13 @@ def open_connection(
     return _NamedConnection(address, context, tls.server_name, timeout_s)
 
 
+def explain(error: OSError | http.client.HTTPException) -> str:
+    """Why there was no answer. What came instead of one may be anything, and is not shown."""
+    if type(error) is http.client.BadStatusLine:
+        return "what listens there does not speak HTTP"
+    return str(error) or type(error).__name__
+
+
 class _NamedConnection(http.client.HTTPSConnection):
     """``name``: that of the server's certificate; "": that in the address."""
 

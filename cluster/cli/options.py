@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from core.errors import InvalidField
 
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-f", help="YAML file; flags win over it.")
@@ -97,6 +100,14 @@ PatienceOption = Annotated[
         help="Seconds to wait for room on the Ray cluster, whose nodes may be on their way.",
     ),
 ]
+
+
+def refuse_given(options: Mapping[str, object], fix: str) -> None:
+    """Raises ``InvalidField`` for the first option that is not None: none is ignored in silence."""
+    for option, value in options.items():
+        if value is not None:
+            raise InvalidField(option, str(value) if isinstance(value, Path) else value, fix)
+
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_GRPC_PORT = 50051

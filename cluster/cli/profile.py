@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cluster.cli.bench_plans import refuse_given
-from cluster.cli.options import ConfigOption, ModelOption
+from cluster.cli.options import ConfigOption, ModelOption, refuse_given
 from cluster.cli.output import Output, OutputOption, emit, print_table
 from core.errors import InvalidField
 

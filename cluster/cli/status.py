@@ -8,9 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from cluster.cli.admin_call import fetch_status
-from cluster.cli.options import AddressOption, ClusterNameOption, admin_address, check_place
+from cluster.cli.options import (
+    AddressOption,
+    ClusterNameOption,
+    admin_address,
+    check_place,
+    refuse_given,
+)
 from cluster.cli.output import Output, OutputOption, emit, plain, print_table
-from cluster.cli.watch import Watched, watch
+from cluster.cli.watch import DEFAULT_INTERVAL_S, Watched, watch
 
 
 def status(
@@ -23,8 +29,14 @@ def status(
         bool, typer.Option("--watch", help="Live, with rates and latencies, until interrupted.")
     ] = False,
     interval: Annotated[
-        float, typer.Option(min=0.2, max=3600, help="Seconds between two looks of --watch.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            min=0.2,
+            max=3600,
+            show_default=f"{DEFAULT_INTERVAL_S:g}",
+            help="Seconds between two looks of --watch.",
+        ),
+    ] = None,
     refreshes: Annotated[
         int | None, typer.Option(min=1, help="End --watch after so many looks.")
     ] = None,
@@ -46,9 +58,12 @@ def status(
     """
     at = admin_address(address, name)
     if watching:
+        refuse_given({"--validate": validate or None}, "is asked once; leave out --watch")
         with contextlib.suppress(KeyboardInterrupt):
-            watch(Watched(at, router, interval), refreshes, output)
+            watch(Watched(at, router, interval or DEFAULT_INTERVAL_S), refreshes, output)
         return
+    of_watch = {"--interval": interval, "--refreshes": refreshes, "--router": router}
+    refuse_given(of_watch, "belongs to --watch; give that, too")
     found = plain(fetch_status(at, validate))
     emit(found, output, lambda: _print(found))
     if any(worker["state"] == "unreachable" for worker in found["workers"]):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.cli.bench_plans import refuse_given
+from cluster.cli.options import refuse_given
 from cluster.profiling.machine import hardware_name, usable_cores, visible_gpus
 from cluster.progress import Progress
 from cluster.validation.run import Configuration, OfferedLoad, Validation, validate

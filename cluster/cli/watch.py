@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
 from collections import deque
@@ -12,15 +11,15 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cluster.cli.admin_call import fetch_status
-from cluster.cli.http_call import open_connection
 from cluster.cli.identity import door_tls
 from cluster.cli.output import Output, plain
+from cluster.cli.router_metrics import RouterMetrics
 from core.errors import Unavailable
 
 if TYPE_CHECKING:
-    from cluster.live.scrape import Interval
+    from cluster.live.scrape import Interval, Scrape
 
-_TIMEOUT_S = 10.0
+DEFAULT_INTERVAL_S = 2.0
 # Rates and percentiles are of so long: a shorter time has too few requests to say much.
 _WINDOW_S = 30.0
 # Until there is something to show.
@@ -74,13 +73,13 @@ def _frames(watched: Watched) -> Iterator[dict[str, Any]]:
 
 def _intervals(watched: Watched) -> Iterator[tuple[dict[str, Any], Interval]]:
     """The status, and what was scraped then and some time before, at most the window."""
-    from cluster.live.scrape import Interval, Scrape
+    from cluster.live.scrape import Interval
 
     scrapes: deque[Scrape] = deque()
-    while True:
-        status = plain(fetch_status(watched.admin))
-        text = _fetch(watched, status)
-        scrapes.append(Scrape.parse(text, time.monotonic()))
+    for status, scrape, is_other_router in _looks(watched):
+        if is_other_router:
+            scrapes.clear()
+        scrapes.append(scrape)
         while len(scrapes) > 2 and scrapes[-1].at - scrapes[1].at >= _WINDOW_S:
             scrapes.popleft()
         if len(scrapes) > 1:
@@ -89,8 +88,25 @@ def _intervals(watched: Watched) -> Iterator[tuple[dict[str, Any], Interval]]:
         time.sleep(wait_s if len(scrapes) > 1 else min(wait_s, _FIRST_WAIT_S))
 
 
-def _fetch(watched: Watched, status: dict[str, Any]) -> str:
-    """All metrics, through the router."""
+def _looks(watched: Watched) -> Iterator[tuple[dict[str, Any], Scrape, bool]]:
+    """Endless: the status, the metrics, and whether they may be those of another router."""
+    status = plain(fetch_status(watched.admin))
+    for text, is_other_router in _router_metrics(watched, status).looks():
+        yield status, _parse(text), is_other_router
+        status = plain(fetch_status(watched.admin))
+
+
+def _parse(text: str) -> Scrape:
+    from cluster.live.scrape import Scrape
+
+    try:
+        return Scrape.parse(text, time.monotonic())
+    except ValueError as error:
+        fix = "name the HTTP address of a router with --router"
+        raise Unavailable(f"what came is no metrics ({error}); {fix}", reason="NO_ANSWER") from None
+
+
+def _router_metrics(watched: Watched, status: dict[str, Any]) -> RouterMetrics:
     http_address: str = watched.router or status["http_address"]
     if not http_address:
         raise Unavailable(
@@ -104,17 +120,4 @@ def _fetch(watched: Watched, status: dict[str, Any]) -> str:
     tls = door_tls(address, status["doors_tls"])
     # The operators' port has told the address, and a door's certificate is for what clients call.
     named = watched.router is not None or (tls is not None and tls.server_name != "")
-    connection = open_connection(address, tls, _TIMEOUT_S, compare_names=named)
-    url = f"{'http' if tls is None else 'https'}://{address}/metrics/cluster"
-    try:
-        connection.request("GET", "/metrics/cluster")
-        response = connection.getresponse()
-        text = response.read().decode()
-    except (OSError, http.client.HTTPException) as error:
-        raise Unavailable(f"no metrics from {url}: {error}", reason="NO_ANSWER") from None
-    finally:
-        connection.close()
-    if response.status != http.HTTPStatus.OK:
-        why = f"no metrics from {url}: {response.status} {response.reason}"
-        raise Unavailable(why, reason="NO_ANSWER")
-    return text
+    return RouterMetrics(address, tls, compare_names=named)

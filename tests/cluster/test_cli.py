@@ -336,6 +336,24 @@ def test_a_place_without_host_or_port_is_told_what_it_must_be(
     assert "HOST:PORT, such as" in told
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--interval", "3"),
+        ("--refreshes", "3"),
+        ("--router", "127.0.0.1:8000"),
+        ("--validate", "--watch"),
+    ],
+)
+def test_no_option_of_status_is_ignored_in_silence(
+    words: tuple[str, ...], monkeypatch, capsys
+) -> None:
+    assert run(monkeypatch, "status", *words) == 2
+    told = capsys.readouterr().err
+    assert words[0] in told
+    assert "--watch" in told
+
+
 @pytest.mark.parametrize("given", ["auto", "10.0.0.1:6379", "[fd00::1]:6379", "ray://head:10001"])
 def test_a_ray_cluster_is_named_by_its_place_or_found(given: str) -> None:
     assert check_ray_address(given) == given
