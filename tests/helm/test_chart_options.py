@@ -653,6 +653,12 @@ def test_each_dashboard_in_the_folder_becomes_a_config_map(tmp_path: Path) -> No
 # The test hook
 
 
+def test_a_dashboard_needs_no_label() -> None:
+    values = {"enabled": True, "labels": {"grafana_dashboard": None}}
+    found = one(render({"dashboards": values}), "ConfigMap", "crossdock-dashboard-serving")
+    assert "grafana_dashboard" not in found["metadata"]["labels"]
+
+
 def test_the_test_hook_sends_one_request_over_grpc() -> None:
     manifests = render(ci_values("pd-gpu"))
     pod = one(manifests, "Pod", "crossdock-test")

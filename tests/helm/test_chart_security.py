@@ -193,6 +193,14 @@ def test_every_rank_of_a_pod_can_be_scraped_and_no_port_beyond() -> None:
     assert not scraped_from(values, "decode", 9604)
 
 
+@pytest.mark.parametrize("target", ["decode", "controller", "head"])
+def test_nobody_scrapes_where_nobody_is_named(target: str) -> None:
+    """To Kubernetes a rule without peers is one for everybody."""
+    values = {"podMonitor": {"enabled": True}, "networkPolicy": {"monitoring": []}}
+    rules = allowed(network(values), target, "ingress")
+    assert all(rule.get("from") for rule in rules)
+
+
 def test_another_namespace_may_scrape_instead() -> None:
     peer = {"namespaceSelector": {"matchLabels": {"team": "sre"}}}
     values = MONITORED | {"networkPolicy": {"monitoring": [peer]}}

@@ -70,6 +70,9 @@ def test_helm_lint_has_nothing_to_say(path: Path) -> None:
         ({"decode": {"topologySpreadConstraints": [{"skew": 1}]}}, "skew"),
         ({"ingress": {"hosts": [{"host": "a"}]}}, "hosts/0"),
         ({"gateway": {"parentRefs": ["public"]}}, "parentRefs/0"),
+        ({"prefill": {"drainSeconds": 100_000}}, "drainSeconds"),
+        ({"controller": {"patienceSeconds": 100_000}}, "patienceSeconds"),
+        ({"router": {"service": {"httpPort": 80_000}}}, "httpPort"),
     ],
 )
 def test_what_nobody_knows_is_refused_by_name(values: dict[str, Any], named: str) -> None:
