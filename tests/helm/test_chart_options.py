@@ -131,8 +131,11 @@ def test_routers_share_by_another_redis(external: dict[str, Any], url: str) -> N
 
 def test_the_config_may_name_a_store_of_its_own() -> None:
     assert store_of({}) == (None, None)
-    own = {"redis": {"enabled": True}, "cluster": {"store": "memory://"}}
-    assert store_of(own)[0] == "memory://"
+    external = {"external": {"address": "r:6379", "passwordSecret": {"name": "heads"}}}
+    for redis in ({"enabled": True}, external):
+        # The password of another one would only be told to a stranger.
+        own = {"redis": redis, "cluster": {"store": "redis://r.db:6379/0"}}
+        assert store_of(own) == ("redis://r.db:6379/0", None)
 
 
 @pytest.mark.parametrize(

@@ -68,9 +68,11 @@ gcsFaultToleranceOptions:
 {{- end }}
 {{- end }}
 
+{{/* A store of the config's own has its password in its URL, or in `extraEnv`. */}}
 {{- define "crossdock.storePassword" -}}
 {{- $redis := .Values.redis }}
-{{- if $redis.enabled }}
+{{- if .Values.cluster.store }}
+{{- else if $redis.enabled }}
 - name: CROSSDOCK_STORE_PASSWORD
   valueFrom:
     secretKeyRef:
