@@ -135,7 +135,7 @@ class Loads(Protocol):
     def late_tokens(self) -> Counts: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class Candidates:
     """The workers among which to choose, one entry each in every column. ``held``: of the prompt's
     blocks."""

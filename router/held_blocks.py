@@ -7,18 +7,19 @@ Does not cover: finding out (``router.prefix_index``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from core.values import value
 
 Counts = npt.NDArray[np.int64]
 # Places in a column.
 Numbers = npt.NDArray[np.intp]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class HeldBlocks:
     """``levels``: the different numbers of blocks, 0 first, rising. ``level_of``: which of them
     each worker holds (intp, by the workers' numbers)."""

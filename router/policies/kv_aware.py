@@ -19,7 +19,7 @@ import numpy as np
 
 from router.candidates import Mask
 from router.held_blocks import Numbers
-from router.policies.policy import Choice, Eligible, lowest, sole_lowest
+from router.policies.policy import Choice, Eligible, all_lowest, lowest, one_of
 from router.predictions import ANSWER_TOKENS, Predictions, Times
 from router.slo import SloTargets
 
@@ -54,12 +54,12 @@ class KvAware:
         return Choice(decode, prefill)
 
     def _prefill(self, among: Numbers, predictions: Predictions, random: Random) -> int:
-        """Whose first token costs least. A miss only adds to a cost: who is best without any, and
-        misses nothing, needs no look at what others miss."""
+        """Whose first token costs least. A miss only adds to a cost: where those who are best
+        without any miss nothing, what others miss need not be looked at."""
         costs = predictions.weighted_prefill_ms(1 + COMPUTING_WEIGHT)
-        best = sole_lowest(among, costs)
-        if best is not None and predictions.prefill_of(best) <= self._ttft_ms:
-            return best
+        best = all_lowest(among, costs)
+        if len(best) <= _FEW and all(predictions.prefill_of(n) <= self._ttft_ms for n in best):
+            return one_of(best, random)
         return lowest(among, _with_misses(costs, predictions.prefill_ms > self._ttft_ms), random)
 
     def _decode(self, among: Numbers, predictions: Predictions, random: Random) -> int:
@@ -68,9 +68,9 @@ class KvAware:
         # For each token of the answer, which saves a multiplication.
         costs = predictions.transfer_ms(ANSWER_TOKENS)
         costs += predictions.joined_ms
-        best = sole_lowest(among, costs)
-        if best is not None and self._gets_tokens_in_time(predictions, best):
-            return best
+        best = all_lowest(among, costs)
+        if len(best) <= _FEW and all(self._gets_tokens_in_time(predictions, n) for n in best):
+            return one_of(best, random)
         costs = predictions.transfer_ms() + predictions.room_ms + self._answer(predictions)
         return lowest(among, costs, random)
 
@@ -92,7 +92,7 @@ class KvAware:
             costs = self._all_alone(predictions).take(near).tolist()
         least = min(costs)
         best = [number for number, cost in zip(near.tolist(), costs, strict=True) if cost == least]
-        chosen = best[random.randrange(len(best)) if len(best) > 1 else 0]
+        chosen = one_of(best, random)
         return chosen if least < limit else None
 
     def _alone(self, predictions: Predictions, number: int) -> float:

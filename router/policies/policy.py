@@ -6,6 +6,7 @@ A policy is pure: it sees columns and predicted times, and gives numbers of work
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from random import Random
@@ -57,19 +58,23 @@ class Policy(Protocol):
 
 def lowest(among: Numbers, scores: npt.NDArray[Any], random: Random) -> int:
     """The number of the one with the lowest score; equal ones are as likely."""
-    own = scores.take(among)
-    least = int(own.argmin())
-    equal = own == own[least]
-    count = int(np.count_nonzero(equal))
-    if count > 1:
-        least = int(np.flatnonzero(equal)[random.randrange(count)])
-    return int(among[least])
+    own = scores[among]
+    return one_of(among[own == own[own.argmin()]].tolist(), random)
 
 
-def sole_lowest(among: Numbers, costs: npt.NDArray[np.float64]) -> int | None:
-    """The number of the one with the lowest cost; None if there are equal ones."""
+def all_lowest(among: Numbers, costs: npt.NDArray[np.float64]) -> list[int]:
+    """The numbers of those with the lowest cost, rising."""
     own = costs[among]
     place = own.argmin()
     least = own.item(place)
     own[place] = math.inf
-    return None if own.item(own.argmin()) == least else among.item(place)
+    if own.item(own.argmin()) != least:
+        return [among.item(place)]
+    own[place] = least
+    equal: list[int] = among[own == least].tolist()
+    return equal
+
+
+def one_of(equals: Sequence[int], random: Random) -> int:
+    """Each is as likely."""
+    return random.choice(equals) if len(equals) > 1 else equals[0]
