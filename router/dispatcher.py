@@ -23,7 +23,7 @@ from router.admission import Admission
 from router.admission_messages import Started
 from router.answer_numbers import AnswerNumbers
 from router.answer_stream import Prompt, Receiver
-from router.assignments import abort_message, open_message, prefill_message, relay_message
+from router.assignments import Assignment, abort_message, relay_message
 from router.door import Door
 from router.flow import Flow, RetryLimits
 from router.flow_messages import (
@@ -345,19 +345,20 @@ class Dispatcher:
         self._handle(running, Routed(placement, readable))
 
     def _send_open(self, running: RunningRequest, command: SendOpen) -> None:
-        prompt, key = running.prompt, running.attempt_key
+        """The first that is sent of an attempt."""
+        key, placement = running.attempt_key, running.flow.placement
         if running.flow.lifecycle.attempts > 1:
             self._metrics.retried()
-        now = self._clock()
-        self.routing.sent_open(key, running.routed, command.worker, command.handoff, now)
+        if placement is not None:
+            self.routing.sent(key, running.routed, placement, self._clock())
+        running.assignment = Assignment(key, running.prompt)
         first = self._numbers.give(running)
-        self.pool.send(command.worker, open_message(key, prompt, command, first))
+        self.pool.send(command.worker, running.assignment.open_message(command, first))
 
     def _send_prefill(self, running: RunningRequest, command: SendPrefill) -> None:
-        prompt, key = running.prompt, running.attempt_key
-        self.routing.sent_prefill(key, running.routed, command.worker, self._clock())
+        assert running.assignment is not None
         endpoint = self.pool.endpoint(command.decode)
-        self.pool.send(command.worker, prefill_message(key, prompt, command, endpoint))
+        self.pool.send(command.worker, running.assignment.prefill_message(command, endpoint))
 
     def _send_abort(self, running: RunningRequest, command: SendAbort) -> None:
         key = AttemptKey(running.prompt.key, command.attempt)

@@ -9,13 +9,13 @@ choice (``router.choosing``, ``router.policies``), what becomes of an attempt (`
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from random import Random
 
 from core.block_hash import HashArray
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.outputs import Load
 from core.request import AttemptKey, Role
+from core.values import value
 from router.candidates import Candidates, KnownWorker, PromptShape, UsableWorkers
 from router.choosing import Eligibility, choose
 from router.cost_model import CostModel
@@ -29,7 +29,7 @@ from router.worker_caches import WorkerCaches
 from router.worker_load import InFlight, LoadTable
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@value(eq=False)
 class RoutedPrompt:
     """What routing needs of a request: ``hashes`` uint64 of its full blocks, n ``answers``."""
 
@@ -147,29 +147,42 @@ class RoutingState:
 
     # What was sent
 
-    def sent_open(
-        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, handoff: bool, now: float
+    def sent(self, key: AttemptKey, prompt: RoutedPrompt, placement: Placement, now: float) -> None:
+        """An attempt goes to the workers that `place` took just now, by what they held then."""
+        forecast, prefill = placement.forecast, placement.prefill
+        if prefill is None:
+            self._sent_local(key, prompt, placement.decode, forecast.decode_held, now)
+            return
+        self._sent_open(key, prompt, placement.decode, forecast.decode_held, now)
+        self._sent_prefill(key, prompt, prefill, forecast.prefill_held, now)
+
+    def _sent_local(
+        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, held: int, now: float
     ) -> None:
-        """``worker`` is to decode an attempt; without ``handoff`` it computes the prompt, too."""
+        """It is to compute the prompt and to decode."""
         known = self._attached.get(worker)
         if known is not None:
-            held = self.caches.overlap(prompt.hashes, worker)
-            blocks = prompt.shape.num_blocks - held
-            if handoff:
-                self.loads.sent_open(known.number, key, blocks, prompt.answers)
-            else:
-                tokens = prompt.shape.uncached_tokens(held)
-                self.loads.sent_local(known.number, key, tokens, blocks, prompt.answers, now)
-                self._queued(known.number, key, prompt, tokens)
+            tokens, blocks = prompt.shape.uncached_tokens(held), prompt.shape.num_blocks - held
+            self.loads.sent_local(known.number, key, tokens, blocks, prompt.answers, now)
+            self._queued(known.number, key, prompt, tokens)
             self.caches.expect(key, worker, prompt.hashes, held, now)
 
-    def sent_prefill(
-        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, now: float
+    def _sent_open(
+        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, held: int, now: float
     ) -> None:
-        """``worker`` is to compute the prompt for another one."""
+        """It is to decode what another one computes."""
         known = self._attached.get(worker)
         if known is not None:
-            held = self.caches.overlap(prompt.hashes, worker)
+            blocks = prompt.shape.num_blocks - held
+            self.loads.sent_open(known.number, key, blocks, prompt.answers)
+            self.caches.expect(key, worker, prompt.hashes, held, now)
+
+    def _sent_prefill(
+        self, key: AttemptKey, prompt: RoutedPrompt, worker: WorkerId, held: int, now: float
+    ) -> None:
+        """It is to compute the prompt for another one."""
+        known = self._attached.get(worker)
+        if known is not None:
             tokens = prompt.shape.uncached_tokens(held)
             self.loads.sent_prefill(known.number, key, tokens, now)
             self._queued(known.number, key, prompt, tokens)

@@ -12,6 +12,7 @@ from core.lifecycle import State
 from core.request import AttemptKey
 from router.admission_messages import Arrived, Ended
 from router.answer_stream import Prompt, Receiver
+from router.assignments import Assignment
 from router.flow import Flow
 from router.flow_messages import Finish
 from router.metrics import EndedRequest
@@ -21,13 +22,15 @@ from router.slo import slo_class
 
 @dataclass(slots=True)
 class RunningRequest:
-    """``refused``: by the door. ``broken``: by a defect, so that its lifecycle may say anything.
-    ``last_output_at``: of each answer. ``first_number``: `AnswerNumbers.give`. Times in seconds."""
+    """``assignment``: of the latest attempt. ``refused``: by the door. ``broken``: by a defect, so
+    that its lifecycle may say anything. ``last_output_at``: of each answer. ``first_number``:
+    `AnswerNumbers.give`. Times in seconds."""
 
     prompt: Prompt
     routed: RoutedPrompt
     flow: Flow
     answers: Receiver
+    assignment: Assignment | None = None
     dispatched_at: float = 0.0
     expected_cached: int = 0
     first_number: int = 0

@@ -280,9 +280,9 @@ class SimulatedRouter:
         self._handle(running, RouteDue())
 
     def _send_open(self, running: _Running, command: SendOpen) -> None:
-        key = running.attempt_key
-        now = self._agenda.now_s
-        self._routing.sent_open(key, running.routed, command.worker, command.handoff, now)
+        key, placement = running.attempt_key, running.flow.placement
+        if placement is not None:
+            self._routing.sent(key, running.routed, placement, self._agenda.now_s)
         opened = (
             Opened(key)
             if command.handoff
@@ -292,7 +292,6 @@ class SimulatedRouter:
 
     def _send_prefill(self, running: _Running, command: SendPrefill) -> None:
         key = running.attempt_key
-        self._routing.sent_prefill(key, running.routed, command.worker, self._agenda.now_s)
         tokens, hashes = running.tokens, running.routed.hashes
         decode = command.decode.name
         submit = Submit(key, tokens, running.params, SALT, decode, hashes)
