@@ -52,10 +52,12 @@ class Room(Protocol):
 
 @dataclass(slots=True)
 class _Held:
-    """A request from its arrival to its end. ``tokens``: of prompt and expected answers."""
+    """A request from its arrival to its end. ``lines``: who has no token yet, of all and of its
+    tenant and class. ``tokens``: of prompt and expected answers."""
 
     arrived: Arrived
     account: TenantAccount
+    lines: tuple[Departures, Departures]
     tokens: int
     blocks: int
     cost: float
@@ -163,18 +165,29 @@ class Admission:
             self._shared.charge(account.tenant, tokens)
         blocks = account.blocks_of(event.prompt_tokens, event.answers, event.max_tokens)
         cost = PROMPT_COST * event.prompt_tokens + ANSWER_COST * expected
-        self._held[event.key] = _Held(event, account, tokens, blocks, cost)
-        weight = account.tenant.weight
-        waiting = Waiting(event.key, event.priority, event.due, cost, weight, event.prompt_tokens)
-        self._queue.add(waiting)
-        for line in self._lines_of(self._held[event.key]):
+        lines = self._waiting, self._line_of((event.priority, event.key.tenant))
+        held = _Held(event, account, lines, tokens, blocks, cost)
+        self._held[event.key] = held
+        for line in lines:
             line.arrived(now)
-        return [self._give_up_last(now)] if self._waiting.waiting > self._max_waiting else []
+        return self._take_up(held, now)
+
+    def _take_up(self, held: _Held, now: float) -> list[DoorCommand]:
+        """Mostly nobody waits, and there is room."""
+        event, weight = held.arrived, held.account.tenant.weight
+        tokens = event.prompt_tokens
+        waiting = Waiting(event.key, event.priority, event.due, held.cost, weight, tokens)
+        is_full = self._waiting.waiting > self._max_waiting
+        if not is_full and not self._queue and self._may_go(waiting) and self._has_room(tokens):
+            self._queue.pass_through(waiting)
+            return [self._let_in(held)]
+        self._queue.add(waiting)
+        return [self._give_up_last(now)] if is_full else []
 
     def _give_up_last(self, now: float) -> Refuse:
         key = self._queue.last().key
         held = self._held[key]
-        every, own = self._lines_of(held)
+        every, own = held.lines
         wait = own.wait_s(now) or every.wait_s(now) or _UNKNOWN_WAIT_S
         self._correct(held, 0, now)
         self._forget(held)
@@ -187,15 +200,17 @@ class Admission:
         waiting = self._queue.next(self._may_go, self._has_room)
         if waiting is None:
             return []
-        held = self._held[waiting.key]
+        self._queue.leave(waiting)
+        return [self._let_in(self._held[waiting.key])]
+
+    def _let_in(self, held: _Held) -> Admit:
         held.is_in = True
         self._in += 1
         held.account.began(held.arrived.answers, held.blocks)
         if self._shared is not None:
             self._shared.began(held.account.tenant, held.places)
             self._shared.let_in(held.share, held.cost / held.account.tenant.weight)
-        self._queue.leave(waiting)
-        return [Admit(waiting.key)]
+        return Admit(held.arrived.key)
 
     def _has_room(self, prompt_tokens: int) -> bool:
         """While nothing is in, nothing will end and make room: whatever workers seem to have before
@@ -213,7 +228,7 @@ class Admission:
         held = self._held.get(key)
         if held is not None and not held.has_token:
             held.has_token = True
-            for line in self._lines_of(held):
+            for line in held.lines:
                 line.left(now)
 
     def _ended(self, event: Ended, now: float) -> None:
@@ -250,12 +265,14 @@ class Admission:
         if not held.is_in:
             self._queue.remove(key, held.arrived.priority)
         if not held.has_token:
-            for line in self._lines_of(held):
+            for line in held.lines:
                 line.gave_up()
 
-    def _lines_of(self, held: _Held) -> tuple[Departures, Departures]:
-        """That of all, and that of its tenant and class."""
-        return self._waiting, self._waiting_of.setdefault(held.share, Departures())
+    def _line_of(self, share: Share) -> Departures:
+        line = self._waiting_of.get(share)
+        if line is None:
+            line = self._waiting_of[share] = Departures()
+        return line
 
     def _account(self, name: str) -> TenantAccount:
         account = self._accounts.get(name)

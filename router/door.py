@@ -50,7 +50,7 @@ class Door:
                 self._admit(command.key)
             else:
                 self._refuse(command.key, command.error)
-        if commands:
+        if commands and self._admission.queued:
             self._events.append(RoomChanged())
 
     def room_changed(self, now: float) -> None:

@@ -114,12 +114,20 @@ class FairQueue:
 
     def leave(self, waiting: Waiting) -> None:
         """It has its turn now, and pays what it is expected to cost."""
+        self._pay(waiting)
+        self.remove(waiting.key, waiting.priority)
+
+    def pass_through(self, waiting: Waiting) -> None:
+        """As `add` and `leave`, of a queue that is empty."""
+        self._level_up((waiting.priority, waiting.key.tenant), ())
+        self._pay(waiting)
+
+    def _pay(self, waiting: Waiting) -> None:
         cost = waiting.cost / waiting.weight
         share = waiting.priority, waiting.key.tenant
         self._level[waiting.priority] = self._settled(share)
         self._paid[share] += cost
         self._expected[share] = self._expected.get(share, 0.0) + cost
-        self.remove(waiting.key, waiting.priority)
 
     def settle(self, share: Share, expected: float, actual: float) -> None:
         """One that had left has ended. Both weighted."""

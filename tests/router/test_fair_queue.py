@@ -340,3 +340,33 @@ def test_each_leaves_once_whatever_happens(steps: list[tuple[str, int, float, fl
             assert queue.remove(gone.key, gone.priority) is None
         assert len(queue) == len(here) == sum(queue.waiting().values())
     assert sorted(leave_all(queue)) == sorted(here)
+
+
+def pass_through(queue: FairQueue, request: Waiting) -> None:
+    queue.pass_through(request)
+
+
+def wait_for_its_turn(queue: FairQueue, request: Waiting) -> None:
+    queue.add(request)
+    assert queue.next(anybody, anywhere) is request
+    queue.leave(request)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 1), st.integers(1, 9), st.booleans()))
+)
+def test_who_passes_through_an_empty_queue_pays_as_who_waits_in_it(
+    requests: list[tuple[str, int, int, bool]],
+) -> None:
+    orders = []
+    for enter in (pass_through, wait_for_its_turn):
+        queue = FairQueue()
+        for number, (tenant, priority, cost, has_ended) in enumerate(requests):
+            enter(queue, waiting(tenant, str(number), cost=cost, priority=priority))
+            if has_ended:
+                queue.settle((priority, tenant), cost, cost + 1)
+        for number in range(24):
+            tenant, priority = "abcd"[number % 4], number // 4 % 2
+            queue.add(waiting(tenant, f"{tenant}{number}", cost=2.0, priority=priority))
+        orders.append(leave_all(queue))
+    assert orders[0] == orders[1]
