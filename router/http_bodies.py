@@ -35,7 +35,9 @@ async def read_body(request: web.Request) -> bytes:
 
 
 def _check_encoding(request: web.Request) -> None:
-    encodings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING, ()))
+    if hdrs.CONTENT_ENCODING not in request.headers:
+        return
+    encodings = ", ".join(request.headers.getall(hdrs.CONTENT_ENCODING))
     if encodings.strip().lower() not in ("", "identity"):
         raise UnsupportedEncoding(encodings)
 

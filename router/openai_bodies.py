@@ -8,6 +8,7 @@ Does not cover: JSON itself (``router.json_bodies``), answers (``router.openai_a
 from __future__ import annotations
 
 import re
+from operator import countOf
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationError
@@ -225,8 +226,9 @@ class ChatBody(_GenerateBody):
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
         return self.asked(getattr(self, name), logprobs, max_tokens_name=name)
 
-    def chat(self) -> ChatPrompt:
-        return ChatPrompt([message.plain() for message in self.messages])
+    def prompts(self) -> dict[str, ChatPrompt]:
+        """The only one, by the name that refusals give it."""
+        return {"prompt": ChatPrompt([message.plain() for message in self.messages])}
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -259,8 +261,8 @@ def _one_prompt(field: str, prompt: Any) -> str | list[int]:
 
 
 def _token_ids(field: str, prompt: list[Any]) -> list[int]:
-    # A set of few types is made in a fraction of the time that a look at each of them takes.
-    if set(map(type, prompt)) <= {int}:
+    # That takes a fraction of the time that a look at each of them does.
+    if countOf(map(type, prompt), int) == len(prompt):
         return prompt
     number, other = next((n, one) for n, one in enumerate(prompt) if type(one) is not int)
     raise InvalidField(f"{field}.{number}", other, "must be a token id, as all before")

@@ -7,8 +7,8 @@ Does not cover: tokenizing (``router.tokenize_door``), health and metrics (``rou
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 
 from aiohttp import web
 
@@ -44,46 +44,36 @@ class OpenAIDoor:
 
     def routes(self) -> list[web.RouteDef]:
         return [
-            web.post("/v1/completions", self._completions),
-            web.post("/v1/chat/completions", self._chat),
+            web.post("/v1/completions", partial(self._serve, CompletionBody, _COMPLETION)),
+            web.post("/v1/chat/completions", partial(self._serve, ChatBody, _CHAT)),
             web.get("/v1/models", self._list_models),
             web.get("/v1/models/{model:.+}", self._get_model),
         ]
 
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        with self._counted(request):
-            body = parse(CompletionBody, await read_body(request))
-            body.check()
-            sampling = body.sampling()
-            calls = [
-                Call(prompt, sampling, prompt_field=field, tenant=tenant_of(request))
-                for field, prompt in body.prompts().items()
-            ]
-            self._check_model(body)
-            answer = await self._intake.submit(calls)
-        return await self._answer(request, body, answer, _COMPLETION)
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        with self._counted(request):
-            body = parse(ChatBody, await read_body(request))
-            body.check()
-            call = Call(body.chat(), body.sampling(), tenant=tenant_of(request))
-            self._check_model(body)
-            answer = await self._intake.submit([call])
-        return await self._answer(request, body, answer, _CHAT)
-
-    @contextmanager
-    def _counted(self, request: web.Request) -> Iterator[None]:
-        """A request that is refused in here counts, too, as its tenant's."""
+    async def _serve(
+        self, kind: type[CompletionBody | ChatBody], shape: AnswerShape, request: web.Request
+    ) -> web.StreamResponse:
+        tenant = tenant_of(request)
         try:
-            yield
+            body = parse(kind, await read_body(request))
+            answer = await self._intake.submit(self._calls(body, tenant))
         except Exception:
-            self._intake.refused(tenant_of(request))
+            # What is refused in here counts, too, as its tenant's.
+            self._intake.refused(tenant)
             raise
+        return await self._answer(request, body, answer, shape)
 
-    def _check_model(self, body: CompletionBody | ChatBody) -> None:
+    def _calls(self, body: CompletionBody | ChatBody, tenant: str) -> list[Call]:
+        """One for each prompt; raises InvalidField and what `ModelInfo.check_name` does."""
+        body.check()
+        sampling = body.sampling()
+        prompts = body.prompts()
         if body.model is not None:
             self._intake.model.check_name(body.model)
+        return [
+            Call(prompt, sampling, prompt_field=field, tenant=tenant)
+            for field, prompt in prompts.items()
+        ]
 
     async def _answer(
         self,

@@ -230,7 +230,7 @@ def test_the_newer_name_of_max_tokens_counts() -> None:
 
 def test_text_parts_are_joined() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    [message] = chat(messages=[{"role": "user", "content": parts}]).chat().messages
+    [message] = chat(messages=[{"role": "user", "content": parts}]).prompts()["prompt"].messages
     assert message == {"role": "user", "content": "ab"}
 
 
