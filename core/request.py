@@ -6,7 +6,6 @@ Does not cover: the life of a request (``core.lifecycle``), the wire format (``p
 
 from __future__ import annotations
 
-import math
 from enum import Enum
 from typing import NamedTuple
 
@@ -147,7 +146,8 @@ class SamplingParams:
 
 
 def _check_range(field: str, value: float, low: float, high: float) -> None:
-    if math.isnan(value) or not low <= value <= high:
+    # NaN is in no range.
+    if not low <= value <= high:
         raise InvalidField(field, value, f"must be between {low} and {high}")
 
 

@@ -6,7 +6,7 @@ for the order at the door (``router.admission``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from core.config import DEFAULT_TPOT_S
@@ -17,6 +17,12 @@ from router.flow_messages import Finish
 # Of all requests that ask for no later one.
 DEFAULT_CLASS = "default"
 TTFT, TPOT = "ttft", "tpot"
+# By whether each of them was met.
+_MET = {
+    (ttft, tpot): frozenset([TTFT] * ttft + [TPOT] * tpot)
+    for ttft in (False, True)
+    for tpot in (False, True)
+}
 
 
 def slo_class(priority: int) -> str:
@@ -31,16 +37,11 @@ class SloTargets:
     ttft_s: float = DEFAULT_TTFT_S
     tpot_s: float = DEFAULT_TPOT_S
 
-    def met(self, finishes: Iterable[Finish]) -> frozenset[str]:
+    def met(self, finishes: Sequence[Finish]) -> frozenset[str]:
         """Which of TTFT and TPOT a finished request met, in all of its answers' tokens."""
-        answers = list(finishes)
-        tpots = [tpot for finish in answers if (tpot := tpot_s(finish)) is not None]
-        met = set()
-        if min((finish.ttft_s for finish in answers), default=0.0) <= self.ttft_s:
-            met.add(TTFT)
-        if all(tpot <= self.tpot_s for tpot in tpots):
-            met.add(TPOT)
-        return frozenset(met)
+        first_s = min([finish.ttft_s for finish in finishes], default=0.0)
+        slowest_s = max([tpot_s(finish) or 0.0 for finish in finishes], default=0.0)
+        return _MET[first_s <= self.ttft_s, slowest_s <= self.tpot_s]
 
 
 def tpot_s(finish: Finish) -> float | None:

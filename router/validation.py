@@ -113,8 +113,10 @@ def checked_tokens(ids: Sequence[int] | TokenArray, vocab_size: int, field: str)
         tokens = np.asarray(ids, dtype=np.int64)
     except OverflowError:
         raise _not_a_token(field, max(ids, key=abs), vocab_size) from None
-    worst = int(tokens.max()) if tokens.max() >= vocab_size else int(tokens.min())
-    _check_vocabulary(field, (worst,), vocab_size)
+    # Without their sign those below 0 are the largest.
+    if tokens.view(np.uint64).max() >= vocab_size:
+        worst = tokens.max() if tokens.max() >= vocab_size else tokens.min()
+        raise _not_a_token(field, int(worst), vocab_size)
     return tokens.astype(np.int32)
 
 

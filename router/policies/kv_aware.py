@@ -69,14 +69,15 @@ class KvAware:
         costs = predictions.transfer_ms(ANSWER_TOKENS)
         costs += predictions.joined_ms
         best = all_lowest(among, costs)
-        if len(best) <= _FEW and all(self._gets_tokens_in_time(predictions, n) for n in best):
+        if len(best) <= _FEW and self._get_tokens_in_time(predictions, best):
             return one_of(best, random)
         costs = predictions.transfer_ms() + predictions.room_ms + self._answer(predictions)
         return lowest(among, costs, random)
 
-    def _gets_tokens_in_time(self, predictions: Predictions, number: int) -> bool:
-        """From one D, which has room for it."""
-        return predictions.tpot_of(number) <= self._tpot_ms and predictions.has_room(number)
+    def _get_tokens_in_time(self, predictions: Predictions, numbers: list[int]) -> bool:
+        """Whether these D have room for it, and will be in time with its tokens."""
+        slowest_ms = max(map(predictions.tpot_of, numbers))
+        return slowest_ms <= self._tpot_ms and all(map(predictions.has_room, numbers))
 
     def _cheaper_alone(
         self, local: Numbers, predictions: Predictions, limit: float, random: Random
