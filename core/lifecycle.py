@@ -1,6 +1,6 @@
 """The life of a request as the router sees it, in one transition table.
 
-Covers: states, events, the table, what is counted along the way (attempts, tokens delivered).
+Covers: states, events, the table, how many attempts there were.
 ``REQUEST_TABLE.mermaid()`` draws it.
 Does not cover: what is done on a move (``router.flow``), the handoff's own states on the workers.
 """
@@ -66,14 +66,12 @@ REQUEST_TABLE: TransitionTable[State, Event] = TransitionTable(
 class Lifecycle:
     """State of one request, driven by ``move`` and ``deliver`` only.
 
-    ``numbered_after``: the number before that of the first attempt; ``attempts``: so far;
-    ``tokens_delivered`` counts over all attempts and answers.
+    ``numbered_after``: the number before that of the first attempt; ``attempts``: so far.
     """
 
     key: RequestKey
     numbered_after: int = 0
     attempts: int = 0
-    tokens_delivered: int = 0
     _machine: StateMachine[State, Event] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -99,16 +97,7 @@ class Lifecycle:
             self.attempts += 1
         return state
 
-    def continues(self, attempt: int, tokens: int) -> bool:
-        """The same as `deliver` where that changes no state; false, and nothing, elsewhere."""
-        is_streaming = self._machine.state is State.STREAMING
-        if not is_streaming or attempt != self.numbered_after + self.attempts:
-            return False
-        self.tokens_delivered += tokens
-        return True
-
-    def deliver(self, tokens: int) -> None:
-        """Count ``tokens`` given to the client, with the first output or with a further one."""
+    def deliver(self) -> None:
+        """The client was given the first output, or a further one."""
         first = self.state is State.PREFILLING
         self.move(Event.FIRST_TOKEN if first else Event.TOKEN)
-        self.tokens_delivered += tokens

@@ -6,27 +6,25 @@ that is over is nobody's. Does not cover: what is done with a token (``router.st
 
 from __future__ import annotations
 
-from router.running_request import RunningRequest
+from router.running_request import RunningAnswer, RunningRequest
 
 
 class AnswerNumbers:
-    """Of the latest attempt of each running request: (request, attempt, index of the answer)."""
+    """Of the latest attempt of each running request."""
 
     def __init__(self) -> None:
         # 0 stands for none on the wire.
         self._next = 1
-        self._known: dict[int, tuple[RunningRequest, int, int]] = {}
+        self._known: dict[int, RunningAnswer] = {}
         # What is known of a number; None: it is over.
         self.find = self._known.get
 
     def give(self, running: RunningRequest) -> int:
         """The number of the first answer of an attempt that begins; the others follow."""
         self.take_back(running)
-        first, n = self._next, running.prompt.sampling.n
-        self._next += n
-        attempt = running.flow.lifecycle.attempt
-        for index in range(n):
-            self._known[first + index] = running, attempt, index
+        first = self._next
+        self._next += len(running.answers)
+        self._known.update(enumerate(running.answers, first))
         running.first_number = first
         return first
 
@@ -34,6 +32,6 @@ class AnswerNumbers:
         """The attempt, or the request, is over."""
         first = running.first_number
         if first:
-            for number in range(first, first + running.prompt.sampling.n):
+            for number in range(first, first + len(running.answers)):
                 del self._known[number]
             running.first_number = 0

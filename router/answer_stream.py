@@ -20,14 +20,32 @@ from router.flow_messages import Emit, Fail, Finish
 from router.placement import Placement
 
 AnswerEvent = Emit | Finish | Fail
+# What a client's connection is still to be given.
+Write = tuple[asyncio.WriteTransport, bytes]
+
+
+class TokenSink(Protocol):
+    """Who gets the further tokens of one answer."""
+
+    def token(self, token_id: int, text: str) -> Write | None:
+        """One more of an answer that has begun, without log-probabilities. What it gives is
+        written by the caller: together with other answers', which takes less time."""
+        ...
+
+
+class Choice:
+    """One answer on its way out. ``sink`` changes: it is asked for with each token."""
+
+    __slots__ = ("sink",)
+
+    def __init__(self, sink: TokenSink) -> None:
+        self.sink = sink
 
 
 class Receiver(Protocol):
     """Who gets the n answers to one prompt."""
 
-    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
-        """As `AnswerSink.tokens`, of answer ``index``."""
-        ...
+    def choice(self, index: int) -> Choice: ...
 
     def event(self, event: AnswerEvent) -> None: ...
 
@@ -74,10 +92,7 @@ class ChoiceEvent:
 class AnswerSink(Protocol):
     """Who gets what comes of all choices of a call, at the moment when it comes."""
 
-    def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
-        """More of an answer that has begun, without log-probabilities. ``token_ids`` is part of a
-        worker's message: who keeps it makes a copy."""
-        ...
+    def choice(self, choice: int) -> TokenSink: ...
 
     def event(self, item: ChoiceEvent) -> None: ...
 
@@ -99,7 +114,8 @@ class AnswerStream:
         self._unfinished = self.num_choices
         self._error: CrossdockError | None = None
         self._inbox = _Inbox(prompts[0].sampling.n)
-        self.sink: AnswerSink = self._inbox
+        self._sink: AnswerSink = self._inbox
+        self._choices = [Choice(self._inbox.choice(number)) for number in range(self.num_choices)]
 
     def start(self, start: Callable[[Prompt, Receiver], Callable[[], None]]) -> None:
         """Send all prompts on their way by ``start``, which returns how to end one again.
@@ -108,7 +124,9 @@ class AnswerStream:
         """
         try:
             for number, prompt in enumerate(self._prompts):
-                self._close.append(start(prompt, _PromptAnswers(self, number, prompt.sampling.n)))
+                n = prompt.sampling.n
+                choices = self._choices[number * n : number * n + n]
+                self._close.append(start(prompt, _PromptAnswers(self, number, choices)))
         except CrossdockError:
             self.close()
             raise
@@ -125,26 +143,33 @@ class AnswerStream:
         for close in closing:
             close()
 
-    def arrived(self, prompt: int, choice: int, event: AnswerEvent) -> None:
-        if isinstance(event, Fail):
-            self._error = self._error or event.error
-            self._inbox.wake()
-            return
-        if isinstance(event, Finish):
+    def failed(self, error: CrossdockError) -> None:
+        self._error = self._error or error
+        self._inbox.wake()
+
+    def arrived(self, item: ChoiceEvent) -> None:
+        if isinstance(item.event, Finish):
             self._unfinished -= 1
             self._inbox.wake()
-        self.sink.event(ChoiceEvent(prompt, choice, event))
+        self._sink.event(item)
 
     async def feed(self, sink: AnswerSink) -> None:
         """Give ``sink`` all that comes, without a task in between, until all choices have ended."""
         for item in self._inbox.take():
             sink.event(item)
-        self.sink = sink
+        if not self._has_more():
+            return
+        self._give_to(sink)
         try:
             while self._has_more():
                 await self._inbox.news()
         finally:
-            self.sink = self._inbox
+            self._give_to(self._inbox)
+
+    def _give_to(self, sink: AnswerSink) -> None:
+        self._sink = sink
+        for number, choice in enumerate(self._choices):
+            choice.sink = sink.choice(number)
 
     async def __aiter__(self) -> AsyncIterator[ChoiceEvent]:
         while batch := await self.batch():
@@ -166,19 +191,22 @@ class AnswerStream:
 
 
 class _PromptAnswers:
-    """The receiver of the ``n`` answers to one prompt of a call."""
+    """The receiver of the answers to one prompt of a call, which are ``choices``."""
 
-    __slots__ = ("_call", "_first", "_prompt")
+    __slots__ = ("_call", "_choices", "_prompt")
 
-    def __init__(self, call: AnswerStream, prompt: int, n: int) -> None:
-        self._call, self._prompt, self._first = call, prompt, prompt * n
+    def __init__(self, call: AnswerStream, prompt: int, choices: Sequence[Choice]) -> None:
+        self._call, self._prompt, self._choices = call, prompt, choices
 
-    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
-        self._call.sink.tokens(self._first + index, token_ids, text)
+    def choice(self, index: int) -> Choice:
+        return self._choices[index]
 
     def event(self, event: AnswerEvent) -> None:
-        choice = self._first if isinstance(event, Fail) else self._first + event.index
-        self._call.arrived(self._prompt, choice, event)
+        if isinstance(event, Fail):
+            self._call.failed(event.error)
+        else:
+            choice = self._prompt * len(self._choices) + event.index
+            self._call.arrived(ChoiceEvent(self._prompt, choice, event))
 
 
 class _Inbox:
@@ -198,9 +226,8 @@ class _Inbox:
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
-    def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
-        prompt, index = divmod(choice, self._n)
-        self.event(ChoiceEvent(prompt, choice, Emit(tuple(token_ids), text, index)))
+    def choice(self, choice: int) -> TokenSink:
+        return _InboxTokens(self, *divmod(choice, self._n), choice)
 
     def event(self, item: ChoiceEvent) -> None:
         self._items.append(item)
@@ -213,6 +240,20 @@ class _Inbox:
         if len(items) < 2:
             return items
         return [_joined(list(run)) for _, run in groupby(items, _run)]
+
+
+class _InboxTokens:
+    """Tokens of one choice as events, for who reads."""
+
+    __slots__ = ("_choice", "_inbox", "_index", "_prompt")
+
+    def __init__(self, inbox: _Inbox, prompt: int, index: int, choice: int) -> None:
+        self._inbox, self._prompt, self._index, self._choice = inbox, prompt, index, choice
+
+    def token(self, token_id: int, text: str) -> Write | None:
+        emit = Emit((token_id,), text, self._index)
+        self._inbox.event(ChoiceEvent(self._prompt, self._choice, emit))
+        return None
 
 
 def _run(item: ChoiceEvent) -> tuple[bool, int]:

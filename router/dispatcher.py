@@ -59,7 +59,7 @@ from router.request_ids import RequestIds
 from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
 from router.running_request import RunningRequest
-from router.step_tokens import StepTokens, further_tokens
+from router.step_tokens import Left, StepTokens
 from router.tenant_sums import BudgetsLeft, Charged, Paid, Share
 from router.worker_answers import output_from_wire
 from router.worker_news import WorkerNews
@@ -224,7 +224,7 @@ class Dispatcher:
             guessed=self.pool.guessed(),
             block_size=self.block_size,
             running=len(self._running),
-            streaming=sum(bool(r.last_output_at) for r in self._running.values()),
+            streaming=sum(running.is_streaming for running in self._running.values()),
             at_door=self._admission.queued_of_tenants(),
         )
 
@@ -259,20 +259,22 @@ class Dispatcher:
     def _go_on(self, worker: WorkerId, further: pb.FurtherTokens) -> None:
         """Not made into events and commands: the tokens go to the clients in one pass."""
         step = StepTokens(worker, self._clock())
-        for number, token, text in further_tokens(further):
-            found = self._numbers.find(number)
-            if found is None:
-                continue
-            running, attempt, index = found
-            try:
-                passed = step.pass_on(running, attempt, index, token, text)
-            except Exception as error:
-                self._give_up(running, error)
-                continue
-            if not passed:
-                output = Output(worker, attempt, (token,), text, None, 0, index)
-                self._handle(running, output)
+        step.take(further, self._numbers.find)
+        step.write()
         step.count(self._metrics)
+        for left in step.left:
+            self._go_the_long_way(worker, left)
+
+    def _go_the_long_way(self, worker: WorkerId, left: Left) -> None:
+        running = self._running.get(left.answer.key)
+        if running is None:
+            return
+        if left.error is not None:
+            self._give_up(running, left.error)
+            return
+        attempt = running.flow.lifecycle.attempt
+        output = Output(worker, attempt, (left.token,), left.text, None, 0, left.answer.index)
+        self._handle(running, output)
 
     def _handle(self, running: RunningRequest, event: FlowEvent) -> None:
         if self._running.get(running.prompt.key) is not running:
@@ -370,32 +372,32 @@ class Dispatcher:
         if command.worker is not None:
             endpoint = self.pool.token_stream(command.worker)
             ticket = self._tickets.issue(command.worker, running.attempt_key)
-        running.answers.event(Emit((), "", ticket=Ticket(command.attempt, endpoint, ticket)))
+        running.receiver.event(Emit((), "", ticket=Ticket(command.attempt, endpoint, ticket)))
 
     def _emit(self, running: RunningRequest, command: Emit) -> None:
         if not command.counted:
-            now, last = self._clock(), running.last_output_at.get(command.index)
+            now, last = self._clock(), running.answers[command.index].last_output_at
             if last is not None:
                 self._metrics.next_outputs(1, now - last)
             self._note_output(running, command.index, len(command.token_ids), now)
-        running.answers.event(command)
+        running.receiver.event(command)
 
     def _note_output(self, running: RunningRequest, index: int, tokens: int, now: float) -> None:
         self._metrics.generated(running.prompt.key.tenant, tokens)
-        if not running.last_output_at:
+        if not running.is_streaming:
             self._metrics.first_output(
                 now - running.flow.arrived, now - running.dispatched_at, running.flow.placement
             )
             self._note_answer(running, now)
             self._door.tell(Started(running.prompt.key), now)
-        running.last_output_at[index] = now
+        running.answers[index].last_output_at = now
 
     def _finish(self, running: RunningRequest, command: Finish | Fail) -> None:
         if isinstance(command, Finish):
             running.finishes.append(command)
         if isinstance(command, Fail) or running.flow.ended:
             self._end(running)
-        running.answers.event(command)
+        running.receiver.event(command)
 
     def _end(self, running: RunningRequest) -> None:
         for timer in running.timers:

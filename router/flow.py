@@ -74,12 +74,25 @@ class RetryLimits:
 
 
 @dataclass(slots=True)
-class _Answer:
-    """What the client has of one of the n answers."""
+class Answer:
+    """What the client has of one of the n answers.
+
+    ``source``: the worker from which more of it may come, once it has begun and until it ends.
+    """
 
     tokens: int = 0
     first_token_at: float | None = None
     finished: bool = False
+    source: WorkerId | None = None
+
+    def continues(self, worker: WorkerId, tokens: int) -> bool:
+        """Whether so many tokens of the present attempt are more of an answer that has begun; then
+        they are counted, and the client gets them. The same as `Flow.handle` does with an output
+        that ends nothing, in a small part of the time: most events are such outputs."""
+        if worker is not self.source and worker != self.source:
+            return False
+        self.tokens += tokens
+        return True
 
 
 @dataclass(slots=True)
@@ -100,29 +113,40 @@ class Flow:
     numbered_after: int = 0
     by_ticket: bool = False
     lifecycle: Lifecycle = field(init=False)
+    answers: list[Answer] = field(init=False)
     placement: Placement | None = field(default=None, init=False)
     _avoid: frozenset[WorkerId] = field(default=frozenset(), init=False)
     _failures: int = field(default=0, init=False)
     _cached_tokens: int = field(default=0, init=False)
     _dispatched_at: float | None = field(default=None, init=False)
     _source: WorkerId | None = field(default=None, init=False)
-    _answers: list[_Answer] = field(init=False)
     _relayed: bool = field(default=False, init=False)
     _no_room_since: float | None = field(default=None, init=False)
     _unroutable_since: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.lifecycle = Lifecycle(self.key, self.numbered_after)
-        self._answers = [_Answer() for _ in range(self.n)]
+        self.answers = [Answer() for _ in range(self.n)]
 
     @property
     def ended(self) -> bool:
         return self.lifecycle.ended
 
+    @property
+    def tokens_delivered(self) -> int:
+        """Over all answers. Only one attempt gives any."""
+        return sum(answer.tokens for answer in self.answers)
+
     def handle(self, event: FlowEvent, now: float) -> list[Command]:
         """What to do now; nothing once the request has ended."""
         if self.ended:
             return []
+        commands = self._decide(event, now)
+        if self.ended:
+            self._end_answers()
+        return commands
+
+    def _decide(self, event: FlowEvent, now: float) -> list[Command]:
         match event:
             case RouteDue():
                 return self._route(0.0)
@@ -141,20 +165,9 @@ class Flow:
             case ClientGone() | DeadlinePassed() | RouterStopping():
                 return self._end_from_outside(event, now)
 
-    def continues(self, worker: WorkerId, attempt: int, index: int, tokens: int) -> bool:
-        """Whether this is more of an answer that has begun, from where that comes from; then its
-        tokens are counted, and the client gets them. The same as `handle` does with an output that
-        ends nothing, in a small part of the time: most events are such outputs."""
-        source = self._source
-        if (worker is not source and worker != source) or index >= self.n:
-            return False
-        answer = self._answers[index]
-        if answer.finished or answer.first_token_at is None:
-            return False
-        if not self.lifecycle.continues(attempt, tokens):
-            return False
-        answer.tokens += tokens
-        return True
+    def _end_answers(self) -> None:
+        for answer in self.answers:
+            answer.source = None
 
     def _end_from_outside(
         self, event: ClientGone | DeadlinePassed | RouterStopping, now: float
@@ -239,17 +252,18 @@ class Flow:
         return event.worker == placement.decode or event.finish_reason is not None
 
     def _expects(self, index: int) -> bool:
-        return index < self.n and not self._answers[index].finished
+        return index < self.n and not self.answers[index].finished
 
     def _emit(self, event: Output, now: float) -> list[Command]:
         tokens = event.read_tokens or len(event.token_ids)
         if not tokens and not event.text:
             return []
-        answer = self._answers[event.index]
+        answer = self.answers[event.index]
         answer.tokens += tokens
         if answer.first_token_at is None:
             answer.first_token_at = now
-        self.lifecycle.deliver(tokens)
+            answer.source = event.worker
+        self.lifecycle.deliver()
         if event.read_tokens:
             return [CountRead(tokens, event.index)]
         return [_emit(event)]
@@ -257,13 +271,13 @@ class Flow:
     def _finish(
         self, event: Output, reason: FinishReason, placement: Placement, now: float
     ) -> list[Command]:
-        answer = self._answers[event.index]
-        answer.finished = True
-        if all(other.finished for other in self._answers):
+        answer = self.answers[event.index]
+        answer.finished, answer.source = True, None
+        if all(other.finished for other in self.answers):
             self.lifecycle.move(Event.COMPLETED)
         else:
             # The client knows now that this one ended, even if it has no tokens: no way back.
-            self.lifecycle.deliver(0)
+            self.lifecycle.deliver()
         dispatched = self._dispatched_at if self._dispatched_at is not None else now
         first = answer.first_token_at if answer.first_token_at is not None else now
         finish = Finish(
@@ -368,6 +382,7 @@ class Flow:
 
     def abandon(self) -> list[Command]:
         """After a defect in this flow: whatever its attempt still holds on workers is let go."""
+        self._end_answers()
         return self._aborts(None)
 
     def _is_current(self, worker: WorkerId, attempt: int) -> bool:
@@ -395,7 +410,7 @@ class Flow:
         return 0.0 if self.deadline is None else max(0.001, self.deadline - now)
 
     def _tally(self) -> Tally:
-        return Tally(self.key, self.lifecycle.attempts, self.lifecycle.tokens_delivered)
+        return Tally(self.key, self.lifecycle.attempts, self.tokens_delivered)
 
 
 def _emit(event: Output) -> Emit:

@@ -83,23 +83,31 @@ class ChatShape:
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens so far, over all choices. Each prompt counts once, however many answers it has."""
+    """Tokens so far, over all choices. Each prompt counts once, however many answers it has.
+
+    The end of a choice tells how many it had: those that came before need not all be counted.
+    """
 
     prompt_tokens: int
-    completion_tokens: int = 0
+    _completion: dict[int, int] = field(default_factory=dict)
     _cached: dict[int, int] = field(default_factory=dict)
 
     def add(self, item: ChoiceEvent) -> None:
         if isinstance(item.event, Emit):
-            self.completion_tokens += len(item.event.token_ids)
+            self.came(item.choice, len(item.event.token_ids))
         else:
+            self._completion[item.choice] = item.event.completion_tokens
             self._cached[item.prompt] = item.event.cached_tokens
 
+    def came(self, choice: int, tokens: int) -> None:
+        self._completion[choice] = self._completion.get(choice, 0) + tokens
+
     def so_far(self) -> Json:
+        completion = sum(self._completion.values())
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": self.prompt_tokens + self.completion_tokens,
+            "completion_tokens": completion,
+            "total_tokens": self.prompt_tokens + completion,
         }
 
     def final(self) -> Json:
@@ -187,23 +195,27 @@ class AnswerWriter:
 
     def text(self, choice: int, tokens: int, text: str) -> bytes:
         """As `parts`, of so many tokens that only bring text."""
-        self._usage.completion_tokens += tokens
+        self._usage.came(choice, tokens)
         return self._text(choice, text) if text else b""
 
-    def _text(self, choice: int, text: str) -> bytes:
+    def around_text(self, choice: int) -> tuple[bytes, bytes] | None:
+        """All that is the same in each chunk with text, before and after its JSON string; None
+        where other things differ, too. Who writes such chunks need not tell of their tokens."""
         if self._continuous_usage:
-            return self._chunk([self._shape.part(choice, text, None, None)])
+            return None
         around = self._around_texts.get(choice)
         if around is None:
-            around = self._around_texts[choice] = self._around_text(choice)
+            before, after = self._around_choice()
+            opening, closing = _part_around_text(self._shape, choice)
+            around = self._around_texts[choice] = before + opening, closing + after
+        return around
+
+    def _text(self, choice: int, text: str) -> bytes:
+        around = self.around_text(choice)
+        if around is None:
+            return self._chunk([self._shape.part(choice, text, None, None)])
         before, after = around
         return before + encode_basestring(text).encode() + after
-
-    def _around_text(self, choice: int) -> tuple[bytes, bytes]:
-        """All that is the same in each chunk with text, before and after it."""
-        before, after = self._around_choice()
-        opening, closing = _part_around_text(self._shape, choice)
-        return before + opening, closing + after
 
     def _finish(self, choice: int, reason: str) -> bytes:
         if self._continuous_usage:

@@ -9,11 +9,11 @@ import asyncio
 from dataclasses import dataclass, field
 
 from core.lifecycle import State
-from core.request import AttemptKey
+from core.request import AttemptKey, RequestKey
 from router.admission_messages import Arrived, Ended
-from router.answer_stream import Prompt, Receiver
+from router.answer_stream import Choice, Prompt, Receiver
 from router.assignments import Assignment
-from router.flow import Flow
+from router.flow import Answer, Flow
 from router.flow_messages import Finish
 from router.metrics import EndedRequest
 from router.routing_state import RoutedPrompt
@@ -21,15 +21,29 @@ from router.slo import slo_class
 
 
 @dataclass(slots=True)
+class RunningAnswer:
+    """One of the n answers: all that a further token of it needs, in few places of the memory. The
+    request is none of it, as nothing may keep that. ``told``: what the client has of it;
+    ``last_output_at`` in seconds."""
+
+    key: RequestKey
+    tenant: str
+    index: int
+    told: Answer
+    choice: Choice
+    last_output_at: float | None = None
+
+
+@dataclass(slots=True)
 class RunningRequest:
     """``assignment``: of the latest attempt. ``refused``: by the door. ``broken``: by a defect, so
-    that its lifecycle may say anything. ``last_output_at``: of each answer. ``first_number``:
-    `AnswerNumbers.give`. Times in seconds."""
+    that its lifecycle may say anything. ``first_number``: `AnswerNumbers.give`. Times in seconds.
+    """
 
     prompt: Prompt
     routed: RoutedPrompt
     flow: Flow
-    answers: Receiver
+    receiver: Receiver
     assignment: Assignment | None = None
     dispatched_at: float = 0.0
     expected_cached: int = 0
@@ -37,8 +51,20 @@ class RunningRequest:
     refused: bool = False
     broken: bool = False
     finishes: list[Finish] = field(default_factory=list)
-    last_output_at: dict[int, float] = field(default_factory=dict)
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    answers: list[RunningAnswer] = field(init=False)
+
+    def __post_init__(self) -> None:
+        key = self.prompt.key
+        self.answers = [
+            RunningAnswer(key, key.tenant, index, told, self.receiver.choice(index))
+            for index, told in enumerate(self.flow.answers)
+        ]
+
+    @property
+    def is_streaming(self) -> bool:
+        """Something of it came."""
+        return any(answer.last_output_at is not None for answer in self.answers)
 
     @property
     def attempt_key(self) -> AttemptKey:
@@ -66,7 +92,7 @@ class RunningRequest:
         lifecycle = self.flow.lifecycle
         cached = max((finish.cached_tokens for finish in self.finishes), default=0)
         computed = len(self.prompt.tokens) - cached if lifecycle.attempts else 0
-        return Ended(self.prompt.key, computed, lifecycle.tokens_delivered)
+        return Ended(self.prompt.key, computed, self.flow.tokens_delivered)
 
     def counted(self) -> EndedRequest:
         """For the metrics."""

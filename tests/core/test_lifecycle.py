@@ -14,10 +14,10 @@ KEY = RequestKey("default", "r1")
 def test_a_request_that_goes_well() -> None:
     life = Lifecycle(KEY)
     life.move(Event.DISPATCHED)
-    life.deliver(1)
-    life.deliver(3)
+    life.deliver()
+    life.deliver()
     assert life.move(Event.COMPLETED) is State.FINISHED
-    assert (life.attempt, life.tokens_delivered, life.ended) == (1, 4, True)
+    assert (life.attempt, life.ended) == (1, True)
 
 
 def test_before_the_first_token_a_failed_attempt_is_followed_by_another() -> None:
@@ -31,7 +31,7 @@ def test_before_the_first_token_a_failed_attempt_is_followed_by_another() -> Non
 def test_after_the_first_token_a_failed_attempt_aborts() -> None:
     life = Lifecycle(KEY)
     life.move(Event.DISPATCHED)
-    life.deliver(1)
+    life.deliver()
     assert life.move(Event.ATTEMPT_FAILED) is State.ABORTED
 
 
@@ -49,7 +49,7 @@ def test_a_long_answer_does_not_push_the_history_out() -> None:
     life = Lifecycle(KEY)
     life.move(Event.DISPATCHED)
     for _ in range(1000):
-        life.deliver(1)
+        life.deliver()
     life.move(Event.COMPLETED)
     with pytest.raises(IllegalTransition) as caught:
         life.move(Event.TOKEN)

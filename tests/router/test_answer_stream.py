@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from core.errors import RequestAborted
 from core.request import FinishReason, RequestKey, SamplingParams
-from router.answer_stream import AnswerStream, ChoiceEvent, Prompt, Receiver
+from router.answer_stream import AnswerStream, ChoiceEvent, Prompt, Receiver, TokenSink
 from router.flow_messages import Emit, Fail, Finish
 from router.openai_answers import (
     AnswerHead,
@@ -55,14 +55,22 @@ class Call:
         return lambda: None
 
 
+class TokensOf:
+    def __init__(self, choice: int, seen: list[tuple[int, object]]) -> None:
+        self._choice, self._seen = choice, seen
+
+    def token(self, token_id: int, text: str) -> None:
+        self._seen.append((self._choice, text))
+
+
 class Sink:
     """Remembers what it is given."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[int, object]] = []
 
-    def tokens(self, choice: int, token_ids: Sequence[int], text: str) -> None:
-        self.seen.append((choice, text))
+    def choice(self, choice: int) -> TokenSink:
+        return TokensOf(choice, self.seen)
 
     def event(self, item: ChoiceEvent) -> None:
         event = item.event
@@ -73,18 +81,18 @@ async def test_what_came_of_one_answer_in_the_meantime_is_one_piece() -> None:
     call = Call()
     (answers,) = call.receivers
     answers.event(Emit([1], "a"))
-    answers.tokens(0, [2, 3], "b")
-    answers.tokens(0, [4], "")
+    answers.choice(0).sink.token(2, "b")
+    answers.choice(0).sink.token(3, "")
     answers.event(finish())
     batch = await call.stream.batch()
-    assert [item.event for item in batch] == [Emit((1, 2, 3, 4), "ab"), finish()]
+    assert [item.event for item in batch] == [Emit((1, 2, 3), "ab"), finish()]
     assert not await call.stream.batch()
 
 
 async def test_answers_that_take_turns_stay_apart() -> None:
     call = Call(prompts=2, n=2)
     for prompt, index in ((1, 1), (0, 0), (0, 1), (1, 0)):
-        call.receivers[prompt].tokens(index, [prompt], f"p{prompt} a{index}")
+        call.receivers[prompt].choice(index).sink.token(prompt, f"p{prompt} a{index}")
     batch = await call.stream.batch()
     assert [(item.prompt, item.choice) for item in batch] == [(1, 3), (0, 0), (0, 1), (1, 2)]
     assert [item.event.index for item in batch] == [1, 0, 1, 0]
@@ -96,7 +104,7 @@ async def test_a_sink_gets_what_has_come_and_then_all_else_at_once() -> None:
     answers.event(Emit([1], "early", 1))
     feeding = asyncio.ensure_future(call.stream.feed(sink))
     await asyncio.sleep(0)
-    answers.tokens(1, [2], "late")
+    answers.choice(1).sink.token(2, "late")
     assert sink.seen == [(1, "early"), (1, "late")]
     answers.event(finish(1))
     answers.event(finish(0))
@@ -111,7 +119,7 @@ async def test_after_an_error_a_sink_gets_nothing_more() -> None:
     call.receivers[0].event(Fail(RequestAborted("cut", reason="ABORTED")))
     with pytest.raises(RequestAborted):
         await feeding
-    call.receivers[1].tokens(0, [1], "too late")
+    call.receivers[1].choice(0).sink.token(1, "too late")
     assert sink.seen == []
 
 
@@ -124,16 +132,17 @@ def test_chunks_are_the_json_of_their_parts(text: str, chat: bool, data: st.Data
     head = AnswerHead("id", name, 0, json.dumps(name))
     of_tokens, of_events = (writer(shape, head, *usage) for _ in range(2))
 
-    def chunk(part: Json, tokens: int) -> bytes:
+    def chunk(part: Json, tokens: Sequence[int]) -> bytes:
         body = head.body(shape.prefix, shape.chunk_object, [part])
-        so_far = Usage(3, tokens).so_far() if usage[1] else None
+        so_far = Usage(3, dict(enumerate(tokens))).so_far() if usage[1] else None
         return sse_event({**body, "usage": so_far} if usage[0] else body)
 
-    for number, choice in enumerate((0, 1, 0), 1):
+    for choice, tokens in (0, (2, 0)), (1, (2, 2)), (0, (4, 2)):
         item = ChoiceEvent(0, choice, Emit((5, 6), text, choice))
-        expected = chunk(shape.part(choice, text, None, None), 2 * number) if text else b""
+        expected = chunk(shape.part(choice, text, None, None), tokens) if text else b""
         assert of_tokens.text(choice, 2, text) == of_events.parts([item]) == expected
-    ended = chunk(shape.part(1, "", None, "stop"), 6)
+    # The end tells how many there were, whatever was told before.
+    ended = chunk(shape.part(1, "", None, "stop"), (4, 1))
     assert of_tokens.parts([ChoiceEvent(0, 1, finish(1))]) == ended
 
 

@@ -99,7 +99,7 @@ def test_tokens_are_relayed_once_and_those_that_were_read_count_no_more() -> Non
     _, finish = flow.handle(Output(D0, 1, [9], "z", FinishReason.LENGTH), 0.8)
     assert isinstance(finish, Finish)
     assert finish.completion_tokens == 4
-    assert flow.lifecycle.tokens_delivered == 6
+    assert flow.tokens_delivered == 6
 
 
 def test_after_a_relay_no_attempt_is_read_any_more() -> None:

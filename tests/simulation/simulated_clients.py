@@ -5,7 +5,7 @@ They try again as ``crossdock.client`` does: with a new id, and only while nothi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from fake_engine import expected_answer
@@ -23,7 +23,7 @@ from core.errors import (
     Unavailable,
 )
 from core.request import RequestKey, SamplingParams
-from router.answer_stream import AnswerEvent, Prompt
+from router.answer_stream import AnswerEvent, Choice, Prompt
 from router.flow_messages import Emit, Fail, Finish
 
 SALT = 7
@@ -173,8 +173,16 @@ class _Heard:
     def __init__(self, client: Client, call: Call) -> None:
         self._client, self._call = client, call
 
-    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
-        self.event(Emit(tuple(token_ids), text, index))
+    def choice(self, index: int) -> Choice:
+        return Choice(_HeardTokens(self, index))
 
     def event(self, event: AnswerEvent) -> None:
         self._client.hear(self._call, event)
+
+
+class _HeardTokens:
+    def __init__(self, heard: _Heard, index: int) -> None:
+        self._heard, self._index = heard, index
+
+    def token(self, token_id: int, text: str) -> None:
+        self._heard.event(Emit((token_id,), text, self._index))

@@ -16,7 +16,7 @@ from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.access_rules import AccessRules
-from router.answer_stream import AnswerEvent, Prompt, Receiver
+from router.answer_stream import AnswerEvent, Choice, Prompt, Receiver, Write
 from router.backoff import Backoff
 from router.dispatcher import Dispatcher
 from router.flow import RetryLimits
@@ -108,13 +108,20 @@ class _WhileAlive:
     def __init__(self, router: SimRouter, answers: Receiver) -> None:
         self._router, self._answers = router, answers
 
-    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
-        if self._router.is_alive:
-            self._answers.tokens(index, token_ids, text)
+    def choice(self, index: int) -> Choice:
+        return Choice(_TokensWhileAlive(self._router, self._answers.choice(index)))
 
     def event(self, event: AnswerEvent) -> None:
         if self._router.is_alive:
             self._answers.event(event)
+
+
+class _TokensWhileAlive:
+    def __init__(self, router: SimRouter, choice: Choice) -> None:
+        self._router, self._choice = router, choice
+
+    def token(self, token_id: int, text: str) -> Write | None:
+        return self._choice.sink.token(token_id, text) if self._router.is_alive else None
 
 
 class _Claiming:

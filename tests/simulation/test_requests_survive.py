@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from at_rest import expect_rest
@@ -23,7 +23,7 @@ from core.errors import AlreadyExists
 from core.request import Role
 from core.tenants import DoorLimits, Tenant, TenantLimits
 from router.access_rules import AccessRules
-from router.answer_stream import AnswerEvent
+from router.answer_stream import AnswerEvent, Choice
 from router.placement import Disaggregation
 from router.policies.policy import PolicyName
 from router.routing_rules import RoutingRules
@@ -67,7 +67,10 @@ def rules(
 class Nobody:
     """Who gets no answer."""
 
-    def tokens(self, index: int, token_ids: Sequence[int], text: str) -> None:
+    def choice(self, index: int) -> Choice:
+        return Choice(self)
+
+    def token(self, token_id: int, text: str) -> None:
         raise AssertionError
 
     def event(self, event: AnswerEvent) -> None:

@@ -184,7 +184,7 @@ class SimulatedRouter:
         running = self._running.get(request_index(output.key))
         if running is None:
             return
-        delivered = running.flow.lifecycle.tokens_delivered
+        delivered = running.flow.tokens_delivered
         tokens = 1 if output.finish is None else running.params.max_tokens - delivered
         self._handle(
             running,
@@ -336,7 +336,7 @@ class SimulatedRouter:
         del self._running[running.index]
         lifecycle = running.flow.lifecycle
         computed = len(running.tokens) - cached_tokens if lifecycle.attempts else 0
-        self._tell_door(Ended(running.flow.key, computed, lifecycle.tokens_delivered))
+        self._tell_door(Ended(running.flow.key, computed, running.flow.tokens_delivered))
 
     def _settle(self, running: _Running) -> None:
         placement = running.flow.placement
