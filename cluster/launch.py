@@ -19,15 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-import grpc
 import uvloop
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from cluster.addresses import LOOPBACK
 from cluster.admin import ClusterAdmin, ClusterView
-from cluster.admin_access import admin_files, admin_interceptors, admin_warning
+from cluster.admin_access import admin_warning
 from cluster.controller import Controller
+from cluster.controller_doors import ControllerDoors
 from cluster.gpu import require_gpu
 from cluster.memory_plan import PoolBlocks, plan_blocks, plan_max_model_len
 from cluster.metrics import ControllerMetrics
@@ -52,13 +50,10 @@ from cluster.worker_stats import ask_worker
 from core.config import ClusterSpec
 from core.errors import Unavailable
 from core.shards import ONE_RANK
-from core.tls_files import ServerFiles, server_files
-from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2_grpc, worker_pb2
+from core.tls_files import server_files
+from crossdock.v1 import worker_pb2
 from engine.memory import available_memory
 from router.cost_model import ROUGH_COSTS, ClusterCosts
-from wire.metrics_door import MetricsDoor
-from wire.peer_check import members_only
-from wire.tls_grpc import open_port
 
 KILL_PATIENCE_S = 5.0
 LEAVE_RAY_S = 10.0
@@ -114,7 +109,7 @@ async def serve(
             return
         if tell_ready is not None:
             tell_ready(cluster.grpc_address, cluster.http_address, cluster.admin_address)
-        print(f"ready {cluster.doors}", file=stdout, flush=True)
+        print(f"ready {cluster.addresses}", file=stdout, flush=True)
         await first_of(asyncio.create_task(cluster.watch()), stop.drain)
     finally:
         progress.step("stopping")
@@ -145,27 +140,25 @@ class ServingCluster:
             for pool in POOLS
             if (price := self._spec.pools.of(pool).gpu_hour_price) is not None
         }
-        self._metrics = ControllerMetrics(self._view, prices, self._own_files)
-        self._registry = Registry(self._metrics.render)
-        self._metrics_door = MetricsDoor(self._render_metrics)
+        metrics = ControllerMetrics(self._view, prices, server_files(self._spec.tls_files))
+        self._registry = Registry(metrics.render)
+        admin = ClusterAdmin(self._view, lambda: self._controller, tls=self._spec.tls_files)
+        self._doors = ControllerDoors(self._spec, self._registry, admin, metrics.render)
         self._controller: Controller | None = None
         self._router: RouterProcess | None = None
-        self._servers: list[grpc.aio.Server] = []
         self._following: asyncio.Task[None] | None = None
         self._model_name = ""
-        self.admin_address = ""
-        self.registry_address = ""
 
     @property
-    def doors(self) -> str:
+    def addresses(self) -> str:
         """For the ready line."""
         if self._options.elsewhere is not None:
-            return f"registry={self.registry_address} admin={self.admin_address}"
+            return f"registry={self._doors.registry_address} admin={self.admin_address}"
         return f"grpc={self.grpc_address} http={self.http_address}"
 
     @property
-    def _own_files(self) -> ServerFiles | None:
-        return server_files(self._spec.tls_files)
+    def admin_address(self) -> str:
+        return self._doors.admin_address
 
     @property
     def grpc_address(self) -> str:
@@ -196,12 +189,7 @@ class ServingCluster:
         self._after_ray()
         slots = list_slots(self._spec)
         places = Places(self._ray, self._spec, model, blocks)
-        await self._metrics_door.start(
-            self._options.host, self._spec.metrics.controller_port, self._own_files
-        )
-        self._registry.metrics_address = self._metrics_door.address
-        await self._serve_registry()
-        await self._serve_admin()
+        await self._open_doors()
         await places.place_first(slots, self._options.patience_s, self._progress.note)
         if warning := places.exposure_warning:
             self._progress.note(warning)
@@ -252,7 +240,7 @@ class ServingCluster:
         giving_up.start()
         if self._controller is not None:
             await self._controller.stop(drain_s)
-        await self._stop_servers()
+        await self._doors.close()
         await self._leave_ray()
         if self._node is not None:
             await self._node.stop()
@@ -278,18 +266,12 @@ class ServingCluster:
             self._router.kill()
         if self._controller is not None:
             self._controller.kill()
-        await self._stop_servers()
+        await self._doors.close()
         if self._node is not None:
             await self._node.stop()
         if not await asyncio.to_thread(self._ray.shutdown, KILL_PATIENCE_S):
             # Ray can't be interrupted while it starts or joins; what it started ends with us.
             os._exit(1)
-
-    async def _stop_servers(self) -> None:
-        for server in self._servers:
-            await server.stop(grace=None)
-        self._servers.clear()
-        await self._metrics_door.stop()
 
     def _check_machine(self) -> None:
         """What workers on this machine would only find when Ray runs. Others may have more."""
@@ -327,46 +309,23 @@ class ServingCluster:
         self._utilization.told(stats, asyncio.get_running_loop().time())
         return stats
 
-    async def _render_metrics(self) -> bytes:
-        return self._metrics.render()
-
-    async def _serve_registry(self) -> None:
-        server = _new_server(members_only(self._spec.tls_files))
-        registry_pb2_grpc.add_RegistryServicer_to_server(self._registry, server)
-        elsewhere = self._options.elsewhere
+    async def _open_doors(self) -> None:
+        options, elsewhere = self._options, self._options.elsewhere
         # A router of our own asks on loopback.
-        host, port = (self._options.host, elsewhere.registry_port) if elsewhere else (LOOPBACK, 0)
-        self.registry_address = f"{host}:{await self._listen(server, host, port, self._own_files)}"
-
-    async def _serve_admin(self) -> None:
-        server = _new_server(admin_interceptors(self._spec))
-        admin = ClusterAdmin(self._view, lambda: self._controller, tls=self._spec.tls_files)
-        admin_pb2_grpc.add_ClusterAdminServicer_to_server(admin, server)
-        await _add_health_and_reflection(server)
-        host = self._options.host
-        files = admin_files(self._spec)
-        port = await self._listen(server, host, self._options.admin_port, files)
-        self.admin_address = f"{host}:{port}"
+        registry = (options.host, elsewhere.registry_port) if elsewhere else (LOOPBACK, 0)
+        await self._doors.open(options.host, options.admin_port, registry)
         self._progress.note(
             f"for operators (crossdock status, scale, drain …): --address {self.admin_address}"
         )
-        if warning := admin_warning(self._spec, host):
+        if warning := admin_warning(self._spec, options.host):
             self._progress.note(warning)
-
-    async def _listen(
-        self, server: grpc.aio.Server, host: str, port: int, files: ServerFiles | None
-    ) -> int:
-        bound = open_port(server, f"{host}:{port}", files)
-        await server.start()
-        self._servers.append(server)
-        return bound
 
     async def _start_router(
         self, model: ModelFolder, max_len: int, costs: ClusterCosts
     ) -> RouterProcess:
         options = self._options
         doors = Doors(options.host, options.grpc_port, options.http_port, options.drain_s)
-        registry = self.registry_address
+        registry = self._doors.registry_address
         return await RouterProcess.start(
             router_settings(self._spec, model, registry, doors, max_model_len=max_len, costs=costs)
         )
@@ -394,26 +353,11 @@ class ServingCluster:
             restarts=controller.restarts if controller else 0,
             settled=controller.settled if controller else False,
             utilization={pool: self._utilization.of(pool, names) for pool in POOLS},
-            metrics_address=self._metrics_door.address,
+            metrics_address=self._doors.metrics_address,
             routers=self._registry.router_reports,
-            registry_address=self.registry_address,
+            registry_address=self._doors.registry_address,
             doors_tls=self._spec.door_files is not None,
         )
-
-
-def _new_server(interceptors: Sequence[grpc.aio.ServerInterceptor]) -> grpc.aio.Server:  # type: ignore[type-arg]
-    # Two clusters must not share a port by accident.
-    return grpc.aio.server(options=[("grpc.so_reuseport", 0)], interceptors=interceptors)
-
-
-async def _add_health_and_reflection(server: grpc.aio.Server) -> None:
-    service = admin_pb2.DESCRIPTOR.services_by_name["ClusterAdmin"].full_name
-    servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
-    for name in ("", service):
-        await servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    names = (service, health.SERVICE_NAME, reflection.SERVICE_NAME)
-    reflection.enable_server_reflection(names, server)
 
 
 def run_serve(
