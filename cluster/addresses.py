@@ -1,6 +1,7 @@
 """Where workers listen: on loopback if they can, on their nodes' addresses if they must. Pure.
 
-Does not cover: asking Ray (``cluster.ray_cluster``), the doors for clients (``cluster.launch``).
+Does not cover: asking Ray (``cluster.ray_cluster``), the doors for clients
+(``cluster.serving_cluster``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A router beside a cluster that others run: what it is told, from the cluster's own config.
 
 Covers: the longest sequence, which router and controller compute alike. Does not cover: the router
-(``router.main``), who lists the workers (``cluster.launch``).
+(``router.main``), who lists the workers (``cluster.serving_cluster``).
 """
 
 from __future__ import annotations

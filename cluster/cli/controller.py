@@ -60,8 +60,9 @@ def controller(
     """
     # Read when gRPC loads: we fork only to start other programs, which needs no care of gRPC's.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from cluster.launch import RoutersElsewhere, ServeOptions, run_serve
+    from cluster.launch import run_serve
     from cluster.progress import StderrProgress
+    from cluster.serving_cluster import RoutersElsewhere, ServeOptions
     from cluster.spec_file import load_spec
 
     options = ServeOptions(

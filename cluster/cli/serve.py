@@ -59,9 +59,10 @@ def serve(
     """Serve until Ctrl-C. Prints `ready grpc=HOST:PORT http=HOST:PORT` when prompts are welcome."""
     # Read when gRPC loads: we fork only to start other programs, which needs no care of gRPC's.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-    from cluster.launch import ServeOptions, run_serve
+    from cluster.launch import run_serve
     from cluster.progress import StderrProgress
     from cluster.running import claim_name
+    from cluster.serving_cluster import ServeOptions
     from cluster.spec_file import load_spec
     from cluster.tls_check import files_for_commands
     from core.errors import InvalidField

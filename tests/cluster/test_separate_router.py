@@ -11,9 +11,9 @@ import pytest
 from model_folders import make_model_folder
 
 from cluster.cli.main import main
-from cluster.launch import ServeOptions, ServingCluster
 from cluster.router_settings import Doors
 from cluster.separate_router import locate_model, settings_of_router
+from cluster.serving_cluster import ServeOptions, ServingCluster
 from core.config import make_spec
 from core.errors import NotFound
 from router.settings import RouterSettings
@@ -79,8 +79,8 @@ def test_a_router_judges_by_the_config_s_slos_and_uses_its_names(config: Path) -
 def test_a_router_knows_the_limits_that_its_controller_plans(
     kv: dict[str, Any], config: Path
 ) -> None:
-    from cluster.launch import RoutersElsewhere
     from cluster.memory_plan import plan_max_model_len
+    from cluster.serving_cluster import RoutersElsewhere
 
     spec = make_spec({"model": str(config.parent / "tiny"), "kv": kv})
     elsewhere = RoutersElsewhere(registry_port=0, ray_head="head:6379")
