@@ -85,6 +85,16 @@ class ServeOptions:
     elsewhere: RoutersElsewhere | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What follows from the spec and the model alone. ``max_model_len``: in tokens."""
+
+    model: ModelFolder
+    blocks: PoolBlocks
+    max_model_len: int
+    costs: ClusterCosts
+
+
 class ServingCluster:
     """All parts of one running cluster. ``after_ray`` is called when Ray runs: when it starts, it
     takes over the process's signals."""
@@ -138,42 +148,52 @@ class ServingCluster:
 
     async def start(self) -> None:
         """Returns when prompts can be answered."""
-        elsewhere = self._options.elsewhere
-        self._check_ports()
-        always = self._spec.router.disaggregation == "always"
-        self._first_wanted().check_servable(always, "set pools.prefill.replicas to at least 1")
-        await asyncio.to_thread(self._check_machine)
-        model = await asyncio.to_thread(locate_model, self._spec, self._progress)
-        self._model_name = self._spec.served_model_name or model.name
-        # Says what does not fit before Ray is started.
-        check_shapes(self._spec, model)
-        costs = router_costs(self._spec, model) if elsewhere is None else ROUGH_COSTS
-        blocks = self._plan_blocks(model)
-        max_model_len = plan_max_model_len(self._spec, model, blocks)
-        self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
-        if self._node is not None:
-            await self._node.start(self._options.patience_s)
-        await asyncio.to_thread(self._ray.start)
-        self._after_ray()
+        plan = await self._plan()
+        await self._start_ray()
         slots = list_slots(self._spec)
-        places = Places(self._ray, self._spec, model, blocks)
+        places = Places(self._ray, self._spec, plan.model, plan.blocks)
         await self._open_doors()
         await places.place_first(slots, self._options.patience_s, self._progress.note)
         if warning := places.exposure_warning:
             self._progress.note(warning)
         self._progress.step(f"starting {len(slots)} workers: {self._names(slots)}")
         self._controller = self._new_controller(places, slots)
-        if elsewhere is None:
+        if self._options.elsewhere is None:
             # It loads its tokenizer and its modules while workers load the model.
-            self._router = await self._start_router(model, max_model_len, costs)
+            self._router = await self._start_router(plan)
         await self._controller.start()
         if self._router is not None:
             self._progress.step("waiting for the router")
             await self._router.wait_ready()
             await self._wait_attached()
-        elif elsewhere is not None and elsewhere.config is not None:
+        self._follow_config(self._controller)
+
+    async def _plan(self) -> _Plan:
+        """Says what does not fit before Ray is started."""
+        self._check_ports()
+        always = self._spec.router.disaggregation == "always"
+        self._first_wanted().check_servable(always, "set pools.prefill.replicas to at least 1")
+        await asyncio.to_thread(self._check_machine)
+        model = await asyncio.to_thread(locate_model, self._spec, self._progress)
+        self._model_name = self._spec.served_model_name or model.name
+        check_shapes(self._spec, model)
+        is_own_router = self._options.elsewhere is None
+        costs = router_costs(self._spec, model) if is_own_router else ROUGH_COSTS
+        blocks = self._plan_blocks(model)
+        return _Plan(model, blocks, plan_max_model_len(self._spec, model, blocks), costs)
+
+    async def _start_ray(self) -> None:
+        self._progress.step("starting Ray" if self._ray.is_local else "joining Ray")
+        if self._node is not None:
+            await self._node.start(self._options.patience_s)
+        await asyncio.to_thread(self._ray.start)
+        self._after_ray()
+
+    def _follow_config(self, controller: Controller) -> None:
+        elsewhere = self._options.elsewhere
+        if elsewhere is not None and elsewhere.config is not None:
             replicas = WantedReplicas(elsewhere.config, self._spec)
-            following = replicas.follow(self._controller.change, self._progress.note)
+            following = replicas.follow(controller.change, self._progress.note)
             self._following = asyncio.create_task(following)
 
     async def _wait_attached(self) -> None:
@@ -288,15 +308,18 @@ class ServingCluster:
         if warning := admin_warning(self._spec, options.host):
             self._progress.note(warning)
 
-    async def _start_router(
-        self, model: ModelFolder, max_len: int, costs: ClusterCosts
-    ) -> RouterProcess:
+    async def _start_router(self, plan: _Plan) -> RouterProcess:
         options = self._options
         doors = Doors(options.host, options.grpc_port, options.http_port, options.drain_s)
-        registry = self._doors.registry_address
-        return await RouterProcess.start(
-            router_settings(self._spec, model, registry, doors, max_model_len=max_len, costs=costs)
+        settings = router_settings(
+            self._spec,
+            plan.model,
+            self._doors.registry_address,
+            doors,
+            max_model_len=plan.max_model_len,
+            costs=plan.costs,
         )
+        return await RouterProcess.start(settings)
 
     def _names(self, slots: Sequence[Slot]) -> str:
         shapes = {slot: self._spec.pools.of(slot.pool).shape for slot in slots}
