@@ -53,6 +53,12 @@ def test_the_precision_is_kept_whatever_latencies_promise(limit: float, promise:
     assert limit / 1.03001 <= reach(limit, _FINE, promise).rate <= limit
 
 
+def test_the_nearest_of_trials_that_are_alike_is_that_of_the_least_load() -> None:
+    reached = reach(0.0, _FINE)
+    assert reached.nearest is not None
+    assert reached.nearest.rate < 0.5 < _FINE.guess
+
+
 def one_worker() -> Candidate:
     """That serves 1,000 prompts of 100 tokens per second, in steps of 1 ms for each prompt."""
     step = StepModel(RowCurve(((1, 10**10), (1000, 10**13))), 0, 0, 0)

@@ -30,7 +30,7 @@ from tuner.search.sensitivity import Shift
 from tuner.search.space import Candidate, Limits, all_candidates
 from tuner.search.tune import Question, TuneResult
 from tuner.search.uncertainty import Interval
-from tuner.search.verdict import Comparison, Verdict
+from tuner.search.verdict import Comparison, Verdict, judge
 from tuner.simulate.pools import PoolSummary
 
 TRACE = chat_trace(50)
@@ -78,7 +78,7 @@ def result(*scored: Scored, verdict: Verdict, rate: float | None = None) -> Tune
 
 
 def found() -> TuneResult:
-    comparison = Comparison(RIVAL, 1.5, Interval(1.3, 1.5, 1.7))
+    comparison = Comparison(RIVAL, 1.5, Interval(1.3, 1.5, 1.7), 1.5)
     return result(WINNER, RIVAL, UNSEEN, verdict=Verdict(WINNER, WINNER, comparison, None))
 
 
@@ -180,6 +180,26 @@ def test_an_overload_that_passed_is_told_with_the_rate_that_lasts() -> None:
     assert "prompts 20 % longer: 8.00 requests/s; move to 1P:3D, tp 1/tp 1 for 8.80" in words
     assert table(told, top=1)[1][0][3] == "12.00 (9.60 last)"
     assert "falls behind" not in " ".join(verdict_lines(found()))
+
+
+def test_who_serves_less_for_now_and_more_in_the_long_run_is_told() -> None:
+    assert WINNER.reached is not None
+    assert WINNER.reached.trial is not None
+    trial = replace(WINNER.reached.trial, growth=0.1)
+    behind = replace(WINNER, reached=replace(WINNER.reached, trial=trial))
+
+    def lines(rival_rate: float) -> list[str]:
+        rival = scored_of("colocated 4, tp 1", rival_rate)
+        verdict = judge([behind, rival], lambda under, all_of: [[1.0, 1.0] for _ in under], 0)
+        assert verdict.disaggregate == (rival_rate < 10.5)
+        return verdict_lines(result(behind, rival, verdict=verdict))
+
+    assert "1.20 × colocated (colocated 4, tp 1); 1.09 × by the rates that last" in lines(10.0)
+    nearly = lines(10.8)
+    assert "two pools gain next to nothing over colocated: it is simpler, prefer it" in nearly
+    more = "in the long run colocated 4, tp 1 serves more: 11.50 requests/s that last"
+    assert more not in nearly
+    assert more in lines(11.5)
 
 
 def test_a_nearest_that_only_falls_behind_is_told_as_that() -> None:

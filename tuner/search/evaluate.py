@@ -18,7 +18,7 @@ from tuner.simulate.simulator import simulate
 from tuner.simulate.summary import SimulationSummary, met, summarize
 
 # A cluster that falls behind by less serves its rate: trends are no more exact.
-_KEEPS_UP = 0.02
+KEEPS_UP = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Trial:
     def falls_behind(self) -> bool:
         """Whether ``rate`` is more than the cluster keeps up with: it meets the goal in the time
         that counts, and would miss it later."""
-        return self.growth >= _KEEPS_UP
+        return self.growth >= KEEPS_UP
 
     @property
     def counted_s(self) -> float:

@@ -81,6 +81,12 @@ class Scored:
     def rate_per_accelerator(self) -> float:
         return self.rate / self.candidate.accelerators
 
+    @property
+    def lasting_rate_per_accelerator(self) -> float:
+        """Of ``rate``, what it keeps up with; see ``Trial.lasting_rate``."""
+        trial = self.reached.trial if self.reached is not None else None
+        return trial.lasting_rate / self.candidate.accelerators if trial is not None else 0.0
+
 
 Measure = Callable[[Sequence[Job]], Sequence[Reached]]
 

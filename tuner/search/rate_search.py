@@ -98,7 +98,8 @@ class Bracket:
     @property
     def reached(self) -> Reached:
         """What is known by now."""
-        nearest = max(self._trials, key=lambda trial: trial.share, default=None)
+        # Of those alike the one with the least load: there latencies are nearest to the limits.
+        nearest = max(self._trials, key=lambda trial: (trial.share, -trial.rate), default=None)
         return Reached(self._good, nearest, len(self._trials))
 
     def take(self, trial: Trial) -> None:

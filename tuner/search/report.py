@@ -6,14 +6,14 @@ Does not cover: JSON (``report_json``), pictures (``charts``), printing.
 from __future__ import annotations
 
 from tuner.load.metrics import Spread
-from tuner.search.evaluate import Trial
+from tuner.search.evaluate import KEEPS_UP, Trial
 from tuner.search.halving import Scored
 from tuner.search.limiting import busy_words, limited_by
 from tuner.search.sensitivity import Shift
 from tuner.search.space import Candidate, Limits
 from tuner.search.tune import TuneResult
 from tuner.search.uncertainty import MOST_TOLD, Interval
-from tuner.search.verdict import Comparison
+from tuner.search.verdict import TIE, Comparison
 from tuner.simulate.requests import RequestTrace
 
 Row = tuple[str, ...]
@@ -49,7 +49,7 @@ def verdict_lines(result: TuneResult) -> list[str]:
         )
         if comparison is not None
     ]
-    lines += _advice(result, winner)
+    lines += _in_the_long_run(result, winner) or _advice(result, winner)
     lines.append(f"scheduler limits: {_limits(winner.candidate)}")
     trial = winner.reached.trial if winner.reached is not None else None
     if trial is not None:
@@ -80,6 +80,18 @@ def _headline(result: TuneResult) -> str:
     if trial.falls_behind:
         told += f" (for {trial.counted_s:.3g} s at a time up to {trial.rate:.2f})"
     return f"{candidate}: {told}, {within}"
+
+
+def _in_the_long_run(result: TuneResult, winner: Scored) -> list[str]:
+    """A cluster that passes at a lower rate than the winner, but lasts at a higher one."""
+    if result.question.rate is not None:
+        return []
+    best = max(result.scored, key=lambda one: one.lasting_rate_per_accelerator)
+    rate = best.lasting_rate_per_accelerator
+    if rate <= (1 + TIE) * winner.lasting_rate_per_accelerator:
+        return []
+    total = rate * best.candidate.accelerators
+    return [f"in the long run {best.candidate} serves more: {total:.2f} requests/s that last"]
 
 
 def _advice(result: TuneResult, winner: Scored) -> list[str]:
@@ -136,7 +148,10 @@ def _overload(trial: Trial) -> str:
 def _against(name: str, comparison: Comparison) -> str:
     likely = _likely(comparison.likely)
     more = "at least " if comparison.ratio >= MOST_TOLD else ""
-    return f"{more}{comparison.ratio:.2f} × {name} ({comparison.rival.candidate}){likely}"
+    words = f"{more}{comparison.ratio:.2f} × {name} ({comparison.rival.candidate}){likely}"
+    if abs(comparison.lasting / comparison.ratio - 1) < KEEPS_UP:
+        return words
+    return f"{words}; {comparison.lasting:.2f} × by the rates that last"
 
 
 def _likely(interval: Interval | None) -> str:

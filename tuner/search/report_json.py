@@ -117,6 +117,7 @@ def _comparison_json(comparison: Comparison | None) -> dict[str, Any] | None:
     return {
         "rival": str(comparison.rival.candidate),
         "ratio": comparison.ratio,
+        "lasting_ratio": comparison.lasting,
         "likely_low": None if likely is None else likely.low,
         "likely_median": None if likely is None else likely.median,
         "likely_high": None if likely is None else likely.high,

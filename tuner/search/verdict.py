@@ -24,11 +24,13 @@ TIE = 0.03
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """The winner's goodput over a rival's, per accelerator; at most ``MOST_TOLD``. ``likely``: None
-    without replicates in which one of them serves anything."""
+    without replicates in which one of them serves anything. ``lasting``: the ratio of the rates
+    that they keep up with."""
 
     rival: Scored
     ratio: float
     likely: Interval | None
+    lasting: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Verdict:
         """Whether two pools are worth it."""
         if self.winner is None or self.winner.candidate.is_colocated:
             return False
-        return self.colocated is None or self.colocated.ratio > 1 + TIE
+        known = self.colocated
+        return known is None or min(known.ratio, known.lasting) > 1 + TIE
 
 
 # By condition: the rate of each of some clusters under it.
@@ -116,7 +119,8 @@ def _compare(
     # Both rates of a ratio were found with the same error.
     errors = np.exp(generator.normal(0.0, error * np.sqrt(2), len(changes)))
     drawn = [told(one) for one in (ratio * changes * errors).tolist()]
-    return Comparison(rival, told(ratio), Interval.of(drawn) if drawn else None)
+    lasting = best.lasting_rate_per_accelerator / rival.lasting_rate_per_accelerator
+    return Comparison(rival, told(ratio), Interval.of(drawn) if drawn else None, told(lasting))
 
 
 def _best(
