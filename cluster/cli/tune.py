@@ -84,7 +84,8 @@ def tune(
         Path | None, typer.Option(help="Draw Pareto front and ratios into this .png or .html.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for cluster.yaml and values.yaml of the winner.")
+        Path | None,
+        typer.Option(help="Folder for the winner's cluster.yaml and values.yaml; may be new."),
     ] = None,
     validate: Annotated[
         bool,

@@ -183,7 +183,7 @@ def test_an_slo_that_nobody_meets_names_the_nearest(
         (("--gpus", "2", "--gpu-hour-price", "cheap"), "--gpu-hour-price"),
         (("--gpus", "2", "--plot", "x.gif"), "--plot"),
         (("--gpus", "2", "--plot", "/nowhere/x.png"), "--plot"),
-        (("--gpus", "2", "--out", "/nowhere"), "--out"),
+        (("--gpus", "2", "--out", "/nowhere/x"), "--out"),
         (("--gpus", "l4:2"), "--gpus"),
         (("--gpus", "65", "--rate", "1"), "gpus"),
         (("--gpus", "2", "--decode-profile", "x.json"), "--decode-profile"),

@@ -52,10 +52,14 @@ def values_yaml(spec: ClusterSpec, comment: str, nodes: Nodes = _ANY_NODES) -> s
 
 
 def check_folder(folder: Path, budget: Budget) -> None:
-    """Before the search. Raises ``InvalidField`` if ``folder`` can't take the files, or holds some
-    of these names that no search has written: the ``--config`` of this one, for instance."""
+    """Before the search. Raises ``InvalidField`` if ``folder`` can't take the files or be made, or
+    holds some of these names that no search has written: the ``--config`` of this one, for
+    instance."""
+    if not folder.exists():
+        check_writable(folder)
+        return
     if not folder.is_dir():
-        raise InvalidField("--out", str(folder), "is no folder; make it first")
+        raise InvalidField("--out", str(folder), "is a file; name a folder")
     for kinds in ([budget.decode], budget.kinds):
         for path in _paths(folder, kinds):
             check_writable(path)
@@ -71,13 +75,18 @@ def _refuse_of_others(path: Path) -> None:
 def write_outputs(
     candidate: Candidate, base: ClusterSpec, comment: str, folder: Path
 ) -> list[Path]:
-    """Writes both files of each cluster; what was there before is replaced at once. ``comment``
-    begins with ``MADE_BY``. Raises ``InvalidField`` if they can't be written."""
+    """Writes both files of each cluster; what was there before is replaced at once. ``folder`` is
+    made if it is missing. ``comment`` begins with ``MADE_BY``. Raises ``InvalidField`` if they
+    can't be written."""
     texts = []
     for pool, spec in zip(candidate.decode, cluster_specs(candidate, base), strict=True):
         nodes = _nodes(candidate, pool)
         texts += [cluster_yaml(spec, comment), values_yaml(spec, comment, nodes)]
     paths = _paths(folder, [pool.on for pool in candidate.decode])
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise InvalidField("--out", str(folder), f"can't be made: {error.strerror}") from None
     write_files(dict(zip(paths, texts, strict=True)))
     return paths
 
