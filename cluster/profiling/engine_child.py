@@ -46,7 +46,7 @@ _DISTURBED = 0.03
 _KV_SHARE_OF_GPU = 0.9
 
 
-class _Company:
+class Company:
     """Other replicas. They compute from the first `change` on, which returns when all do."""
 
     def __init__(self, members: Sequence[Child]) -> None:
@@ -78,19 +78,17 @@ def measure(task: EngineTask) -> None:
             _start_followers(task, group, others)
         rank = load_leading_rank(worker, group)
         replica = make_replica(worker, rank.model, group)
-        company = _Company(
-            [others.enter_context(_companion(task, cores)) for cores in task.company]
-        )
+        company = Company([others.enter_context(_companion(task, cores)) for cores in task.company])
         _say_memory(rank.model)
         runs = StepRuns(rank.model, replica.executor)
-        _measure_points(task, runs, company)
+        measure_points(task, runs, company)
         _measure_overhead(task, rank.model, company)
         if group is not None:
             group.close()
         rank.close()
 
 
-def _measure_points(task: EngineTask, runs: StepRuns, company: _Company) -> None:
+def measure_points(task: EngineTask, runs: StepRuns, company: Company) -> None:
     """Those that don't fit are measured again. The first one a second time at the end: a machine
     that drifts is found out."""
 
@@ -147,7 +145,7 @@ def _undisturbed(measured: list[StepRun]) -> list[StepRun]:
     return usable or measured
 
 
-def _measure_overhead(task: EngineTask, model: LoadedModel, company: _Company) -> None:
+def _measure_overhead(task: EngineTask, model: LoadedModel, company: Company) -> None:
     """What the scheduler, booking and text take around a decode step, on the engine's thread."""
     if not task.overhead_batches:
         return
