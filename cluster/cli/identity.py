@@ -25,6 +25,13 @@ CaOption = Annotated[
     Path | None,
     typer.Option(envvar="CROSSDOCK_TLS_CA", help="PEM file of who signed servers' certificates."),
 ]
+DoorCaOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CROSSDOCK_TLS_DOOR_CA",
+        help="PEM file of who signed certificates of routers, if that is not --tls-ca.",
+    ),
+]
 CertOption = Annotated[
     Path | None,
     typer.Option(envvar="CROSSDOCK_TLS_CERT", help="PEM file of the certificate to show."),
@@ -57,10 +64,11 @@ TokenFileOption = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """As the options say. ``name``: of routers, "" is that in the address; ``member_name``: of the
-    cluster's processes."""
+    """As the options say. ``door_ca``: of routers, else ``ca``; ``name``: of routers, "" is that in
+    the address; ``member_name``: of the cluster's processes."""
 
     ca: Path | None = None
+    door_ca: Path | None = None
     cert: Path | None = None
     key: Path | None = None
     name: str = ""
@@ -75,6 +83,7 @@ _GIVEN: ContextVar[Identity] = ContextVar("identity", default=_NOTHING)
 
 def remember_identity(
     tls_ca: CaOption = None,
+    tls_door_ca: DoorCaOption = None,
     tls_cert: CertOption = None,
     tls_key: KeyOption = None,
     tls_name: NameOption = "",
@@ -84,8 +93,8 @@ def remember_identity(
     """Serve a language model with separate prefill and decode workers."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key, or neither")
-    given = Identity(tls_ca, tls_cert, tls_key, tls_name, tls_member_name, admin_token_file)
-    _GIVEN.set(given)
+    files = (tls_ca, tls_door_ca, tls_cert, tls_key)
+    _GIVEN.set(Identity(*files, tls_name, tls_member_name, admin_token_file))
 
 
 def admin_tls(address: str) -> Tls | None:
@@ -112,9 +121,10 @@ def door_tls(address: str, wanted: bool = False) -> Tls | None:
     if not wanted and not known:
         return None
     own = _GIVEN.get()
+    ca = own.door_ca or own.ca
     if cluster is None or not known:
-        return Tls(own.ca, own.cert, own.key, own.name)
-    return Tls(own.ca or cluster.door_cert, own.cert, own.key, own.name or cluster.door_name)
+        return Tls(ca, own.cert, own.key, own.name)
+    return Tls(ca or cluster.door_cert, own.cert, own.key, own.name or cluster.door_name)
 
 
 def admin_metadata() -> tuple[tuple[str, str], ...]:

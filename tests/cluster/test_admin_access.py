@@ -105,8 +105,13 @@ def shown(files: TlsFiles) -> tuple[str, ...]:
     return ("--tls-ca", files.ca, "--tls-cert", files.cert, "--tls-key", files.key)
 
 
-def test_without_tls_and_token_who_reaches_it_may_come(serve, status: Status) -> None:
-    assert status(serve(spec_of(None))) == (0, "tiny")
+def test_without_tls_and_token_who_reaches_it_may_come(
+    serve, status: Status, member: TlsFiles
+) -> None:
+    address = serve(spec_of(None))
+    assert status(address) == (0, "tiny")
+    # Routers may speak TLS to clients all the same.
+    assert status(address, "--tls-door-ca", member.ca) == (0, "tiny")
 
 
 def test_members_and_operators_may_come_and_others_of_the_authority_not(

@@ -195,9 +195,10 @@ def test_live_status_asks_the_router_over_tls_by_the_name_of_its_door(
     status = admin_pb2.ClusterStatus(model="tiny", http_address=http_door, doors_tls=True)
     monkeypatch.setattr("cluster.cli.watch.fetch_status", lambda address: status)
     watched = ("status", "--watch", "--refreshes", "1", "--interval", "0.2", "--output", "json")
-    code, told = run("--tls-ca", door.ca, *watched)
-    assert code == 0, told
-    assert json.loads(told)["model"] == "tiny"
+    for option in ("--tls-ca", "--tls-door-ca"):
+        code, told = run(option, door.ca, *watched)
+        assert code == 0, told
+        assert json.loads(told)["model"] == "tiny"
     code, told = run(*watched)
     assert (code, "certificate verify failed" in told) == (1, True)
     code, told = run("--tls-ca", door.ca, *watched, "--router", http_door)

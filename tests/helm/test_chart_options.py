@@ -277,6 +277,21 @@ def test_clients_of_the_doors_need_certificates_where_their_authority_is_given()
     assert "Certificate" not in kinds(manifests)
 
 
+@pytest.mark.parametrize("doors", [{}, {"secretName": "mine"}])
+def test_operators_in_the_controllers_pod_trust_the_doors(doors: dict[str, Any]) -> None:
+    """`crossdock status --watch` asks routers. Their key is none of the pod's, and a Secret that
+    is not there yet, or has no authority, keeps no controller from starting."""
+    manifests = render({"tls": {"doors": {"enabled": True, **doors}}})
+    pod = one(manifests, "Deployment", "crossdock-controller")["spec"]["template"]["spec"]
+    [container] = pod["containers"]
+    [trusted] = [e["value"] for e in container["env"] if e["name"] == "CROSSDOCK_TLS_DOOR_CA"]
+    [mount] = [m for m in container["volumeMounts"] if m["name"] == "doors"]
+    assert trusted == f"{mount['mountPath']}/ca.crt"
+    [volume] = [v["secret"] for v in pod["volumes"] if v["name"] == "doors"]
+    assert volume["secretName"] == doors.get("secretName", "crossdock-doors")
+    assert (volume["optional"], volume["items"]) == (True, [{"key": "ca.crt", "path": "ca.crt"}])
+
+
 def test_the_controllers_probes_do_without_a_certificate() -> None:
     [container] = one(render(ci_values("tls")), "Deployment", "crossdock-controller")["spec"][
         "template"
@@ -402,8 +417,12 @@ def test_the_notes_show_commands_that_exist() -> None:
         known = {name for p in app.commands[command].params for name in p.opts}
         assert {word for word in options if word.startswith("--")} <= known
     ports = {p["port"] for p in one(render(), "Service", "crossdock-router")["spec"]["ports"]}
-    assert ["status", "--watch", "--router", "crossdock-router:8000"] in shown
+    live = ["status", "--watch", "--router", "crossdock-router:8000"]
+    assert live in shown
     assert 8000 in ports
+    # The pod has no certificate of those.
+    doors = {"enabled": True, "clientCaSecret": "clients"}
+    assert " ".join(live) not in notes_of({"tls": {"doors": doors}})
 
 
 # Disruptions

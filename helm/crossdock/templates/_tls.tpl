@@ -93,6 +93,32 @@
 {{- end }}
 {{- end }}
 
+{{/* Whom `crossdock status --watch` trusts, which asks routers. A Secret without it harms nobody else. */}}
+{{- define "crossdock.doorsCaMount" -}}
+{{- if .Values.tls.doors.enabled }}
+- name: doors
+  mountPath: /etc/crossdock-doors
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{- define "crossdock.doorsCaVolume" -}}
+{{- if .Values.tls.doors.enabled }}
+- name: doors
+  secret:
+    secretName: {{ include "crossdock.doorsSecret" . | quote }}
+    optional: true
+    items: [{key: ca.crt, path: ca.crt}]
+{{- end }}
+{{- end }}
+
+{{- define "crossdock.doorsCaEnv" -}}
+{{- if .Values.tls.doors.enabled }}
+- name: CROSSDOCK_TLS_DOOR_CA
+  value: /etc/crossdock-doors/ca.crt
+{{- end }}
+{{- end }}
+
 {{/* What the commands need that run in these pods: `crossdock status`, `drain-node`. */}}
 {{- define "crossdock.operatorEnv" -}}
 {{- if .Values.tls.enabled }}
