@@ -368,9 +368,15 @@ def test_routes_that_a_gateway_would_refuse_are_refused(gateway: dict[str, Any],
     [
         ({"enabled": True}, "ingress.hosts: name at least one"),
         ({"grpc": {"enabled": True}}, "ingress.grpc.hosts: name at least one"),
+        (
+            {"enabled": True, "hosts": ["a"], "grpc": {"enabled": True, "hosts": ["b", "a"]}},
+            "ingress.grpc.hosts: a is one of ingress.hosts",
+        ),
     ],
 )
-def test_an_ingress_without_a_host_is_refused(ingress: dict[str, Any], said: str) -> None:
+def test_an_ingress_without_a_host_of_its_own_is_refused(
+    ingress: dict[str, Any], said: str
+) -> None:
     assert said in refusal({"ingress": ingress})
 
 
