@@ -143,6 +143,8 @@ class PoolState:
     # What happened to workers
 
     def _started(self, member: Member, event: Started, now: float) -> None:
+        # Attempts that find no room are none: a node that is away would count for ever.
+        self.restarts += member.was_ready
         self._put(
             replace(
                 member,
@@ -177,7 +179,6 @@ class PoolState:
         if member.state is not MemberState.LOST:
             return []
         self._put(replace(member, state=MemberState.STARTING, since=now))
-        self.restarts += 1
         return [StartWorker(member.slot)]
 
     def _answered(self, member: Member, event: Answered, now: float) -> None:

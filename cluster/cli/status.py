@@ -71,8 +71,7 @@ def status(
 
 
 def _print(found: dict[str, Any]) -> None:
-    http = "https" if found["doors_tls"] else "http"
-    print(f"model {found['model']}  grpc {found['grpc_address']}  {http} {found['http_address']}")
+    print("  ".join([f"model {found['model']}", *_doors(found)]))
     ratio = f"{found['prefill_wanted']}P:{found['decode_wanted']}D"
     settled = "" if found["settled"] else "  (changing)"
     used = [_percent(found[f"{pool}_utilization"]) for pool in ("prefill", "decode")]
@@ -101,6 +100,13 @@ def _print(found: dict[str, Any]) -> None:
             ["from", "to", "transport", "blocks", "KV bytes", "why not faster"],
             [_edge_row(edge, worker["worker"], split) for edge, worker in edges],
         )
+
+
+def _doors(found: dict[str, Any]) -> list[str]:
+    """None where routers are processes of their own."""
+    http = "https" if found["doors_tls"] else "http"
+    places = {"grpc": found["grpc_address"], http: found["http_address"]}
+    return [f"{door} {place}" for door, place in places.items() if place]
 
 
 def _percent(share: float | None) -> str:

@@ -183,6 +183,17 @@ async def test_the_status_table_names_workers_and_what_moved(capsys) -> None:
     assert "prefill-0  decode-0  tcp        3       1099511.6 MB  shm: out of reach" in shown
 
 
+async def test_the_status_table_names_the_doors_that_there_are(capsys) -> None:
+    """Routers that are processes of their own have theirs elsewhere."""
+    from cluster.cli.status import _print
+
+    found = await status() | {"grpc_address": "", "http_address": ""}
+    _print(found)
+    assert capsys.readouterr().out.splitlines()[0] == "model tiny"
+    _print(found | {"grpc_address": "a:1", "http_address": "a:2", "doors_tls": True})
+    assert capsys.readouterr().out.splitlines()[0] == "model tiny  grpc a:1  https a:2"
+
+
 async def test_the_status_table_says_which_router_goes_by_what_it_knows_itself(capsys) -> None:
     from cluster.cli.status import _print
 

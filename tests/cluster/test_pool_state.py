@@ -114,6 +114,7 @@ def test_a_dead_worker_leaves_the_list_and_is_replaced_at_once() -> None:
     assert [member.slot for member in published.workers] == [D0]
     assert later == RestartLater(P0, 0.0)
     assert state.handle(RestartDue(P0), 5.0) == [StartWorker(P0)]
+    state.handle(started(P0, epoch=2), 6.0)
     assert state.restarts == 1
 
 
@@ -169,6 +170,23 @@ def test_a_late_timer_of_a_living_worker_starts_nothing() -> None:
     state = ready_pair()
     assert state.handle(RestartDue(P0), 5.0) == []
     assert state.restarts == 0
+
+
+def test_waiting_for_room_is_no_restart() -> None:
+    state = ready_pair()
+    state.handle(Lost(P0, "its node is gone"), 5.0)
+    for _ in range(3):
+        state.handle(RestartDue(P0), 6.0)
+        state.handle(Lost(P0, "no room"), 7.0)
+    assert state.restarts == 0
+    state.handle(RestartDue(P0), 8.0)
+    state.handle(started(P0, epoch=2), 9.0)
+    assert state.restarts == 1
+    state.handle(ScaleTo(decode=2), 10.0)
+    state.handle(Lost(D1, "no room"), 11.0)
+    state.handle(RestartDue(D1), 12.0)
+    state.handle(started(D1), 13.0)
+    assert state.restarts == 1
 
 
 def test_what_happened_can_be_read() -> None:
