@@ -226,7 +226,10 @@ class AnswerWriter:
     def _around_choice(self) -> tuple[bytes, bytes]:
         """All that is the same in each chunk of one choice without usage, before and after it."""
         if self._around is None:
-            self._around = _around_mark(self._chunk([_MARK]))
+            head, prefix = self._head, self._shape.prefix
+            shared = head.model, head.created, head.system_fingerprint, self._include_usage
+            before, between, after = _around_id_and_choice(self._shape, *shared)
+            self._around = before + _json(prefix + head.request_id) + between, after
         return self._around
 
     def closing(self) -> bytes:
@@ -241,11 +244,9 @@ class AnswerWriter:
         return self._logprobs[item.choice].part(event.token_ids, event.logprobs)
 
     def _chunk(self, choices: list[Any], usage: Json | None = None) -> bytes:
-        body = self._head.body(self._shape.prefix, self._shape.chunk_object, choices)
         if usage is None and self._continuous_usage:
             usage = self._usage.so_far()
-        # OpenAI: with include_usage every chunk has the field, null in all but the last.
-        return sse_event({**body, "usage": usage} if self._include_usage else body)
+        return _chunk(self._shape, self._head, choices, usage, self._include_usage)
 
 
 @dataclass(slots=True)
@@ -268,8 +269,28 @@ def sse_event(body: Json) -> bytes:
     return b"data: " + _json(body) + b"\n\n"
 
 
+def _chunk(
+    shape: AnswerShape, head: AnswerHead, choices: list[Any], usage: Json | None, has_usage: bool
+) -> bytes:
+    """OpenAI: with include_usage every chunk has the field, null in all but the last."""
+    body = head.body(shape.prefix, shape.chunk_object, choices)
+    return sse_event({**body, "usage": usage} if has_usage else body)
+
+
 # No other string of a chunk is this one: names and ids are printable.
 _MARK = "\0"
+
+
+# The same for all answers that begin within a second.
+@lru_cache(maxsize=64)
+def _around_id_and_choice(
+    shape: AnswerShape, model: str, created: int, fingerprint: str, has_usage: bool
+) -> tuple[bytes, bytes, bytes]:
+    """A chunk of one choice, in three parts: the id is between the first two."""
+    head = AnswerHead(_MARK, model, created, fingerprint)
+    before, after = _around_mark(_chunk(shape, head, [_MARK], None, has_usage))
+    before, _, between = before.partition(_json(shape.prefix + _MARK))
+    return before, between, after
 
 
 # What is the same in all answers: so many choices of either endpoint.
