@@ -50,7 +50,7 @@ class Predictions:
         self.candidates = candidates
         self._usable, self._loads, self._held = candidates.usable, candidates.loads, candidates.held
         self._costs = costs
-        self._prompt = prompt
+        self._prompt, self._blocks = prompt, prompt.num_blocks
         self._answers = answers
         self._queued_context = queued_context
         # By level of what is held: tokens to compute.
@@ -100,21 +100,21 @@ class Predictions:
     @lazy
     def _transfer(self) -> list[float]:
         costs, prompt = self._costs, self._prompt
-        per_block, blocks = costs.token_ms * prompt.block_size, prompt.num_blocks
+        per_block, blocks = costs.token_ms * prompt.block_size, self._blocks
         return [costs.batch_ms + per_block * (blocks - n) for n in self._held.levels]
 
     @lazy
     def tpot_ms(self) -> Times:
         """At each as D: a step with this request in the batch."""
-        return self.joined_ms + self._context_ms
+        return self.joined_ms + self.context_ms
 
     def tpot_of(self, number: int) -> float:
         """The same of one worker."""
         joined: float = self.joined_ms.item(number)
-        return joined + self._context_ms
+        return joined + self.context_ms
 
     @lazy
-    def _context_ms(self) -> float:
+    def context_ms(self) -> float:
         """What attending to this prompt adds to a step, wherever it is."""
         return self._costs.decode.context_ms * self._prompt.num_tokens * self._answers
 
@@ -138,7 +138,7 @@ class Predictions:
         """At each as D: until there is a place and blocks. The answers there end evenly over the
         time that one takes, and each gives its part of places and blocks back."""
         loads, usable = self._loads, self._usable
-        blocks = self._prompt.num_blocks - self._held.blocks - loads.free_blocks
+        blocks = self._blocks - self._held.blocks - loads.free_blocks
         places = self._batch - usable.max_num_seqs
         used = np.maximum(1, usable.num_blocks - loads.free_blocks)
         ending = np.maximum(blocks / used, places / np.maximum(1, usable.max_num_seqs))
@@ -148,7 +148,7 @@ class Predictions:
     def has_room(self, number: int) -> bool:
         """Whether one worker as D has a place and blocks now: `room_ms` is 0."""
         loads, usable = self._loads, self._usable
-        lacking = self._prompt.num_blocks - self._held.of(number)
+        lacking = self._blocks - self._held.of(number)
         places = usable.max_num_seqs.item(number) - loads.sequences.item(number)
         return lacking <= loads.free_blocks.item(number) and self._answers <= places
 
@@ -158,7 +158,7 @@ class Predictions:
         loads, usable = self._loads, self._usable
         if np.count_nonzero(self._batch > usable.max_num_seqs):
             return False
-        return not np.count_nonzero(loads.free_blocks < self._prompt.num_blocks)
+        return not np.count_nonzero(loads.free_blocks < self._blocks)
 
     # As D alone
 
@@ -201,7 +201,7 @@ class Predictions:
         times = self._held.spread([time - least for time in own])
         times *= self._loads.sequences
         times += self._held.spread(
-            [weight * time + ANSWER_TOKENS * self._context_ms for time in own]
+            [weight * time + ANSWER_TOKENS * self.context_ms for time in own]
         )
         times += ANSWER_TOKENS * self.joined_ms
         return times

@@ -58,6 +58,9 @@ class KvAware:
         without any miss nothing, what others miss need not be looked at."""
         costs = predictions.weighted_prefill_ms(1 + COMPUTING_WEIGHT)
         best = all_lowest(among, costs)
+        # A time that counts but once is no longer than this.
+        if costs.item(best[0]) <= self._ttft_ms:
+            return one_of(best, random)
         if len(best) <= _FEW and all(predictions.prefill_of(n) <= self._ttft_ms for n in best):
             return one_of(best, random)
         return lowest(among, _with_misses(costs, predictions.prefill_ms > self._ttft_ms), random)
@@ -69,15 +72,12 @@ class KvAware:
         costs = predictions.transfer_ms(ANSWER_TOKENS)
         costs += predictions.joined_ms
         best = all_lowest(among, costs)
-        if len(best) <= _FEW and self._get_tokens_in_time(predictions, best):
+        # Without a part of the transfer a step is no longer than this.
+        in_time = costs.item(best[0]) + predictions.context_ms <= self._tpot_ms
+        if in_time and len(best) <= _FEW and all(map(predictions.has_room, best)):
             return one_of(best, random)
         costs = predictions.transfer_ms() + predictions.room_ms + self._answer(predictions)
         return lowest(among, costs, random)
-
-    def _get_tokens_in_time(self, predictions: Predictions, numbers: list[int]) -> bool:
-        """Whether these D have room for it, and will be in time with its tokens."""
-        slowest_ms = max(map(predictions.tpot_of, numbers))
-        return slowest_ms <= self._tpot_ms and all(map(predictions.has_room, numbers))
 
     def _cheaper_alone(
         self, local: Numbers, predictions: Predictions, limit: float, random: Random
