@@ -176,11 +176,11 @@ class Admission:
         """Mostly nobody waits, and there is room."""
         event, weight = held.arrived, held.account.tenant.weight
         tokens = event.prompt_tokens
-        waiting = Waiting(event.key, event.priority, event.due, held.cost, weight, tokens)
         is_full = self._waiting.waiting > self._max_waiting
-        if not is_full and not self._queue and self._may_go(waiting) and self._has_room(tokens):
-            self._queue.pass_through(waiting)
+        if not is_full and not self._queue and self._may_run(held) and self._has_room(tokens):
+            self._queue.pass_through(held.share, held.cost / weight)
             return [self._let_in(held)]
+        waiting = Waiting(event.key, event.priority, event.due, held.cost, weight, tokens)
         self._queue.add(waiting)
         return [self._give_up_last(now)] if is_full else []
 
@@ -218,7 +218,11 @@ class Admission:
         return not self._in or self._room.has_room(prompt_tokens)
 
     def _may_go(self, waiting: Waiting) -> bool:
-        held, blocks = self._held[waiting.key], self._room.decode_blocks
+        return self._may_run(self._held[waiting.key])
+
+    def _may_run(self, held: _Held) -> bool:
+        """By its tenant's limits."""
+        blocks = self._room.decode_blocks
         if not held.account.has_room(held.arrived.answers, held.blocks, blocks):
             return False
         tenant = held.account.tenant

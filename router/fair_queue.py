@@ -114,18 +114,16 @@ class FairQueue:
 
     def leave(self, waiting: Waiting) -> None:
         """It has its turn now, and pays what it is expected to cost."""
-        self._pay(waiting)
+        self._pay((waiting.priority, waiting.key.tenant), waiting.cost / waiting.weight)
         self.remove(waiting.key, waiting.priority)
 
-    def pass_through(self, waiting: Waiting) -> None:
-        """As `add` and `leave`, of a queue that is empty."""
-        self._level_up((waiting.priority, waiting.key.tenant), ())
-        self._pay(waiting)
+    def pass_through(self, share: Share, cost: float) -> None:
+        """As `add` and `leave` of one for which the queue is empty. ``cost``: weighted."""
+        self._level_up(share, ())
+        self._pay(share, cost)
 
-    def _pay(self, waiting: Waiting) -> None:
-        cost = waiting.cost / waiting.weight
-        share = waiting.priority, waiting.key.tenant
-        self._level[waiting.priority] = self._settled(share)
+    def _pay(self, share: Share, cost: float) -> None:
+        self._level[share[0]] = self._settled(share)
         self._paid[share] += cost
         self._expected[share] = self._expected.get(share, 0.0) + cost
 

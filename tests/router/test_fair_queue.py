@@ -343,7 +343,7 @@ def test_each_leaves_once_whatever_happens(steps: list[tuple[str, int, float, fl
 
 
 def pass_through(queue: FairQueue, request: Waiting) -> None:
-    queue.pass_through(request)
+    queue.pass_through((request.priority, request.key.tenant), request.cost / request.weight)
 
 
 def wait_for_its_turn(queue: FairQueue, request: Waiting) -> None:
