@@ -7,8 +7,7 @@ requests.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -54,11 +53,10 @@ def _parsing_unary(handler: Any) -> Handler:
 
 
 def _parsing_stream(handler: Any) -> Handler:
-    async def answer(raw: bytes, context: Context) -> AsyncIterator[Any]:
-        request = await _parse(handler, raw, context)
-        async with aclosing(handler.unary_stream(request, context)) as responses:
-            async for response in responses:
-                yield response
+    """For a method that writes its responses by itself."""
+
+    async def answer(raw: bytes, context: Context) -> None:
+        await handler.unary_stream(await _parse(handler, raw, context), context)
 
     return grpc.unary_stream_rpc_method_handler(
         answer, response_serializer=handler.response_serializer
