@@ -49,36 +49,39 @@ class AcceleratorOptions:
 
 def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
     """What there is, and in words where its numbers come from. Raises ``InvalidField``."""
-    separate = (options.prefill_gpus, options.decode_gpus)
     if options.gpus is not None:
-        if any(separate):
-            raise InvalidField("--gpus", options.gpus, "leave it out beside --prefill-gpus")
-        of_pools = {
-            "--prefill-profile": options.prefill_profile,
-            "--decode-profile": options.decode_profile,
-        }
-        refuse_given(of_pools, "belongs to --prefill-gpus and --decode-gpus; use --profile")
-        nodes = {"--prefill-nodes": options.prefill_nodes, "--decode-nodes": options.decode_nodes}
-        refuse_given(nodes, "belongs to --prefill-gpus and --decode-gpus")
-        both, words = _pool(options, "--gpus", options.gpus, options.profile)
-        [price] = hour_prices(options.gpu_hour_price, options.base, [both.profile.hardware])
-        both = replace(both, hour_price=price)
-        return Budget(both, both), (words,)
+        return _shared_budget(options, options.gpus)
     if options.prefill_gpus is None or options.decode_gpus is None:
         fix = "say how many there are: --gpus 16, or --prefill-gpus h100:8 --decode-gpus l40s:16"
         raise InvalidField("--gpus", None, fix)
-    prefill, of_prefill = _pool(
-        options,
-        "--prefill-gpus",
-        options.prefill_gpus,
-        options.prefill_profile or options.profile,
-    )
-    decode, of_decode = _pool(
-        options,
-        "--decode-gpus",
-        options.decode_gpus,
-        options.decode_profile or options.profile,
-    )
+    return _separate_budget(options, options.prefill_gpus, options.decode_gpus)
+
+
+def _shared_budget(options: AcceleratorOptions, gpus: str) -> tuple[Budget, tuple[str, ...]]:
+    """The same GPUs for both pools."""
+    if options.prefill_gpus or options.decode_gpus:
+        raise InvalidField("--gpus", gpus, "leave it out beside --prefill-gpus")
+    of_pools = {
+        "--prefill-profile": options.prefill_profile,
+        "--decode-profile": options.decode_profile,
+    }
+    refuse_given(of_pools, "belongs to --prefill-gpus and --decode-gpus; use --profile")
+    nodes = {"--prefill-nodes": options.prefill_nodes, "--decode-nodes": options.decode_nodes}
+    refuse_given(nodes, "belongs to --prefill-gpus and --decode-gpus")
+    both, words = _pool(options, "--gpus", gpus, options.profile)
+    [price] = hour_prices(options.gpu_hour_price, options.base, [both.profile.hardware])
+    both = replace(both, hour_price=price)
+    return Budget(both, both), (words,)
+
+
+def _separate_budget(
+    options: AcceleratorOptions, prefill_gpus: str, decode_gpus: str
+) -> tuple[Budget, tuple[str, ...]]:
+    """Each pool has its own GPUs, of one kind or of two."""
+    of_prefill = options.prefill_profile or options.profile
+    of_decode = options.decode_profile or options.profile
+    prefill, prefill_words = _pool(options, "--prefill-gpus", prefill_gpus, of_prefill)
+    decode, decode_words = _pool(options, "--decode-gpus", decode_gpus, of_decode)
     PoolProfiles(prefill.profile, decode.profile)
     kinds = [prefill.profile.hardware, decode.profile.hardware]
     prices = hour_prices(options.gpu_hour_price, options.base, kinds)
@@ -89,7 +92,7 @@ def parse_budget(options: AcceleratorOptions) -> tuple[Budget, tuple[str, ...]]:
     ]
     prefill = replace(prefill, hour_price=prices[0], name=names[0], nodes=places[0])
     decode = replace(decode, hour_price=prices[1], name=names[1], nodes=places[1])
-    return Budget(prefill, decode), (f"prefill: {of_prefill}", f"decode: {of_decode}")
+    return Budget(prefill, decode), (f"prefill: {prefill_words}", f"decode: {decode_words}")
 
 
 def parse_labels(option: str, text: str | None) -> Labels:
