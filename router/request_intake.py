@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from core.block_hash import block_hashes
 from core.errors import CrossdockError, NotFound, Unavailable
-from core.request import SEED_BITS, RequestKey
+from core.request import SEED_BITS, RequestKey, SamplingParams
 from core.tenants import DEFAULT_TENANT
 from core.values import value
 from router.access_rules import AccessRules
@@ -139,26 +139,13 @@ class RequestIntake:
         check_request_id(call.request_id)
         priority = resolve_priority(call.sampling, self._access.tenant(call.tenant))
         tokens = await self._prompts.tokens(call.prompt, field=call.prompt_field)
-        block_size = self._dispatcher.block_size
-        pool = self._dispatcher.pool
-        room = room_for_answer(
-            len(tokens),
-            call.sampling,
-            self.model,
-            pool.largest_decode_pool(),
-            block_size,
-            call.prompt_field,
-        )
-        sampling = resolve_sampling(
-            call.sampling, room, secrets.randbits(SEED_BITS), self.model.vocab_size
-        )
-        check_answers(sampling.n, pool.most_sequences())
+        sampling = self._sampling(call, len(tokens))
         salt = self.salts.of(call.tenant)
         return Prompt(
             key=RequestKey(call.tenant, call.request_id or secrets.token_hex(16)),
             arrived=arrived,
             tokens=tokens,
-            hashes=block_hashes(tokens, block_size, salt),
+            hashes=block_hashes(tokens, self._dispatcher.block_size, salt),
             salt=salt,
             sampling=sampling,
             deadline=None if call.deadline_s is None else arrived + call.deadline_s,
@@ -166,3 +153,19 @@ class RequestIntake:
             by_ticket=call.by_ticket,
             with_others=with_others,
         )
+
+    def _sampling(self, call: Call, num_tokens: int) -> SamplingParams:
+        """What the call wants, as far as the workers can do it, for a prompt of ``num_tokens``."""
+        pool = self._dispatcher.pool
+        room = room_for_answer(
+            num_tokens,
+            call.sampling,
+            self.model,
+            pool.largest_decode_pool(),
+            self._dispatcher.block_size,
+            call.prompt_field,
+        )
+        seed = secrets.randbits(SEED_BITS)
+        sampling = resolve_sampling(call.sampling, room, seed, self.model.vocab_size)
+        check_answers(sampling.n, pool.most_sequences())
+        return sampling
