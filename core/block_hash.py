@@ -1,7 +1,7 @@
 """Chained block hashes: equal hashes mean equal tokens from the start of the prompt to here.
 
 The chain is seeded by a salt made on the server, so that tenants and models never share blocks
-by accident (DESIGN 5.8). Partial blocks have no hash.
+by accident. Partial blocks have no hash.
 """
 
 from __future__ import annotations

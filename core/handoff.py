@@ -145,7 +145,7 @@ class FailureCause(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
-    """Time limits of the handoff, in seconds on each side's own monotonic clock (DESIGN 6).
+    """Time limits of the handoff, in seconds on each side's own monotonic clock.
 
     ``lease``: how long a grant lasts without renewal. ``beat``: how often P reports progress.
     ``no_room``: how long a reserve may wait for blocks. ``open``: how long a reserve may come

@@ -1,7 +1,7 @@
 """How one KV block lies in memory. Two sides hand blocks over only if their layouts are equal.
 
-A block is contiguous over everything that a rank holds: [layer][k/v][head][token][dim]
-(DESIGN 5.7), so with equal sharding one block is one copy.
+A block is contiguous over everything that a rank holds: [layer][k/v][head][token][dim],
+so with equal sharding one block is one copy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""D's side of the handoff: leases on D's blocks, from reserve to commit (rules in DESIGN 6).
+"""D's side of the handoff: leases on D's blocks, from reserve to commit.
 
 Covers: every promise of blocks that D makes to a prefill worker; what each message leads to; when a
 commit may become a running sequence; and that each way out frees the blocks. Messages may be

@@ -1,4 +1,4 @@
-"""P's side of the handoff: from "I start computing this prompt" to "D has it" (DESIGN 6).
+"""P's side of the handoff: from "I start computing this prompt" to "D has it".
 
 Covers: one attempt on P: when to reserve, announce, commit, report or give up. Messages may be
 doubled, late or lost. Bytes never move from here: D copies what P announces.

@@ -23,7 +23,7 @@ from core.sequence import Sequence
 from core.step import SampledToken, Slice, StepPlan, StepResult
 
 # Prompts without a ticket may hold this share of the pool, so that D's refusal to take them
-# can never stop those that D did take (DESIGN 6).
+# can never stop those that D did take.
 UNTICKETED_SHARE = 0.3
 # A started prompt pins blocks of D, whose lease lasts while there is progress within five steps
 # (``core.handoff.LeaseTimes.stall_limit``): after so many steps without it, it goes first.
