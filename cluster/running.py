@@ -98,15 +98,26 @@ def find_running(name: str) -> RunningCluster | None:
 
 def find_by_address(address: str) -> RunningCluster | None:
     """The living cluster with a door at ``address`` (host:port)."""
+    doors = ((cluster, (cluster.grpc, cluster.http, cluster.admin)) for cluster in _all_running())
+    return next((cluster for cluster, places in doors if address in places), None)
+
+
+def does_it_run() -> str:
+    """What a command asks whom nobody answers, with the names of clusters that it may mean."""
+    names = [f"`--name {c.name}`" for c in _all_running() if c.name != DEFAULT_NAME]
+    asked = "is `crossdock serve` running?"
+    return f"{asked} Here run {', '.join(names)}" if names else asked
+
+
+def _all_running() -> Iterator[RunningCluster]:
     try:
         names = sorted(path.stem for path in state_folder().glob("*.json"))
     except (OSError, PreconditionFailed):
-        return None
+        return
     for name in names:
         cluster = find_running(name)
-        if cluster is not None and address in (cluster.grpc, cluster.http, cluster.admin):
-            return cluster
-    return None
+        if cluster is not None:
+            yield cluster
 
 
 def find_address(door: str, name: str | None, default: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cluster.cli.identity import admin_metadata, admin_tls
 from cluster.progress import Progress
+from cluster.running import does_it_run
 from core.errors import CrossdockError, InvalidField, Unavailable
 
 # Before a change every worker is asked how busy it is; one that hangs takes 10 s.
@@ -41,7 +42,7 @@ def call_admin(address: str, method: str, request: Any) -> Any:
             reason="TLS_REFUSED",
         )
     raise Unavailable(
-        f"no answer from {address} ({told.code.name}): is `crossdock serve` running?",
+        f"no answer from {address} ({told.code.name}): {does_it_run()}",
         reason="NO_ANSWER",
     )
 

@@ -16,6 +16,7 @@ import typer
 from cluster.cli.http_call import explain, open_connection
 from cluster.cli.identity import door_tls
 from cluster.cli.options import ApiKeyOption, ClusterNameOption, http_url
+from cluster.running import does_it_run
 from core.errors import InvalidField, Unavailable
 
 Messages = list[dict[str, str]]
@@ -135,7 +136,7 @@ def _answer(
             raise _refused(_error_text(response))
         yield response
     except (OSError, http.client.HTTPException) as error:
-        message = f"no answer from {server.url} ({explain(error)}): is `crossdock serve` running?"
+        message = f"no answer from {server.url} ({explain(error)}): {does_it_run()}"
         raise Unavailable(message, reason="NO_ANSWER") from None
     finally:
         connection.close()

@@ -14,6 +14,7 @@ from cluster.cli.options import (
     ClusterNameOption,
 )
 from cluster.cli.output import Output, OutputOption, plain
+from cluster.running import does_it_run
 from core.errors import InvalidField, Unavailable
 
 if TYPE_CHECKING:
@@ -115,5 +116,5 @@ def _explain(address: str, code: str, message: str) -> str:
     if code == "UNAVAILABLE" and "handshake" in message.lower():
         return f"no TLS with {address}: {message}"
     if code == "UNAVAILABLE" and "connect" in message:
-        return f"nobody answers at {address}: is `crossdock serve` running?"
+        return f"nobody answers at {address}: {does_it_run()}"
     return f"{message} ({code})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -88,7 +89,21 @@ def test_nobody_there_is_said_in_plain_words(monkeypatch, capsys) -> None:
     assert run(monkeypatch, "generate", "x", "--address", "127.0.0.1:1") == 1
     assert run(monkeypatch, "chat", "x", "--url", "http://127.0.0.1:1") == 1
     assert run(monkeypatch, "status", "--address", "127.0.0.1:1") == 1
-    assert capsys.readouterr().err.count("is `crossdock serve` running?") == 3
+    assert capsys.readouterr().err.count("is `crossdock serve` running?\n") == 3
+
+
+def test_who_asks_nobody_hears_the_names_of_clusters_that_run(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with contextlib.ExitStack() as named:
+        for name in ("default", "green", "blue"):
+            named.callback(claim_name(name, 0.0).release)
+        assert run(monkeypatch, "generate", "x", "--address", "127.0.0.1:1") == 1
+        assert run(monkeypatch, "chat", "x", "--url", "http://127.0.0.1:1") == 1
+        assert run(monkeypatch, "status", "--address", "127.0.0.1:1") == 1
+    told = "is `crossdock serve` running? Here run `--name blue`, `--name green`\n"
+    assert capsys.readouterr().err.count(told) == 3
 
 
 class Admin(admin_pb2_grpc.ClusterAdminServicer):
