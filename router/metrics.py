@@ -224,14 +224,14 @@ class Metrics(Collector):
 
     def _finished(self, ended: EndedRequest) -> None:
         last = ended.finishes[-1]
-        first_s = min(finish.ttft_s for finish in ended.finishes)
+        first_s = min([finish.ttft_s for finish in ended.finishes])
         self._e2e.observe(last.total_s)
         self._queue.observe(last.queue_s)
         self._prefill_time.observe(max(0.0, first_s - last.queue_s))
         self._inference_time.observe(max(0.0, last.total_s - last.queue_s))
         self._prompt_length.observe(ended.prompt_tokens)
         self._computed_length.observe(ended.prompt_tokens - last.cached_tokens)
-        self._longest_answer.observe(max(f.completion_tokens for f in ended.finishes))
+        self._longest_answer.observe(max([f.completion_tokens for f in ended.finishes]))
         self._expected_cached.inc(ended.expected_cached)
         for finish in ended.finishes:
             self._ended_by[finish.reason].inc()

@@ -38,9 +38,10 @@ class SloTargets:
     tpot_s: float = DEFAULT_TPOT_S
 
     def met(self, finishes: Sequence[Finish]) -> frozenset[str]:
-        """Which of TTFT and TPOT a finished request met, in all of its answers' tokens."""
-        first_s = min([finish.ttft_s for finish in finishes], default=0.0)
-        slowest_s = max([tpot_s(finish) or 0.0 for finish in finishes], default=0.0)
+        """Which of TTFT and TPOT a finished request met, in all of its answers' tokens.
+        ``finishes``: at least one."""
+        first_s = min([finish.ttft_s for finish in finishes])
+        slowest_s = max([tpot_s(finish) or 0.0 for finish in finishes])
         return _MET[first_s <= self.ttft_s, slowest_s <= self.tpot_s]
 
 

@@ -100,13 +100,13 @@ class CountedHistogram(Collector):
     tenth of the work: prometheus_client's looks for the bucket one by one and takes two locks."""
 
     def __init__(self, spec: MetricSpec, registry: CollectorRegistry) -> None:
-        self._spec = spec
+        self._spec, self._edges = spec, spec.edges
         self._counts = [0] * (len(spec.edges) + 1)
         self._sum = 0.0
         registry.register(self)
 
     def observe(self, value: float, count: int = 1) -> None:
-        self._counts[bisect_left(self._spec.edges, value)] += count
+        self._counts[bisect_left(self._edges, value)] += count
         self._sum += value * count
 
     def collect(self) -> Iterator[Metric]:
