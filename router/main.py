@@ -59,14 +59,18 @@ async def _serve(settings: RouterSettings) -> None:
         loop.add_signal_handler(number, stopped.set)
     server = RouterServer(settings)
     grpc_address, http_address = await server.start()
-    # What is there now stays: the garbage collector need not look at it again and again. Requests
-    # leave it nothing: it comes after so many new objects that those which run don't make it come.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_OBJECTS_TO_COLLECT)
+    spare_collector()
     print(f"ready grpc={grpc_address} http={http_address}", flush=True)
     await stopped.wait()
     await server.stop()
+
+
+def spare_collector() -> None:
+    """What is there now stays: the garbage collector need not look at it again and again. Requests
+    leave it nothing: it comes after so many new objects that those which run don't make it come."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_TO_COLLECT)
 
 
 def die_with_parent(parent: int) -> None:

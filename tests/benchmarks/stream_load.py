@@ -67,7 +67,7 @@ class HttpClient(asyncio.Protocol):
 
     def __init__(self, address: str, bodies: Sequence[bytes], tally: Tally) -> None:
         self._address, self._tally = address, tally
-        self._requests = [_post(address, body) for body in bodies]
+        self._requests = [post_bytes(address, body) for body in bodies]
         self._next = 0
         self._tail = b""
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -107,7 +107,7 @@ class HttpClient(asyncio.Protocol):
         self._next += 1
 
 
-def _post(address: str, body: bytes) -> bytes:
+def post_bytes(address: str, body: bytes) -> bytes:
     head = (
         f"POST /v1/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
