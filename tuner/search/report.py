@@ -215,7 +215,7 @@ def _row(scored: Scored) -> Row:
         str(candidate),
         str(candidate.accelerators),
         f"{trial.rate:.2f}{met}",
-        f"{trial.rate / candidate.accelerators:.3f}",
+        "–" if reached.trial is None else f"{scored.rate_per_accelerator:.3f}",
         f"{tokens_per_accelerator(scored, trial):.0f}",
         f"{tokens_per_user(trial):.0f}",
         f"{_seconds(ttft, 'p50')} {_seconds(ttft)}",
