@@ -33,14 +33,13 @@ _PROTOTYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(_OF_BLOCKS, (_POINTER, _SIZE, _POINTER, _SIZE)),
     "index_reset": (_POINTER, _SIZE),
     "index_unexpect_all": (_POINTER, _SIZE),
-    "index_overlap": (_POINTER, _POINTER, _SIZE, _SIZE),
     "index_overlaps": (_POINTER, _POINTER, _SIZE, _SIZE, _POINTER, _POINTER),
 }
 # What they give back; the others give nothing.
 _RESULTS: dict[str, type] = {
     "index_new": _POINTER,
     **dict.fromkeys(("index_size", "index_holds", "index_knows"), _SIZE),
-    **dict.fromkeys(("index_store", "index_remove", "index_overlap", "index_overlaps"), _SIZE),
+    **dict.fromkeys(("index_store", "index_remove", "index_overlaps"), _SIZE),
 }
 _BY_DTYPE: dict[str, tuple[type, ...]] = {
     "linear_pack": (_POINTER, _POINTER, _SIZE, _SIZE),

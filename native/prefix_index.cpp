@@ -38,13 +38,6 @@ class Index {
     expected.sets().widen(words);
   }
 
-  int64_t overlap(const Block* blocks, int64_t count, int64_t worker) {
-    Workers asked(held.sets().words());
-    asked[worker / 64] = Word{1} << worker % 64;
-    find_runs(blocks, count, asked);
-    return runs_.empty() ? 0 : runs_[0].length;
-  }
-
   // For every worker below ``workers`` which level it has: a run's place in order of length.
   int64_t overlaps(const Block* blocks, int64_t count, int64_t workers, int64_t* level_of,
            int64_t* lengths) {
@@ -168,10 +161,6 @@ void crossdock_index_reset(Index* index, int64_t worker) { index->held.remove_al
 
 void crossdock_index_unexpect_all(Index* index, int64_t worker) {
   index->expected.remove_all(worker);
-}
-
-int64_t crossdock_index_overlap(Index* index, const Block* blocks, int64_t count, int64_t worker) {
-  return index->overlap(blocks, count, worker);
 }
 
 int64_t crossdock_index_overlaps(Index* index, const Block* blocks, int64_t count, int64_t workers,

@@ -84,14 +84,6 @@ class CompiledIndex:
             self._numbers[worker], self._held[worker] = number, 0
         return number
 
-    def overlap(self, hashes: HashArray, worker: WorkerId) -> int:
-        number = self._numbers.get(worker)
-        if number is None:
-            return 0
-        overlap = self._library.crossdock_index_overlap
-        found: int = overlap(self._index, hashes.tobytes(), len(hashes), number)
-        return found
-
     def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
         if count > len(self._level_of):
             self._make_columns(count)

@@ -54,11 +54,8 @@ class PrefixIndex(Protocol):
     def number(self, worker: WorkerId) -> int:
         """Which entry of `overlaps` is this worker's. Small, and its own until it is removed."""
 
-    def overlap(self, hashes: HashArray, worker: WorkerId) -> int:
-        """How many leading blocks of the prompt ``worker`` holds."""
-
     def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
-        """The same for all workers with numbers below ``count``."""
+        """How many leading blocks of the prompt each worker with a number below ``count`` holds."""
 
 
 def new_index() -> PrefixIndex:

@@ -132,17 +132,10 @@ class PythonIndex:
         self._list_bits()
 
     def number(self, worker: WorkerId) -> int:
-        """Which entry of `overlaps` is this worker's. Small, and its own until it is removed."""
         self._bit(worker)
         return self._numbers[worker]
 
-    def overlap(self, hashes: HashArray, worker: WorkerId) -> int:
-        """How many leading blocks of the prompt (uint64 hashes) ``worker`` holds."""
-        runs = self._runs(hashes, self._bits.get(worker, 0))
-        return runs[0][0] if runs else 0
-
     def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
-        """The same for all workers with numbers below ``count``."""
         # The last place is nobody's.
         level_of = np.zeros(self._num_bits + 1, dtype=np.intp)
         runs = self._runs(hashes, self._wanted)

@@ -202,10 +202,7 @@ class WorkerCaches:
 
     # Prompts
 
-    def overlap(self, hashes: HashArray, worker: WorkerId) -> int:
-        """Leading blocks of a prompt that ``worker`` holds or is expected to."""
-        return self.index.overlap(hashes, worker)
-
     def overlaps(self, hashes: HashArray, count: int) -> HeldBlocks:
-        """The same for all workers with numbers below ``count``."""
+        """Leading blocks of a prompt that each worker with a number below ``count`` holds or is
+        expected to."""
         return self.index.overlaps(hashes, count)

@@ -37,11 +37,10 @@ def hashes(values: list[int]) -> np.ndarray:
 def overlaps(
     index: PrefixIndex, chain: list[int], asked: Iterable[WorkerId]
 ) -> dict[WorkerId, int]:
-    """What `overlap` says of each, and `overlaps` of all; workers with nothing are left out."""
-    each = {worker: index.overlap(hashes(chain), worker) for worker in asked}
+    """Workers with nothing are left out."""
     numbers = {worker: index.number(worker) for worker in asked}
-    together = index.overlaps(hashes(chain), max(numbers.values(), default=-1) + 1)
-    assert {worker: together.of(number) for worker, number in numbers.items()} == each
+    found = index.overlaps(hashes(chain), max(numbers.values(), default=-1) + 1)
+    each = {worker: found.of(number) for worker, number in numbers.items()}
     return {worker: count for worker, count in each.items() if count}
 
 
@@ -143,9 +142,9 @@ class IndexAgainstSets(RuleBasedStateMachine):
         chain = chain_to(block)
         held = leading(chain, self.held[worker])
         self.index.expect(worker, hashes(chain[held:]))
-        assert self.index.overlap(hashes(chain), worker) == len(chain)
+        assert overlaps(self.index, chain, [worker]) == {worker: len(chain)}
         self.index.unexpect(worker, hashes(chain[held:]))
-        assert self.index.overlap(hashes(chain), worker) == held
+        assert overlaps(self.index, chain, [worker]) == ({worker: held} if held else {})
 
     @rule(worker=st.sampled_from(WORKERS), gone=st.booleans())
     def forget(self, worker: WorkerId, gone: bool) -> None:
@@ -241,7 +240,6 @@ class BothIndexes(RuleBasedStateMachine):
     @rule(blocks=ANY_BLOCKS, length=st.integers(0, LONGEST))
     def ask(self, blocks: list[int], length: int) -> None:
         for asked in (self.names[:length], self.names[np.array(blocks, dtype=np.intp)]):
-            self.same(lambda index, asked=asked: [index.overlap(asked, w) for w in MANY])
             self.same(lambda index, asked=asked: together(index, asked))
 
     @invariant()
