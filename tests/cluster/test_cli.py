@@ -85,6 +85,7 @@ def test_a_refused_prompt_fails_with_the_servers_words(echo, monkeypatch, capsys
     assert "say it nicely (INVALID_ARGUMENT)" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_nobody_there_is_said_in_plain_words(monkeypatch, capsys) -> None:
     assert run(monkeypatch, "generate", "x", "--address", "127.0.0.1:1") == 1
     assert run(monkeypatch, "chat", "x", "--url", "http://127.0.0.1:1") == 1
@@ -92,6 +93,7 @@ def test_nobody_there_is_said_in_plain_words(monkeypatch, capsys) -> None:
     assert capsys.readouterr().err.count("is `crossdock serve` running?\n") == 3
 
 
+@pytest.mark.thorough
 def test_who_asks_nobody_hears_the_names_of_clusters_that_run(
     monkeypatch, capsys, tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def admin() -> Iterator[tuple[Admin, str]]:
     server.stop(0).wait()
 
 
+@pytest.mark.thorough
 def test_scale_returns_when_it_is_done(admin, monkeypatch, capsys) -> None:
     servicer, address = admin
     assert run(monkeypatch, "scale", "--decode", "2", "--address", address) == 0
@@ -163,6 +166,7 @@ def test_scale_returns_when_it_is_done(admin, monkeypatch, capsys) -> None:
     assert servicer.asked == 3
 
 
+@pytest.mark.thorough
 def test_a_change_that_another_one_overtook_does_not_claim_to_be_there(
     admin, monkeypatch, capsys
 ) -> None:
@@ -185,6 +189,7 @@ def test_drain_returns_at_once_if_that_is_wanted(admin, monkeypatch, capsys) -> 
     ]
 
 
+@pytest.mark.thorough
 def test_a_node_is_empty_when_none_of_its_workers_is_there_any_more(
     admin, monkeypatch, capsys
 ) -> None:
@@ -223,6 +228,7 @@ def test_a_refused_change_fails_with_the_servers_words(admin, monkeypatch, capsy
     assert capsys.readouterr().err == "error: there is no worker 'x' (NOT_FOUND)\n"
 
 
+@pytest.mark.thorough
 def test_commands_find_the_cluster_that_runs_in_the_background(
     admin, monkeypatch, capsys, tmp_path: Path
 ) -> None:
@@ -271,7 +277,7 @@ def door() -> Iterator[tuple[list[dict], str]]:
     bodies: list[dict] = []
     handler = type("Door", (OpenAIDoor,), {"bodies": bodies})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         yield bodies, f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -328,6 +334,7 @@ def test_wrong_usage_is_exit_code_2(arguments, monkeypatch, capsys) -> None:
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "words",
     [
@@ -374,6 +381,7 @@ def test_a_ray_cluster_is_named_by_its_place_or_found(given: str) -> None:
     assert check_ray_address(given) == given
 
 
+@pytest.mark.thorough
 def test_doctor_reports_each_check_as_json(monkeypatch, capsys, tmp_path: Path) -> None:
     folder = make_model_folder(tmp_path / "tiny")
     assert run(monkeypatch, "doctor", "--model", str(folder), "--output", "json") == 0
@@ -393,6 +401,7 @@ def test_doctor_goes_by_a_config(monkeypatch, capsys, tmp_path: Path) -> None:
     assert checks["kernels"]["detail"] == "torch (chosen): engine.kernels"
 
 
+@pytest.mark.thorough
 def test_doctor_tells_of_a_store_in_the_clear_beside_tls(
     monkeypatch, capsys, tmp_path: Path
 ) -> None:

@@ -57,7 +57,7 @@ class OneRouter(BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def routers(looks_each: int) -> Iterator[RouterMetrics]:
     with Routers(looks_each) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         place = f"127.0.0.1:{server.server_address[1]}"
         yield RouterMetrics(place, None, compare_names=True)

@@ -93,6 +93,7 @@ def test_generate_over_tls_names_authority_and_server(
     assert run(*who, "generate", "hello", "--tls", "--address", grpc_door) == (0, "hello\n")
 
 
+@pytest.mark.thorough
 def test_a_server_that_is_not_trusted_or_not_the_one_is_not_asked(
     run: Run, grpc_door: str, door: TlsFiles
 ) -> None:
@@ -141,7 +142,7 @@ def http_door(door: TlsFiles) -> Iterator[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(door.cert, door.key)
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield f"127.0.0.1:{server.server_address[1]}"
     server.shutdown()
@@ -188,6 +189,7 @@ def test_a_cluster_under_a_name_is_known_with_its_files(
     claim.release()
 
 
+@pytest.mark.thorough
 def test_live_status_asks_the_router_over_tls_by_the_name_of_its_door(
     run: Run, http_door: str, door: TlsFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:

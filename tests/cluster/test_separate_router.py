@@ -129,6 +129,7 @@ def test_a_router_needs_no_weights(config: Path, monkeypatch: pytest.MonkeyPatch
         locate_model(make_spec({"model": str(config.parent / "tiny")}), Silent())
 
 
+@pytest.mark.thorough
 def test_a_router_loads_neither_torch_nor_ray() -> None:
     code = "import sys, cluster.separate_router, cluster.spec_file, router.main\n"
     code += "print(sorted({'torch', 'ray'} & set(sys.modules)))"

@@ -129,6 +129,7 @@ def test_logits_and_kv_are_those_of_one_rank(pair: Pair) -> None:
     assert_rest_is_equal(steppers, texts)
 
 
+@pytest.mark.thorough
 def test_steps_that_mix_chunks_and_single_tokens_answer_alike(pair: Pair) -> None:
     prompts = [random_tokens(n) for n in (1, 3, 17, 40)]
     greedy = SamplingParams(max_tokens=7)

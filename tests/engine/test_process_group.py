@@ -145,6 +145,7 @@ def test_a_rank_that_is_gone_ends_the_waits_of_others_at_once(wait: str, gone_be
     assert "start the replica anew" in error.value.message
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("wait", WAITS)
 def test_a_rank_that_hangs_ends_the_waits_of_others_after_the_timeout(wait: str) -> None:
     tensor, pipeline, waiting, task = WAITS[wait]

@@ -143,6 +143,7 @@ def at(path: str, value: object) -> dict[str, Any]:
     return value
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("path", some_of(LEAVES))
 def test_a_value_changes_what_is_installed(path: str) -> None:
     before = ALL_ON
@@ -170,6 +171,7 @@ OF_A_FORM = {
 }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "instead", ["", "model.pvc.", "model.imageVolume.", "redis.external."], ids=lambda name: name
 )

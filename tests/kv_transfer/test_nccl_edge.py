@@ -155,6 +155,7 @@ def test_an_abort_ends_a_copy_at_once_and_later_ones_raise(edges: Edges) -> None
         source.copy(copies)
 
 
+@pytest.mark.thorough
 def test_a_prefill_worker_that_stops_while_it_joins_fails_the_self_test(quick: Edges) -> None:
     """A call that waits for the other rank can't be aborted: whoever is in it does so later."""
     woken, join = threading.Event(), quick.prefill_nccl.join

@@ -425,6 +425,7 @@ def test_a_server_that_closed_is_named(prefill: Prefill, source: TcpSource) -> N
 # Peers that stop half-way, or are somebody else
 
 
+@pytest.mark.thorough
 def test_a_peer_that_stops_costs_its_request_and_bounded_time(destination: np.ndarray) -> None:
     stopped = threading.Event()
     peer = ScriptedPrefill([lambda connection: answer_and_stop(connection, stopped), answer_all])
@@ -514,6 +515,7 @@ def test_connecting_again_counts_towards_the_time_of_a_copy(
     assert caught.value.reason == "TCP_UNREACHABLE"
 
 
+@pytest.mark.thorough
 def test_the_self_test_counts_towards_the_time_of_a_copy(
     destination: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,7 @@ async def ask(door: SharedDoor, store: RedisStore, *, beat: bool = False) -> Non
             door.door.room_changed(door.now)
 
 
+@pytest.mark.thorough
 @needs_redis
 @pytest.mark.parametrize("seed", range(12))
 async def test_never_more_than_the_limit_and_all_have_their_turn(

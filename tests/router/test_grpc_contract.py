@@ -105,6 +105,7 @@ async def test_bytes_that_are_no_request_are_the_callers_error(
     assert await text_of(InferenceStub(connection).Generate(pb.GenerateRequest(text="x")))
 
 
+@pytest.mark.thorough
 async def test_a_huge_message_is_refused_and_others_are_served_meanwhile(
     start_cluster: Any, channel: Channel
 ) -> None:
@@ -144,6 +145,7 @@ def stand_still(seconds: float) -> None:
     time.sleep(seconds)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("seconds", "cancelled"), [(1, True), (MAX_PENDING_S, False)])
 async def test_a_call_waits_for_its_handler_as_long_as_is_set(
     start_cluster: Any,
@@ -251,6 +253,7 @@ def test_a_long_error_still_fits_into_the_trailers(letter: str) -> None:
     assert percent_encoded + base64 < 8 * 1024 - 512
 
 
+@pytest.mark.thorough
 async def test_health_answers_check_and_watch_for_the_server_and_the_service(
     start_cluster: Any, channel: Channel
 ) -> None:

@@ -43,6 +43,7 @@ def check(world: World, seed: int) -> None:
     assert world.share(trace, rate, skipped=count // 2) < world.goal.share
 
 
+@pytest.mark.thorough
 @given(worlds(), st.integers(0, 1000))
 @FEW
 def test_nothing_meets_its_goal_above_the_bound(world: World, seed: int) -> None:

@@ -79,6 +79,7 @@ def test_known_coefficients_come_back() -> None:
         assert model.time(work) == pytest.approx(TRUTH.time(work), rel=1e-3)
 
 
+@pytest.mark.thorough
 @settings(max_examples=6)
 @given(st.integers(0, 2**32), st.floats(0.0, 0.08))
 def test_noise_moves_predictions_by_no_more_than_the_noise(seed: int, noise: float) -> None:

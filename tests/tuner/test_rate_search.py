@@ -67,6 +67,7 @@ def one_worker() -> Candidate:
     return Candidate(None, (pool,))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("load", "low", "high"), [(0.7, 1.15, 1.5), (1.04, 1.01, 1.15), (1.4, 1, 1)]
 )

@@ -62,6 +62,7 @@ def test_a_rank_with_a_certificate_and_the_token_is_let_in(
         assert rank.recv(100) == b""
 
 
+@pytest.mark.thorough
 def test_strangers_are_refused_even_with_the_token(
     leader: LeaderAddress,
     member: TlsFiles,
