@@ -52,6 +52,7 @@ def run(*args: object) -> str:
     return result.stdout
 
 
+@pytest.mark.thorough
 def test_simulate_says_what_the_cluster_would_do(folder: Path) -> None:
     options = ("--profile", folder / "l4.json", "--prefill", 1, "--decode", 2)
     pictures = folder / "sim.html"

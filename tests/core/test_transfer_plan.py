@@ -70,7 +70,7 @@ def check_every_shard_arrives(
         assert arrived.tobytes() == wanted.tobytes()
 
 
-@pytest.mark.parametrize("num_kv_heads", [3, 4])
+@pytest.mark.parametrize("num_kv_heads", [3, pytest.param(4, marks=pytest.mark.thorough)])
 def test_every_shard_arrives_whole(num_kv_heads: int) -> None:
     """All pairs: heads that are split, whole, and held several times, on both sides."""
     layout = layout_of(num_kv_heads)

@@ -141,6 +141,7 @@ def test_without_trouble_each_request_is_computed_once() -> None:
     tell(story)
 
 
+@pytest.mark.thorough
 def test_a_seed_has_one_story() -> None:
     journals = []
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from _pytest.mark import ParameterSet
 from simulated_clusters import cluster, workers
 
 from core.latency_profile import RowCurve, StepModel, TransferModel
@@ -56,13 +55,9 @@ def in_time(result: SimulationResult) -> float:
     return float(((result.ttft_s <= 1.0) & ~(result.tpot_s > 0.05)).mean())
 
 
-def thorough(*values: float) -> ParameterSet:
-    return pytest.param(*values, marks=pytest.mark.thorough)
-
-
+@pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("prefill", "decode", "rate"),
-    [thorough(1, 1, 1.5), (1, 1, 3.0), thorough(2, 2, 4.0), thorough(1, 3, 4.0)],
+    ("prefill", "decode", "rate"), [(1, 1, 1.5), (1, 1, 3.0), (2, 2, 4.0), (1, 3, 4.0)]
 )
 def test_goodput_does_not_fall(prefill: int, decode: int, rate: float) -> None:
     trace = mixed_lengths(250, rate)

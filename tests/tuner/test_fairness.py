@@ -86,6 +86,7 @@ def test_a_flood_moves_another_tenants_p99_by_less_than_a_tenth_and_a_chunk(name
     assert p99[1] < 1.1 * p99[0] + chunk_s()
 
 
+@pytest.mark.thorough
 def test_as_one_tenant_they_would_all_wait_in_the_same_queue() -> None:
     """What the test above would not let pass."""
     requests = load({QUIET: WITHIN, LOUD: FLOOD}, seconds=3.0)

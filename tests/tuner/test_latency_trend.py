@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from _pytest.mark import ParameterSet
 from bounded_worlds import profile_of_steps
 from search_worlds import chat_trace
 
@@ -25,10 +24,6 @@ _SERVED = 1000.0
 _GOAL = Goal(Slo(0.3, 0.05), 90.0)
 
 
-def thorough(load: float) -> ParameterSet:
-    return pytest.param(load, marks=pytest.mark.thorough)
-
-
 def one_worker() -> Candidate:
     """That serves ``_SERVED`` prompts per second."""
     step = StepModel(RowCurve(((1, 10**10), (1000, 10**13))), 0, 0, 0)
@@ -47,14 +42,15 @@ def trial_at(rate: float) -> Trial:
     return try_rate(cluster, Window(source, rate, counted), _GOAL, to_the_end=False)
 
 
-@pytest.mark.parametrize("load", [thorough(0.95), 1.06])
+@pytest.mark.parametrize("load", [pytest.param(0.95, marks=pytest.mark.thorough), 1.06])
 def test_what_eight_limits_would_bear_passes(load: float) -> None:
     trial = trial_at(load * _SERVED)
     assert trial.further_s > 0
     assert trial.meets(_GOAL)
 
 
-@pytest.mark.parametrize("load", [thorough(1.15), 1.19])
+@pytest.mark.thorough
+@pytest.mark.parametrize("load", [1.15, 1.19])
 def test_an_overload_is_missed_though_nobody_was_late_yet(load: float) -> None:
     trial = trial_at(load * _SERVED)
     assert trial.summary.goodput.share == 1.0
@@ -62,7 +58,8 @@ def test_an_overload_is_missed_though_nobody_was_late_yet(load: float) -> None:
     assert trial.growth == pytest.approx(load - 1, abs=0.05)
 
 
-@pytest.mark.parametrize("load", [thorough(1.05), thorough(1.25)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("load", [1.05, 1.25])
 def test_a_whole_window_says_the_same(load: float, monkeypatch: pytest.MonkeyPatch) -> None:
     short = trial_at(load * _SERVED)
     monkeypatch.setattr(window, "_FILLING", 1e9)

@@ -81,6 +81,7 @@ def test_every_policy_answers_all() -> None:
         assert np.isfinite(result.ttft_s).all()
 
 
+@pytest.mark.thorough
 def test_kv_aware_reuses_what_can_be_reused_and_users_wait_less() -> None:
     aware, turns = on_chats(PolicyName.KV_AWARE), on_chats(PolicyName.ROUND_ROBIN)
     assert reused(aware) > 0.9 * reused(on_chats(PolicyName.PREFIX_AFFINITY)) > 0.3

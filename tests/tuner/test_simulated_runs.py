@@ -56,7 +56,9 @@ def test_runs_change_nothing(requests: RequestTrace, model: ClusterModel, seed: 
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(cluster(workers(Role.MIXED, 3, num_blocks=60)), id="mixed"),
+        pytest.param(
+            cluster(workers(Role.MIXED, 3, num_blocks=60)), id="mixed", marks=pytest.mark.thorough
+        ),
         pytest.param(
             cluster(
                 workers(Role.PREFILL, 2, num_blocks=60), workers(Role.DECODE, 2, num_blocks=60)
