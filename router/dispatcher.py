@@ -1,9 +1,9 @@
 """Carries out what the flows of all requests decide: the shell around ``router.flow``.
 
-Covers: waiting at the door, routing an attempt, sending it to workers, timers, and the stream of
-each answer.
-Does not cover: validation (``router.request_intake``), what workers say (``router.worker_news``),
-the doors. Runs on one event loop.
+Covers: waiting at the door, routing an attempt, timers, and the stream of each answer.
+Does not cover: validation (``router.request_intake``), sending to workers
+(``router.attempt_sender``), what they say (``router.worker_news``), the doors.
+Runs on one event loop.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from random import Random
 
 from core.config import DEFAULT_MAX_INDEX_BLOCKS
 from core.errors import CrossdockError, InternalError, NotFound
-from core.request import AttemptKey, RequestKey
+from core.request import RequestKey
 from crossdock.v1 import worker_pb2 as pb
 from router.access_rules import AccessRules
 from router.admission import Admission
 from router.admission_messages import Started
 from router.answer_numbers import AnswerNumbers
 from router.answer_stream import Prompt, Receiver
-from router.assignments import Assignment, abort_message, relay_message
+from router.attempt_sender import AttemptSender
 from router.door import Door
-from router.flow import Flow, RetryLimits
+from router.flow import Flow
 from router.flow_messages import (
     ClientGone,
     Command,
@@ -47,7 +47,6 @@ from router.flow_messages import (
     SendOpen,
     SendPrefill,
     SendRelay,
-    Ticket,
     Unroutable,
     WorkerLost,
 )
@@ -56,6 +55,7 @@ from router.placement import WorkerId
 from router.read_tickets import ReadTickets
 from router.replication.shared_tenants import SharedTenants
 from router.request_ids import RequestIds
+from router.retries import RetryLimits
 from router.routing_rules import RoutingRules
 from router.routing_state import RoutedPrompt, RoutingState
 from router.running_request import RunningRequest
@@ -115,9 +115,11 @@ class Dispatcher:
         self._limits = limits
         self._attempts_after = attempts_after
         self._clock = clock
-        self._tickets = tickets
         self._ids = RequestIds()
         self._numbers = AnswerNumbers()
+        self._sender = AttemptSender(
+            self.pool, self.routing, self._numbers, tickets, metrics, clock
+        )
         # A request key is such a pair, too: outputs look requests up without making one.
         self._running: dict[tuple[str, str], RunningRequest] = {}
 
@@ -298,9 +300,9 @@ class Dispatcher:
             case Route():
                 self._route(running, command)
             case SendOpen() | SendPrefill() | SendAbort() | SendRelay():
-                self._send(running, command)
+                self._sender.send(running, command)
             case GiveTicket():
-                self._give_ticket(running, command)
+                self._sender.give_ticket(running, command)
             case Emit():
                 self._emit(running, command)
             case CountRead():
@@ -311,20 +313,6 @@ class Dispatcher:
             case ReportDefect():
                 log.error("worker %s: %s", command.worker, command.detail)
                 self._metrics.defect()
-
-    def _send(
-        self, running: RunningRequest, command: SendOpen | SendPrefill | SendAbort | SendRelay
-    ) -> None:
-        match command:
-            case SendOpen():
-                self._send_open(running, command)
-            case SendPrefill():
-                self._send_prefill(running, command)
-            case SendAbort():
-                self._send_abort(running, command)
-            case SendRelay():
-                self._metrics.relayed()
-                self.pool.send(command.worker, relay_message(running.attempt_key, command))
 
     def _route(self, running: RunningRequest, command: Route) -> None:
         if command.delay_s > 0:
@@ -345,34 +333,6 @@ class Dispatcher:
         self._metrics.placed(placement, blocks, running.dispatched_at - began)
         readable = bool(self.pool.token_stream(placement.decode))
         self._handle(running, Routed(placement, readable))
-
-    def _send_open(self, running: RunningRequest, command: SendOpen) -> None:
-        """The first that is sent of an attempt."""
-        key, placement = running.attempt_key, running.flow.placement
-        if running.flow.lifecycle.attempts > 1:
-            self._metrics.retried()
-        if placement is not None:
-            self.routing.sent(key, running.routed, placement, self._clock())
-        running.assignment = Assignment(key, running.prompt)
-        first = self._numbers.give(running)
-        self.pool.send(command.worker, running.assignment.open_message(command, first))
-
-    def _send_prefill(self, running: RunningRequest, command: SendPrefill) -> None:
-        assert running.assignment is not None
-        endpoint = self.pool.endpoint(command.decode)
-        self.pool.send(command.worker, running.assignment.prefill_message(command, endpoint))
-
-    def _send_abort(self, running: RunningRequest, command: SendAbort) -> None:
-        key = AttemptKey(running.prompt.key, command.attempt)
-        self.routing.settled(key, (command.worker,))
-        self.pool.send(command.worker, abort_message(key))
-
-    def _give_ticket(self, running: RunningRequest, command: GiveTicket) -> None:
-        endpoint, ticket = "", b""
-        if command.worker is not None:
-            endpoint = self.pool.token_stream(command.worker)
-            ticket = self._tickets.issue(command.worker, running.attempt_key)
-        running.receiver.event(Emit((), "", ticket=Ticket(command.attempt, endpoint, ticket)))
 
     def _emit(self, running: RunningRequest, command: Emit) -> None:
         if not command.counted:

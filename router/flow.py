@@ -3,7 +3,8 @@
 Pure: ``handle(event, now)`` gives commands, the dispatcher carries them out. Decides about new
 attempts by tokens delivered and never by phase: before the first token a failed attempt is
 followed by another one, after it the request is aborted.
-Does not cover: the choice of workers (``router.choosing``), reading and writing streams.
+Does not cover: the choice of workers (``router.choosing``), how often and how long they are tried
+(``router.retries``), reading and writing streams.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from core.handoff import FailureCause
 from core.lifecycle import Event, Lifecycle, State
 from core.request import FinishReason, RequestKey
+from router.answer_progress import AnswerProgress
 from router.flow_errors import (
     Tally,
     cancelled,
@@ -48,51 +50,12 @@ from router.flow_messages import (
     WorkerLost,
 )
 from router.placement import Placement, WorkerId
+from router.retries import Retries, RetryLimits
 
 _BLAMES_DECODE = frozenset({FailureCause.NO_ROOM, FailureCause.DECODE_LOST})
 _BLAMES_PREFILL = frozenset(
     {FailureCause.PREFILL_LOST, FailureCause.LEASE_EXPIRED, FailureCause.INCOMPATIBLE}
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RetryLimits:
-    """Waiting for room is no failure: it is bounded by time, not by the number of attempts.
-
-    A request that was taken and lost its workers waits longer for others (``replacement``) than a
-    new one does while none can be reached (``attach``).
-    """
-
-    max_attempts: int = 5
-    room_patience_s: float = 120.0
-    attach_patience_s: float = 2.0
-    attach_pause_s: float = 0.1
-    replacement_patience_s: float = 60.0
-    first_pause_s: float = 0.05
-    longest_pause_s: float = 0.5
-    retry_after_s: float = 2.0
-
-
-@dataclass(slots=True)
-class Answer:
-    """What the client has of one of the n answers.
-
-    ``source``: the worker from which more of it may come, once it has begun and until it ends.
-    """
-
-    tokens: int = 0
-    first_token_at: float | None = None
-    finished: bool = False
-    source: WorkerId | None = None
-
-    def continues(self, worker: WorkerId, tokens: int) -> bool:
-        """Whether so many tokens of the present attempt are more of an answer that has begun; then
-        they are counted, and the client gets them. The same as `Flow.handle` does with an output
-        that ends nothing, in a small part of the time: most events are such outputs."""
-        if worker is not self.source and worker != self.source:
-            return False
-        self.tokens += tokens
-        return True
 
 
 @dataclass(slots=True)
@@ -113,20 +76,19 @@ class Flow:
     numbered_after: int = 0
     by_ticket: bool = False
     lifecycle: Lifecycle = field(init=False)
-    answers: list[Answer] = field(init=False)
+    answers: list[AnswerProgress] = field(init=False)
     placement: Placement | None = field(default=None, init=False)
     _avoid: frozenset[WorkerId] = field(default=frozenset(), init=False)
-    _failures: int = field(default=0, init=False)
+    _retries: Retries = field(init=False)
     _cached_tokens: int = field(default=0, init=False)
     _dispatched_at: float | None = field(default=None, init=False)
     _source: WorkerId | None = field(default=None, init=False)
     _relayed: bool = field(default=False, init=False)
-    _no_room_since: float | None = field(default=None, init=False)
-    _unroutable_since: float | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.lifecycle = Lifecycle(self.key, self.numbered_after)
-        self.answers = [Answer() for _ in range(self.n)]
+        self.answers = [AnswerProgress() for _ in range(self.n)]
+        self._retries = Retries(self.limits)
 
     @property
     def ended(self) -> bool:
@@ -190,7 +152,7 @@ class Flow:
             return []
         self.lifecycle.move(Event.DISPATCHED)
         self.placement = placement = event.placement
-        self._unroutable_since = None
+        self._retries.routed()
         if self._dispatched_at is None:
             self._dispatched_at = now
         attempt, left = self.lifecycle.attempt, self._deadline_left(now)
@@ -214,13 +176,8 @@ class Flow:
     def _unroutable(self, event: Unroutable, now: float) -> list[Command]:
         if self.lifecycle.state is not State.QUEUED:
             return []
-        since = now if self._unroutable_since is None else self._unroutable_since
-        patience = self.limits.attach_patience_s if event.hopeful else 0.0
-        if self.lifecycle.attempts:
-            # It was taken, and its workers were lost: others are being started in their place.
-            patience = self.limits.replacement_patience_s
-        if now - since < patience:
-            self._unroutable_since = since
+        taken = self.lifecycle.attempts > 0
+        if self._retries.may_wait_for_workers(now, taken=taken, hopeful=event.hopeful):
             return self._route(self.limits.attach_pause_s)
         self.lifecycle.move(Event.GAVE_UP)
         return [Fail(event.error)]
@@ -332,8 +289,7 @@ class Flow:
         return [*aborts, *self._wait_for_room(pause, now)]
 
     def _wait_for_room(self, pause_s: float, now: float) -> list[Command]:
-        self._no_room_since = now if self._no_room_since is None else self._no_room_since
-        waited = now - self._no_room_since
+        waited = self._retries.without_room_s(now)
         if waited <= self.limits.room_patience_s:
             return self._route(pause_s)
         self.lifecycle.move(Event.GAVE_UP)
@@ -346,12 +302,11 @@ class Flow:
         aborts = self._end_attempt(silent, blamed, now)
         if self.ended:
             return [*aborts, Fail(cut(self._tally(), why))]
-        self._failures += 1
-        if self._failures >= self.limits.max_attempts:
-            self.lifecycle.move(Event.GAVE_UP)
-            after = self.limits.retry_after_s
-            return [*aborts, Fail(exhausted(self._tally(), self._failures, why, after))]
-        return [*aborts, *self._route(self._pause_s())]
+        if self._retries.failed():
+            return [*aborts, *self._route(self._retries.pause_s())]
+        self.lifecycle.move(Event.GAVE_UP)
+        failures, after = self._retries.failures, self.limits.retry_after_s
+        return [*aborts, Fail(exhausted(self._tally(), failures, why, after))]
 
     def _end_attempt(self, silent: WorkerId, blamed: WorkerId, now: float) -> list[Command]:
         aborts = self._aborts(silent)
@@ -397,13 +352,6 @@ class Flow:
         workers = self.placement.workers if self.placement is not None else ()
         attempt = self.lifecycle.attempt
         return [SendAbort(worker, attempt) for worker in workers if worker != silent]
-
-    def _pause_s(self) -> float:
-        """The first retry comes at once, further ones are spaced out."""
-        if self._failures == 1:
-            return 0.0
-        pause = self.limits.first_pause_s * 2.0 ** (self._failures - 2)
-        return min(pause, self.limits.longest_pause_s)
 
     def _deadline_left(self, now: float) -> float:
         # 0 would mean "none" on the wire.

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from core.lifecycle import State
 from core.request import AttemptKey, RequestKey
 from router.admission_messages import Arrived, Ended
+from router.answer_progress import AnswerProgress
 from router.answer_stream import Choice, Prompt, Receiver
 from router.assignments import Assignment
-from router.flow import Answer, Flow
+from router.flow import Flow
 from router.flow_messages import Finish
 from router.metrics import EndedRequest
 from router.routing_state import RoutedPrompt
@@ -29,7 +30,7 @@ class RunningAnswer:
     key: RequestKey
     tenant: str
     index: int
-    told: Answer
+    told: AnswerProgress
     choice: Choice
     last_output_at: float | None = None
 

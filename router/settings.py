@@ -15,7 +15,7 @@ from core.errors import InvalidField
 from core.store_url import MEMORY
 from core.tls_files import ServerFiles, TlsFiles
 from router.access_rules import AccessRules
-from router.flow import RetryLimits
+from router.retries import RetryLimits
 from router.routing_rules import RoutingRules
 
 

@@ -31,7 +31,6 @@ from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.access_rules import AccessRules
 from router.dispatcher import Dispatcher
-from router.flow import RetryLimits
 from router.http_access import access_middleware
 from router.http_errors import answer_errors
 from router.main import spare_collector
@@ -42,6 +41,7 @@ from router.placement import Disaggregation, WorkerId
 from router.prompt_reader import PromptReader
 from router.read_tickets import ReadTickets
 from router.request_intake import RequestIntake
+from router.retries import RetryLimits
 from router.routing_rules import RoutingRules
 from text.tokenizer import Tokenizer
 from wire.attempts import tokens_from_wire

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from core.request import RequestKey
 from crossdock.v1 import worker_pb2 as pb
+from router.answer_progress import AnswerProgress
 from router.answer_stream import Choice, Write
 from router.event_stream import EventStream
-from router.flow import Answer
 from router.openai_answers import AnswerHead, AnswerWriter, ChatShape, CompletionShape
 from router.placement import WorkerId
 from router.running_request import RunningAnswer
@@ -62,7 +62,9 @@ def writer(shape: str, usage: tuple[bool, bool]) -> AnswerWriter:
 
 def answer_to(transport: Transport, source: WorkerId | None = WORKER) -> RunningAnswer:
     key = RequestKey("default", "r")
-    return RunningAnswer(key, "default", 0, Answer(1, 0.0, False, source), Choice(Words(transport)))
+    return RunningAnswer(
+        key, "default", 0, AnswerProgress(1, 0.0, False, source), Choice(Words(transport))
+    )
 
 
 def taken(answers: list[RunningAnswer], *texts: str) -> StepTokens:

@@ -17,7 +17,7 @@ from core.errors import (
 from core.handoff import FailureCause
 from core.lifecycle import State
 from core.request import FinishReason, RequestKey
-from router.flow import Flow, RetryLimits
+from router.flow import Flow
 from router.flow_messages import (
     AttemptFailed,
     ClientGone,
@@ -40,6 +40,7 @@ from router.flow_messages import (
     WorkerLost,
 )
 from router.placement import Placement, WorkerId
+from router.retries import RetryLimits
 
 P0, P1, D0, D1 = (WorkerId(name, 1) for name in ("p0", "p1", "d0", "d1"))
 PAIR = Placement(D0, P0)

@@ -19,7 +19,6 @@ from router.access_rules import AccessRules
 from router.answer_stream import AnswerEvent, Choice, Prompt, Receiver, Write
 from router.backoff import Backoff
 from router.dispatcher import Dispatcher
-from router.flow import RetryLimits
 from router.flow_messages import Fail
 from router.metrics import Metrics
 from router.placement import WorkerId
@@ -27,6 +26,7 @@ from router.read_tickets import ReadTickets
 from router.replication.redis_store import RedisStore
 from router.replication.replication import Replication
 from router.replication.shared_tenants import SharedTenants
+from router.retries import RetryLimits
 from router.routing_rules import RoutingRules
 from router.worker_link import LinkListener, WorkerLink
 

@@ -13,9 +13,9 @@ from core.latency_profile import EngineProfile, Interference, StepModel, Transfe
 from core.request import Role
 from router.access_rules import AccessRules
 from router.cost_model import ClusterCosts, EngineCosts
-from router.flow import RetryLimits
 from router.placement import Disaggregation
 from router.policies.policy import PolicyName
+from router.retries import RetryLimits
 from router.routing_rules import RoutingRules
 from router.slo import SloTargets
 
