@@ -128,8 +128,11 @@ class ServedCluster:
 
     def flip(self, worker: str) -> None:
         """Returns when it is done."""
-        self.admin.Flip(admin_pb2.FlipRequest(worker=worker), timeout=30)
+        self.begin_flip(worker)
         self.wait_settled()
+
+    def begin_flip(self, worker: str) -> None:
+        self.admin.Flip(admin_pb2.FlipRequest(worker=worker), timeout=30)
 
     def worker_names(self) -> set[str]:
         return {worker.worker for worker in self.status().workers}

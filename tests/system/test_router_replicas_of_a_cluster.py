@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,6 +15,7 @@ from typing import Any
 import grpc
 import pytest
 import yaml
+from router_commands import RouterCommand
 from served_cluster import ServedCluster, served
 
 from core.api_keys import api_key_sha256, new_api_key
@@ -39,7 +36,7 @@ class Router:
     """`crossdock router` beside the cluster, or the cluster's own."""
 
     grpc_address: str
-    process: subprocess.Popen[str] | None = None
+    command: RouterCommand | None = None
 
     def __post_init__(self) -> None:
         self.client = Client(self.grpc_address, api_key=KEY, retries=RetryPolicy(max_tries=1))
@@ -53,9 +50,8 @@ class Router:
         return caught.value.code, caught.value.reason
 
     def end(self, how: signal.Signals = signal.SIGTERM) -> int:
-        assert self.process is not None
-        self.process.send_signal(how)
-        return self.process.wait()
+        assert self.command is not None
+        return self.command.end(how)
 
 
 @dataclass
@@ -70,15 +66,8 @@ class Setup:
         self.registry = self.cluster.status().registry_address
 
     def add_router(self) -> Router:
-        command = [*(sys.executable, "-P", "-m", "cluster.cli.main"), "router"]
-        command += ["--config", str(self.config), "--registry", self.registry]
-        command += ["--grpc-port", "0", "--http-port", "0", "--drain-s", "1"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        found = re.match(r"ready grpc=(\S+)", process.stdout.readline())
-        assert found is not None
-        threading.Thread(target=process.stdout.read, daemon=True).start()
-        router = Router(found[1], process)
+        command = RouterCommand(self.config, self.registry)
+        router = Router(command.grpc_address, command)
         self.routers.append(router)
         return router
 
@@ -133,7 +122,7 @@ def setup(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield setup
         for router in setup.routers:
             router.client.close()
-            if router.process is not None and router.process.poll() is None:
+            if router.command is not None and router.command.process.poll() is None:
                 router.end()
 
 
