@@ -18,7 +18,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 # rate per second, burst and cost of requests and of tokens, and what is left of them, for a budget
 # that is not there; a rate of 0: no limit.
 # Returns {which id is taken, from 1, or 0, milliseconds to wait for requests, for tokens}.
-# Budgets are those of router.token_bucket.
+# Budgets are those of router.token_bucket, and kept until they would be full: what is paid off for
+# long is not forgotten by a silence.
 CLAIM = (
     _NOW
     + """
@@ -26,7 +27,7 @@ for number = 1, #KEYS - 1 do
     if redis.call('EXISTS', KEYS[number]) == 1 then return {number, 0, 0} end
 end
 local budget = KEYS[#KEYS]
-local levels, waits = {}, {0, 0}
+local levels, waits, kept = {}, {0, 0}, 600000
 for number, name in ipairs({'requests', 'tokens'}) do
     local first = 4 * number - 1
     local rate, burst = tonumber(ARGV[first]), tonumber(ARGV[first + 1])
@@ -36,24 +37,30 @@ for number, name in ipairs({'requests', 'tokens'}) do
         local level, at = tonumber(known[1]) or left, tonumber(known[2]) or now
         level = math.min(burst, level + math.max(0, now - at) * rate / 1000)
         waits[number] = math.ceil(math.max(0, math.min(cost, burst) - level) / rate * 1000)
-        levels[#levels + 1] = {name, level - cost}
+        levels[#levels + 1] = {name, level - cost, rate}
+        kept = math.max(kept, math.ceil((burst - level + cost) / rate * 1000))
     end
 end
 if waits[1] == 0 and waits[2] == 0 then
     for _, level in ipairs(levels) do
         redis.call('HSET', budget, level[1], tostring(level[2]), level[1] .. '_at', now)
+        redis.call('HSET', budget, level[1] .. '_rate', tostring(level[3]))
     end
-    if #levels > 0 then redis.call('PEXPIRE', budget, 600000) end
+    if #levels > 0 then redis.call('PEXPIRE', budget, kept) end
     for number = 1, #KEYS - 1 do redis.call('SET', KEYS[number], ARGV[1], 'PX', ARGV[2]) end
 end
 return {0, waits[1], waits[2]}
 """
 )
 
-# KEYS: the tenant's budget. ARGV: tokens. What is left of a budget that is not there routers know.
+# KEYS: the tenant's budget. ARGV: tokens, fewer than 0 if there were more than expected. What is left
+# of a budget that is not there routers know.
 GIVE_BACK = """
-if redis.call('HEXISTS', KEYS[1], 'tokens') == 1 then
+local rate = tonumber(redis.call('HGET', KEYS[1], 'tokens_rate'))
+if rate then
     redis.call('HINCRBYFLOAT', KEYS[1], 'tokens', ARGV[1])
+    local longer = math.ceil(-ARGV[1] / rate * 1000)
+    if longer > 0 then redis.call('PEXPIRE', KEYS[1], redis.call('PTTL', KEYS[1]) + longer) end
 end
 """
 

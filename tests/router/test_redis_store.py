@@ -141,6 +141,26 @@ async def test_tokens_are_paid_off_and_given_back(store: RedisStore) -> None:
     assert await waits(store, limits, 40) == (0, 0)
 
 
+async def test_what_is_paid_off_for_long_is_not_forgotten_before(
+    redis: RedisServer, store: RedisStore
+) -> None:
+    def kept_s() -> int:
+        return int(redis.ask("TTL", redis.ask("KEYS", "*budget:alice")))
+
+    limits = TenantLimits(tokens_per_minute=60)
+    await waits(store, limits, 10)
+    assert 590 < kept_s() <= 600
+    await waits(store, limits, 50)
+    await store.give_back({"alice": -1000})
+    assert 1590 < kept_s() <= 1600
+    _, wait = await waits(store, limits, 1)
+    assert wait > 1000
+    await store.give_back({"alice": 900})
+    redis.ask("DEL", redis.ask("KEYS", "*budget:alice"))
+    await waits(store, limits, 2000)
+    assert 1990 < kept_s() <= 2000
+
+
 async def test_a_budget_that_is_not_there_has_left_what_the_router_knows(
     redis: RedisServer, store: RedisStore
 ) -> None:
