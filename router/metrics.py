@@ -183,10 +183,9 @@ class Metrics(Collector):
 
     # Requests
 
-    def refused(self, tenant: str | None = None) -> None:
-        """A request was not taken: nobody's (None), invalid, a taken id, or the router drains.
-        Nobody knows its SLO class."""
-        whose = self._unknown if tenant is None else self._tenants.of(tenant, DEFAULT_CLASS)
+    def refused(self, tenant: str | None = None, slo_class: str = DEFAULT_CLASS) -> None:
+        """A request was not taken: nobody's (None), invalid, a taken id, or the router drains."""
+        whose = self._unknown if tenant is None else self._tenants.of(tenant, slo_class)
         whose.requests[REFUSED].inc()
 
     def turned_away(self, tenant: str, slo_class: str, reason: str) -> None:

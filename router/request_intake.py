@@ -24,6 +24,7 @@ from router.dispatcher import Dispatcher
 from router.metrics import Metrics
 from router.model_info import ModelInfo
 from router.prompt_reader import PromptInput, PromptReader
+from router.slo import slo_class
 from router.validation import (
     AskedSampling,
     check_answers,
@@ -89,8 +90,9 @@ class RequestIntake:
             raise
 
     def refused(self, tenant: str) -> None:
-        """Doors tell that there was an error before a request of ``tenant`` was taken."""
-        self._metrics.refused(tenant)
+        """Doors tell that there was an error before a request of ``tenant`` was taken. Which class
+        it asked for nobody knows: the tenant's own counts."""
+        self._metrics.refused(tenant, slo_class(self._access.tenant(tenant).priority))
 
     async def submit(self, calls: Sequence[Call]) -> AnswerStream:
         """Start one request for each call, all or none; raises CrossdockError if one is refused.

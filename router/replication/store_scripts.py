@@ -53,8 +53,8 @@ return {0, waits[1], waits[2]}
 """
 )
 
-# KEYS: the tenant's budget. ARGV: tokens, fewer than 0 if there were more than expected. What is left
-# of a budget that is not there routers know.
+# KEYS: the tenant's budget. ARGV: tokens, below 0 if there were more than expected. What is left of
+# a budget that is not there routers know.
 GIVE_BACK = """
 local rate = tonumber(redis.call('HGET', KEYS[1], 'tokens_rate'))
 if rate then

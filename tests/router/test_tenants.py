@@ -70,10 +70,12 @@ async def test_a_key_lets_in_and_a_wrong_one_does_not(
         assert (await bob.model_info()).model == "tiny"
 
 
-async def test_refused_requests_are_counted_as_their_tenants(
+async def test_refused_requests_are_counted_as_their_tenants_and_of_their_class(
     start_cluster: Any, http: aiohttp.ClientSession
 ) -> None:
-    cluster = await start_cluster(FakeWorker("d0", "decode", script=SCRIPT), access=rules())
+    later = Tenant("bob", priority=5)
+    access = AccessRules({"alice": Tenant("alice"), "bob": later}, KEYS, needs_key=True)
+    cluster = await start_cluster(FakeWorker("d0", "decode", script=SCRIPT), access=access)
     url = f"{cluster.url}/v1/completions"
     bodies = (b"{no json", b"[]", b'{"prompt": "hi", "model": "x"}', b'{"prompt": "", "n": 1}')
     for body in bodies:
@@ -89,8 +91,9 @@ async def test_refused_requests_are_counted_as_their_tenants(
         assert (await bob.answer("hi")).text == "hello world"
     assert (await complete(http, cluster.url, "wrong"))[0] == 401
     told = await metrics(http, cluster.url)
-    for tenant, count in (("alice", 5), ("bob", 2), ("default", 1)):
-        whose = f'outcome="refused",slo_class="default",tenant="{tenant}"'
+    refused = (("alice", "default", 5), ("bob", "priority-5", 2), ("default", "default", 1))
+    for tenant, slo_class, count in refused:
+        whose = f'outcome="refused",slo_class="{slo_class}",tenant="{tenant}"'
         assert f"crossdock_requests_total{{{whose}}} {count}.0" in told
 
 
