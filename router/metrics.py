@@ -189,7 +189,7 @@ class Metrics(Collector):
         whose.requests[REFUSED].inc()
 
     def turned_away(self, tenant: str, slo_class: str, reason: str) -> None:
-        """A valid request is refused at the door, at once or after it has waited."""
+        """A valid request is refused for a limit, at once or after it has waited at the door."""
         self._tenants.of(tenant, slo_class).requests[REFUSED].inc()
         self._turned_away.labels(self._tenants.label(tenant), reason.lower()).inc()
 

@@ -57,9 +57,9 @@ class OpenAIDoor:
         try:
             body = parse(kind, await read_body(request))
             answer = await self._intake.submit(self._calls(body, tenant))
-        except Exception:
+        except Exception as error:
             # What is refused in here counts, too, as its tenant's.
-            self._intake.refused(tenant)
+            self._intake.refused(tenant, error)
             raise
         return await self._answer(request, body, answer, shape)
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 
 from core.block_hash import block_hashes
-from core.errors import CrossdockError, NotFound, Unavailable
+from core.errors import CrossdockError, NotFound, Overloaded, Unavailable
 from core.request import SEED_BITS, RequestKey, SamplingParams
 from core.tenants import DEFAULT_TENANT
 from core.values import value
@@ -89,10 +89,14 @@ class RequestIntake:
             self._metrics.refused()
             raise
 
-    def refused(self, tenant: str) -> None:
-        """Doors tell that there was an error before a request of ``tenant`` was taken. Which class
-        it asked for nobody knows: the tenant's own counts."""
-        self._metrics.refused(tenant, slo_class(self._access.tenant(tenant).priority))
+    def refused(self, tenant: str, error: Exception) -> None:
+        """Doors tell that there was an ``error`` before a request of ``tenant`` was taken. Which
+        class it asked for nobody knows: the tenant's own counts."""
+        own = slo_class(self._access.tenant(tenant).priority)
+        if isinstance(error, Overloaded):
+            self._metrics.turned_away(tenant, own, error.reason)
+        else:
+            self._metrics.refused(tenant, own)
 
     async def submit(self, calls: Sequence[Call]) -> AnswerStream:
         """Start one request for each call, all or none; raises CrossdockError if one is refused.

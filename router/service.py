@@ -49,8 +49,8 @@ class InferenceService(InferenceServicer):
             try:
                 call = call_from_wire(request, context.time_remaining(), tenant)
                 answer = await self._intake.submit([call])
-            except Exception:
-                self._intake.refused(tenant)
+            except Exception as error:
+                self._intake.refused(tenant, error)
                 raise
             try:
                 while batch := await answer.batch():

@@ -162,11 +162,12 @@ async def test_a_limit_is_told_with_the_time_to_come_again(
             await alice.answer("hi")
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert caught.value.retry_after == pytest.approx(100, abs=10)
+    assert (await complete(http, cluster.url, ALICE, ["two", "prompts"]))[0] == 429
     assert (await complete(http, cluster.url, BOB))[0] == 200
     told = await metrics(http, cluster.url)
-    turned_away = 'requests_turned_away_total{reason="requests_per_second",tenant="alice"} 2.0'
+    turned_away = 'requests_turned_away_total{reason="requests_per_second",tenant="alice"} 3.0'
     assert f"crossdock_{turned_away}" in told
-    refused = 'requests_total{outcome="refused",slo_class="default",tenant="alice"} 2.0'
+    refused = 'requests_total{outcome="refused",slo_class="default",tenant="alice"} 3.0'
     assert f"crossdock_{refused}" in told
 
 
