@@ -15,6 +15,8 @@ from charts import CHART, Manifest, ci_values, containers, groups, kinds, one, p
 from cluster.cli.main import new_app
 from core.config import make_spec
 from core.store_url import PASSWORD_VARIABLE, redis_place
+from router.openai_door import OpenAIDoor
+from router.tokenize_door import TokenizeDoor
 
 AUTOSCALED: dict[str, Any] = {
     "autoscaling": {"enabled": True},
@@ -385,10 +387,24 @@ def test_an_ingress_for_each_door() -> None:
     for name, host in (("http", "llm.example.com"), ("grpc", "grpc.llm.example.com")):
         [rule] = one(manifests, "Ingress", f"crossdock-{name}")["spec"]["rules"]
         assert rule["host"] == host
-        [path] = rule["http"]["paths"]
-        assert path["backend"]["service"] == {"name": "crossdock-router", "port": {"name": name}}
+        for path in rule["http"]["paths"]:
+            service = {"name": "crossdock-router", "port": {"name": name}}
+            assert path["backend"]["service"] == service
     grpc = one(manifests, "Ingress", "crossdock-grpc")["metadata"]["annotations"]
     assert grpc["nginx.ingress.kubernetes.io/backend-protocol"] == "GRPCS"
+
+
+def test_from_outside_all_is_reached_that_a_key_opens_and_no_metrics() -> None:
+    [rule] = one(render(ci_values("tls")), "Ingress", "crossdock-http")["spec"]["rules"]
+    paths = [path["path"] for path in rule["http"]["paths"]]
+    [rule] = one(render(ci_values("ha")), "HTTPRoute", "crossdock-http")["spec"]["rules"]
+    assert [match["path"]["value"] for match in rule["matches"]] == paths
+    nothing: Any = None
+    tokenizing = TokenizeDoor(nothing, nothing, nothing).routes()
+    for_clients = OpenAIDoor(nothing, nothing, "").routes() + tokenizing
+    for route in for_clients:
+        assert any(f"{route.path}/".startswith(f"{path}/") for path in paths), route.path
+    assert not [path for path in paths if "/metrics/cluster/".startswith(f"{path.rstrip('/')}/")]
 
 
 def notes_of(values: dict[str, Any]) -> str:

@@ -40,3 +40,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
+
+{{/* What clients outside of Kubernetes reach by HTTP. Metrics name tenants and workers: Prometheus comes by the
+Service. */}}
+{{- define "crossdock.clientPaths" -}}
+[/v1, /tokenize, /detokenize, /health, /ready]
+{{- end }}
