@@ -36,8 +36,9 @@ class TenantLimitsSpec(Section):
     """On average; a second's worth may come at once. More are refused, with the time after which to
     come again."""
     tokens_per_minute: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Of prompts and answers, on average; a minute's worth may come at once. Answers count as long
-    as the tenant's latest ones until they have ended."""
+    """Of prompts, except what caches had of them, and of answers, on average; a minute's worth may
+    come at once. Answers count as long as the tenant's latest ones until they have ended; what they
+    had more is paid off before the next request."""
     concurrent_sequences: int | None = Field(default=None, ge=1, strict=True)
     """Answers on workers at a time. Further requests wait at the door."""
     cache_share: float | None = Field(default=None, gt=0, le=1)

@@ -6,13 +6,16 @@ Does not cover: which calls there are (``router.replication.redis_store``).
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Sequence
+from itertools import takewhile
 from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 Answer = TypeVar("Answer")
+_PLAIN_WORD = re.compile(r"[A-Za-z]+('t)?[.,]?")
 
 
 class StoreLost(Exception):
@@ -38,10 +41,12 @@ async def bounded(call: Awaitable[Answer], limit_s: float) -> Answer:
 
 
 def _why(error: Exception) -> str:
-    """Redis repeats keys and values in some of its errors."""
+    """Redis repeats keys, values and addresses in some of its errors: only the plain words before
+    the first of these are told."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
-    return f"{type(error).__name__}: {str(error).partition(' ')[0]}"
+    words = takewhile(_PLAIN_WORD.fullmatch, str(error).split(" "))
+    return f"{type(error).__name__}: {' '.join(words)}".removesuffix(": ")
 
 
 class BatchedScript:

@@ -290,11 +290,21 @@ async def test_a_store_that_is_not_there_is_told_without_addresses(tmp_path: Pat
 async def test_a_password_is_needed_where_there_is_one(tmp_path: Path) -> None:
     with redis_server(tmp_path, "--requirepass", "secret") as server:
         stranger, friend = new_store(server.url), new_store(f"unix://:secret@{server.socket}")
-        with pytest.raises(StoreLost, match="Authentication"):
+        with pytest.raises(StoreLost, match="Authentication required"):
             await stranger.probe()
         await friend.probe()
         await stranger.close()
         await friend.close()
+
+
+async def test_why_it_is_lost_is_told_without_keys(redis: RedisServer, store: RedisStore) -> None:
+    assert not await taken(store, "a")
+    request = redis.ask("KEYS", "*request:alice:first")
+    redis.ask("SET", request.replace("request:alice:first", "budget:alice"), "not a hash")
+    with pytest.raises(StoreLost) as caught:
+        await waits(store, TenantLimits(tokens_per_minute=60), 1)
+    assert "wrong kind of value" in str(caught.value)
+    assert "alice" not in str(caught.value)
 
 
 async def test_over_tls_both_sides_show_a_certificate(tmp_path: Path) -> None:
