@@ -3,7 +3,7 @@
 Two prefill and two decode workers, three routers that share a Redis; every few seconds one part
 dies, hangs or is taken away. Forty seconds of it by default; the environment says otherwise:
 
-    CROSSDOCK_SOAK_S=600 CROSSDOCK_SOAK_SEED=1 ./scripts/test tests/system/test_soak.py -s
+    CROSSDOCK_SOAK_S=480 CROSSDOCK_SOAK_SEED=1 ./scripts/test tests/system/test_soak.py -s
 """
 
 from __future__ import annotations
