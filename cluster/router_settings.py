@@ -59,6 +59,7 @@ def router_settings(
         ),
         drain_s=doors.drain_s,
         vllm_names=spec.metrics.vllm_names,
+        metrics_tokens=tuple(spec.metrics.token_sha256),
         access=AccessRules.of(spec.tenants, spec.needs_key, door_limits(spec)),
         max_index_blocks=spec.router.max_index_blocks,
         store=with_password(spec.store, os.environ.get(PASSWORD_VARIABLE, "")),

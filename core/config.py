@@ -21,10 +21,12 @@ from core.pool_config import PoolsSpec
 from core.prefill_order import DEFAULT_TTFT_S
 from core.store_url import MEMORY, redis_place
 from core.tenant_config import (
+    MAX_KEYS,
     MAX_TENANTS,
     AdminSpec,
     AdmissionSpec,
     AuthSpec,
+    Sha256,
     TenantName,
     TenantSpec,
     check_keys,
@@ -112,6 +114,10 @@ class MetricsSpec(Section):
     free one, told by the router's `/metrics/targets`, others none."""
     controller_port: int = Field(default=0, ge=0, le=65535, strict=True)
     """That of the controller; 0: any free one."""
+    token_sha256: list[Sha256] = Field(default_factory=list, max_length=MAX_KEYS)
+    """SHA-256 of each token that opens the routers' metrics, as `crossdock api-key` makes them.
+    Without one they are open to whoever reaches a router's HTTP port: numbers, names of tenants and
+    of workers."""
 
 
 class TokenStreamsSpec(Section):

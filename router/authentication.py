@@ -1,12 +1,12 @@
-"""Who calls: the tenant of an API key.
+"""Who calls: the tenant of an API key, or who may see metrics.
 
-Pure. The key comes as ``Authorization: Bearer KEY``, in a header over HTTP, in metadata over gRPC.
+Pure. It comes as ``Authorization: Bearer KEY``, in a header over HTTP, in metadata over gRPC.
 Does not cover: what a tenant may ask for (``router.admission``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from core.api_keys import api_key_sha256
 from core.errors import Unauthenticated
@@ -47,6 +47,20 @@ class Authentication:
                 "an API key is needed; send it as Authorization: Bearer KEY", "API_KEY_MISSING"
             )
         return DEFAULT_TENANT
+
+
+def require_token(authorization: str | None, hashes: Collection[str]) -> None:
+    """Of who looks at metrics; ``hashes``: SHA-256 of those that may, none: everybody. Raises
+    Unauthenticated."""
+    if not hashes:
+        return
+    scheme, _, token = (authorization or "").strip().partition(" ")
+    if scheme.lower() != _SCHEME:
+        raise _refused(
+            "metrics need a token here; send it as Authorization: Bearer TOKEN", "TOKEN_MISSING"
+        )
+    if api_key_sha256(token.strip()) not in hashes:
+        raise _refused("this token is not known here", "WRONG_TOKEN")
 
 
 def _refused(message: str, reason: str) -> Unauthenticated:

@@ -7,6 +7,7 @@ import errno
 import logging
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
 from random import Random
 
@@ -22,6 +23,7 @@ from core.tls_files import server_files
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from crossdock.v1.registry_pb2 import WorkerRecord
+from router.authentication import require_token
 from router.cluster_metrics import ClusterMetricsDoor
 from router.directory import Directory
 from router.dispatcher import Dispatcher
@@ -247,7 +249,8 @@ class RouterServer:
                 workers_tls=self._settings.tls is not None,
             ),
         )
-        middlewares = [answer_errors, access_middleware(self._intake.tenant)]
+        may_watch = partial(require_token, hashes=self._settings.metrics_tokens)
+        middlewares = [answer_errors, access_middleware(self._intake.tenant, may_watch)]
         if self._settings.doors is not None and self._settings.doors.client_ca is not None:
             middlewares.insert(1, require_certificate(PROBED_PATHS, certificate_missing))
         app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=middlewares)

@@ -24,6 +24,7 @@ class RouterSettings:
     """``registry``: host:port. Ports 0: any free one. ``drain_s``: seconds for what still runs.
     ``limits``: of each request. ``rules``: of routing, with the SLOs that count. ``access``: who
     may ask for how much. ``vllm_names``: vLLM's names of the metrics are told as well.
+    ``metrics_tokens``: SHA-256 of those that open the metrics; none: they are open to all.
     ``max_index_blocks``: what the prefix index holds at most. ``store``: where it shares what it
     knows with other routers (``core.store_url``). ``tls``: by which it speaks to workers and
     controller, ``doors``: what it shows to clients; None: in the clear."""
@@ -40,6 +41,7 @@ class RouterSettings:
     drain_s: float = 30.0
     limits: RetryLimits = field(default_factory=RetryLimits)
     vllm_names: bool = False
+    metrics_tokens: tuple[str, ...] = ()
     access: AccessRules = field(default_factory=AccessRules)
     max_index_blocks: int = DEFAULT_MAX_INDEX_BLOCKS
     store: str = field(default=MEMORY, repr=False)
@@ -51,7 +53,7 @@ _adapter = TypeAdapter(RouterSettings)
 
 
 def settings_to_json(settings: RouterSettings) -> bytes:
-    """With the hashes of tenants' keys and the store's password: for a pipe, not for a log."""
+    """With the hashes of keys and tokens and the store's password: for a pipe, not for a log."""
     return _adapter.dump_json(settings)
 
 

@@ -19,7 +19,8 @@ from core.tls_files import MEMBER_NAME
 if TYPE_CHECKING:
     from crossdock.client import Tls
 
-_TOKEN_VARIABLE = "CROSSDOCK_ADMIN_TOKEN"
+_ADMIN_TOKEN = "CROSSDOCK_ADMIN_TOKEN"
+_METRICS_TOKEN = "CROSSDOCK_METRICS_TOKEN"
 
 CaOption = Annotated[
     Path | None,
@@ -57,7 +58,14 @@ TokenFileOption = Annotated[
     Path | None,
     typer.Option(
         envvar="CROSSDOCK_ADMIN_TOKEN_FILE",
-        help=f"File with an operator's token; or the token itself in {_TOKEN_VARIABLE}.",
+        help=f"File with an operator's token; or the token itself in {_ADMIN_TOKEN}.",
+    ),
+]
+MetricsTokenFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="CROSSDOCK_METRICS_TOKEN_FILE",
+        help=f"File with the token of the routers' metrics; or the token in {_METRICS_TOKEN}.",
     ),
 ]
 
@@ -74,6 +82,7 @@ class Identity:
     name: str = ""
     member_name: str = MEMBER_NAME
     token_file: Path | None = None
+    metrics_token_file: Path | None = None
 
 
 # Of the command that runs.
@@ -89,12 +98,14 @@ def remember_identity(
     tls_name: NameOption = "",
     tls_member_name: MemberNameOption = MEMBER_NAME,
     admin_token_file: TokenFileOption = None,
+    metrics_token_file: MetricsTokenFileOption = None,
 ) -> None:
     """Serve a language model with separate prefill and decode workers."""
     if (tls_cert is None) != (tls_key is None):
         raise typer.BadParameter("give both --tls-cert and --tls-key, or neither")
     files = (tls_ca, tls_door_ca, tls_cert, tls_key)
-    _GIVEN.set(Identity(*files, tls_name, tls_member_name, admin_token_file))
+    tokens = (admin_token_file, metrics_token_file)
+    _GIVEN.set(Identity(*files, tls_name, tls_member_name, *tokens))
 
 
 def admin_tls(address: str) -> Tls | None:
@@ -129,13 +140,29 @@ def door_tls(address: str, wanted: bool = False) -> Tls | None:
 
 def admin_metadata() -> tuple[tuple[str, str], ...]:
     """What a call of operators carries. Raises ``InvalidField`` if the token can't be read."""
-    from core.errors import InvalidField
     from crossdock.client.connection import authorization
 
-    path = _GIVEN.get().token_file
+    return authorization(_token(_GIVEN.get().token_file, "--admin-token-file", _ADMIN_TOKEN))
+
+
+def metrics_token() -> str | None:
+    """None: none was given. Raises ``InvalidField`` if it can't be read."""
+    return _token(_GIVEN.get().metrics_token_file, "--metrics-token-file", _METRICS_TOKEN)
+
+
+def _token(path: Path | None, option: str, variable: str) -> str | None:
+    from core.errors import InvalidField
+
     if path is None:
-        return authorization(os.environ.get(_TOKEN_VARIABLE) or None)
-    try:
-        return authorization(path.read_text(encoding="utf-8").strip())
-    except (OSError, ValueError) as error:
-        raise InvalidField("--admin-token-file", str(path), f"holds no token: {error}") from None
+        token, given = os.environ.get(variable, ""), (variable, "…")
+        if not token:
+            return None
+    else:
+        given = (option, str(path))
+        try:
+            token = path.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise InvalidField(*given, f"holds no token: {error}") from None
+    if not token or not token.isascii() or not token.isprintable():
+        raise InvalidField(*given, "holds no token: one line of printable ASCII characters")
+    return token

@@ -17,18 +17,23 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 10.0
 _PATH = "/metrics/cluster"
+HOW_TO_GIVE = "give it by --metrics-token-file or CROSSDOCK_METRICS_TOKEN"
 
 
 class RouterMetrics:
     """Of the router at host:port. ``compare_names`` false: its certificate may be for any name.
+    ``token``: what it asks for, None without one.
 
     Over one connection as long as it lasts: behind one address may be several routers, of which
     each counts requests of its own.
     """
 
-    def __init__(self, address: str, tls: Tls | None, *, compare_names: bool) -> None:
+    def __init__(
+        self, address: str, tls: Tls | None, *, compare_names: bool, token: str | None = None
+    ) -> None:
         self._url = f"{'http' if tls is None else 'https'}://{address}{_PATH}"
         self._connection = open_connection(address, tls, _TIMEOUT_S, compare_names=compare_names)
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
 
     def looks(self) -> Iterator[tuple[str, bool]]:
         """For each: the text, and whether it may be another router's than the one before.
@@ -55,9 +60,11 @@ class RouterMetrics:
             return self._ask(), True
 
     def _ask(self) -> str:
-        self._connection.request("GET", _PATH)
+        self._connection.request("GET", _PATH, headers=self._headers)
         response = self._connection.getresponse()
         text = response.read().decode("utf-8", "replace")
+        if response.status == http.HTTPStatus.UNAUTHORIZED:
+            raise self._no_metrics(f"it asks for another token: {HOW_TO_GIVE}")
         if response.status != http.HTTPStatus.OK:
             raise self._no_metrics(f"{response.status} {response.reason}")
         return text

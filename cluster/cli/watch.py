@@ -11,7 +11,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from cluster.cli.admin_call import fetch_status
-from cluster.cli.identity import door_tls
+from cluster.cli.identity import door_tls, metrics_token
 from cluster.cli.output import Output, plain
 from cluster.cli.router_metrics import RouterMetrics
 from core.errors import Unavailable
@@ -120,4 +120,4 @@ def _router_metrics(watched: Watched, status: dict[str, Any]) -> RouterMetrics:
     tls = door_tls(address, status["doors_tls"])
     # The operators' port has told the address, and a door's certificate is for what clients call.
     named = watched.router is not None or (tls is not None and tls.server_name != "")
-    return RouterMetrics(address, tls, compare_names=named)
+    return RouterMetrics(address, tls, compare_names=named, token=metrics_token())

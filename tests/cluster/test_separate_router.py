@@ -68,11 +68,13 @@ def test_a_router_is_told_what_the_config_says(
 
 
 def test_a_router_judges_by_the_config_s_slos_and_uses_its_names(config: Path) -> None:
-    said = {"slo": {"ttft": 0.5, "tpot": 0.02}, "metrics": {"vllm_names": True}}
+    metrics = {"vllm_names": True, "token_sha256": ["0" * 64]}
+    said = {"slo": {"ttft": 0.5, "tpot": 0.02}, "metrics": metrics}
     spec = make_spec({"model": str(config.parent / "tiny"), **said})
     model = locate_model(spec, Silent())
     settings = settings_of_router(spec, model, "controller:1", Doors("127.0.0.1", 0, 0, 30.0))
     assert (settings.rules.slo, settings.vllm_names) == (SloTargets(0.5, 0.02), True)
+    assert settings.metrics_tokens == ("0" * 64,)
 
 
 @pytest.mark.parametrize("kv", [{}, {"memory": "64KiB"}, {"num_blocks": 9}])

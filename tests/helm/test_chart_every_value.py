@@ -44,7 +44,7 @@ ALL_ON: dict[str, Any] = {
     },
     "router": {"tenantsSecret": {"name": "tenants"}},
     "test": {"apiKeySecret": {"name": "key"}},
-    "serviceMonitor": {"enabled": True},
+    "serviceMonitor": {"enabled": True, "tokenSecret": {"name": "watcher"}},
     "podMonitor": {"enabled": True},
     "prometheusRule": {"enabled": True},
     "dashboards": {"enabled": True},

@@ -613,6 +613,17 @@ def test_monitors_find_what_they_scrape() -> None:
     assert monitor["metadata"]["labels"]["release"] == "prometheus"
 
 
+def test_a_token_of_the_metrics_is_for_prometheus_too() -> None:
+    hashes = {"cluster": {"metrics": {"token_sha256": ["0" * 64]}}}
+    monitor = {"serviceMonitor": {"enabled": True}}
+    assert "serviceMonitor.tokenSecret.name" in refusal(hashes | monitor)
+    monitor["serviceMonitor"]["tokenSecret"] = {"name": "watcher"}
+    manifests = render(hashes | monitor)
+    [endpoint] = one(manifests, "ServiceMonitor", "crossdock-router")["spec"]["endpoints"]
+    credentials = {"name": "watcher", "key": "token"}
+    assert endpoint["authorization"] == {"type": "Bearer", "credentials": credentials}
+
+
 def metrics_ports(template: Manifest) -> dict[str, int]:
     """Of a pod's first container, by name."""
     declared = template["spec"]["containers"][0].get("ports", [])

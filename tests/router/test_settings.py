@@ -39,6 +39,7 @@ SETTINGS = RouterSettings(
     ),
     limits=RetryLimits(max_attempts=3),
     vllm_names=True,
+    metrics_tokens=("0" * 64,),
     access=AccessRules.of(TENANTS, True, DoorLimits(7, 512, None)),
     store="redis://:password@cache:6379/0",
 )

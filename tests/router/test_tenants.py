@@ -126,6 +126,28 @@ async def test_everything_but_probes_and_metrics_needs_a_key(
         assert response.status == 200
 
 
+async def test_metrics_need_a_token_where_there_is_one(
+    start_cluster: Any, http: aiohttp.ClientSession
+) -> None:
+    token = new_api_key()
+    worker, hashes = FakeWorker("d0", "decode"), (api_key_sha256(token),)
+    cluster = await start_cluster(worker, access=rules(), metrics_tokens=hashes)
+    for path in ("/metrics", "/metrics/cluster", "/metrics/targets"):
+        async with http.get(cluster.url + path) as response:
+            body = await response.json()
+            assert (response.status, body["error"]["code"]) == (401, "TOKEN_MISSING")
+        async with http.get(cluster.url + path, headers=bearer(ALICE)) as response:
+            body = await response.json()
+            assert (response.status, body["error"]["code"]) == (401, "WRONG_TOKEN")
+        async with http.get(cluster.url + path, headers=bearer(token)) as response:
+            assert response.status == 200
+    async with http.get(f"{cluster.url}/v1/models", headers=bearer(token)) as response:
+        assert response.status == 401
+    for path in ("/health", "/ready", "/version"):
+        async with http.get(cluster.url + path) as response:
+            assert response.status == 200
+
+
 async def test_tenants_know_nothing_of_each_others_requests(start_cluster: Any) -> None:
     """The same id, the same prompt: other requests, and blocks with other hashes."""
     cluster = await start_cluster(FakeWorker("d0", "decode"), access=rules())

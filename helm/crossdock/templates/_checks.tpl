@@ -42,6 +42,9 @@
 {{- if and (dig "admin" "token_sha256" list .Values.cluster) (not .Values.controller.tokenSecret.name) }}
 {{- fail "controller.tokenSecret.name: is missing; with cluster.admin.token_sha256 pods need a token to drain when they end" }}
 {{- end }}
+{{- if and .Values.serviceMonitor.enabled (dig "metrics" "token_sha256" list .Values.cluster) (not .Values.serviceMonitor.tokenSecret.name) }}
+{{- fail "serviceMonitor.tokenSecret.name: is missing; with cluster.metrics.token_sha256 Prometheus needs a token to read the routers' metrics" }}
+{{- end }}
 {{- end }}
 
 {{- define "crossdock.checkAutoscaling" -}}
