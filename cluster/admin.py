@@ -51,7 +51,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ClusterView:
     """What the controller knows without asking anybody. ``shapes``: of the workers of each pool;
     ``utilization``: of each pool, None while it is not known; ``metrics_address``: host:port;
-    ``routers``: those that share by a store; ``registry_address``: host:port; ``doors_tls``:
+    ``routers``: those that are there; ``registry_address``: host:port; ``doors_tls``:
     whether the router's addresses are over TLS."""
 
     model: str

@@ -12,7 +12,7 @@ import grpc
 from cluster.pool_messages import Member, MemberState
 from crossdock.v1 import metrics_pb2, registry_pb2, registry_pb2_grpc
 
-# Routers report every few seconds (``router.replication.router_reports``).
+# Routers report every few seconds (``router.router_reports``).
 REPORT_KEPT_S = 20.0
 _MOST_ROUTERS = 1024
 
@@ -37,7 +37,7 @@ class Registry(registry_pb2_grpc.RegistryServicer):
 
     @property
     def router_reports(self) -> list[registry_pb2.RouterReport]:
-        """Of routers that share by a store and are there, in the order of their ids."""
+        """Of routers that are there, in the order of their ids."""
         latest = time.monotonic() - REPORT_KEPT_S
         reports = self._reports.items()
         self._reports = {router: told for router, told in reports if told[0] >= latest}

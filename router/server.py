@@ -40,10 +40,10 @@ from router.prompt_reader import PromptReader
 from router.read_tickets import ReadTickets
 from router.replication.redis_store import RedisStore
 from router.replication.replication import Replication
-from router.replication.router_reports import RouterReports
 from router.replication.shared_tenants import SharedTenants
 from router.replication.store_state import StoreState
 from router.request_intake import RequestIntake
+from router.router_reports import RouterReports
 from router.service import InferenceService
 from router.settings import RouterSettings
 from router.status_door import PROBED_PATHS, StatusDoor
@@ -115,8 +115,10 @@ class RouterServer:
         http = await self._start_http()
         grpc_address = await self._start_grpc()
         self._directory.start()
+        self._start_reports(grpc_address)
         if self._replication is not None:
-            self._start_sharing(self._replication, grpc_address)
+            self._directory.lost = self._replication.controller_lost
+            self._replication.start()
         return grpc_address, http
 
     def _share(self, place: RedisPlace, tenants: SharedTenants, model: str) -> Replication:
@@ -137,8 +139,8 @@ class RouterServer:
         self._intake.relay_elsewhere = replication.relay_elsewhere
         return replication
 
-    def _start_sharing(self, replication: Replication, grpc_address: str) -> None:
-        self._directory.lost = replication.controller_lost
+    def _start_reports(self, grpc_address: str) -> None:
+        place = redis_place(self._settings.store)
         exposed = clear_store_warning(
             self._settings.store, encrypted=self._settings.tls is not None
         )
@@ -148,13 +150,13 @@ class RouterServer:
             self._directory,
             self._router_id,
             grpc_address,
-            str(redis_place(self._settings.store)),
-            lambda: replication.state,
+            "" if place is None else str(place),
+            lambda: self.store_state,
             in_clear=bool(exposed),
         )
-        replication.changed = self._reports.changed
+        if self._replication is not None:
+            self._replication.changed = self._reports.changed
         self._reports.start()
-        replication.start()
 
     def _listed(self, records: Sequence[WorkerRecord], secret: bytes) -> None:
         if secret:

@@ -81,12 +81,7 @@ def _print(found: dict[str, Any]) -> None:
          "cached", "leased", "prefilled", "decoded", "preempted"],
         [_worker_row(worker) for worker in found["workers"]],
     )  # fmt: skip
-    if found["routers"]:
-        print()
-        print_table(
-            ["router", "grpc", "shares by", "with", "degraded"],
-            [_router_row(router) for router in found["routers"]],
-        )
+    _print_routers(found["routers"])
     for worker in found["workers"]:
         if worker["stats"]["routers_without_events"]:
             print(f"\n{_lacking_events(worker)}")
@@ -99,6 +94,23 @@ def _print(found: dict[str, Any]) -> None:
         print_table(
             ["from", "to", "transport", "blocks", "KV bytes", "why not faster"],
             [_edge_row(edge, worker["worker"], split) for edge, worker in edges],
+        )
+
+
+def _print_routers(routers: list[dict[str, Any]]) -> None:
+    """Of one that shares nothing there is nothing to say."""
+    alone = [router for router in routers if not router["store"]]
+    if len(routers) == len(alone) == 1 or not routers:
+        return
+    print()
+    print_table(
+        ["router", "grpc", "shares by", "with", "degraded"],
+        [_router_row(router) for router in routers],
+    )
+    if alone:
+        print(
+            f"\n{len(alone)} of {len(routers)} routers share nothing: each counts limits and "
+            "request ids by itself; give all of them the same `store`"
         )
 
 
@@ -136,8 +148,10 @@ def _worker_row(worker: dict[str, Any]) -> list[object]:
 
 
 def _router_row(router: dict[str, Any]) -> list[object]:
-    store = router["store"] + " (in the clear!)" * router["store_in_clear"]
-    head = [router["router_id"], router["grpc_address"], store]
+    head = [router["router_id"], router["grpc_address"]]
+    if not router["store"]:
+        return [*head, "nothing", "–", ""]
+    head.append(router["store"] + " (in the clear!)" * router["store_in_clear"])
     return [*head, f"{router['peers']} others", router["degraded"]]
 
 

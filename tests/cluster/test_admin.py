@@ -212,6 +212,24 @@ async def test_the_status_table_says_that_a_store_should_not_be_in_the_clear(cap
     assert "redis://cache:6379/0 (in the clear!)" in capsys.readouterr().out
 
 
+async def test_the_status_table_says_of_several_routers_that_they_share_nothing(capsys) -> None:
+    from cluster.cli.status import _print
+
+    found = await status()
+    [sharing] = found["routers"]
+    alone = sharing | {"router_id": "router-2", "store": "", "degraded": "", "peers": 0}
+    for routers, said in (
+        ([alone], ""),
+        ([alone, alone], "2 of 2 routers share nothing: each counts limits and request ids by"),
+        ([sharing, alone], "1 of 2 routers share nothing"),
+        ([sharing, sharing], ""),
+    ):
+        _print(found | {"routers": routers})
+        shown = capsys.readouterr().out
+        assert (said in shown) if said else ("share nothing" not in shown)
+        assert shown.count("router-2 ") == (routers.count(alone) if said else 0)
+
+
 async def test_workers_of_several_ranks_show_their_shape_and_edges_between_ranks(capsys) -> None:
     from cluster.cli.status import _print
 

@@ -542,3 +542,10 @@ async def test_a_defect_ends_its_request_and_no_other(
     assert caught.value.code is grpc.StatusCode.INTERNAL
     assert dispatcher.idle.is_set()
     assert (await cluster.client.answer("hi")).text == "hello world"
+
+
+async def test_a_router_tells_the_controller_that_it_is_there(start_cluster: Any) -> None:
+    cluster = await start_cluster(FakeWorker("d0", "decode"))
+    await cluster.until(lambda c: len(c.registry.reports) > 0)
+    [report] = cluster.registry.reports.values()
+    assert (report.grpc_address, report.store, report.peers) == (cluster.grpc_address, "", 0)

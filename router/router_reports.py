@@ -1,4 +1,4 @@
-"""Tells the controller, for `status`, how this router gets on with the store.
+"""Tells the controller, for `status`, that this router is there and how it gets on with the store.
 
 On each change, and now and again: a controller that was restarted knows nothing.
 """
@@ -23,8 +23,8 @@ _LIMIT_S = 2.0
 
 
 class RouterReports:
-    """``store``: its URL without password; ``in_clear``: it should not be reached so;
-    ``grpc_address``: of this router, host:port."""
+    """``store``: its URL without password, "" for none; ``state``: of that. ``in_clear``: it should
+    not be reached so. ``grpc_address``: of this router, host:port."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class RouterReports:
         router: str,
         grpc_address: str,
         store: str,
-        state: Callable[[], StoreState],
+        state: Callable[[], StoreState | None],
         *,
         in_clear: bool,
     ) -> None:
@@ -64,12 +64,10 @@ class RouterReports:
                     await self._changed.wait()
 
     def _report(self) -> RouterReport:
+        report = RouterReport(router_id=self._router, grpc_address=self._grpc_address)
         state = self._state()
-        return RouterReport(
-            router_id=self._router,
-            grpc_address=self._grpc_address,
-            store=self._store,
-            degraded="" if state.is_shared else state.why,
-            peers=state.peers,
-            store_in_clear=self._in_clear,
-        )
+        if state is not None:
+            report.store, report.store_in_clear = self._store, self._in_clear
+            report.degraded = "" if state.is_shared else state.why
+            report.peers = state.peers
+        return report
