@@ -302,7 +302,7 @@ class Flow:
         aborts = self._end_attempt(silent, blamed, now)
         if self.ended:
             return [*aborts, Fail(cut(self._tally(), why))]
-        if self._retries.failed():
+        if self._retries.count_failure():
             return [*aborts, *self._route(self._retries.pause_s())]
         self.lifecycle.move(Event.GAVE_UP)
         failures, after = self._retries.failures, self.limits.retry_after_s

@@ -37,8 +37,8 @@ class Retries:
         self._no_room_since: float | None = None
         self._unroutable_since: float | None = None
 
-    def failed(self) -> bool:
-        """One more attempt; whether there may be another one."""
+    def count_failure(self) -> bool:
+        """Of an attempt; whether there may be another one."""
         self.failures += 1
         return self.failures < self._limits.max_attempts
 
@@ -50,7 +50,7 @@ class Retries:
         return min(pause, self._limits.longest_pause_s)
 
     def without_room_s(self, now: float) -> float:
-        """Since when nobody had room for it, this time included."""
+        """For how long nobody has had room for it; it begins with the first call."""
         if self._no_room_since is None:
             self._no_room_since = now
         return now - self._no_room_since
@@ -59,8 +59,9 @@ class Retries:
         self._unroutable_since = None
 
     def may_wait_for_workers(self, now: float, *, taken: bool, hopeful: bool) -> bool:
-        """There were none for it. ``taken``: there were before, and others are being started in
-        their place; ``hopeful``: some are known that can't be reached yet."""
+        """There are none for it; the wait begins with the first call. ``taken``: there were some,
+        and others are being started in their place; ``hopeful``: some are known that can't be
+        reached yet."""
         if self._unroutable_since is None:
             self._unroutable_since = now
         if taken:
