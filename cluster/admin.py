@@ -29,7 +29,7 @@ from core.errors import InvalidField
 from core.shards import ParallelShape
 from core.tls_files import TlsFiles
 from crossdock.v1 import admin_pb2, admin_pb2_grpc, registry_pb2
-from router.grpc_errors import as_crossdock_error
+from router.doors.grpc_errors import as_crossdock_error
 from wire.grpc_errors import abort
 
 STATS_TIMEOUT_S = 2.0

@@ -12,7 +12,7 @@ import grpc
 from cluster.pool_messages import Member, MemberState
 from crossdock.v1 import metrics_pb2, registry_pb2, registry_pb2_grpc
 
-# Routers report every few seconds (``router.router_reports``).
+# Routers report every few seconds (``router.workers.router_reports``).
 REPORT_KEPT_S = 20.0
 _MOST_ROUTERS = 1024
 

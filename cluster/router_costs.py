@@ -1,7 +1,7 @@
 """What a router predicts by: a profile that was measured, or rough times of the same model.
 
 Covers: reading ``router.profile`` and refusing another model's, the rough times. Does not cover:
-what the router makes of them (``router.cost_model``), measuring (``crossdock profile``).
+what the router makes of them (``router.routing.cost_model``), measuring (``crossdock profile``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.kv_layout import DTYPE_BYTES
 from core.shards import ParallelShape
 from core.step_budget import step_budget
 from engine.model_hash import model_hash
-from router.cost_model import ClusterCosts, EngineCosts
+from router.routing.cost_model import ClusterCosts, EngineCosts
 from tuner.profile.hardware import BUILT_IN, HardwareSpec
 from tuner.profile.model_shape import read_model_shape
 from tuner.profile.modelled import Roofline

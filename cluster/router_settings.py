@@ -13,10 +13,10 @@ from core.config import ClusterSpec
 from core.door_limits import door_limits
 from core.store_url import PASSWORD_VARIABLE, with_password
 from router.access_rules import AccessRules
-from router.cost_model import ClusterCosts
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
-from router.routing_rules import RoutingRules
+from router.routing.cost_model import ClusterCosts
+from router.routing.policies.policy import PolicyName
+from router.routing.routing_rules import RoutingRules
 from router.settings import RouterSettings
 from router.slo import SloTargets
 

@@ -48,7 +48,7 @@ from core.shards import ONE_RANK
 from core.tls_files import server_files
 from crossdock.v1 import worker_pb2
 from engine.memory import available_memory
-from router.cost_model import ROUGH_COSTS, ClusterCosts
+from router.routing.cost_model import ROUGH_COSTS, ClusterCosts
 
 KILL_PATIENCE_S = 5.0
 LEAVE_RAY_S = 10.0

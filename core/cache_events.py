@@ -2,7 +2,7 @@
 
 Pure. Covers: the nouns, and which changes can still be told again to a router that missed them.
 Does not cover: what is cached (``core.block_pool``), what routers make of it
-(``router.cache_view``).
+(``router.prefix_index.cache_view``).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Covers: states, events, the table, how many attempts there were.
 ``REQUEST_TABLE.mermaid()`` draws it.
-Does not cover: what is done on a move (``router.flow``), the handoff's own states on the workers.
+Does not cover: what is done on a move (``router.flow.flow``), the handoff's own states on the
+workers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Who asks: tenants, their share of the cluster, and what each may ask for.
 
 Plain values. Does not cover: the config that they are from (``core.tenant_config``), who is let in
-when (``router.admission``).
+when (``router.admission.admission``).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Pointers are passed as integers; who calls has checked shapes and dtypes, and keeps the memory.
 Functions are called with Python's lock released, but brief ones keep it.
 Does not cover: building it (``native.build``), when it is used (``kernels.dispatch``,
-``core.block_hash`` and ``router.prefix_index``).
+``core.block_hash`` and ``router.prefix_index.prefix_index``).
 """
 
 from __future__ import annotations

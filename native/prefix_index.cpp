@@ -1,4 +1,4 @@
-// Which worker holds how many leading blocks of a prompt (for router/compiled_index.py).
+// Which worker holds how many leading blocks of a prompt (for router/prefix_index/compiled_index.py).
 #include <algorithm>
 #include <cstdint>
 #include <utility>
@@ -58,7 +58,7 @@ class Index {
   }
 
  private:
-  // By galloping; where some runs end, by bisection. As router/python_index.py, probe by probe.
+  // By galloping; where some runs end, by bisection. As router/prefix_index/python_index.py, probe by probe.
   void find_runs(const Block* blocks, int64_t count, Workers held_so_far) {
     runs_.clear();
     ends_.clear();

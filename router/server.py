@@ -23,32 +23,32 @@ from core.tls_files import server_files
 from crossdock.v1 import inference_pb2
 from crossdock.v1.inference_pb2_grpc import add_InferenceServicer_to_server
 from crossdock.v1.registry_pb2 import WorkerRecord
-from router.authentication import require_token
-from router.cluster_metrics import ClusterMetricsDoor
-from router.directory import Directory
-from router.dispatcher import Dispatcher
-from router.grpc_decoding import RefuseUnreadable
-from router.grpc_limits import SERVER_OPTIONS
-from router.http_access import access_middleware
-from router.http_bodies import MAX_BODY_BYTES
-from router.http_errors import answer_errors, certificate_missing
-from router.metrics import Metrics
-from router.model_info import ModelInfo
-from router.openai_door import OpenAIDoor
+from router.admission.shared_tenants import SharedTenants
+from router.doors.cluster_metrics import ClusterMetricsDoor
+from router.doors.grpc_decoding import RefuseUnreadable
+from router.doors.grpc_limits import SERVER_OPTIONS
+from router.doors.http_access import access_middleware
+from router.doors.http_bodies import MAX_BODY_BYTES
+from router.doors.http_errors import answer_errors, certificate_missing
+from router.doors.openai_door import OpenAIDoor
+from router.doors.service import InferenceService
+from router.doors.status_door import PROBED_PATHS, StatusDoor
+from router.doors.tokenize_door import TokenizeDoor
+from router.intake.authentication import require_token
+from router.intake.model_info import ModelInfo
+from router.intake.prompt_reader import PromptReader
+from router.intake.request_intake import RequestIntake
+from router.metrics.metrics import Metrics
 from router.placement import WorkerId
-from router.prompt_reader import PromptReader
-from router.read_tickets import ReadTickets
 from router.replication.redis_store import RedisStore
 from router.replication.replication import Replication
-from router.replication.shared_tenants import SharedTenants
-from router.replication.store_state import StoreState
-from router.request_intake import RequestIntake
-from router.router_reports import RouterReports
-from router.service import InferenceService
+from router.requests.dispatcher import Dispatcher
+from router.requests.read_tickets import ReadTickets
 from router.settings import RouterSettings
-from router.status_door import PROBED_PATHS, StatusDoor
-from router.tokenize_door import TokenizeDoor
-from router.worker_link import LinkListener, WorkerLink
+from router.store_state import StoreState
+from router.workers.directory import Directory
+from router.workers.router_reports import RouterReports
+from router.workers.worker_link import LinkListener, WorkerLink
 from text.chat_template import ChatTemplate
 from text.tokenizer import Tokenizer
 from wire.http_certificates import require_certificate

@@ -15,8 +15,8 @@ from core.errors import InvalidField
 from core.store_url import MEMORY
 from core.tls_files import ServerFiles, TlsFiles
 from router.access_rules import AccessRules
-from router.retries import RetryLimits
-from router.routing_rules import RoutingRules
+from router.flow.retries import RetryLimits
+from router.routing.routing_rules import RoutingRules
 
 
 @dataclass(frozen=True, slots=True)

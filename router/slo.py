@@ -1,7 +1,8 @@
 """Whether a request met its SLOs: the goodput of the field counts those that met all of them.
 
-Pure. Does not cover: what follows from the targets for routing (``router.policies.kv_aware``) and
-for the order at the door (``router.admission``).
+Pure. Does not cover: what follows from the targets for routing
+(``router.routing.policies.kv_aware``) and for the order at the door
+(``router.admission.admission``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from core.config import DEFAULT_TPOT_S
 from core.lifecycle import State
 from core.prefill_order import DEFAULT_TTFT_S
-from router.flow_messages import Finish
+from router.flow.messages import Finish
 
 # Of all requests that ask for no later one.
 DEFAULT_CLASS = "default"

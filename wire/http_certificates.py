@@ -1,7 +1,7 @@
 """HTTP for those who show a certificate, but for some paths: probes have none to show.
 
 Does not cover: whose certificates are taken (``wire.tls_contexts``, which has verified any that is
-shown), API keys (``router.http_access``).
+shown), API keys (``router.doors.http_access``).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from cluster.live.scrape import Interval
 from cluster.metric_table import HOUR_PRICE, IMBALANCE, UTILIZATION
 from core.metric_spec import MetricSpec
 from core.phase_clock import Phase
-from router import metric_table as router
+from router.metrics import metric_table as router
 from worker import metric_table as worker
 
 Frame = dict[str, Any]

@@ -33,7 +33,7 @@ from core.request import Role
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import registry_pb2_grpc
 from router.placement import Disaggregation
-from router.routing_rules import RoutingRules
+from router.routing.routing_rules import RoutingRules
 from router.settings import RouterSettings
 
 _WARM_UP = 3

@@ -20,14 +20,14 @@ from core.errors import Incompatible
 from core.request import RequestKey
 from core.store_url import RedisPlace
 from core.tenants import Tenant
+from router.admission.shared_tenants import PlacesAsked
+from router.admission.tenant_sums import BudgetsLeft
+from router.admission.token_bucket import request_budget, token_budget
 from router.replication import store_scripts as scripts
 from router.replication.registry_mirror import LEASE_S, LeaseChange
 from router.replication.router_news import RouterNews, news_from_text, news_to_text
 from router.replication.shared_load import SILENT_AFTER_S
-from router.replication.shared_tenants import PlacesAsked
 from router.replication.store_calls import BatchedScript, bounded
-from router.tenant_sums import BudgetsLeft
-from router.token_bucket import request_budget, token_budget
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 A lease says that some router is attached to a worker: routers renew them, so they end with the
 workers, whether a controller is there or not. As long as the controller is there its list is what
 counts; without it a router goes by the leases and keeps whoever it is attached to.
-Does not cover: the controller's list on its way here (``router.directory``).
+Does not cover: the controller's list on its way here (``router.workers.directory``).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from core.errors import NotFound
 from core.request import RequestKey
 from core.tenants import Tenant
 from crossdock.v1.registry_pb2 import WorkerRecord
-from router.dispatcher import Dispatcher
+from router.admission.shared_tenants import NO_PLACES, SharedTenants
 from router.placement import WorkerId
 from router.replication.redis_store import RedisStore
 from router.replication.registry_mirror import RENEW_S as LEASES_S
@@ -27,10 +27,10 @@ from router.replication.request_claims import RENEW_S as IDS_S
 from router.replication.request_claims import RequestClaims
 from router.replication.router_news import AskedRelay, RouterNews
 from router.replication.shared_load import BEAT_S, SILENT_AFTER_S, Heard, SharedLoad
-from router.replication.shared_tenants import NO_PLACES, SharedTenants
 from router.replication.store_calls import StoreLost
 from router.replication.store_health import StoreHealth
-from router.replication.store_state import StoreState
+from router.requests.dispatcher import Dispatcher
+from router.store_state import StoreState
 
 log = logging.getLogger(__name__)
 

@@ -14,21 +14,21 @@ from typing import Protocol
 
 from core.request import REQUEST_ID_KEPT_S, RequestKey
 from core.tenants import Tenant
-from router.answer_stream import Prompt
+from router.admission.shared_tenants import has_budgets
+from router.admission.tenant_account import over_limit
+from router.admission.tenant_sums import BudgetsLeft
 from router.replication.redis_store import Claim, RedisStore
-from router.replication.shared_tenants import has_budgets
 from router.replication.store_calls import StoreLost
 from router.replication.store_health import StoreHealth
-from router.request_ids import id_taken
-from router.tenant_account import over_limit
-from router.tenant_sums import BudgetsLeft
+from router.requests.answer_stream import Prompt
+from router.requests.request_ids import id_taken
 
 # An id is written anew this often, so that the store keeps it for as long as its request runs.
 RENEW_S = REQUEST_ID_KEPT_S / 3
 
 
 class Requests(Protocol):
-    """``router.dispatcher.Dispatcher``."""
+    """``router.requests.dispatcher.Dispatcher``."""
 
     def check_id(self, key: RequestKey) -> None: ...
     def is_running(self, key: RequestKey) -> bool: ...

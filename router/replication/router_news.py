@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from core.errors import Incompatible
 from core.request import RequestKey
+from router.admission.tenant_sums import Charged, Paid, Share
 from router.placement import WorkerId
-from router.tenant_sums import Charged, Paid, Share
-from router.worker_load import InFlight
+from router.routing.worker_load import InFlight
 
 _MAX_WORKERS = 65_536
 _MOST = 2**53

@@ -4,7 +4,7 @@ Each router tells its own sums for each worker, when they change and all of them
 worker's load is what it reports and the sums of all routers. Of a router that has said nothing for
 a while, or that leaves, everything is forgotten.
 Does not cover: the wire (``router.replication.router_news``), what loads are for
-(``router.worker_load``).
+(``router.routing.worker_load``).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from core.request import RequestKey
+from router.admission.tenant_sums import Charged, Paid, Share
 from router.placement import WorkerId
 from router.replication.router_news import AskedRelay, RouterNews
-from router.tenant_sums import Charged, Paid, Share
-from router.worker_load import NOTHING_SENT, InFlight
+from router.routing.worker_load import NOTHING_SENT, InFlight
 
 BEAT_S = 1.0
 # So many beats may be lost before a router counts as dead.

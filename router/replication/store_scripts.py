@@ -18,8 +18,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 # rate per second, burst and cost of requests and of tokens, and what is left of them, for a budget
 # that is not there; a rate of 0: no limit.
 # Returns {which id is taken, from 1, or 0, milliseconds to wait for requests, for tokens}.
-# Budgets are those of router.token_bucket, and kept until they would be full: what is paid off for
-# long is not forgotten by a silence.
+# Budgets are those of router.admission.token_bucket, and kept until they would be full: what is
+# paid off for long is not forgotten by a silence.
 CLAIM = (
     _NOW
     + """

@@ -19,12 +19,12 @@ from bench_simulator import STEP, TRANSFER
 from core.block_hash import HashArray, TokenArray, block_hashes
 from core.outputs import Load
 from core.request import Role
-from router.candidates import PromptShape
-from router.cost_model import ClusterCosts, EngineCosts
 from router.placement import WorkerId
-from router.policies.policy import PolicyName
-from router.routing_rules import RoutingRules
-from router.routing_state import RoutedPrompt, RoutingState
+from router.routing.candidates import PromptShape
+from router.routing.cost_model import ClusterCosts, EngineCosts
+from router.routing.policies.policy import PolicyName
+from router.routing.routing_rules import RoutingRules
+from router.routing.routing_state import RoutedPrompt, RoutingState
 
 BLOCK, SALT, NUM_BLOCKS = 16, 7, 65_536
 ENGINE = EngineCosts(STEP, max_num_batched_tokens=8192)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from bench_simulator import make_cluster, make_trace, trace_and_cluster
 
-from router.policies.policy import PolicyName
+from router.routing.policies.policy import PolicyName
 from tuner.simulate.result import SimulationResult
 from tuner.simulate.simulator import simulate
 

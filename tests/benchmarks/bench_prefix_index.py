@@ -23,7 +23,7 @@ from core.cache_events import NO_HASHES, NO_PARENT, CacheChange, StoredBlocks
 from core.request import AttemptKey, RequestKey
 from crossdock.v1 import worker_pb2 as pb
 from router.placement import WorkerId
-from router.worker_caches import WorkerCaches
+from router.prefix_index.worker_caches import WorkerCaches
 from wire.cache_events import change_from_wire, change_to_wire
 
 BLOCK_SIZE = 16

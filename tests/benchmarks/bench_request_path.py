@@ -30,19 +30,19 @@ from core.cache_events import NO_HASHES, NO_PARENT, CacheLog, StoredBlocks
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.access_rules import AccessRules
-from router.dispatcher import Dispatcher
-from router.http_access import access_middleware
-from router.http_errors import answer_errors
+from router.doors.http_access import access_middleware
+from router.doors.http_errors import answer_errors
+from router.doors.openai_door import OpenAIDoor
+from router.flow.retries import RetryLimits
+from router.intake.model_info import ModelInfo
+from router.intake.prompt_reader import PromptReader
+from router.intake.request_intake import RequestIntake
 from router.main import spare_collector
-from router.metrics import Metrics
-from router.model_info import ModelInfo
-from router.openai_door import OpenAIDoor
+from router.metrics.metrics import Metrics
 from router.placement import Disaggregation, WorkerId
-from router.prompt_reader import PromptReader
-from router.read_tickets import ReadTickets
-from router.request_intake import RequestIntake
-from router.retries import RetryLimits
-from router.routing_rules import RoutingRules
+from router.requests.dispatcher import Dispatcher
+from router.requests.read_tickets import ReadTickets
+from router.routing.routing_rules import RoutingRules
 from text.tokenizer import Tokenizer
 from wire.attempts import tokens_from_wire
 from wire.cache_events import change_to_wire

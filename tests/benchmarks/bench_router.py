@@ -40,8 +40,8 @@ from stream_load import (
 
 from cluster.router_process import RouterProcess
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
-from router.routing_rules import RoutingRules
+from router.routing.policies.policy import PolicyName
+from router.routing.routing_rules import RoutingRules
 from router.settings import RouterSettings
 
 WARM_UP_S = 1.5

@@ -33,8 +33,8 @@ from core.worker_settings import WorkerSettings
 from crossdock.v1 import admin_pb2
 from crossdock.v1 import worker_pb2 as pb
 from decode_worker.decoder import Decoder
-from router.flow_messages import Finish
-from router.metrics import EndedRequest, Metrics, RouterState
+from router.flow.messages import Finish
+from router.metrics.metrics import EndedRequest, Metrics, RouterState
 from router.placement import Forecast, Placement, WorkerId
 from wire.exposition import merge
 from worker.metrics import WorkerMetrics

@@ -29,7 +29,7 @@ from promql_queries import (
     parsed,
     selectors,
 )
-from router.metric_table import TABLE as ROUTER
+from router.metrics.metric_table import TABLE as ROUTER
 from worker.metric_table import PROCESS_LABELS
 from worker.metric_table import TABLE as WORKER
 

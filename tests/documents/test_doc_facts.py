@@ -23,7 +23,7 @@ from cluster.cli.main import new_app
 from cluster.metric_table import TABLE as CONTROLLER
 from core.config import ClusterSpec
 from core.metric_spec import COMMON
-from router.metric_table import TABLE as ROUTER
+from router.metrics.metric_table import TABLE as ROUTER
 from worker.metric_table import TABLE as WORKER
 
 FOLDERS = {path.name for path in ROOT.iterdir() if path.is_dir()}

@@ -15,8 +15,8 @@ from charts import CHART, Manifest, ci_values, containers, groups, kinds, one, p
 from cluster.cli.main import new_app
 from core.config import make_spec
 from core.store_url import PASSWORD_VARIABLE, redis_place
-from router.openai_door import OpenAIDoor
-from router.tokenize_door import TokenizeDoor
+from router.doors.openai_door import OpenAIDoor
+from router.doors.tokenize_door import TokenizeDoor
 
 AUTOSCALED: dict[str, Any] = {
     "autoscaling": {"enabled": True},

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from crossdock.client import AsyncClient, RetryPolicy
 from router.placement import Disaggregation
-from router.routing_rules import RoutingRules
+from router.routing.routing_rules import RoutingRules
 from router.server import RouterServer
 from router.settings import RouterSettings
 

@@ -1,7 +1,7 @@
 """What `kv_aware` weighs, worker by worker in plain Python: to compare the columns with.
 
-As ARCHITECTURE.md and ``router.policies.kv_aware`` describe it; no numpy, nothing shared, nothing
-left out because it can't matter.
+As ARCHITECTURE.md and ``router.routing.policies.kv_aware`` describe it; no numpy, nothing shared,
+nothing left out because it can't matter.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from predicted_workers import BLOCK, MS, Worker
 
 from core.prefill_order import PREFILL_SHARE
-from router.cost_model import ClusterCosts, EngineCosts
-from router.policies.kv_aware import COMPUTING_WEIGHT, MISS_MS
-from router.predictions import ANSWER_TOKENS
+from router.routing.cost_model import ClusterCosts, EngineCosts
+from router.routing.policies.kv_aware import COMPUTING_WEIGHT, MISS_MS
+from router.routing.predictions import ANSWER_TOKENS
 from router.slo import SloTargets
 
 

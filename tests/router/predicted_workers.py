@@ -9,11 +9,18 @@ import numpy as np
 from core.latency_profile import FEMTOSECONDS, RowCurve, StepModel, TransferModel
 from core.prefill_order import DEFAULT_TTFT_S
 from core.request import Role
-from router.candidates import Candidates, Counts, Floats, KnownWorker, PromptShape, UsableWorkers
-from router.cost_model import ClusterCosts, CostModel, EngineCosts
-from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
-from router.predictions import Predictions
+from router.prefix_index.held_blocks import HeldBlocks
+from router.routing.candidates import (
+    Candidates,
+    Counts,
+    Floats,
+    KnownWorker,
+    PromptShape,
+    UsableWorkers,
+)
+from router.routing.cost_model import ClusterCosts, CostModel, EngineCosts
+from router.routing.predictions import Predictions
 
 MS = FEMTOSECONDS // 1000
 BLOCK = 16

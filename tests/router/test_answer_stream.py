@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 
 from core.errors import RequestAborted
 from core.request import FinishReason, RequestKey, SamplingParams
-from router.answer_stream import AnswerStream, ChoiceEvent, Prompt, Receiver, TokenSink
-from router.flow_messages import Emit, Fail, Finish
-from router.openai_answers import (
+from router.doors.openai_answers import (
     AnswerHead,
     AnswerShape,
     AnswerWriter,
@@ -25,7 +23,9 @@ from router.openai_answers import (
     Usage,
     sse_event,
 )
+from router.flow.messages import Emit, Fail, Finish
 from router.placement import Placement, WorkerId
+from router.requests.answer_stream import AnswerStream, ChoiceEvent, Prompt, Receiver, TokenSink
 
 PLACED = Placement(WorkerId("d0", 1))
 NO_TOKENS: Any = None

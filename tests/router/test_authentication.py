@@ -8,7 +8,7 @@ import pytest
 
 from core.api_keys import api_key_sha256, new_api_key
 from core.errors import Unauthenticated
-from router.authentication import Authentication
+from router.intake.authentication import Authentication
 
 # Always the same: test runners on several cores compare the names of tests.
 KEY = "cd-" + "k3Y-" * 10 + "end"

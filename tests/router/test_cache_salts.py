@@ -1,6 +1,6 @@
 """Salts of block hashes: the same at all routers of a cluster, another one for each tenant."""
 
-from router.cache_salts import CacheSalts
+from router.intake.cache_salts import CacheSalts
 
 SECRET = bytes(range(32))
 

@@ -80,7 +80,7 @@ async def test_after_a_broken_stream_only_news_are_wanted(start_cluster: Any) ->
 async def test_a_worker_without_events_is_named_and_gets_prompts_by_what_it_was_sent(
     start_cluster: Any, http: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="router.worker_news")
+    caplog.set_level(logging.WARNING, logger="router.workers.worker_news")
     workers = [FakeWorker(name, "prefill", tells_cache=False) for name in ("p0", "p1")]
     cluster = await start_cluster(*workers, decode())
     for worker in workers:
@@ -98,8 +98,8 @@ async def test_a_worker_without_events_is_named_and_gets_prompts_by_what_it_was_
 async def test_a_worker_that_falls_silent_is_found_out_and_heard_again(
     start_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("router.event_watch.SILENT_AFTER_S", 0.0)
-    monkeypatch.setattr("router.event_watch.SILENT_AFTER_ANSWERS", 3)
+    monkeypatch.setattr("router.prefix_index.event_watch.SILENT_AFTER_S", 0.0)
+    monkeypatch.setattr("router.prefix_index.event_watch.SILENT_AFTER_ANSWERS", 3)
     worker = decode()
     cluster = await start_cluster(worker)
     for number in range(3):

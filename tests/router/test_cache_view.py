@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.cache_events import CacheChange
-from router.cache_view import ASK_AGAIN_S, ApplyChange, AskEvents, CacheView
+from router.prefix_index.cache_view import ASK_AGAIN_S, ApplyChange, AskEvents, CacheView
 
 EPOCH = 7
 

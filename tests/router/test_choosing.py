@@ -7,11 +7,11 @@ import pytest
 from predicted_workers import Worker, decode, mixed, predict, prefill, usable
 
 from core.errors import Unavailable
-from router.candidates import PromptShape
-from router.choosing import Eligibility, choose
 from router.placement import Disaggregation, Mode, Placement, WorkerId
-from router.policies.make import make_policy
-from router.policies.policy import PolicyName
+from router.routing.candidates import PromptShape
+from router.routing.choosing import Eligibility, choose
+from router.routing.policies.make import make_policy
+from router.routing.policies.policy import PolicyName
 from router.slo import SloTargets
 
 P0, P1, D0, D1, M0 = (WorkerId(name, 1) for name in ("p0", "p1", "d0", "d1", "m0"))

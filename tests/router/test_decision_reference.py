@@ -13,10 +13,10 @@ from plain_costs import PlainCosts
 from predicted_workers import BLOCK, COSTS, ENGINE, MS, STEP, Worker, predict, usable
 
 from core.request import Role
-from router.candidates import PromptShape
-from router.choosing import Eligibility
 from router.placement import Disaggregation
-from router.policies import kv_aware
+from router.routing.candidates import PromptShape
+from router.routing.choosing import Eligibility
+from router.routing.policies import kv_aware
 from router.slo import SloTargets
 
 # No sum of round times hits them by accident.

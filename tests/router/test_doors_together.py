@@ -19,13 +19,13 @@ from core.request import RequestKey
 from core.store_url import redis_place
 from core.tenants import Tenant, TenantLimits
 from redis_server import RedisServer, needs_redis, redis_server
-from router.admission import Admission
-from router.admission_messages import Arrived, Ended
-from router.door import Door
+from router.admission.admission import Admission
+from router.admission.door import Door
+from router.admission.messages import Arrived, Ended
+from router.admission.shared_tenants import NO_PLACES, SharedTenants
 from router.replication.redis_store import RedisStore
 from router.replication.router_news import news_from_text, news_to_text
 from router.replication.shared_load import SharedLoad
-from router.replication.shared_tenants import NO_PLACES, SharedTenants
 
 
 @dataclass

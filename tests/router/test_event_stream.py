@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from core.request import RequestKey
 from crossdock.v1 import worker_pb2 as pb
-from router.answer_progress import AnswerProgress
-from router.answer_stream import Choice, Write
-from router.event_stream import EventStream
-from router.openai_answers import AnswerHead, AnswerWriter, ChatShape, CompletionShape
+from router.doors.event_stream import EventStream
+from router.doors.openai_answers import AnswerHead, AnswerWriter, ChatShape, CompletionShape
+from router.flow.answer_progress import AnswerProgress
 from router.placement import WorkerId
-from router.running_request import RunningAnswer
-from router.step_tokens import StepTokens
+from router.requests.answer_stream import Choice, Write
+from router.requests.running_request import RunningAnswer
+from router.requests.step_tokens import StepTokens
 
 WORKER = WorkerId("d0", 1)
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from core.prefill_order import PATIENCE
 from core.request import RequestKey
-from router.fair_queue import FairQueue
-from router.waiting_line import Waiting
+from router.admission.fair_queue import FairQueue
+from router.admission.waiting_line import Waiting
 
 
 def waiting(

@@ -17,8 +17,8 @@ from core.errors import (
 from core.handoff import FailureCause
 from core.lifecycle import State
 from core.request import FinishReason, RequestKey
-from router.flow import Flow
-from router.flow_messages import (
+from router.flow.flow import Flow
+from router.flow.messages import (
     AttemptFailed,
     ClientGone,
     Command,
@@ -39,8 +39,8 @@ from router.flow_messages import (
     Unroutable,
     WorkerLost,
 )
+from router.flow.retries import RetryLimits
 from router.placement import Placement, WorkerId
-from router.retries import RetryLimits
 
 P0, P1, D0, D1 = (WorkerId(name, 1) for name in ("p0", "p1", "d0", "d1"))
 PAIR = Placement(D0, P0)

@@ -22,8 +22,8 @@ from core import errors
 from core.errors import CrossdockError, InvalidField
 from crossdock.v1 import inference_pb2 as pb
 from crossdock.v1.inference_pb2_grpc import InferenceStub
-from router.grpc_limits import MAX_PENDING_S, SERVER_OPTIONS
-from router.http_bodies import MAX_BODY_BYTES
+from router.doors.grpc_limits import MAX_PENDING_S, SERVER_OPTIONS
+from router.doors.http_bodies import MAX_BODY_BYTES
 from wire.grpc_errors import to_rpc_status
 
 SCRIPT = ((10, "hello"), (11, " world"))

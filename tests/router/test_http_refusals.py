@@ -15,7 +15,7 @@ import pytest
 from fake_worker import FakeWorker
 from http_client import get, post, post_raw
 
-from router.http_bodies import MAX_BODY_BYTES
+from router.doors.http_bodies import MAX_BODY_BYTES
 
 SCRIPT = ((10, "hello"), (11, " world"))
 CHAT = [{"role": "user", "content": "hi"}]

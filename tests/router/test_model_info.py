@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from core.errors import Incompatible, InvalidField
-from router.model_info import ModelInfo
+from router.intake.model_info import ModelInfo
 
 CONFIG = {"vocab_size": 300, "max_position_embeddings": 128, "eos_token_id": 1}
 

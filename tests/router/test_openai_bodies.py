@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from amounts import examples
 from core.errors import InvalidField
-from router.json_bodies import read_object
-from router.model_info import ModelInfo
-from router.openai_bodies import ChatBody, CompletionBody, parse
-from router.tokenize_door import TokenizeBody
-from router.validation import resolve_sampling, room_for_answer
+from router.doors.json_bodies import read_object
+from router.doors.openai_bodies import ChatBody, CompletionBody, parse
+from router.doors.tokenize_door import TokenizeBody
+from router.intake.model_info import ModelInfo
+from router.intake.validation import resolve_sampling, room_for_answer
 
 MODEL = ModelInfo("m", vocab_size=300, max_model_len=128, eos_token_ids=(1,))
 CHAT = [{"role": "user", "content": "hi"}]

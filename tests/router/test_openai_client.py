@@ -12,7 +12,7 @@ from fake_worker import FakeWorker, sequence_output
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from router.retries import RetryLimits
+from router.flow.retries import RetryLimits
 
 SCRIPT = ((10, "hello"), (11, " world"))
 CHAT: list[Any] = [{"role": "user", "content": "hi"}]

@@ -9,8 +9,8 @@ import aiohttp
 from fake_worker import FakeWorker, sequence_output, some_logprobs
 from http_client import events, get, post
 
-from router.answer_stream import AnswerStream
-from router.running_request import RunningRequest
+from router.requests.answer_stream import AnswerStream
+from router.requests.running_request import RunningRequest
 
 SCRIPT = ((10, "hello"), (11, " world"))
 CHAT = [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from predicted_workers import Worker, decode, mixed, predict, prefill, usable
 
-from router.candidates import PromptShape
-from router.choosing import Eligibility
 from router.placement import Disaggregation
-from router.policies.make import make_policy
-from router.policies.policy import Choice, Eligible, Policy, PolicyName
+from router.routing.candidates import PromptShape
+from router.routing.choosing import Eligibility
+from router.routing.policies.make import make_policy
+from router.routing.policies.policy import Choice, Eligible, Policy, PolicyName
 from router.slo import SloTargets
 
 SLO = SloTargets(ttft_s=1.0, tpot_s=0.05)

@@ -7,9 +7,9 @@ import pytest
 from predicted_workers import COSTS, ENGINE, MS, STEP, decode, mixed, predict, prefill
 
 from core.latency_profile import StepWork, chunk_pairs
-from router.cost_model import EngineTimes
-from router.predictions import ANSWER_TOKENS
-from router.queued_context import QueuedContext
+from router.routing.cost_model import EngineTimes
+from router.routing.predictions import ANSWER_TOKENS
+from router.routing.queued_context import QueuedContext
 
 
 def test_a_prompt_takes_what_its_chunks_take() -> None:

@@ -11,10 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from amounts import examples
 from native import library
-from router.compiled_index import CompiledIndex
 from router.placement import WorkerId
-from router.prefix_index import PrefixIndex, new_index
-from router.python_index import PythonIndex
+from router.prefix_index.compiled_index import CompiledIndex
+from router.prefix_index.prefix_index import PrefixIndex, new_index
+from router.prefix_index.python_index import PythonIndex
 
 A, B, C = (WorkerId(name, 1) for name in "abc")
 WORKERS = [A, B, C]

@@ -14,14 +14,14 @@ from core.request import RequestKey
 from core.store_url import RedisPlace, redis_place
 from core.tenants import Tenant, TenantLimits
 from redis_server import RedisServer, needs_redis, redis_server
+from router.admission.shared_tenants import NO_PLACES, Places, PlacesAsked
+from router.admission.tenant_sums import BudgetsLeft
 from router.placement import WorkerId
 from router.replication.redis_store import CALL_LIMIT_S, Claim, ClaimResult, RedisStore
 from router.replication.registry_mirror import LeaseChange
 from router.replication.router_news import RouterNews
-from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked
 from router.replication.store_calls import StoreLost
-from router.tenant_sums import BudgetsLeft
-from router.worker_load import InFlight
+from router.routing.worker_load import InFlight
 
 pytestmark = needs_redis
 

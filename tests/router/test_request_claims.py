@@ -11,11 +11,11 @@ import pytest
 from core.errors import AlreadyExists, Overloaded
 from core.request import RequestKey, SamplingParams
 from core.tenants import Tenant, TenantLimits
-from router.answer_stream import Prompt
+from router.admission.tenant_sums import BudgetsLeft
 from router.replication.redis_store import Claim, ClaimResult
 from router.replication.request_claims import RequestClaims
 from router.replication.store_health import StoreHealth
-from router.tenant_sums import BudgetsLeft
+from router.requests.answer_stream import Prompt
 
 ALLOWED = ClaimResult(None, 0.0, 0.0)
 LEFT = BudgetsLeft(0.5)

@@ -4,7 +4,7 @@ import pytest
 
 from core.errors import AlreadyExists
 from core.request import REQUEST_ID_KEPT_S, RequestKey
-from router.request_ids import RequestIds
+from router.requests.request_ids import RequestIds
 
 KEY = RequestKey("default", "mine")
 

@@ -12,9 +12,9 @@ from amounts import examples
 from core.errors import CrossdockError, InvalidField
 from core.request import RequestKey
 from core.tenants import Tenant, TenantLimits
-from router.admission import Admission
-from router.admission_messages import Arrived, Ended, RoomChanged, Started
-from router.door import Door
+from router.admission.admission import Admission
+from router.admission.door import Door
+from router.admission.messages import Arrived, Ended, RoomChanged, Started
 
 
 @dataclass

@@ -16,15 +16,15 @@ from prometheus_client.parser import text_string_to_metric_families
 from core.lifecycle import State
 from core.outputs import Load
 from core.request import FinishReason, Role
-from router.cluster_metrics import ClusterMetricsDoor
-from router.flow_messages import Finish
-from router.metric_table import TABLE
-from router.metrics import EndedRequest, Metrics, RouterState
+from router.doors.cluster_metrics import ClusterMetricsDoor
+from router.flow.messages import Finish
+from router.metrics.metric_table import TABLE
+from router.metrics.metrics import EndedRequest, Metrics, RouterState
+from router.metrics.tenant_metrics import MAX_TENANTS
+from router.metrics.vllm_names import ALIASES
 from router.placement import Forecast, Placement, WorkerId, WorkerView
-from router.replication.store_state import StoreState
 from router.slo import TPOT, TTFT, SloTargets, tpot_s
-from router.tenant_metrics import MAX_TENANTS
-from router.vllm_names import ALIASES
+from router.store_state import StoreState
 
 P, D = WorkerId("p0", 1), WorkerId("d0", 1)
 TARGETS = SloTargets(ttft_s=1.0, tpot_s=0.05)

@@ -15,8 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from core.block_hash import block_hashes
 from crossdock.client import AsyncClient, Client, ServerError
 from crossdock.v1 import inference_pb2, inference_pb2_grpc, worker_pb2
-from router.metrics import RouterState
-from router.retries import RetryLimits
+from router.flow.retries import RetryLimits
+from router.metrics.metrics import RouterState
 
 SCRIPT = ((10, "hello"), (11, " world"))
 

@@ -9,11 +9,11 @@ from core.errors import InvalidField
 from core.tenant_config import TenantSpec
 from core.tenants import DoorLimits
 from router.access_rules import AccessRules
-from router.cost_model import ROUGH_COSTS
+from router.flow.retries import RetryLimits
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
-from router.retries import RetryLimits
-from router.routing_rules import RoutingRules
+from router.routing.cost_model import ROUGH_COSTS
+from router.routing.policies.policy import PolicyName
+from router.routing.routing_rules import RoutingRules
 from router.settings import RouterSettings, settings_from_json, settings_to_json
 from router.slo import SloTargets
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from core.errors import Incompatible
 from core.request import RequestKey
+from router.admission.tenant_sums import Charged, Paid
 from router.placement import WorkerId
 from router.replication.router_news import AskedRelay, RouterNews, news_from_text, news_to_text
 from router.replication.shared_load import BEAT_S, SILENT_AFTER_S, Heard, SharedLoad
-from router.tenant_sums import Charged, Paid
-from router.worker_load import NOTHING_SENT, InFlight
+from router.routing.worker_load import NOTHING_SENT, InFlight
 
 W0, W1 = WorkerId("decode-0", 7), WorkerId("decode-1", 2**63)
 SOME = InFlight(100, 7, 1, 0)

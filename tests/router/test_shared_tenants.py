@@ -3,8 +3,8 @@
 import pytest
 
 from core.tenants import Tenant, TenantLimits
-from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked, SharedTenants
-from router.tenant_sums import Charged, Paid
+from router.admission.shared_tenants import NO_PLACES, Places, PlacesAsked, SharedTenants
+from router.admission.tenant_sums import Charged, Paid
 
 ALICE = Tenant("alice", limits=TenantLimits(concurrent_sequences=4))
 SHARER = Tenant("sharer", limits=TenantLimits(cache_share=0.5))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from core.errors import RequestAborted
 from core.handoff import FailureCause
 from core.request import FinishReason, RequestKey
-from router.flow import Flow
-from router.flow_messages import (
+from router.flow.flow import Flow
+from router.flow.messages import (
     AttemptFailed,
     CountRead,
     Emit,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.token_bucket import TokenBucket
+from router.admission.token_bucket import TokenBucket
 
 
 def test_a_burst_is_let_through_and_then_the_rate() -> None:

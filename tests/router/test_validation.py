@@ -7,8 +7,8 @@ import pytest
 
 from core.errors import InvalidField
 from core.tenants import Tenant
-from router.model_info import ModelInfo
-from router.validation import (
+from router.intake.model_info import ModelInfo
+from router.intake.validation import (
     AskedSampling,
     check_answers,
     check_request_id,

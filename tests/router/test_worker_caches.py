@@ -7,12 +7,12 @@ import pytest
 
 from core.cache_events import NO_HASHES, NO_PARENT, CacheChange, StoredBlocks
 from core.request import AttemptKey, RequestKey
-from router.cache_view import AskEvents
-from router.event_watch import SILENT_AFTER_ANSWERS, SILENT_AFTER_S
-from router.expected_blocks import LIFETIME_S
-from router.guessed_cache import LIFETIME_S as GUESS_LIFETIME_S
 from router.placement import WorkerId
-from router.worker_caches import WorkerCaches
+from router.prefix_index.cache_view import AskEvents
+from router.prefix_index.event_watch import SILENT_AFTER_ANSWERS, SILENT_AFTER_S
+from router.prefix_index.expected_blocks import LIFETIME_S
+from router.prefix_index.guessed_cache import LIFETIME_S as GUESS_LIFETIME_S
+from router.prefix_index.worker_caches import WorkerCaches
 
 A, B = WorkerId("a", 1), WorkerId("b", 1)
 NUM_BLOCKS = 8

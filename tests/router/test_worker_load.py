@@ -2,7 +2,7 @@
 
 from core.outputs import Load
 from core.request import AttemptKey, RequestKey
-from router.worker_load import SETTLE_S, LoadTable
+from router.routing.worker_load import SETTLE_S, LoadTable
 
 ONE, TWO = (AttemptKey(RequestKey("default", name), 1) for name in ("one", "two"))
 

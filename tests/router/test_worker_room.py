@@ -10,11 +10,11 @@ from predicted_workers import BLOCK, COSTS, Worker, decode, mixed, prefill
 
 from core.outputs import Load
 from core.tenants import DoorLimits
-from router.candidates import PromptShape
+from router.admission.worker_room import WorkerRoom
 from router.placement import Disaggregation, Mode
-from router.routing_rules import RoutingRules
-from router.routing_state import RoutedPrompt, RoutingState
-from router.worker_room import WorkerRoom
+from router.routing.candidates import PromptShape
+from router.routing.routing_rules import RoutingRules
+from router.routing.routing_state import RoutedPrompt, RoutingState
 
 BACKLOG = 200
 BUSY = prefill("p0", pending=BACKLOG)

@@ -15,9 +15,9 @@ import numpy as np
 
 from core.block_pool import BlockPool
 from crossdock.v1 import worker_pb2 as pb
-from router.cache_view import AskEvents
 from router.placement import WorkerId
-from router.worker_caches import WorkerCaches
+from router.prefix_index.cache_view import AskEvents
+from router.prefix_index.worker_caches import WorkerCaches
 from wire.cache_events import change_from_wire
 from worker.cache_publisher import CachePublisher
 

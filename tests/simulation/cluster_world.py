@@ -21,7 +21,7 @@ from core.request import Role, SamplingParams
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.access_rules import AccessRules
 from router.placement import WorkerId
-from router.routing_rules import RoutingRules
+from router.routing.routing_rules import RoutingRules
 
 _TROUBLE_EVERY_S = 0.1
 

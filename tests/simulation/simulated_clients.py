@@ -23,8 +23,8 @@ from core.errors import (
     Unavailable,
 )
 from core.request import RequestKey, SamplingParams
-from router.answer_stream import AnswerEvent, Choice, Prompt
-from router.flow_messages import Emit, Fail, Finish
+from router.flow.messages import Emit, Fail, Finish
+from router.requests.answer_stream import AnswerEvent, Choice, Prompt
 
 SALT = 7
 _PAUSE_S = 0.2

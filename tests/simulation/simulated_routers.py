@@ -16,25 +16,25 @@ from core.tenants import DEFAULT_TENANT
 from crossdock.v1 import worker_pb2 as pb
 from crossdock.v1.registry_pb2 import WorkerRecord
 from router.access_rules import AccessRules
-from router.answer_stream import AnswerEvent, Choice, Prompt, Receiver, Write
-from router.backoff import Backoff
-from router.dispatcher import Dispatcher
-from router.flow_messages import Fail
-from router.metrics import Metrics
+from router.admission.shared_tenants import SharedTenants
+from router.flow.messages import Fail
+from router.flow.retries import RetryLimits
+from router.metrics.metrics import Metrics
 from router.placement import WorkerId
-from router.read_tickets import ReadTickets
 from router.replication.redis_store import RedisStore
 from router.replication.replication import Replication
-from router.replication.shared_tenants import SharedTenants
-from router.retries import RetryLimits
-from router.routing_rules import RoutingRules
-from router.worker_link import LinkListener, WorkerLink
+from router.requests.answer_stream import AnswerEvent, Choice, Prompt, Receiver, Write
+from router.requests.dispatcher import Dispatcher
+from router.requests.read_tickets import ReadTickets
+from router.routing.routing_rules import RoutingRules
+from router.workers.backoff import Backoff
+from router.workers.worker_link import LinkListener, WorkerLink
 
 FindWorker = Callable[[WorkerId], SimWorker | None]
 
 
 class SimLink:
-    """What `router.worker_link.WorkerLink` is to a dispatcher."""
+    """What `router.workers.worker_link.WorkerLink` is to a dispatcher."""
 
     def __init__(
         self, router: SimRouter, worker: WorkerId, endpoint: str, listener: LinkListener
@@ -125,7 +125,8 @@ class _TokensWhileAlive:
 
 
 class _Claiming:
-    """A request that all routers have to be asked for first, as `router.request_intake` does."""
+    """A request that all routers have to be asked for first, as `router.intake.request_intake`
+    does."""
 
     def __init__(
         self, dispatcher: Dispatcher, replication: Replication, prompt: Prompt, answers: Receiver

@@ -14,6 +14,8 @@ from typing import TypeVar
 from simulated_network import Network
 
 from core.request import RequestKey
+from router.admission.shared_tenants import NO_PLACES, Places, PlacesAsked
+from router.admission.token_bucket import Budget, TokenBucket, request_budget, token_budget
 from router.replication.redis_store import (
     BACKGROUND_LIMIT_S,
     CALL_LIMIT_S,
@@ -24,9 +26,7 @@ from router.replication.redis_store import (
 from router.replication.registry_mirror import LeaseChange
 from router.replication.router_news import RouterNews, news_from_text, news_to_text
 from router.replication.shared_load import SILENT_AFTER_S
-from router.replication.shared_tenants import NO_PLACES, Places, PlacesAsked
 from router.replication.store_calls import StoreLost
-from router.token_bucket import Budget, TokenBucket, request_budget, token_budget
 
 Answer = TypeVar("Answer")
 _LOOK_BACK_S = 3.0

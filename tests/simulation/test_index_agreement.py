@@ -6,7 +6,7 @@ import pytest
 from cache_world import NUM_BLOCKS, World
 
 from amounts import seeds
-from router.worker_caches import COMPLETE_AGAIN_S
+from router.prefix_index.worker_caches import COMPLETE_AGAIN_S
 
 ROUTERS, WORKERS = 3, 32
 

@@ -45,8 +45,8 @@ from decode_worker.readable_answers import (
     RelayUnread,
     Report,
 )
-from router.flow import Flow
-from router.flow_messages import (
+from router.flow.flow import Flow
+from router.flow.messages import (
     AttemptFailed,
     ClientGone,
     Command,
@@ -65,7 +65,7 @@ from router.flow_messages import (
     WorkerLost,
 )
 from router.placement import Placement, WorkerId
-from router.worker_answers import output_from_wire
+from router.workers.worker_answers import output_from_wire
 from wire.attempts import key_to_wire
 
 REQUEST = RequestKey("default", "r")

@@ -23,10 +23,10 @@ from core.errors import AlreadyExists
 from core.request import Role
 from core.tenants import DoorLimits, Tenant, TenantLimits
 from router.access_rules import AccessRules
-from router.answer_stream import AnswerEvent, Choice
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
-from router.routing_rules import RoutingRules
+from router.requests.answer_stream import AnswerEvent, Choice
+from router.routing.policies.policy import PolicyName
+from router.routing.routing_rules import RoutingRules
 
 ROUTERS = 3
 POOLS = (

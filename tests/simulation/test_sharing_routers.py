@@ -22,8 +22,8 @@ from core.tenants import DoorLimits, Tenant, TenantLimits
 from router.access_rules import AccessRules
 from router.placement import Disaggregation
 from router.replication.shared_load import BEAT_S
-from router.routing_rules import RoutingRules
-from router.worker_load import NOTHING_SENT
+from router.routing.routing_rules import RoutingRules
+from router.routing.worker_load import NOTHING_SENT
 
 POOLS = {Role.PREFILL: 2, Role.DECODE: 3}
 RULES = RoutingRules(Disaggregation.PREFER)

@@ -30,7 +30,7 @@ from crossdock.v1 import (
     worker_pb2_grpc,
 )
 from router.placement import Disaggregation
-from router.routing_rules import RoutingRules
+from router.routing.routing_rules import RoutingRules
 from router.settings import RouterSettings, settings_to_json
 
 HOST = "127.0.0.1"

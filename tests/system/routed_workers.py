@@ -23,7 +23,7 @@ import uvloop
 from cluster.worker_host import WorkerPlace
 from crossdock.v1 import registry_pb2, registry_pb2_grpc
 from router.placement import Disaggregation
-from router.routing_rules import RoutingRules
+from router.routing.routing_rules import RoutingRules
 from router.server import RouterServer
 from router.settings import RouterSettings
 from waiting import wait_until

@@ -21,9 +21,9 @@ from core.request import Role
 from crossdock.client import AsyncClient
 from crossdock.v1 import registry_pb2_grpc, worker_pb2, worker_pb2_grpc
 from router.placement import WorkerId
+from router.prefix_index.worker_caches import WorkerCaches
 from router.server import RouterServer
 from router.settings import RouterSettings
-from router.worker_caches import WorkerCaches
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 

@@ -23,7 +23,7 @@ from cluster.cli.main import main
 from core.metric_spec import CERTIFICATE_EXPIRY
 from promql_queries import alert_queries, dashboard_queries, selectors
 from redis_server import needs_redis, redis_server
-from router.vllm_names import ALIASES
+from router.metrics.vllm_names import ALIASES
 from waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300), needs_redis]

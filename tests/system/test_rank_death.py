@@ -26,7 +26,7 @@ from core.request import Role
 from core.shards import ParallelShape
 from core.worker_settings import WorkerSettings
 from crossdock.v1 import worker_pb2 as pb
-from router.retries import RetryLimits
+from router.flow.retries import RetryLimits
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(300)]
 

@@ -11,7 +11,7 @@ from core.latency_profile import EngineProfile, RowCurve, StepModel, TransferMod
 from core.request import Role
 from core.shards import ParallelShape
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
+from router.routing.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import TokenGaps

@@ -14,7 +14,7 @@ from simulated_clusters import cluster, workers
 
 from core.latency_profile import RowCurve, StepModel
 from core.request import Role
-from router.policies.policy import PolicyName
+from router.routing.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult

@@ -12,11 +12,11 @@ from core.handoff import LeaseTimes
 from core.latency_profile import EngineProfile, Interference, StepModel, TransferModel
 from core.request import Role
 from router.access_rules import AccessRules
-from router.cost_model import ClusterCosts, EngineCosts
+from router.flow.retries import RetryLimits
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
-from router.retries import RetryLimits
-from router.routing_rules import RoutingRules
+from router.routing.cost_model import ClusterCosts, EngineCosts
+from router.routing.policies.policy import PolicyName
+from router.routing.routing_rules import RoutingRules
 from router.slo import SloTargets
 
 _NO_TRANSFER = TransferModel(0, 0)

@@ -23,7 +23,7 @@ from core.lease_events import Aborted, CopyPieces, FailAttempt, SendToPrefill, T
 from core.request import AttemptKey
 from core.sequence import Sequence
 from decode_worker.decoder import Decoder, DecoderCommand, DecoderInput
-from router.worker_load import context_grain
+from router.routing.worker_load import context_grain
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel, WorkerModel
 from tuner.simulate.identity import drawn_token

@@ -26,7 +26,7 @@ from core.shards import ParallelShape
 from core.step_budget import step_budget
 from router.access_rules import AccessRules
 from router.placement import Disaggregation
-from router.policies.policy import PolicyName
+from router.routing.policies.policy import PolicyName
 from tuner.simulate.cluster_model import ClusterModel, HostShare, WorkerModel
 from tuner.simulate.core_shares import WorkerPlace, place_workers
 

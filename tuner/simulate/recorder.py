@@ -14,7 +14,7 @@ import numpy as np
 from core.latency_profile import FEMTOSECONDS
 from core.outputs import Load, StepCounters
 from core.request import Role
-from router.flow_messages import Finish
+from router.flow.messages import Finish
 from tuner.simulate.miss_limit import MissLimit
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult, TokenGaps, WorkerTrack

@@ -2,7 +2,7 @@
 
 Covers: arrivals, the queue at the door, attempts, retries after a pause, what is known of the
 workers at the moment of a decision. Does not cover: text, deadlines of clients
-(``router.dispatcher`` has them).
+(``router.requests.dispatcher`` has them).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from core.push import ReportFailure
 from core.request import AttemptKey, RequestKey, SamplingParams
 from decode_worker.decoder import PrefillHere
 from prefill_worker.messages import Submit
-from router.admission import Admission
-from router.admission_messages import Arrived, DoorEvent, Ended, RoomChanged, Started
-from router.candidates import PromptShape
-from router.door import Door
-from router.flow import Flow
-from router.flow_messages import (
+from router.admission.admission import Admission
+from router.admission.door import Door
+from router.admission.messages import Arrived, DoorEvent, Ended, RoomChanged, Started
+from router.admission.worker_room import WorkerRoom
+from router.flow.flow import Flow
+from router.flow.messages import (
     AttemptFailed,
     Command,
     Emit,
@@ -43,10 +43,10 @@ from router.flow_messages import (
     SendPrefill,
     Unroutable,
 )
-from router.held_blocks import HeldBlocks
 from router.placement import WorkerId
-from router.routing_state import RoutedPrompt, RoutingState
-from router.worker_room import WorkerRoom
+from router.prefix_index.held_blocks import HeldBlocks
+from router.routing.candidates import PromptShape
+from router.routing.routing_state import RoutedPrompt, RoutingState
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.decode_replica import DecodeReplica

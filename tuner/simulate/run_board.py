@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from router.held_blocks import HeldBlocks
-from router.worker_load import LoadTable, context_grain
+from router.prefix_index.held_blocks import HeldBlocks
+from router.routing.worker_load import LoadTable, context_grain
 
 Counts = npt.NDArray[np.int64]
 

@@ -1,0 +1,1 @@
+"""Who is let in and when: limits, fair shares, the line at the door."""

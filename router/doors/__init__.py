@@ -1,0 +1,1 @@
+"""What clients speak to: OpenAI's HTTP, gRPC, probes and metrics."""

@@ -1,0 +1,1 @@
+"""One request from its arrival to its end: what to do when something happens. Pure."""

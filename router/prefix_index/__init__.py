@@ -1,0 +1,1 @@
+"""Which blocks which worker caches, from the workers' own events."""

@@ -1,0 +1,1 @@
+"""Which workers get a request: what is known of them, predictions, policies."""

@@ -1,0 +1,1 @@
+"""Streams to workers, what they say, and where they are listed."""
