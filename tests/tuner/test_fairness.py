@@ -118,6 +118,23 @@ def test_a_lower_class_gets_what_the_first_one_leaves() -> None:
     assert (in_time & of(requests, "later")).sum() < 10
 
 
+def test_a_prompt_that_waits_behind_a_run_of_steps_makes_room_in_the_middle_of_it() -> None:
+    """As soon as a step's report is taken to include it, though nobody tells of single steps."""
+    requests = trace(*((0.0, 1, answer) for answer in (24, *[1] * 13, 22, 1)))
+    requests = replace(requests, tenants=["a"] * 14 + ["b"] * 2)
+    worker = workers(Role.MIXED, 1, num_blocks=12, max_num_seqs=2, budget=6)
+    tenants = Tenant("a", limits=TenantLimits(concurrent_sequences=2)), Tenant("b", 2.0)
+    model = with_rules(
+        cluster(worker, message_s=0.0, request_s=0.0), *tenants, door=DoorLimits(10, 1, 2)
+    )
+    in_runs, by_step = Simulation(requests, model), Simulation(requests, model, step_by_step=True)
+    in_runs.run()
+    by_step.run()
+    one, other = in_runs.result(), by_step.result()
+    np.testing.assert_array_equal(one.first_token_s, other.first_token_s)
+    assert np.isfinite(one.first_token_s[1])
+
+
 @settings(max_examples=examples(60))
 @given(traces(), clusters(), st.data())
 def test_with_a_door_runs_of_steps_change_nothing_either(

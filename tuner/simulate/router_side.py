@@ -47,6 +47,7 @@ from router.placement import WorkerId
 from router.prefix_index.held_blocks import HeldBlocks
 from router.routing.candidates import PromptShape
 from router.routing.routing_state import RoutedPrompt, RoutingState
+from router.routing.worker_load import SETTLE_S
 from tuner.simulate.agenda import Agenda
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.decode_replica import DecodeReplica
@@ -175,7 +176,8 @@ class SimulatedRouter:
         self._num_states += 1
         state = (arrives, self._num_states, self._workers[worker].worker, load, stored, removed)
         heappush(self._inbox, state)
-        # What is found out late changes no worker's room: tokens to compute, and sequences.
+        # What is found out late changes no worker's room: tokens to compute, and sequences. (What
+        # it settles is not found out late.)
         if self._room.is_limited and load is not None and arrives >= self._agenda.now:
             self._agenda.at(arrives, self._on_state, None)
 
@@ -289,6 +291,17 @@ class SimulatedRouter:
             else PrefillHere(key, running.tokens, running.params, SALT, running.routed.hashes)
         )
         self._send(command.worker, opened)
+        if not command.handoff:
+            due = self._agenda.now + femtoseconds(SETTLE_S)
+            self._agenda.at(due, self._on_settling, (running, key, command.worker))
+
+    def _on_settling(self, sent: tuple[_Running, AttemptKey, WorkerId]) -> None:
+        """A prompt that still waits counts as the worker's next report says: that of its next step,
+        though it be one of a run."""
+        running, key, worker = sent
+        is_running = self._running.get(running.index) is running
+        if is_running and not running.has_token and running.attempt_key == key:
+            self._by_id[worker].catch_up()
 
     def _send_prefill(self, running: _Running, command: SendPrefill) -> None:
         key = running.attempt_key
