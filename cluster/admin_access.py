@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import grpc.aio
 from grpc_health.v1 import health
 
-from core.api_keys import api_key_sha256
+from core.api_keys import api_key_sha256, bearer_token
 from core.config import ClusterSpec
 from core.errors import Unauthenticated
 from core.tls_files import ServerFiles
@@ -22,7 +22,6 @@ from wire.peer_check import CheckCalls, require_name
 if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_SCHEME = "bearer "
 # Probes have nothing to show.
 _OPEN_SERVICES = (health.SERVICE_NAME,)
 
@@ -60,11 +59,12 @@ def require_token(context: Context, hashes: Collection[str]) -> None:
     """Raises ``Unauthenticated`` unless the call carries a token with one of these SHA-256."""
     told = dict(context.invocation_metadata() or ()).get("authorization", "")
     header = told if isinstance(told, str) else ""
-    if not header.lower().startswith(_SCHEME):
+    token = bearer_token(header)
+    if token is None:
         raise Unauthenticated(
             "operators need a token here: give it by --admin-token-file or CROSSDOCK_ADMIN_TOKEN",
             reason="TOKEN_MISSING",
         )
     # Looked up by hash: how long that takes tells nothing about any token.
-    if api_key_sha256(header[len(_SCHEME) :].strip()) not in hashes:
+    if api_key_sha256(token) not in hashes:
         raise Unauthenticated("this token is not known here", reason="WRONG_TOKEN")

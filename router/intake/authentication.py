@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from core.api_keys import api_key_sha256
+from core.api_keys import api_key_sha256, bearer_token
 from core.errors import Unauthenticated
 from core.tenants import DEFAULT_TENANT
 
-_SCHEME = "bearer"
 _MAX_KEY_LENGTH = 512
 
 
@@ -32,9 +31,8 @@ class Authentication:
             return DEFAULT_TENANT
         if authorization is None:
             return self._without_key()
-        scheme, _, key = authorization.strip().partition(" ")
-        key = key.strip()
-        if scheme.lower() != _SCHEME or not key or len(key) > _MAX_KEY_LENGTH:
+        key = bearer_token(authorization.strip())
+        if not key or len(key) > _MAX_KEY_LENGTH:
             raise _refused("the Authorization header must be: Bearer KEY", "MALFORMED_API_KEY")
         owner = self._owners.get(api_key_sha256(key))
         if owner is None:
@@ -54,12 +52,12 @@ def require_token(authorization: str | None, hashes: Collection[str]) -> None:
     Unauthenticated."""
     if not hashes:
         return
-    scheme, _, token = (authorization or "").strip().partition(" ")
-    if scheme.lower() != _SCHEME:
+    token = bearer_token((authorization or "").strip())
+    if token is None:
         raise _refused(
             "metrics need a token here; send it as Authorization: Bearer TOKEN", "TOKEN_MISSING"
         )
-    if api_key_sha256(token.strip()) not in hashes:
+    if api_key_sha256(token) not in hashes:
         raise _refused("this token is not known here", "WRONG_TOKEN")
 
 
