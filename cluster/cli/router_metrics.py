@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 10.0
 _PATH = "/metrics/cluster"
-HOW_TO_GIVE = "give it by --metrics-token-file or CROSSDOCK_METRICS_TOKEN"
 
 
 class RouterMetrics:
@@ -64,7 +63,10 @@ class RouterMetrics:
         response = self._connection.getresponse()
         text = response.read().decode("utf-8", "replace")
         if response.status == http.HTTPStatus.UNAUTHORIZED:
-            raise self._no_metrics(f"it asks for another token: {HOW_TO_GIVE}")
+            raise self._no_metrics(
+                "it asks for another token: give it by --metrics-token-file or "
+                "CROSSDOCK_METRICS_TOKEN"
+            )
         if response.status != http.HTTPStatus.OK:
             raise self._no_metrics(f"{response.status} {response.reason}")
         return text

@@ -43,8 +43,8 @@ for number, name in ipairs({'requests', 'tokens'}) do
 end
 if waits[1] == 0 and waits[2] == 0 then
     for _, level in ipairs(levels) do
-        redis.call('HSET', budget, level[1], tostring(level[2]), level[1] .. '_at', now)
-        redis.call('HSET', budget, level[1] .. '_rate', tostring(level[3]))
+        local name, left, rate = level[1], tostring(level[2]), tostring(level[3])
+        redis.call('HSET', budget, name, left, name .. '_at', now, name .. '_rate', rate)
     end
     if #levels > 0 then redis.call('PEXPIRE', budget, kept) end
     for number = 1, #KEYS - 1 do redis.call('SET', KEYS[number], ARGV[1], 'PX', ARGV[2]) end

@@ -19,7 +19,7 @@ from router.access_rules import AccessRules
 from tuner.simulate.cluster_model import ClusterModel
 from tuner.simulate.requests import RequestTrace
 from tuner.simulate.result import SimulationResult
-from tuner.simulate.simulator import Simulation, simulate
+from tuner.simulate.simulator import simulate
 
 CHUNK = 64
 LONGEST = 120
@@ -118,6 +118,15 @@ def test_a_lower_class_gets_what_the_first_one_leaves() -> None:
     assert (in_time & of(requests, "later")).sum() < 10
 
 
+def same_in_runs(requests: RequestTrace, model: ClusterModel) -> SimulationResult:
+    """What comes of it, whether steps are taken in runs or one by one."""
+    one, other = simulate(requests, model), simulate(requests, model, step_by_step=True)
+    assert one.failures == other.failures
+    np.testing.assert_array_equal(one.first_token_s, other.first_token_s)
+    np.testing.assert_array_equal(one.last_token_s, other.last_token_s)
+    return one
+
+
 def test_a_prompt_that_waits_behind_a_run_of_steps_makes_room_in_the_middle_of_it() -> None:
     """As soon as a step's report is taken to include it, though nobody tells of single steps."""
     requests = trace(*((0.0, 1, answer) for answer in (24, *[1] * 13, 22, 1)))
@@ -127,12 +136,7 @@ def test_a_prompt_that_waits_behind_a_run_of_steps_makes_room_in_the_middle_of_i
     model = with_rules(
         cluster(worker, message_s=0.0, request_s=0.0), *tenants, door=DoorLimits(10, 1, 2)
     )
-    in_runs, by_step = Simulation(requests, model), Simulation(requests, model, step_by_step=True)
-    in_runs.run()
-    by_step.run()
-    one, other = in_runs.result(), by_step.result()
-    np.testing.assert_array_equal(one.first_token_s, other.first_token_s)
-    assert np.isfinite(one.first_token_s[1])
+    assert np.isfinite(same_in_runs(requests, model).first_token_s[1])
 
 
 @settings(max_examples=examples(60))
@@ -150,12 +154,6 @@ def test_with_a_door_runs_of_steps_change_nothing_either(
     model = with_rules(
         model, Tenant("a", limits=TenantLimits(concurrent_sequences=2)), Tenant("b", 2.0), door=door
     )
-    in_runs, by_step = Simulation(requests, model), Simulation(requests, model, step_by_step=True)
-    in_runs.run()
-    by_step.run()
-    one, other = in_runs.result(), by_step.result()
-    assert one.failures == other.failures
-    np.testing.assert_array_equal(one.first_token_s, other.first_token_s)
-    np.testing.assert_array_equal(one.last_token_s, other.last_token_s)
+    one = same_in_runs(requests, model)
     ended = np.isfinite(one.last_token_s).sum() + len(one.failures)
     assert ended == len(requests)
